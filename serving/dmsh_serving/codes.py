@@ -1,0 +1,71 @@
+"""Binary codes: packing, unpacking, and the rule that turns logits into bits.
+
+Bit j of a code is 1 where logit j > 0, else 0 (so +0 and -0 give 0). Bits are stored most significant
+first (``numpy.packbits`` order); for K not a multiple of 8 the last byte is filled with zero bits.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.contract import MAX_BITS, MIN_BITS
+from dmsh_serving.errors import InputError
+
+Codes = npt.NDArray[np.uint8]
+
+
+def checked_bits(bits: int) -> int:
+    """Return ``bits`` if a code may have that many, else raise :class:`InputError`."""
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise InputError(f"bits = {bits} is out of range: a code has {MIN_BITS} to {MAX_BITS} bits")
+    return bits
+
+
+def bytes_per_code(bits: int) -> int:
+    """Return ceil(bits / 8)."""
+    return (checked_bits(bits) + 7) // 8
+
+
+def pack(values: npt.NDArray[np.generic]) -> Codes:
+    """Pack logits or bits (N, K) into codes (N, ceil(K/8)) uint8.
+
+    A boolean or integer array is read as bits (non-zero or positive is 1), a float array as logits (> 0 is 1).
+
+    Raises:
+        InputError: not two-dimensional, K out of range, or a logit that is NaN or infinite.
+    """
+    if values.ndim != 2:
+        raise InputError(f"logits must have shape [N, K], got {list(values.shape)}")
+    checked_bits(values.shape[1])
+    if np.issubdtype(values.dtype, np.floating):
+        require_finite(values)
+    return np.packbits(values > 0, axis=1)
+
+
+def require_finite(logits: npt.NDArray[np.generic]) -> None:
+    """Raise :class:`InputError`, naming the first row, if a logit of (N, K) is NaN or infinite."""
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
+        raise InputError(f"logits of row {row} hold NaN or Inf ({int((~finite).sum())} such rows): no code can be made")
+
+
+def unpack(codes: Codes, bits: int) -> npt.NDArray[np.uint8]:
+    """Unpack codes (N, ceil(bits/8)) uint8 into bits (N, bits) uint8 of 0 and 1.
+
+    Raises:
+        InputError: wrong dtype or width, or a fill bit that is not zero (the codes have another bit count).
+    """
+    check_codes(codes, bits)
+    return np.unpackbits(codes, axis=1, count=bits)
+
+
+def check_codes(codes: npt.NDArray[np.generic], bits: int) -> None:
+    """Raise :class:`InputError` unless ``codes`` is uint8 (N, ceil(bits/8)) with zero fill bits."""
+    width = bytes_per_code(bits)
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != width:
+        raise InputError(
+            f"codes of {bits} bits must be uint8 [N, {width}], got {codes.dtype} {list(codes.shape)}"
+        )
+    fill = 8 * width - bits
+    if fill and bool((codes[:, -1] & ((1 << fill) - 1)).any()):
+        raise InputError(f"codes have bits set beyond bit {bits}: they were made with another bit count or bit order")

@@ -1,0 +1,142 @@
+"""How every command talks: one line an error, the right exit code, tables for people, JSON for machines."""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dmsh_serving.errors import DmshError, InputError, MissingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Skip (and count) images that cannot be read.")]
+
+
+def make_app(help: str) -> typer.Typer:
+    """Return an empty Typer application in this project's style (plain help: it answers fast)."""
+    return typer.Typer(
+        help=help,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 something this machine lacks. "
+        "--debug shows the traceback of an error.",
+    )
+
+
+def run(app: typer.Typer) -> None:
+    """Run ``app`` on the command line; every error becomes one line on stderr and an exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        sys.exit(app(args=arguments, standalone_mode=False))
+    except DmshError as error:
+        _fail(str(error), error.exit_code, debug)
+    except ModuleNotFoundError as error:
+        name = error.name or "?"
+        _fail(f"the package {name} is not installed: {_how_to_install(name)}", MissingError.exit_code, debug)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe went away: nothing left to tell it
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", InputError.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130, debug)
+    except Exception as error:
+        # Usage errors: typer brings its own copy of click's exceptions, or uses click's, by version.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message()} (see --help)", InputError.exit_code, debug)
+
+
+EXTRA_OF_PACKAGE = {
+    "torch": "export", "torchvision": "export", "timm": "export", "onnx": "export", "onnxscript": "export",
+    "scipy": "export", "onnxruntime": "export", "tritonclient": "client", "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx", "matplotlib": "demo", "mlxtend": "demo",
+}  # fmt: skip
+
+
+def _how_to_install(module: str) -> str:
+    extra = EXTRA_OF_PACKAGE.get(module.split(".")[0])
+    return f"pip install 'dmsh-toolkit[{extra}]'" if extra else f"pip install {module}"
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    sys.exit(code)
+
+
+def console() -> "Console":
+    """Return the console that tables and messages for people go to (stdout)."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print one table; numbers are formatted by the caller, columns after the first are right-aligned."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+@contextlib.contextmanager
+def progress() -> "Iterator[Progress]":
+    """Yield a progress display on stderr, so that stdout stays clean for results."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        yield display
+
+
+def write_json(path: Path | None, result: dict[str, Any]) -> None:
+    """Write ``result`` to ``path`` (whole or not at all); do nothing when ``path`` is None."""
+    if path is not None:
+        write_atomically(path, (json.dumps(result, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` under a temporary name beside ``path``, fsync, then rename over it."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is not a folder: create it, or write elsewhere")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

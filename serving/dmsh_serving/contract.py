@@ -1,0 +1,50 @@
+"""Names, dtypes and orders that every part agrees on. Stated once, imported by everyone.
+
+Image: ``image``, UINT8 ``[N, H, W, 3]``, RGB, H = W = the checkpoint's ``image_size``.
+Logits: ``logits``, FP32 ``[N, K]``.
+Code: ``code``, UINT8 ``[N, ceil(K/8)]``; see :mod:`dmsh_serving.codes`.
+Search result: ordered by (distance, id) ascending; ``ids`` INT64 ``[N, k]``, ``distances`` INT32 ``[N, k]``;
+where k exceeds the gallery the rest is :data:`PAD_ID` and :data:`PAD_DISTANCE`.
+"""
+
+from typing import Final
+
+MIN_BITS: Final = 1
+MAX_BITS: Final = 1024
+
+IMAGE: Final = "image"
+LOGITS: Final = "logits"
+CODE: Final = "code"
+FILE: Final = "file"
+K: Final = "k"
+IDS: Final = "ids"
+DISTANCES: Final = "distances"
+KEYS: Final = "keys"
+GALLERY_VERSION: Final = "gallery_version"
+
+PAD_ID: Final = -1
+PAD_DISTANCE: Final = 2**31 - 1
+PAD_KEY: Final = ""
+
+DEFAULT_K: Final = 10
+MAX_K: Final = 16_384
+
+DECODE_MODEL: Final = "dmsh_decode"
+ENCODER_MODEL: Final = "dmsh_encoder"
+RANKER_MODEL: Final = "dmsh_ranker"
+SEARCH_MODEL: Final = "dmsh_search"
+SEARCH_FILE_MODEL: Final = "dmsh_search_file"
+
+DEFAULT_GRPC_PORT: Final = 8001
+DEFAULT_MAX_BATCH: Final = 32
+
+
+class Metadata:
+    """Keys of an ONNX file's ``metadata_props`` and of a manifest; every artefact speaks them."""
+
+    FINGERPRINT: Final = "dmsh.fingerprint"
+    BITS: Final = "dmsh.bits"
+    IMAGE_SIZE: Final = "dmsh.image_size"
+    CONFIG: Final = "dmsh.config"
+    TOOL_VERSION: Final = "dmsh.tool_version"
+    KNOWN_ANSWER: Final = "dmsh.known_answer"

@@ -1,0 +1,25 @@
+"""The one family of errors a person can meet; each kind knows its exit code."""
+
+
+class DmshError(Exception):
+    """Base of every error raised for the user: one line that says what, where, and what to do next."""
+
+    exit_code = 1
+
+
+class CheckError(DmshError):
+    """A check ran and failed: parity, known answer, certificate, lint."""
+
+    exit_code = 1
+
+
+class InputError(DmshError):
+    """The input or the usage is wrong."""
+
+    exit_code = 2
+
+
+class MissingError(DmshError):
+    """Something this machine lacks: a GPU, a package, a Triton server."""
+
+    exit_code = 3
