@@ -1,0 +1,158 @@
+"""Checkpoints: a folder of ``config.json`` and ``model.safetensors``, and the fingerprint of its code space."""
+
+import hashlib
+import json
+import pickle
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from dmsh_serving.decode import DECODE_RECIPE
+from torch import Tensor
+
+from dmsh_model.config import HashConfig
+from dmsh_model.network import DMSH
+from dmsh_serving.errors import InputError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT = "dmsh-checkpoint"
+FORMAT_VERSION = 1
+
+# What a code does not depend on: the training-only classifier, and counters of BN.
+_NO_PART_OF_A_CODE = ("classifier.", "num_batches_tracked")
+_TRAINING_ONLY_FIELDS = ("loss", "num_classes")
+
+
+def fingerprint(model: DMSH) -> str:
+    """Return the SHA-256 (hex) over weights, config and preprocessing: the name of the model's code space."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _TRAINING_ONLY_FIELDS}
+    config["taps"] = list(model.taps)
+    digest = hashlib.sha256()
+    digest.update(json.dumps([config, DECODE_RECIPE], sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not any(part in name for part in _NO_PART_OF_A_CODE):
+            digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(model: DMSH, folder: Path, *, training: dict[str, Any] | None = None, overwrite: bool = False) -> None:
+    """Write ``model`` to the checkpoint ``folder``, whole or not at all.
+
+    ``training`` (plain JSON types) is kept beside the config for the record.
+
+    Raises:
+        InputError: ``folder`` exists and ``overwrite`` is False, or it is not a checkpoint.
+    """
+    if folder.exists() and not (overwrite and (folder / CONFIG_FILE).is_file()):
+        raise InputError(f"{folder} exists already: choose another name" + (" (it is no checkpoint)" * overwrite))
+    if not folder.absolute().parent.is_dir():
+        raise InputError(f"{folder.absolute().parent} is not a folder: create it, or write elsewhere")
+    header = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint(model),
+        "config": model.config.to_dict(),
+        "training": training or {},
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    fresh = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
+    try:
+        safetensors.torch.save_file(tensors, fresh / WEIGHTS_FILE)
+        (fresh / CONFIG_FILE).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n")
+        fresh.chmod(0o755)
+        if folder.exists():
+            old = fresh.with_name(fresh.name + ".old")
+            folder.rename(old)
+            fresh.rename(folder)
+            shutil.rmtree(old)
+        else:
+            fresh.rename(folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def load(path: Path) -> DMSH:
+    """Read a checkpoint folder, or a plain ``.pt``/``.pth`` state dict with a ``config.json`` beside it.
+
+    Returns the network in eval mode, on the CPU.
+
+    Raises:
+        InputError: not a checkpoint; a pickle with code in it; missing, extra or misshapen tensors (each listed by
+            name); or weights that are not the ones the config's fingerprint names.
+    """
+    header = read_header(path)
+    model = DMSH(_config(path, header))
+    state = _read_weights(path)
+    _check_state(path, model.state_dict(), state)
+    model.load_state_dict(state)
+    model.eval()
+    stated = header.get("fingerprint")
+    if stated is not None and path.is_dir() and stated != (actual := fingerprint(model)):
+        raise InputError(f"{path}: its weights give the fingerprint {actual[:12]}, its config says {str(stated)[:12]}")
+    return model
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the parsed ``config.json`` of a checkpoint (a folder, or a state dict with one beside it)."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a checkpoint folder (config.json + model.safetensors)")
+    file = (path if path.is_dir() else path.parent) / CONFIG_FILE
+    if not file.is_file():
+        raise InputError(f"{file} is missing: a checkpoint is config.json + model.safetensors")
+    try:
+        header = json.loads(file.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{file} is not JSON: {error}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
+        raise InputError(f"{file} has no object 'config'")
+    if header.get("format", FORMAT) != FORMAT or header.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise InputError(
+            f"{file}: format {header.get('format')} version {header.get('format_version')} is not "
+            f"{FORMAT} version {FORMAT_VERSION}, the one this release reads"
+        )
+    return header
+
+
+def _config(path: Path, header: dict[str, Any]) -> HashConfig:
+    try:
+        return HashConfig.from_dict(header["config"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        try:
+            return safetensors.torch.load_file(path / WEIGHTS_FILE)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise InputError(f"{path / WEIGHTS_FILE} cannot be read: {error}") from error
+    if path.suffix not in (".pt", ".pth"):
+        raise InputError(f"{path} is neither a checkpoint folder nor a .pt/.pth state dict")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} holds more than tensors and is refused: save a plain state_dict()") from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"{path} is not a PyTorch state dict: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} is not a plain state dict of tensors: save model.state_dict()")
+    return state
+
+
+def _check_state(path: Path, expected: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    problems = [f"missing {name} {list(expected[name].shape)}" for name in expected if name not in given]
+    problems += [f"extra {name} {list(given[name].shape)}" for name in given if name not in expected]
+    problems += [
+        f"misshapen {name} {list(given[name].shape)} (expected {list(expected[name].shape)})"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    if problems:
+        raise InputError(f"{path}: {len(problems)} tensors do not fit the config: " + "; ".join(problems))

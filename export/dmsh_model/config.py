@@ -1,0 +1,96 @@
+"""What a DMSH network is made of, as one frozen value that travels with its weights."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from dmsh_serving.codes import checked_bits
+from dmsh_serving.errors import InputError
+
+Activation = Literal["none", "relu", "tanh"]
+Pooling = Literal["avg", "max"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the training losses; see :mod:`dmsh_model.losses`."""
+
+    pairwise: float = 1.0
+    quantisation: float = 0.1
+    classification: float = 1.0
+
+
+@dataclass(frozen=True)
+class HashConfig:
+    """A DMSH network: ``backbone`` features at ``taps``, a lateral a scale, fusion layer, hash layer.
+
+    ``taps`` are indices into the backbone's feature levels (timm ``feature_info``); None means the last
+    layers of the conv3, conv4 and conv5 stages. ``mean`` and ``std`` are in units of 0..1 RGB.
+    ``num_classes`` sizes the training-only classifier; 0 leaves it out.
+    """
+
+    backbone: str = "vgg19"
+    bits: int = 64
+    image_size: int = 224
+    taps: tuple[int, ...] | None = None
+    lateral_features: int = 256
+    lateral_activation: Activation = "none"
+    pooling: Pooling = "avg"
+    fusion_features: int = 512
+    fusion_activation: Activation = "relu"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    num_classes: int = 0
+    loss: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be built from, naming every wrong field at once."""
+        checked_bits(self.bits)
+        problems = [
+            f"{name} = {getattr(self, name)} must be at least {least}"
+            for name, least in (
+                ("image_size", 16),
+                ("lateral_features", 1),
+                ("fusion_features", 1),
+                ("num_classes", 0),
+            )
+            if getattr(self, name) < least
+        ]
+        for name, choices in (
+            ("lateral_activation", get_args(Activation)),
+            ("fusion_activation", get_args(Activation)),
+            ("pooling", get_args(Pooling)),
+        ):
+            if getattr(self, name) not in choices:
+                problems.append(f"{name} = {getattr(self, name)!r} must be one of {', '.join(choices)}")
+        if self.taps is not None and (not self.taps or len(set(self.taps)) != len(self.taps)):
+            problems.append(f"taps = {list(self.taps)} must name at least one level, each once")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            problems.append("mean and std must have three values each, std above 0")
+        if problems:
+            raise InputError("config: " + "; ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "HashConfig":
+        """Read what :meth:`to_dict` wrote. Unknown fields and wrong types are errors, each named."""
+        known = {entry.name: entry for entry in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise InputError(f"config: unknown fields {', '.join(unknown)}; known are {', '.join(known)}")
+        try:
+            values = dict(values)
+            for name in ("taps", "mean", "std"):
+                if values.get(name) is not None:
+                    values[name] = tuple(values[name])
+            if "loss" in values:
+                values["loss"] = LossWeights(**values["loss"])
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"config: a field has a wrong type ({error})") from error

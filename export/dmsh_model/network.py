@@ -1,0 +1,121 @@
+"""The DMSH network.
+
+From the paper (Redaoui, Belloulata, Belalia, "Deep Multi-Scale Hashing for Image Retrieval", ICAITA 2022; public
+as an abstract): features of several convolutional layers are extracted, fused, and hashed to a short binary code.
+From its authors' later papers: VGG-19 with codes from several scales (DFPH, 2023); ResNet-50 with the last layers of
+conv3, conv4 and conv5 (MDFF-SH, 2025).
+Our choices: the lateral 1x1 convolution with BN and the global pooling a scale, concatenation, one fusion layer with
+ReLU, a linear hash layer; widths, losses and their weights; normalisation as part of the network.
+"""
+
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dmsh_model.backbone import build_backbone
+from dmsh_model.config import Activation, HashConfig, Pooling
+from dmsh_serving.codes import Codes, pack
+from dmsh_serving.errors import InputError
+
+Images = npt.NDArray[np.uint8]
+
+
+class Normalise(nn.Module):
+    """UINT8 [N, H, W, 3] RGB -> FP32 [N, 3, H, W] with zero mean and unit variance a channel."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Permute, cast and normalise."""
+        return (image.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+
+
+class Lateral(nn.Module):
+    """One scale: 1x1 convolution, BN, activation, then global pooling. (N, C, H, W) -> (N, features)."""
+
+    def __init__(self, channels: int, features: int, activation: Activation, pooling: Pooling) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, features, 1, bias=False)
+        self.norm = nn.BatchNorm2d(features)
+        self.activation = build_activation(activation)
+        self.pooling = pooling
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Project, activate, pool."""
+        return global_pool(self.activation(self.norm(self.conv(feature))), self.pooling)
+
+
+def global_pool(feature: Tensor, pooling: Pooling) -> Tensor:
+    """(N, C, H, W) -> (N, C): the mean or the maximum over all positions."""
+    return feature.mean((2, 3)) if pooling == "avg" else feature.amax((2, 3))
+
+
+def build_activation(name: Activation) -> nn.Module:
+    """Return the module of an activation's name."""
+    modules: dict[Activation, type[nn.Module]] = {"none": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh}
+    return modules[name]()
+
+
+class DMSH(nn.Module):
+    """Image UINT8 [N, H, W, 3] -> logits FP32 [N, K]; bit j of a code is 1 where logit j > 0."""
+
+    def __init__(self, config: HashConfig) -> None:
+        """Build with random weights. Raises :class:`InputError` where the config names no backbone or tap."""
+        super().__init__()
+        self.config = config
+        backbone = build_backbone(config.backbone, config.taps)
+        self.taps = backbone.taps
+        self.normalise = Normalise(config.mean, config.std)
+        self.backbone = backbone.module
+        self.laterals = nn.ModuleList(
+            Lateral(channels, config.lateral_features, config.lateral_activation, config.pooling)
+            for channels in backbone.channels
+        )
+        self.fusion = nn.Linear(config.lateral_features * len(backbone.channels), config.fusion_features)
+        self.fusion_activation = build_activation(config.fusion_activation)
+        self.hash = nn.Linear(config.fusion_features, config.bits)
+        # Used by the classification loss alone; no part of a code.
+        self.classifier = nn.Linear(config.bits, config.num_classes) if config.num_classes else None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image UINT8 [N, H, W, 3] -> logits [N, K]."""
+        features = self.backbone(self.normalise(image))
+        scales = [lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)]
+        fused = self.fusion_activation(self.fusion(torch.cat(scales, 1)))
+        return cast(Tensor, self.hash(fused))
+
+    @torch.inference_mode()
+    def logits(self, images: Images, batch_size: int = 64) -> npt.NDArray[np.float32]:
+        """Images (N, H, W, 3) uint8 -> logits (N, K) float32, in eval mode, ``batch_size`` images at a time.
+
+        Raises:
+            InputError: wrong dtype or shape.
+        """
+        size = self.config.image_size
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise InputError(f"images must be uint8 [N, {size}, {size}, 3], got {images.dtype} {list(images.shape)}")
+        was_training = self.training
+        self.eval()
+        device = self.hash.weight.device
+        out = np.empty((len(images), self.config.bits), np.float32)
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+            out[start : start + batch_size] = self(batch).cpu().numpy()
+        self.train(was_training)
+        return out
+
+    def codes(self, images: Images, batch_size: int = 64) -> Codes:
+        """Images (N, H, W, 3) uint8 -> codes (N, ceil(K/8)) uint8: the reference every artefact is held against.
+
+        Raises:
+            InputError: wrong dtype or shape, or a logit that is NaN or infinite.
+        """
+        return pack(self.logits(images, batch_size))
