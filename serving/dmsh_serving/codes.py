@@ -63,9 +63,7 @@ def check_codes(codes: npt.NDArray[np.generic], bits: int) -> None:
     """Raise :class:`InputError` unless ``codes`` is uint8 (N, ceil(bits/8)) with zero fill bits."""
     width = bytes_per_code(bits)
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != width:
-        raise InputError(
-            f"codes of {bits} bits must be uint8 [N, {width}], got {codes.dtype} {list(codes.shape)}"
-        )
+        raise InputError(f"codes of {bits} bits must be uint8 [N, {width}], got {codes.dtype} {list(codes.shape)}")
     fill = 8 * width - bits
     if fill and bool((codes[:, -1] & ((1 << fill) - 1)).any()):
         raise InputError(f"codes have bits set beyond bit {bits}: they were made with another bit count or bit order")

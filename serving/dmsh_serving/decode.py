@@ -1,0 +1,175 @@
+"""File bytes -> image: the one conversion, used for galleries, training, parity and serving alike.
+
+Everything here is integer arithmetic of one Pillow version, so the same bytes give the same image on every
+machine. The rules, in order:
+
+1. The format is recognised by content, never by name: JPEG, PNG, WebP, BMP, GIF, TIFF; first frame only.
+2. Size is checked from the header, before a pixel is decoded. Truncated files are refused whole.
+3. EXIF orientation is applied; an unreadable EXIF block means upright. Colour profiles are ignored.
+4. Greyscale of 16 bits: v -> (v + 128) // 257, which is v / 257 rounded. Colour of 16 bits: the high byte.
+5. Transparency (an alpha channel, or a transparent palette entry or colour) is blended over white.
+6. CMYK and the rest become RGB by Pillow's own conversion.
+7. The central square, its side the image's short side, is resampled (bicubic) to image_size; its offset may be
+   half a pixel. This is "resize the short side, crop the centre" with nothing to round, and costs nothing for
+   a very long image.
+"""
+
+import io
+import warnings
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from dmsh_serving.errors import InputError
+
+DECODE_RECIPE: Final[str] = (
+    "dmsh-decode/1: first frame, exif orientation, 16-bit grey (v+128)//257, alpha over white, rgb, "
+    "central square, pillow bicubic"
+)
+MAX_PIXELS: Final = 1 << 26  # 67 million: every common camera, at most 256 MiB decoded
+MAX_SIDE: Final = 65_535  # JPEG's own limit; longer images cost memory a row, not a pixel
+MAX_IMAGE_SIZE: Final = 4096
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+_ORIENTATION_TAG: Final = 0x0112
+_TRANSPOSE_OF_ORIENTATION: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_REFUSED_FORMATS: Final = (
+    (0, b"%PDF", "PDF"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"\x00\x00\x01\x00", "icon"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftypmif1", "HEIF"),
+    (0, b"P5", "PGM"),
+    (0, b"P6", "PPM"),
+    (0, b"<svg", "SVG"),
+    (0, b"<?xml", "XML or SVG"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"\x93NUMPY", "NumPy array"),
+    (0, b"PK\x03\x04", "ZIP archive"),
+)
+_DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I;16N")
+_UNSUPPORTED_MODES: Final = {"I": "32-bit integer greyscale", "F": "floating-point greyscale"}
+
+# Pillow warns of large files, where our own cap is lower, and of damage, which is an error or rule 3 here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def image_from_bytes(data: bytes, image_size: int, *, name: str = "image") -> npt.NDArray[np.uint8]:
+    """Convert one image file to RGB, image_size x image_size, by the rules of this module.
+
+    Args:
+        data: the whole file.
+        image_size: side of the result in pixels, 1 to ``MAX_IMAGE_SIZE``.
+        name: what to call the file in an error.
+
+    Returns:
+        (image_size, image_size, 3) uint8, RGB.
+
+    Raises:
+        InputError: empty, not an image, a format off the list, truncated or damaged, or too large.
+    """
+    if not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise InputError(f"image_size = {image_size} is out of range: 1 to {MAX_IMAGE_SIZE} pixels")
+    if not data:
+        raise InputError(f"{name}: the file is empty")
+    try:
+        with _open(data, name) as image:
+            _check_size(image.size, name)
+            if image.format == "PNG":
+                _check_png(data)
+            image.load()
+            if image.mode in _UNSUPPORTED_MODES:
+                raise InputError(f"{name}: {_UNSUPPORTED_MODES[image.mode]} is not supported, convert it to 8 bits")
+            rgb = _rgb(_upright(image))
+            return np.asarray(_central_square(rgb, image_size))
+    except InputError:
+        raise
+    except Exception as error:  # a decoder fed hostile bytes raises nearly anything
+        raise InputError(f"{name}: the image is truncated or damaged ({error or type(error).__name__})") from error
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: far too many pixels: at most {MAX_PIXELS} are decoded") from error
+    except UnidentifiedImageError as error:
+        for offset, magic, kind in _REFUSED_FORMATS:
+            if data.startswith(magic, offset):
+                raise InputError(f"{name}: {kind} is not accepted; {', '.join(FORMATS)} are") from error
+        raise InputError(f"{name}: not an image, or one cut off in its header") from error
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise InputError(f"{name}: {width} x {height} pixels: nothing to decode")
+    if width * height > MAX_PIXELS or max(size) > MAX_SIDE:
+        raise InputError(
+            f"{name}: {width} x {height} pixels is too large: at most {MAX_PIXELS} pixels, {MAX_SIDE} a side"
+        )
+
+
+def _check_png(data: bytes) -> None:
+    """Check every chunk's CRC and that the end chunk is there: decoding alone ignores both."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        image.verify()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # rule 3: damaged metadata beside sound pixels
+        orientation = 1
+    transpose = _TRANSPOSE_OF_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
+    if transpose is None:
+        return image
+    transparency = image.info.get("transparency")
+    turned = image.transpose(transpose)
+    if transparency is not None:
+        turned.info["transparency"] = transparency
+    return turned
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _DEEP_GREY:
+        return _rgb_from_deep_grey(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layered = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", layered.size, (255, 255, 255))
+        white.paste(layered, mask=layered.getchannel("A"))
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _rgb_from_deep_grey(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.uint32)
+    grey = ((values + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _central_square(image: Image.Image, image_size: int) -> Image.Image:
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
