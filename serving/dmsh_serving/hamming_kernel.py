@@ -158,6 +158,18 @@ def distance_pass(address: int, width: int, start: int, count: int, query: int, 
         _distance_pass_any_width(address, width, start, count, query, out)
 
 
+@_compiled("void(uint64, int64, int64, uint64, int64, int64)")
+def distances_only(
+    address: int, width: int, code_count: int, queries: int, query_count: int, query_stride: int
+) -> None:
+    """Compute every distance block by block, as :func:`scan` does, and select nothing: what a benchmark compares."""
+    block = np.empty(BLOCK, np.uint16)
+    for first in range(0, code_count, BLOCK):
+        count = min(BLOCK, code_count - first)
+        for q in range(query_count):
+            distance_pass(address, width, first, count, queries + numba.uint64(q * query_stride), block)
+
+
 @_compiled("uint16(uint16[::1])")
 def _minimum(values: Array) -> int:
     lowest = np.uint16(65535)
