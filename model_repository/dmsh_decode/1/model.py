@@ -1,0 +1,22 @@
+"""dmsh_decode for Triton's Python backend: a thin adapter, the work is in dmsh_serving."""
+
+from typing import Any
+
+from dmsh_serving.services import DecodeService
+from dmsh_serving.triton_backend import respond, settings_from
+
+
+class TritonPythonModel:
+    """What the backend looks for in this file."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load, check, and be ready to answer; an error here keeps the model from being served."""
+        self.service = DecodeService.open(settings_from(args))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer all requests together, each with its tensors or its own error."""
+        return respond(requests, self.service.answer)
+
+    def finalize(self) -> None:
+        """Let go of threads and memory."""
+        self.service.close()

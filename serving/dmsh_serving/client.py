@@ -1,0 +1,173 @@
+"""Ask a running Triton: ``with SearchClient("127.0.0.1:8001") as client: client.search(images, k=10)``."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.contract import (
+    CODE,
+    DEFAULT_GRPC_PORT,
+    DEFAULT_K,
+    DISTANCES,
+    ENCODER_MODEL,
+    FILE,
+    GALLERY_VERSION,
+    IDS,
+    IMAGE,
+    KEYS,
+    LOGITS,
+    SEARCH_FILE_MODEL,
+    SEARCH_MODEL,
+    K,
+)
+from dmsh_serving.encoder import Encoded
+from dmsh_serving.errors import DmshError, InputError, MissingError
+
+DEFAULT_URL = f"127.0.0.1:{DEFAULT_GRPC_PORT}"
+DEFAULT_TIMEOUT_SECONDS = 30.0
+_CHANNEL = [
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),  # a server that was started again is found at once
+]
+Tensor = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The k nearest images of N queries, ordered by (distance, id).
+
+    Attributes:
+        ids: (N, k) int64; -1 where k exceeds the gallery.
+        distances: (N, k) int32; 2147483647 there.
+        keys: (N, k) object, str; empty there.
+        gallery_version: (N,) object, str: which gallery answered each query (one for all queries of one request).
+        code: (N, B) uint8, the queries' codes.
+    """
+
+    ids: npt.NDArray[np.int64]
+    distances: npt.NDArray[np.int32]
+    keys: npt.NDArray[np.object_]
+    gallery_version: npt.NDArray[np.object_]
+    code: npt.NDArray[np.uint8]
+
+
+class SearchClient:
+    """A connection to the Triton at ``url`` (host:port of gRPC); ``timeout`` is of one request, in seconds.
+
+    Any number of images may be given: they are sent in batches of the server's ``max_batch_size``.
+
+    Raises:
+        InputError: the server refuses the request; its message says what it expected.
+        MissingError: no server there, none of these models, or no answer in time.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        try:
+            import tritonclient.grpc as triton
+        except ImportError as error:
+            raise MissingError("tritonclient is not installed: pip install 'dmsh-toolkit[client]'") from error
+        self.url, self.timeout = url, timeout
+        self._triton = triton
+        self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL)
+        self._max_batch: dict[str, int] = {}
+
+    def __enter__(self) -> "SearchClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def search(self, images: npt.NDArray[np.uint8], k: int = DEFAULT_K) -> Answer:
+        """Return the ``k`` nearest gallery images of each of ``images`` (N, H, W, 3) uint8, RGB."""
+        return self._search(SEARCH_MODEL, IMAGE, images, k)
+
+    def search_files(self, files: Sequence[bytes | Path], k: int = DEFAULT_K) -> Answer:
+        """Return the ``k`` nearest gallery images of each image file, given as its bytes or its path."""
+        data = np.empty((len(files), 1), dtype=np.object_)
+        data[:, 0] = [file.read_bytes() if isinstance(file, Path) else file for file in files]
+        return self._search(SEARCH_FILE_MODEL, FILE, data, k)
+
+    def encode(self, images: npt.NDArray[np.uint8]) -> Encoded:
+        """Return the codes (N, B) uint8 and logits (N, K) float32 of ``images`` (N, H, W, 3) uint8, RGB."""
+        found = self._infer_all(ENCODER_MODEL, {IMAGE: images}, [CODE, LOGITS])
+        return Encoded(found[CODE], found[LOGITS])
+
+    def max_batch(self, model: str) -> int:
+        """Return the most rows ``model`` takes in one request."""
+        if model not in self._max_batch:
+            config = self._asked(lambda: self._client.get_model_config(model, client_timeout=self.timeout))
+            self._max_batch[model] = max(1, int(config.config.max_batch_size))
+        return self._max_batch[model]
+
+    def _search(self, model: str, source: str, data: Tensor, k: int) -> Answer:
+        rows_of_k = np.full((len(data), 1), k, dtype=np.int64)
+        found = self._infer_all(model, {source: data, K: rows_of_k}, [IDS, DISTANCES, KEYS, GALLERY_VERSION, CODE])
+        return Answer(
+            ids=found[IDS],
+            distances=found[DISTANCES],
+            keys=_strings(found[KEYS]),
+            gallery_version=_strings(found[GALLERY_VERSION])[:, 0],
+            code=found[CODE],
+        )
+
+    def _infer_all(self, model: str, inputs: dict[str, Tensor], outputs: list[str]) -> dict[str, Tensor]:
+        if not len(next(iter(inputs.values()))):
+            raise InputError(f"{model}: there is nothing to ask, 0 images were given")
+        parts = [self._infer(model, part, outputs) for part in _batches(inputs, self.max_batch(model))]
+        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+    def _infer(self, model: str, inputs: dict[str, Tensor], outputs: list[str]) -> dict[str, Tensor]:
+        from tritonclient.utils import np_to_triton_dtype
+
+        sent = []
+        for name, array in inputs.items():
+            tensor = self._triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            sent.append(tensor.set_data_from_numpy(array))
+        wanted = [self._triton.InferRequestedOutput(name) for name in outputs]
+        answer = self._asked(lambda: self._client.infer(model, sent, outputs=wanted, client_timeout=self.timeout))
+        return {name: answer.as_numpy(name) for name in outputs}
+
+    def _asked(self, call: Callable[[], Any]) -> Any:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return call()
+        except InferenceServerException as error:
+            raise self._error(str(error.status()), str(error.message())) from error
+
+    def _error(self, status: str, message: str) -> DmshError:
+        match status.removeprefix("StatusCode."):
+            case "INVALID_ARGUMENT":
+                # Triton's own prefix and its advice about configurations do not help a caller.
+                return InputError(message.removeprefix("[request id: <id_unknown>] ").split(" NOTE: ")[0])
+            case "NOT_FOUND":
+                return MissingError(f"the Triton at {self.url} does not serve this: {message}")
+            case "UNAVAILABLE" if "connect" in message:
+                return MissingError(f"no Triton at {self.url}: start one with dmsh-serve start --repository DIR")
+            case "DEADLINE_EXCEEDED":
+                return MissingError(f"the Triton at {self.url} did not answer within {self.timeout:g} s")
+            case other:
+                return MissingError(f"the Triton at {self.url} failed ({other}): {message}")
+
+
+def _batches(inputs: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    for start in range(0, len(next(iter(inputs.values()))), size):
+        yield {name: array[start : start + size] for name, array in inputs.items()}
+
+
+def _strings(array: Tensor) -> npt.NDArray[np.object_]:
+    flat = [value.decode() if isinstance(value, bytes) else str(value) for value in array.ravel()]
+    return np.array(flat, dtype=np.object_).reshape(array.shape)

@@ -1,0 +1,159 @@
+"""Images to codes with ONNX Runtime, from one ONNX file that says what it is.
+
+The file's ``metadata_props`` name its code space (fingerprint), bits, image size and known answer; see
+:class:`dmsh_serving.contract.Metadata`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving import known_answer
+from dmsh_serving.codes import bytes_per_code, checked_bits, require_finite
+from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
+from dmsh_serving.errors import CheckError, InputError, MissingError
+
+CPU_PROVIDERS = ("CPUExecutionProvider",)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder returns: ``code`` (N, B) uint8 and ``logits`` (N, K) float32, which may hold NaN or Inf."""
+
+    code: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+
+    def checked(self) -> "Encoded":
+        """Return self; raise :class:`InputError`, naming the first row, if a logit is NaN or infinite."""
+        require_finite(self.logits)
+        return self
+
+
+class OnnxEncoder:
+    """One ONNX Runtime session over an exported model: ``with OnnxEncoder(path) as encoder: encoder.infer(images)``.
+
+    ``threads`` is the number of threads of one run (None: as many as cores); ``providers`` are ONNX Runtime's
+    names, each of which must really be active; ``optimise=False`` runs the graph as it is written;
+    ``check_known_answer=False`` is for those who compare every bit themselves.
+
+    Raises:
+        InputError: not an ONNX file, not made by dmsh-export, or its weights lie outside the file.
+        MissingError: ONNX Runtime or a requested provider is not there.
+        CheckError: the known answer comes out different on this machine.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        optimise: bool = True,
+        check_known_answer: bool = True,
+    ) -> None:
+        self.path = path
+        self._session = _open_session(path, threads, tuple(providers or CPU_PROVIDERS), optimise)
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.fingerprint = self._required(Metadata.FINGERPRINT)
+        self.bits = checked_bits(self._required_int(Metadata.BITS))
+        self.image_size = self._required_int(Metadata.IMAGE_SIZE)
+        self._check_signature()
+        if check_known_answer:
+            self._check_known_answer(self._required(Metadata.KNOWN_ANSWER))
+
+    def __enter__(self) -> "OnnxEncoder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the session's memory and threads."""
+        self._session = None
+
+    def infer(self, images: npt.NDArray[np.uint8]) -> Encoded:
+        """Encode images (N, H, W, 3) uint8, RGB, H = W = ``image_size``; N may be 0.
+
+        Raises:
+            InputError: another shape or dtype.
+        """
+        self.check_images(images)
+        if not len(images):
+            return Encoded(np.zeros((0, bytes_per_code(self.bits)), np.uint8), np.zeros((0, self.bits), np.float32))
+        code, logits = self._session.run([CODE, LOGITS], {IMAGE: np.ascontiguousarray(images)})
+        return Encoded(code, logits)
+
+    def check_images(self, images: npt.NDArray[np.generic]) -> None:
+        """Raise :class:`InputError` unless ``images`` is uint8 (N, image_size, image_size, 3)."""
+        size = self.image_size
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise InputError(f"images must be uint8 [N, {size}, {size}, 3], got {images.dtype} {list(images.shape)}")
+
+    def _required(self, key: str) -> str:
+        if key not in self.metadata:
+            raise InputError(f"{self.path} was not made by dmsh-export: it has no {key} in its metadata")
+        return self.metadata[key]
+
+    def _required_int(self, key: str) -> int:
+        text = self._required(key)
+        if not text.isascii() or not text.isdigit() or not int(text):
+            raise InputError(f"{self.path}: {key} must be a positive whole number, got {text!r}")
+        return int(text)
+
+    def _check_signature(self) -> None:
+        found = {tensor.name: tensor.type for tensor in self._session.get_inputs() + self._session.get_outputs()}
+        expected = {IMAGE: "tensor(uint8)", CODE: "tensor(uint8)", LOGITS: "tensor(float)"}
+        if found != expected:
+            raise InputError(f"{self.path}: expected the tensors {expected}, found {found}: export the model again")
+
+    def _check_known_answer(self, text: str) -> None:
+        try:
+            known_answer.check(lambda images: self.infer(images).checked().code, text)
+        except (CheckError, InputError) as error:
+            raise type(error)(f"{self.path}: {error}") from error
+
+
+def _open_session(path: Path, threads: int | None, providers: tuple[str, ...], optimise: bool) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path} is not a file: name an ONNX model made by dmsh-export onnx")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingError("onnxruntime is not installed: pip install onnxruntime-gpu") from error
+    absent = [name for name in providers if name not in onnxruntime.get_available_providers()]
+    if absent:
+        raise MissingError(
+            f"ONNX Runtime here has no {', '.join(absent)}; it has {', '.join(onnxruntime.get_available_providers())}"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what matters is raised, and becomes one line below
+    options.intra_op_num_threads = threads or 0
+    # Exact u8 x s8 products on CPUs without VNNI, whose fast kernels saturate in int16.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    # With the model given as bytes, external data can only come from this folder, which is none.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null")
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(
+            path.read_bytes(), options, providers=list(providers), enable_fallback=False
+        )
+    except Exception as error:  # ONNX Runtime has a class for every status, without a common base
+        raise InputError(f"{path}: {_reason(str(error))}") from error
+    inactive = [name for name in providers if name not in session.get_providers()]
+    if inactive:
+        raise MissingError(f"ONNX Runtime could not start {', '.join(inactive)}: is its GPU driver or library there?")
+    return session
+
+
+def _reason(message: str) -> str:
+    if "external" in message.lower():
+        return "its weights lie outside the file (ONNX external data), which is refused: export one whole file"
+    return f"ONNX Runtime cannot load it, is it an ONNX model? ({message.splitlines()[0][:200]})"

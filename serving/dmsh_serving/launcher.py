@@ -1,0 +1,257 @@
+"""Run one Triton server: check first, start, wait until ready, watch, stop cleanly.
+
+The watch restarts the server when one of its Python models' processes (stubs) is gone: Triton 24.10 goes on calling
+such a model READY while every request to it fails, and only a new process of the model brings it back.
+"""
+
+import contextlib
+import http.client
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from dmsh_serving import preflight, shared_memory, triton_home
+from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
+from dmsh_serving.stubs import living_stubs
+
+LOOPBACK = "127.0.0.1"
+READY_SECONDS = 120.0
+STOP_SECONDS = 30  # how long requests in flight may take once the server is told to stop
+WATCH_SECONDS = 0.25
+MAX_RESTARTS_A_MINUTE = 5
+_log = logging.getLogger(__name__)
+
+
+class TritonServer:
+    """One server: ``with TritonServer(repository) as server: SearchClient(server.url)``.
+
+    Ports left None are free ones. ``on_event`` is given a line when the watch acts.
+
+    Attributes:
+        url: host:port of gRPC.
+        http_url, metrics_url: host:port of HTTP and of the metrics.
+        restarts: how often the watch had to start the server again.
+        failure: why the watch gave up, or None.
+
+    Raises:
+        DmshError: from :mod:`dmsh_serving.preflight`, or because a model does not load (the message says why).
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        triton: Path | None = None,
+        host: str = LOOPBACK,
+        grpc_port: int | None = None,
+        http_port: int | None = None,
+        metrics_port: int | None = None,
+        log_file: Path | None = None,
+        on_event: Callable[[str], None] = _log.warning,
+    ) -> None:
+        free = iter(free_ports(host, 3))
+        self.repository, self.host = repository.absolute(), host
+        self.grpc_port, self.http_port, self.metrics_port = (
+            next(free) if port is None else port for port in (grpc_port, http_port, metrics_port)
+        )
+        reached_at = LOOPBACK if host in ("0.0.0.0", "") else host
+        self.url = f"{reached_at}:{self.grpc_port}"
+        self.http_url = f"{reached_at}:{self.http_port}"
+        self.metrics_url = f"{reached_at}:{self.metrics_port}"
+        self.log_file = log_file or triton_home.cache_folder() / f"triton-{self.grpc_port}.log"
+        self.restarts = 0
+        self.failure: DmshError | None = None
+        self._triton, self._on_event = triton, on_event
+        self._stopping = threading.Event()
+        self._watch = threading.Thread(target=self._keep_alive, name="triton-watch", daemon=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stubs: frozenset[int] = frozenset()
+
+    def __enter__(self) -> "TritonServer":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process id of tritonserver."""
+        if self._process is None:
+            raise MissingError("this Triton server was not started")
+        return self._process.pid
+
+    @property
+    def stubs(self) -> frozenset[int]:
+        """The process ids of the Python models."""
+        return self._stubs
+
+    def start(self) -> None:
+        """Check, start, and return when every model is ready."""
+        self._home = triton_home.find(self._triton)
+        ports = {"--grpc-port": self.grpc_port, "--http-port": self.http_port, "--metrics-port": self.metrics_port}
+        preflight.check(self._home, self.repository, self.host, ports)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file.write_bytes(b"")
+        shared_memory.sweep()
+        self._regions = shared_memory.RegionPrefix()
+        try:
+            self._launch()
+        except BaseException:
+            self._end(STOP_SECONDS)
+            self._regions.release()
+            raise
+        self._watch.start()
+
+    def stop(self) -> int:
+        """Answer what is in flight, end the server, remove what it leaves; return tritonserver's exit code."""
+        self._stopping.set()
+        self._watch.join()
+        code = self._end(STOP_SECONDS + 5)
+        self._regions.release()
+        return code
+
+    def wait(self) -> None:
+        """Return when the watch has ended: never while all is well.
+
+        Raises:
+            DmshError: why the watch gave up.
+        """
+        self._watch.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def _launch(self) -> None:
+        command = [
+            str(self._home.executable),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={self._home.backends}",
+            f"--grpc-address={self.host}",
+            f"--grpc-port={self.grpc_port}",
+            f"--http-address={self.host}",
+            f"--http-port={self.http_port}",
+            f"--metrics-address={self.host}",
+            f"--metrics-port={self.metrics_port}",
+            "--model-control-mode=none",
+            f"--exit-timeout-secs={STOP_SECONDS}",
+            f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
+        ]
+        with self.log_file.open("ab") as log:
+            offset = log.tell()
+            self._process = subprocess.Popen(
+                command,
+                env=self._home.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for this process, which then stops Triton in order
+                pass_fds=[self._regions.descriptor],
+            )
+        self._wait_ready(self._process, offset)
+        self._stubs = living_stubs(self._process.pid)
+
+    def _wait_ready(self, process: subprocess.Popen[bytes], log_offset: int) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while not self._is_ready():
+            if process.poll() is not None:
+                said = self.log_file.read_bytes()[log_offset:].decode(errors="replace")
+                raise error_from_log(said, self.log_file)
+            if time.monotonic() > deadline:
+                raise MissingError(f"Triton was not ready after {READY_SECONDS:.0f} s (log: {self.log_file})")
+            if self._stopping.wait(0.05):
+                raise MissingError("Triton was told to stop before it was ready")
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(self.http_url, timeout=2)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _keep_alive(self) -> None:
+        restarted_at: list[float] = []
+        while not self._stopping.wait(WATCH_SECONDS):
+            lost = self._what_is_lost()
+            if lost is None:
+                continue
+            began = time.monotonic()
+            restarted_at = [moment for moment in restarted_at if began - moment < 60] + [began]
+            if len(restarted_at) > MAX_RESTARTS_A_MINUTE:
+                self.failure = MissingError(
+                    f"Triton was restarted {MAX_RESTARTS_A_MINUTE} times within a minute and {lost} again "
+                    f"(log: {self.log_file})"
+                )
+                return
+            self._end(1)  # no request to a model without its process can be answered: do not wait for them
+            self._regions.remove_regions()
+            try:
+                self._launch()
+            except DmshError as error:
+                if not self._stopping.is_set():
+                    self.failure = error
+                return
+            self.restarts += 1
+            self._on_event(f"{lost}: Triton was started again in {time.monotonic() - began:.1f} s")
+
+    def _what_is_lost(self) -> str | None:
+        process = self._process
+        if process is None or process.poll() is not None:
+            return f"tritonserver ended by itself ({'?' if process is None else process.returncode})"
+        living = living_stubs(process.pid)
+        if len(living) < len(self._stubs):
+            return "the process of a model died"
+        self._stubs = living  # a newer Triton replaces a dead one itself
+        return None
+
+    def _end(self, seconds: float) -> int:
+        """End the server, gently for ``seconds``, then it and every process of its session; return its exit code."""
+        process = self._process
+        if process is None:
+            return 0
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        with contextlib.suppress(ProcessLookupError):  # all have ended by themselves
+            os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Return ``count`` different ports that are free on ``host`` now."""
+    sockets = [socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) for _ in range(count)]
+    try:
+        for opened in sockets:
+            opened.bind((host, 0))
+        return [int(opened.getsockname()[1]) for opened in sockets]
+    finally:
+        for opened in sockets:
+            opened.close()
+
+
+def error_from_log(text: str, log_file: Path) -> DmshError:
+    """Return what a server's log says about a start that failed; a model's own error keeps its kind."""
+    # A Python model's exception: "failed to load 'NAME' version 1: Internal: InputError: REASON\n\nAt:\n FILE(LINE): ..."
+    # with its line breaks written as backslash and n.
+    failed = re.findall(r"failed to load '(.*?)' version \d+: (.*?)(?:\\n|\"?$)", text, flags=re.MULTILINE)
+    reasons = [(model, re.sub(r"^Internal: (\w+Error): ", "", reason)) for model, reason in failed]
+    if reasons:
+        kinds = (InputError, CheckError, MissingError)
+        kind = next((kind for kind in kinds if f": {kind.__name__}: " in failed[0][1]), MissingError)
+        said = "; ".join(f"{model} does not load: {reason.strip()[:400]}" for model, reason in reasons)
+        return kind(f"{said} (log: {log_file})")
+    errors: list[str] = re.findall(r"^(?:E\d{4} \S+ \d+ \S+\] |error: )(.*)$", text, flags=re.MULTILINE)
+    lines = errors or [line for line in text.splitlines() if line.strip()] or ["its log is empty"]
+    return MissingError(f"Triton did not start: {lines[-1].strip()[:400]} (log: {log_file})")

@@ -1,0 +1,232 @@
+"""What the three Triton models do with a batch of requests: plain arrays in and out, no Triton.
+
+The requests of one call are computed together. A request that is wrong gets its own error in the answers' list, and
+its batch-mates their answers. The number of rows of a call is bounded by Triton (``max_batch_size``).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving import decode
+from dmsh_serving.codes import check_codes, checked_bits, require_finite
+from dmsh_serving.contract import (
+    CODE,
+    DEFAULT_K,
+    DISTANCES,
+    FILE,
+    GALLERY_VERSION,
+    IDS,
+    IMAGE,
+    KEYS,
+    LOGITS,
+    K,
+)
+from dmsh_serving.encoder import OnnxEncoder
+from dmsh_serving.errors import InputError
+from dmsh_serving.ranker import Ranker, checked_k
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+Answer = Arrays | InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model is told by its place and its ``config.pbtxt``: its folder, its version's folder, its parameters."""
+
+    folder: Path
+    version_folder: Path
+    parameters: Mapping[str, str]
+
+    def text(self, name: str) -> str:
+        """Return the parameter ``name``."""
+        if name not in self.parameters:
+            raise InputError(f"{self.folder / 'config.pbtxt'} has no parameter {name}: generate the repository again")
+        return self.parameters[name]
+
+    def number(self, name: str) -> int:
+        """Return the parameter ``name``, a whole number above 0."""
+        text = self.text(name)
+        if not text.isascii() or not text.isdigit() or not int(text):
+            raise InputError(f"{self.folder / 'config.pbtxt'}: {name} must be a whole number above 0, got {text!r}")
+        return int(text)
+
+
+class DecodeService:
+    """``file`` BYTES (N, 1) -> ``image`` (N, image_size, image_size, 3) uint8; files are decoded side by side."""
+
+    def __init__(self, image_size: int, threads: int) -> None:
+        self.image_size = image_size
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    @classmethod
+    def open(cls, settings: Settings) -> "DecodeService":
+        """Start the service that ``settings`` describe."""
+        return cls(settings.number("image_size"), settings.number("threads"))
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
+        """Answer each request with its images, or with the error of its first bad file."""
+        files = [[bytes(file) for file in request[FILE].ravel()] for request in requests]
+        decoded = iter(list(self._pool.map(self._image_or_error, [file for group in files for file in group])))
+        return [self._reply([next(decoded) for _ in group]) for group in files]
+
+    def _image_or_error(self, data: bytes) -> npt.NDArray[np.uint8] | InputError:
+        try:
+            return decode.image_from_bytes(data, self.image_size, name="file")
+        except InputError as error:
+            return error
+
+    def _reply(self, images: Sequence[npt.NDArray[np.uint8] | InputError]) -> Answer:
+        for index, image in enumerate(images):
+            if isinstance(image, InputError):
+                return image if len(images) == 1 else InputError(f"file {index} of the request: {image}")
+        return {IMAGE: np.stack([image for image in images if not isinstance(image, InputError)])}
+
+
+class EncoderService:
+    """``image`` (N, H, W, 3) uint8 -> ``code`` (N, B) uint8 and ``logits`` (N, K) float32."""
+
+    def __init__(self, encoder: OnnxEncoder) -> None:
+        self._encoder = encoder
+
+    @classmethod
+    def open(cls, settings: Settings) -> "EncoderService":
+        """Load ``model.onnx`` beside ``model.py``; refuse one of another code space than the configuration's."""
+        path = settings.version_folder / "model.onnx"
+        encoder = OnnxEncoder(path, threads=settings.number("threads"))
+        for name, found in (("fingerprint", encoder.fingerprint), ("bits", str(encoder.bits))):
+            if found != settings.text(name):
+                raise InputError(
+                    f"{path} has {name} {found}, config.pbtxt says {settings.text(name)}: generate the repository again"
+                )
+        return cls(encoder)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._encoder.close()
+
+    def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
+        """Answer each request with its codes and logits; NaN or Inf in a logit is that request's error."""
+        return answer_together(requests, self._checked_images, self._codes)
+
+    def _checked_images(self, request: Arrays) -> npt.NDArray[np.uint8]:
+        images = request[IMAGE]
+        self._encoder.check_images(images)
+        return images.astype(np.uint8, copy=False)
+
+    def _codes(self, parts: Sequence[npt.NDArray[np.uint8]]) -> list[Answer]:
+        encoded = self._encoder.infer(np.concatenate(parts))
+        return [_codes_or_error(encoded.code[start:stop], encoded.logits[start:stop]) for start, stop in _spans(parts)]
+
+
+class RankerService:
+    """``code`` (N, B) uint8, optionally ``k`` (N, 1) int64 -> ids, distances, keys (N, k), gallery_version (N, 1).
+
+    Triton gives every input of a batching model a row for each query; one request has one k, so its rows must agree.
+    """
+
+    def __init__(self, ranker: Ranker) -> None:
+        self._ranker = ranker
+
+    @classmethod
+    def open(cls, settings: Settings, on_failed_swap: Callable[[], None] = lambda: None) -> "RankerService":
+        """Open the gallery that ``settings`` name, by a path as seen from the model's folder."""
+        ranker = Ranker(
+            (settings.folder / settings.text("gallery")).resolve(),
+            bits=checked_bits(settings.number("bits")),
+            fingerprint=settings.text("fingerprint"),
+            threads=settings.number("threads"),
+            on_failed_swap=on_failed_swap,
+        )
+        return cls(ranker)
+
+    def close(self) -> None:
+        """Stop following the gallery."""
+        self._ranker.close()
+
+    def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
+        """Answer each request with its k nearest images; requests with the same k are searched together."""
+        answers: dict[int, Answer] = {}
+        places_by_k: dict[int, list[int]] = {}
+        for place, request in enumerate(requests):
+            try:
+                places_by_k.setdefault(k_of(request), []).append(place)
+            except InputError as error:
+                answers[place] = error
+        for k, places in places_by_k.items():
+            found = answer_together(
+                [requests[place] for place in places],
+                self._checked_codes,
+                partial(self._nearest, k),
+            )
+            answers.update(zip(places, found, strict=True))
+        return [answers[place] for place in range(len(requests))]
+
+    def _checked_codes(self, request: Arrays) -> npt.NDArray[np.uint8]:
+        codes = request[CODE]
+        check_codes(codes, self._ranker.bits)
+        return codes.astype(np.uint8, copy=False)
+
+    def _nearest(self, k: int, parts: Sequence[npt.NDArray[np.uint8]]) -> list[Answer]:
+        ranked = self._ranker.search(np.concatenate(parts), k)
+        answers: list[Answer] = []
+        for start, stop in _spans(parts):
+            mine = ranked.rows(start, stop)
+            version = np.full((stop - start, 1), mine.gallery_version, dtype=np.object_)
+            answers.append({IDS: mine.ids, DISTANCES: mine.distances, KEYS: mine.keys, GALLERY_VERSION: version})
+        return answers
+
+
+def answer_together(
+    requests: Sequence[Arrays],
+    checked: Callable[[Arrays], npt.NDArray[np.uint8]],
+    compute: Callable[[Sequence[npt.NDArray[np.uint8]]], list[Answer]],
+) -> list[Answer]:
+    """Check each request alone, compute the good ones in one call, and return all answers in the requests' order."""
+    answers: list[Answer | None] = []
+    good: list[npt.NDArray[np.uint8]] = []
+    for request in requests:
+        try:
+            good.append(checked(request))
+            answers.append(None)
+        except InputError as error:
+            answers.append(error)
+    computed = iter(compute(good) if good else [])
+    return [next(computed) if answer is None else answer for answer in answers]
+
+
+def k_of(request: Arrays) -> int:
+    """Return the one k of a request: its optional ``k`` int64 (N, 1), else ``DEFAULT_K``.
+
+    Raises:
+        InputError: out of range, or not the same in every row.
+    """
+    if K not in request:
+        return DEFAULT_K
+    values = request[K]
+    if values.dtype != np.int64 or values.size == 0 or (values != values.flat[0]).any():
+        raise InputError(f"k must be one int64 value, the same in every row of a request, got {values.tolist()}")
+    return checked_k(int(values.flat[0]))
+
+
+def _codes_or_error(code: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Answer:
+    try:
+        require_finite(logits)
+    except InputError as error:
+        return error
+    return {CODE: code, LOGITS: logits}
+
+
+def _spans(parts: Sequence[npt.NDArray[np.uint8]]) -> list[tuple[int, int]]:
+    stops = np.cumsum([len(part) for part in parts])
+    return [(int(stop) - len(part), int(stop)) for part, stop in zip(parts, stops, strict=True)]
