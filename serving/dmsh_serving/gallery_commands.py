@@ -176,7 +176,7 @@ def _encode(model: Path, images: Path, keys: list[str] | None, batch: int, skip_
             names += part.names
             if len(part.images):
                 found.append(encoder.infer(part.images).code)
-        return _Input(np.concatenate(found), keys or names, encoder.bits, encoder.fingerprint, bad)
+        return _Input(np.concatenate(found), names if keys is None else keys, encoder.bits, encoder.fingerprint, bad)
 
 
 def _codes(path: Path) -> "npt.NDArray[np.uint8]":
@@ -223,12 +223,12 @@ def _report(title: str, folder: Path, snapshot: "Snapshot", json: Path | None, b
         ["distinct codes", f"{distinct:,}"],
         ["bits", str(snapshot.bits)],
         ["keys", "yes" if snapshot.has_keys else "no"],
-        ["fingerprint", snapshot.fingerprint],
         ["size on disk", f"{size / 2**20:.2f} MiB"],
     ]
     if bad:
         rows.append(["skipped images", f"{len(bad):,}"])
     print_table(f"{title}: {folder}", ["", ""], rows)
+    typer.echo(f"fingerprint {snapshot.fingerprint}")  # too long for a narrow table, and one wants to copy it
     for line in bad:
         typer.echo(f"skipped {line}", err=True)
     write_json(

@@ -1,0 +1,192 @@
+import json
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmsh_serving import bench_commands, console, encoder
+from dmsh_serving.gallery import open_current
+from dmsh_serving.gallery_commands import gallery_app
+
+F = "f" * 64
+
+
+@dataclass
+class FakeEncoded:
+    code: np.ndarray
+
+
+class FakeEncoder:
+    """Gives each image the code of its first pixel's red and green."""
+
+    bits, image_size, fingerprint = 16, 8, F
+
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def infer(self, images):
+        assert len(images) <= 3
+        return FakeEncoded(images[:, 0, 0, :2].copy())
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command line as a person would; return exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gallery", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            console.run(gallery_app)
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder, "OnnxEncoder", FakeEncoder)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for value in range(7):
+        Image.new("RGB", (8, 8), (value, 2 * value, 0)).save(folder / f"{value}.png")
+    return folder
+
+
+@pytest.fixture
+def codes(tmp_path):
+    path = tmp_path / "codes.npy"
+    np.save(path, np.arange(20, dtype=np.uint8).reshape(10, 2))
+    return path
+
+
+def of_codes(codes, out):
+    return ("build", "--codes", codes, "--bits", 16, "--fingerprint", F, "--out", out)
+
+
+def test_images_become_a_gallery_with_their_names_as_keys(command, images, tmp_path):
+    out, result = tmp_path / "g", tmp_path / "result.json"
+    code, stdout, _ = command(
+        "build", "--model", "m.onnx", "--images", images, "--out", out, "--batch", 3, "--json", result
+    )
+    assert code == 0
+    snapshot = open_current(out, fingerprint=F, bits=16)
+    assert snapshot.codes.tolist() == [[value, 2 * value] for value in range(7)]
+    assert snapshot.ids.tolist() == list(range(7))
+    assert snapshot.keys_of(np.arange(7)) == [f"{value}.png" for value in range(7)]
+    said = json.loads(result.read_text())
+    assert (said["count"], said["distinct"], said["version"], said["skipped"]) == (7, 7, snapshot.version, [])
+    assert snapshot.version in stdout
+
+
+def test_a_corrupt_image_stops_the_build_unless_skipped(command, images, tmp_path):
+    (images / "3.png").write_bytes(b"broken")
+    line = ("build", "--model", "m.onnx", "--images", images, "--out", tmp_path / "g", "--batch", 3)
+    code, _, stderr = command(*line)
+    assert code == 2
+    assert "1 of 7 files cannot be read" in stderr.splitlines()[-1]
+    assert "3.png" in stderr
+    assert not (tmp_path / "g").exists()
+    code, stdout, stderr = command(*line, "--skip-bad")
+    assert code == 0
+    assert "skipped 3.png" in stderr
+    assert "skipped images" in stdout
+    assert open_current(tmp_path / "g").ids.tolist() == list(range(6))
+
+
+def test_ready_codes_ids_and_keys_become_a_gallery(command, codes, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(10, dtype=np.int32)[::-1] * 5)
+    (tmp_path / "keys.txt").write_text("".join(f"key {i}\n" for i in range(10)))
+    code, _, _ = command(
+        *of_codes(codes, tmp_path / "g"), "--ids", tmp_path / "ids.npy", "--keys", tmp_path / "keys.txt"
+    )
+    assert code == 0
+    snapshot = open_current(tmp_path / "g")
+    assert snapshot.ids.tolist() == list(range(0, 50, 5))
+    assert snapshot.keys_of(np.array([0, 9])) == ["key 9", "key 0"]
+
+
+def test_append_remove_and_info_follow_each_other(command, codes, images, tmp_path):
+    out = tmp_path / "g"
+    command("build", "--model", "m.onnx", "--images", images, "--out", out, "--batch", 3)
+    code, _, _ = command("append", out, "--model", "m.onnx", "--images", images, "--batch", 2)
+    assert code == 0
+    assert open_current(out).ids.tolist() == list(range(14))
+    assert command("remove", out, "--id", 0, "--id", 13)[0] == 0
+    np.save(tmp_path / "ids.npy", np.array([1, 2]))
+    assert command("remove", out, "--ids", tmp_path / "ids.npy")[0] == 0
+    assert open_current(out).ids.tolist() == list(range(3, 13))
+    code, stdout, _ = command("info", out)
+    assert code == 0
+    assert open_current(out).version in stdout
+    assert F in stdout
+
+
+def test_a_gallery_is_replaced_only_with_overwrite(command, codes, tmp_path):
+    assert command(*of_codes(codes, tmp_path / "g"))[0] == 0
+    code, _, stderr = command(*of_codes(codes, tmp_path / "g"))
+    assert (code, "--overwrite" in stderr) == (2, True)
+    assert command(*of_codes(codes, tmp_path / "g"), "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("build --out {t}/g", "give either --model and --images, or --codes"),
+        ("build --out {t}/g --model m.onnx", "give either"),
+        ("build --out {t}/g --codes {t}/codes.npy --model m.onnx --images {t}", "give either"),
+        ("build --out {t}/g --codes {t}/codes.npy", "needs --bits and --fingerprint"),
+        ("build --out {t}/g --codes {t}/codes.npy --bits 16 --fingerprint short", "64 hex digits"),
+        ("build --out {t}/g --codes {t}/codes.npy --bits 99999 --fingerprint {f}", "out of range"),
+        ("build --out {t}/g --codes {t}/codes.npy --bits 64 --fingerprint {f}", "codes of 64 bits must be"),
+        ("build --out {t}/g --codes {t}/none.npy --bits 16 --fingerprint {f}", "none.npy does not exist"),
+        ("build --out {t}/g --codes {t}/bad.npy --bits 16 --fingerprint {f}", "bad.npy is not an .npy file"),
+        ("build --out {t}/no/g --codes {t}/codes.npy --bits 16 --fingerprint {f}", "parent folder is missing"),
+        ("build --out {t}/g --codes {t}/codes.npy --bits 16 --fingerprint {f} --keys {t}/bad.npy", "not a text file"),
+        ("build --out {t}/g --codes {t}/codes.npy --bits 16 --fingerprint {f} --ids {t}/codes.npy", "expected ids"),
+        ("build --out {t}/g --codes {t}/codes.npy --bits 16 --fingerprint {f} --keys {t}/none", "does not exist"),
+        ("append {t}/g --codes {t}/codes.npy", "is not a gallery"),
+        ("remove {t}/g --id 1", "is not a folder"),
+        ("remove {t}/g", "give the ids to drop"),
+        ("info {t}", "is not a gallery"),
+        ("info {t}/codes.npy", "is not a gallery"),
+        ("info", "Missing argument"),
+    ],
+)
+def test_bad_input_is_one_line_exit_2_and_nothing_written(command, codes, tmp_path, line, message):
+    (tmp_path / "bad.npy").write_bytes(b"\xff\xfe not numpy")
+    code, stdout, stderr = command(*line.format(t=tmp_path, f=F).split())
+    assert code == 2
+    assert message in stderr
+    assert stderr.count("\n") == 1
+    assert stdout == ""
+    assert not (tmp_path / "g").exists()
+
+
+def test_the_benchmark_measures_exact_engines_side_by_side(monkeypatch, capsys, tmp_path):
+    app = console.make_app("Measure.")
+    app.command()(bench_commands.bench)
+    result = tmp_path / "bench.json"
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["bench", "--codes", "5000", "--bits", "13", "--queries", "2", "--rounds", "2", "--json", str(result)],
+    )
+    with pytest.raises(SystemExit) as stopped:
+        console.run(app)
+    assert not stopped.value.code
+    cases = json.loads(result.read_text())["cases"]
+    assert [(case["bits"], case["queries"], case["k"]) for case in cases] == [(13, 2, 10), (13, 2, 100)]
+    for case in cases:
+        engines = {timing["engine"]: timing for timing in case["timings"]}
+        assert {"dmsh", "bare pass"} <= set(engines)
+        assert all(timing["milliseconds"] > 0 for timing in engines.values())
+        assert engines["dmsh"]["ratio"] == 1
+    assert "bare pass" in capsys.readouterr().out
