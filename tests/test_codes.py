@@ -67,3 +67,9 @@ def test_a_set_fill_bit_is_refused_whichever_it_is():
 def test_codes_of_another_width_or_dtype_are_refused(codes):
     with pytest.raises(InputError, match="must be uint8"):
         unpack(codes, 16)
+
+
+@pytest.mark.parametrize("dtype", [object, complex, "U1"])
+def test_values_that_are_no_real_numbers_are_refused(dtype):
+    with pytest.raises(InputError, match="must be numbers"):
+        pack(np.ones((2, 8), dtype))

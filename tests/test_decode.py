@@ -12,7 +12,6 @@ from dmsh_serving import decode
 from dmsh_serving.decode import DECODE_RECIPE, MAX_PIXELS, image_from_bytes
 from dmsh_serving.errors import InputError
 
-
 # Pillow warns of damaged metadata; pytest undoes the filter that the module under test sets.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

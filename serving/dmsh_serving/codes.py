@@ -31,10 +31,12 @@ def pack(values: npt.NDArray[np.generic]) -> Codes:
     A boolean or integer array is read as bits (non-zero or positive is 1), a float array as logits (> 0 is 1).
 
     Raises:
-        InputError: not two-dimensional, K out of range, or a logit that is NaN or infinite.
+        InputError: not two-dimensional, not real numbers, K out of range, or a logit that is NaN or infinite.
     """
     if values.ndim != 2:
         raise InputError(f"logits must have shape [N, K], got {list(values.shape)}")
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"logits or bits must be numbers, got {values.dtype}")
     checked_bits(values.shape[1])
     if np.issubdtype(values.dtype, np.floating):
         require_finite(values)

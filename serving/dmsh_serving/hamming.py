@@ -145,17 +145,19 @@ def _scan(
 
 
 def _in_parallel(threads: int, tasks: list[Callable[[], None]]) -> None:
-    """Run the tasks, the first one on this thread: waking a helper costs more than a short scan."""
-    if threads == 1:
-        for task in tasks:
+    """Run the tasks on this thread and ``threads - 1`` helpers; whoever is free takes the next."""
+    waiting = iter(tasks)  # the interpreter hands out its items one at a time, to whichever thread asks
+
+    def work() -> None:
+        for task in waiting:
             task()
-        return
-    others = [_pool(threads - 1).submit(task) for task in tasks[1:]]
+
+    helpers = [_pool(threads - 1).submit(work) for _ in range(min(threads, len(tasks)) - 1)]
     try:
-        tasks[0]()
+        work()
     finally:
-        for other in others:
-            other.result()
+        for helper in helpers:
+            helper.result()
 
 
 @functools.cache
