@@ -4,8 +4,8 @@ Codes reach the kernel as an address of contiguous rows: read-only, memory-mappe
 share one compiled function (numba would compile each kind again). The caller keeps the arrays alive.
 
 How a scan works. Distances of a block of codes go into a buffer that stays in the first-level cache. The
-minimum of each group of distances is compared with the running k-th distance ("the cut"); only groups that
-beat it are looked at one by one. As rows come in ascending order, a later code at the cut itself can never
+minimum of the block, then of each group in it, is compared with the running k-th distance ("the cut"); only
+groups that beat it are looked at one by one. As rows come in ascending order, a later code at the cut itself can never
 enter the answer, so "below the cut" is the exact test and ties need no further care.
 """
 
@@ -265,6 +265,8 @@ def scan(
         count = min(BLOCK, stop - first)
         for q in range(query_count):
             distance_pass(address, width, first, count, queries + numba.uint64(q * query_stride), block)
+            if _minimum(block[:count]) >= cut[q]:
+                continue
             for low in range(0, count, GROUP):
                 high = min(count, low + GROUP)
                 if _minimum(block[low:high]) >= cut[q]:
