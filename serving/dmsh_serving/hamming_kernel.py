@@ -5,8 +5,8 @@ share one compiled function (numba would compile each kind again). The caller ke
 
 How a scan works. Distances of a block of codes go into a buffer that stays in the first-level cache. The
 minimum of the block, then of each group in it, is compared with the running k-th distance ("the cut"); only
-groups that beat it are looked at one by one. As rows come in ascending order, a later code at the cut itself can never
-enter the answer, so "below the cut" is the exact test and ties need no further care.
+groups that beat it are looked at one by one. As rows come in ascending order, a later code at the cut itself
+can never enter the answer, so "below the cut" is the exact test and ties need no further care.
 """
 
 from collections.abc import Callable
