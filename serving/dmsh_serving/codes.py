@@ -4,6 +4,8 @@ Bit j of a code is 1 where logit j > 0, else 0 (so +0 and -0 give 0). Bits are s
 first (``numpy.packbits`` order); for K not a multiple of 8 the last byte is filled with zero bits.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -25,7 +27,7 @@ def bytes_per_code(bits: int) -> int:
     return (checked_bits(bits) + 7) // 8
 
 
-def pack(values: npt.NDArray[np.generic]) -> Codes:
+def pack(values: npt.NDArray[Any]) -> Codes:
     """Pack logits or bits (N, K) into codes (N, ceil(K/8)) uint8.
 
     A boolean or integer array is read as bits (non-zero or positive is 1), a float array as logits (> 0 is 1).
@@ -43,7 +45,7 @@ def pack(values: npt.NDArray[np.generic]) -> Codes:
     return np.packbits(values > 0, axis=1)
 
 
-def require_finite(logits: npt.NDArray[np.generic]) -> None:
+def require_finite(logits: npt.NDArray[Any]) -> None:
     """Raise :class:`InputError`, naming the first row, if a logit of (N, K) is NaN or infinite."""
     finite = np.isfinite(logits).all(axis=1)
     if not finite.all():
@@ -61,7 +63,7 @@ def unpack(codes: Codes, bits: int) -> npt.NDArray[np.uint8]:
     return np.unpackbits(codes, axis=1, count=bits)
 
 
-def check_codes(codes: npt.NDArray[np.generic], bits: int) -> None:
+def check_codes(codes: npt.NDArray[Any], bits: int) -> None:
     """Raise :class:`InputError` unless ``codes`` is uint8 (N, ceil(bits/8)) with zero fill bits."""
     width = bytes_per_code(bits)
     if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != width:
