@@ -78,7 +78,7 @@ def build_backbone(name: str, taps: tuple[int, ...] | None) -> Backbone:
         warnings.simplefilter("ignore")  # timm announces its own renames here
         try:
             every_level = timm.create_model(name, pretrained=False, features_only=True)
-            levels = every_level.feature_info.get_dicts()
+            levels = cast(FeatureInfo, every_level.feature_info).get_dicts()
             taps = _checked_taps(name, taps, len(levels), _conv3_to_conv5(every_level))
             module = timm.create_model(name, pretrained=False, features_only=True, out_indices=taps)
         except (RuntimeError, AttributeError, AssertionError) as error:

@@ -58,6 +58,15 @@ class Answer:
     code: npt.NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class CodeSpace:
+    """Which codes an encoder gives: its fingerprint, bits a code, and side of an image in pixels."""
+
+    fingerprint: str
+    bits: int
+    image_size: int
+
+
 class SearchClient:
     """A connection to the Triton at ``url`` (host:port of gRPC); ``timeout`` is of one request, in seconds.
 
@@ -76,7 +85,7 @@ class SearchClient:
         self.url, self.timeout = url, timeout
         self._triton = triton
         self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL)
-        self._max_batch: dict[str, int] = {}
+        self._configs: dict[str, Any] = {}
 
     def __enter__(self) -> "SearchClient":
         return self
@@ -100,17 +109,33 @@ class SearchClient:
         data[:, 0] = [file.read_bytes() if isinstance(file, Path) else file for file in files]
         return self._search(SEARCH_FILE_MODEL, FILE, data, k)
 
-    def encode(self, images: npt.NDArray[np.uint8]) -> Encoded:
+    def encode(self, images: npt.NDArray[np.uint8], *, model: str = ENCODER_MODEL) -> Encoded:
         """Return the codes (N, B) uint8 and logits (N, K) float32 of ``images`` (N, H, W, 3) uint8, RGB."""
-        found = self._infer_all(ENCODER_MODEL, {IMAGE: images}, [CODE, LOGITS])
+        found = self._infer_all(model, {IMAGE: images}, [CODE, LOGITS])
         return Encoded(found[CODE], found[LOGITS])
+
+    def code_space(self, model: str = ENCODER_MODEL) -> CodeSpace:
+        """Return what the configuration of an encoder says of its codes.
+
+        Raises:
+            InputError: ``model`` is no encoder of ours.
+        """
+        config = self._config(model)
+        said = {name: parameter.string_value for name, parameter in config.parameters.items()}
+        sizes = [tensor.dims[0] for tensor in config.input if tensor.name == IMAGE]
+        if not sizes or not {"bits", "fingerprint"} <= said.keys():
+            raise InputError(f"{model} at {self.url} is no encoder made by dmsh-export repository")
+        return CodeSpace(said["fingerprint"], int(said["bits"]), int(sizes[0]))
 
     def max_batch(self, model: str) -> int:
         """Return the most rows ``model`` takes in one request."""
-        if model not in self._max_batch:
-            config = self._asked(lambda: self._client.get_model_config(model, client_timeout=self.timeout))
-            self._max_batch[model] = max(1, int(config.config.max_batch_size))
-        return self._max_batch[model]
+        return max(1, int(self._config(model).max_batch_size))
+
+    def _config(self, model: str) -> Any:
+        if model not in self._configs:
+            found = self._asked(lambda: self._client.get_model_config(model, client_timeout=self.timeout))
+            self._configs[model] = found.config
+        return self._configs[model]
 
     def _search(self, model: str, source: str, data: Tensor, k: int) -> Answer:
         rows_of_k = np.full((len(data), 1), k, dtype=np.int64)

@@ -90,12 +90,13 @@ def console() -> "Console":
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print one table; numbers are formatted by the caller, columns after the first are right-aligned."""
+    """Print one table of formatted cells; columns of numbers are right-aligned, of words left-aligned."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        numbers = all(row[index][:1].isdigit() or row[index][:1] in "-<>~" for row in rows)
+        table.add_column(column, justify="right" if index and numbers else "left")
     for row in rows:
         table.add_row(*row)
     console().print(table)

@@ -1,0 +1,56 @@
+# make demo   export, prove, serve and query the demo model; writes build/demo/report.html
+# make test   every check and test (ruff, mypy, pytest with a real Triton)
+# make check  ruff and mypy only          make bench  how fast the Hamming search is here
+# make clean  remove what was built       make distclean  and the two environments
+
+PYTHON ?= python3
+BIN := .venv/bin
+## Two environments, as in production: the toolkit's, and Triton's own (its numpy must stay below 2).
+TOOLKIT := .venv/ready
+TRITON := .venv-triton/ready
+EXTRAS := export,client,tensorrt-rtx,demo,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean distclean system
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: $(TOOLKIT) $(TRITON)
+	$(BIN)/dmsh-export demo
+
+test: check $(TRITON)
+	$(BIN)/pytest
+
+check: $(TOOLKIT)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(TOOLKIT)
+	$(BIN)/dmsh-serve bench
+
+## A missing system tool is named in one line, before anything is built.
+system:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: install Python 3.11 to 3.13, with its venv module and shared library (Debian: python3 python3-venv libpython3-dev)" >&2; exit 3; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V), Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ..." >&2; exit 3; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 3; }
+	@[ "$$(uname -s)-$$(uname -m)" = Linux-x86_64 ] || { echo "error: the Triton that pip installs runs on Linux x86-64 only, this is $$(uname -s)-$$(uname -m)" >&2; exit 3; }
+
+## Rebuilt from nothing when pyproject.toml changed: an environment that was edited by hand proves nothing.
+$(TOOLKIT): pyproject.toml | system
+	rm -rf .venv && $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(TRITON): pyproject.toml | system
+	rm -rf .venv-triton && $(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/pip install --quiet --editable '.[server]'
+	@touch $@
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find export serving tests model_repository -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .venv-triton

@@ -1,0 +1,221 @@
+"""dmsh-export: checkpoint -> artefacts, each with its proof. Commands are thin; what they call lives beside this."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dmsh_serving.console import JsonOption, SkipBadOption, console, make_app, progress, run, write_json
+from dmsh_serving.contract import DEFAULT_MAX_BATCH
+from dmsh_serving.errors import CheckError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+app = make_app("Export a trained DMSH model, and prove that no bit of any code changed.")
+
+GENERATED_IMAGES = 64
+
+Checkpoint = Annotated[
+    Path, typer.Argument(help="A checkpoint folder, or a .pt/.pth state dict beside its config.json.")
+]
+Images = Annotated[Path | None, typer.Option(help="A folder of images, or an .npy file, uint8 [N,H,W,3].")]
+
+
+@app.command()
+def onnx(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="The ONNX file to write; its manifest goes beside it.")],
+    images: Images = None,
+    skip_bad: SkipBadOption = False,
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold BN, laterals and fusion.")] = True,
+    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 20,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size proven not to change a code.")] = 8,
+    json: JsonOption = None,
+) -> None:
+    """Export one ONNX file, uint8 image to logits and packed code; written only if no bit differs from PyTorch."""
+    import dmsh_model
+    from dmsh_export.onnx import export_onnx
+    from dmsh_export.report import print_fold, print_parity
+
+    model = dmsh_model.load(checkpoint)
+    with progress() as bar:
+        task = bar.add_task("parity with PyTorch", total=None)
+        export = export_onnx(
+            model,
+            out,
+            _images(images, model.config.image_size, skip_bad),
+            folded=fold,
+            opset=opset,
+            max_batch=max_batch,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print_fold(export.fold_steps)
+    print_parity(export.parity)
+    console().print(f"wrote {export.path}")
+    write_json(
+        json,
+        {
+            "out": str(export.path),
+            "fold": [vars(step) for step in export.fold_steps],
+            "parity": export.parity.to_dict(),
+        },
+    )
+
+
+@app.command()
+def parity(
+    checkpoint: Checkpoint,
+    targets: Annotated[list[str], typer.Argument(help="FILE.onnx or triton://host:port/model", metavar="TARGET...")],
+    images: Images = None,
+    skip_bad: SkipBadOption = False,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size of the batch invariance check.")] = 8,
+    json: JsonOption = None,
+) -> None:
+    """Compare every bit of every image with PyTorch; exit 1 on one wrong bit."""
+    import dmsh_model
+    from dmsh_export.parity import compare
+    from dmsh_export.report import print_parity
+    from dmsh_export.runners import TorchRunner, runner_of
+
+    runners = [runner_of(target) for target in targets]
+    model = dmsh_model.load(checkpoint)
+    block = _images(images, model.config.image_size, skip_bad)
+    with progress() as bar:
+        task = bar.add_task("images", total=len(block))
+        report = compare(
+            TorchRunner(model),
+            runners,
+            block,
+            max_batch=max_batch,
+            on_progress=lambda done, _: bar.update(task, completed=done),
+        )
+    print_parity(report)
+    write_json(json, report.to_dict())
+    if not report.passed:
+        raise CheckError(report.summary())
+
+
+@app.command()
+def latency(
+    targets: Annotated[
+        list[str], typer.Argument(help="A checkpoint, FILE.onnx or triton://host:port/model", metavar="TARGET...")
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each target.")] = 100,
+    json: JsonOption = None,
+) -> None:
+    """Time one call of each target, interleaved, on generated images."""
+    import contextlib
+
+    import dmsh_model
+    from dmsh_export.generated import generated_images
+    from dmsh_export.latency import measure
+    from dmsh_export.report import print_latency
+    from dmsh_export.runners import TorchRunner, runner_of
+
+    runners = [
+        TorchRunner(dmsh_model.load(Path(target))) if Path(target).is_dir() else runner_of(target) for target in targets
+    ]
+    with contextlib.ExitStack() as stack:
+        sizes = {stack.enter_context(runner).image_size for runner in runners}
+    if len(sizes) > 1:
+        raise InputError(f"the targets take images of different sizes: {', '.join(map(str, sorted(sizes)))}")
+    with progress() as bar:
+        task = bar.add_task("rounds", total=rounds)
+        rows = measure(
+            runners,
+            generated_images(max(batch, 8), sizes.pop()),
+            batch=batch,
+            rounds=rounds,
+            on_progress=lambda done, _: bar.update(task, completed=done),
+        )
+    print_latency(rows)
+    write_json(json, {"latency": [row.to_dict() for row in rows]})
+
+
+@app.command()
+def repository(
+    model: Annotated[Path, typer.Argument(help="The ONNX file to serve.")],
+    gallery: Annotated[Path, typer.Option(help="The gallery's folder; it may be built later.")],
+    out: Annotated[Path, typer.Option(help="The model repository to write.")],
+    max_batch: Annotated[int, typer.Option(min=1, help="Most images of one call.")] = DEFAULT_MAX_BATCH,
+    json: JsonOption = None,
+) -> None:
+    """Write the Triton model repository that serves MODEL and ranks against the gallery."""
+    from dmsh_serving.encoder import OnnxEncoder
+    from dmsh_serving.repository import RepositorySpec, write_repository
+
+    with OnnxEncoder(model) as encoder:
+        spec = RepositorySpec(
+            gallery=gallery,
+            bits=encoder.bits,
+            image_size=encoder.image_size,
+            fingerprint=encoder.fingerprint,
+            model=model,
+            max_batch=max_batch,
+        )
+    write_repository(out, spec)
+    console().print(f"wrote {out}: start it with dmsh-serve start --repository {out}")
+    write_json(json, {"out": str(out), "fingerprint": spec.fingerprint, "bits": spec.bits, "gallery": str(gallery)})
+
+
+@app.command()
+def inspect(
+    artefact: Annotated[Path, typer.Argument(help="An artefact of dmsh-export, its manifest beside it.")],
+    json: JsonOption = None,
+) -> None:
+    """Show what an artefact is, what it was made from, and what was proven of it."""
+    from dmsh_export.manifest import read_manifest
+    from dmsh_serving.console import print_table
+
+    if not artefact.is_file():
+        raise InputError(f"{artefact} is not a file: name an artefact of dmsh-export")
+    manifest = read_manifest(artefact)
+    rows = [
+        [key, value if isinstance(value, str) else str(value)]
+        for key, value in manifest.items()
+        if key not in ("format", "format_version", "parity", "fold")
+    ]
+    if "parity" in manifest:
+        rows.append(["parity", "passed" if manifest["parity"]["passed"] else "FAILED"])
+        rows += [
+            [f"  {target['target']}", f"{target['wrong_bits']} wrong of {target['bits_compared']:,} bits"]
+            for target in manifest["parity"]["targets"]
+        ]
+    print_table(str(artefact), ["", "value"], rows)
+    write_json(json, manifest)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the demo's artefacts and report go.")] = Path("build/demo"),
+    checkpoint: Annotated[Path, typer.Option(help="The checkpoint to serve.")] = Path("demo/checkpoint"),
+    triton: Annotated[Path | None, typer.Option(help="A Triton installation; see dmsh-serve start.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Run the whole path on MNIST-5k: export, parity, gallery, a real Triton, 500 queries, report.html."""
+    from dmsh_export.demo import run_demo
+
+    write_json(json, run_demo(checkpoint, out, triton))
+
+
+def _images(source: Path | None, image_size: int, skip_bad: bool) -> "npt.NDArray[np.uint8]":
+    """Read ``--images``, or generate some and say so."""
+    if source is None:
+        from dmsh_export.generated import generated_images
+
+        console().print(f"no --images given: using {GENERATED_IMAGES} generated ones")
+        return generated_images(GENERATED_IMAGES, image_size)
+    from dmsh_serving.images import load_images
+
+    loaded = load_images(source, image_size, skip_bad=skip_bad)
+    if loaded.bad:
+        console().print(f"skipped {len(loaded.bad)} images that cannot be read: {', '.join(loaded.bad[:5])}")
+    return loaded.images
+
+
+def main() -> None:
+    """Run dmsh-export."""
+    run(app)

@@ -1,0 +1,220 @@
+"""The main job on real images, from end to end: export, prove, serve, query. MNIST-5k, one laptop, a real Triton."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+import dmsh_model
+from dmsh_export.demo_page import DemoPage, Neighbours, step_name, write_page
+from dmsh_export.latency import Latency, latency_from_seconds
+from dmsh_export.onnx import export_onnx
+from dmsh_export.parity import ParityReport, TargetParity, compare
+from dmsh_export.runners import OnnxRunner, TorchRunner, TritonRunner
+from dmsh_model.checkpoint import fingerprint
+from dmsh_model.data import MNIST_5K, LabelledImages, Split, SplitOptions, load_labelled, split_images
+from dmsh_model.evaluation import mean_average_precision, mean_average_precision_of_answers
+from dmsh_model.network import DMSH
+from dmsh_serving import gallery
+from dmsh_serving.client import Answer, SearchClient
+from dmsh_serving.codes import pack
+from dmsh_serving.console import console, print_table, progress
+from dmsh_serving.contract import ENCODER_MODEL
+from dmsh_serving.errors import CheckError
+from dmsh_serving.launcher import TritonServer
+from dmsh_serving.repository import RepositorySpec, write_repository
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+SHOWN_QUERIES = 12
+SHOWN_NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the live server said: the whole ranking of every query, and how long one query took."""
+
+    ranked: Answer
+    seconds: list[float]
+
+
+def run_demo(checkpoint: Path, out: Path, triton: Path | None) -> dict[str, Any]:
+    """Run the demo into the folder ``out`` and return its figures (plain JSON types).
+
+    Raises:
+        CheckError: a bit or a neighbour differs somewhere on the way.
+        MissingError: this machine lacks Triton or a package.
+    """
+    started = time.monotonic()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    model = dmsh_model.load(checkpoint)
+    data = load_labelled(MNIST_5K, model.config.image_size)
+    split = split_images(data, SplitOptions())
+    onnx_parity = _export(model, data, out)
+    _fill_gallery(out, data, split)
+    spec = RepositorySpec(
+        gallery=out / "gallery",
+        bits=model.config.bits,
+        image_size=model.config.image_size,
+        fingerprint=fingerprint(model),
+        model=out / "model.onnx",
+    )
+    write_repository(out / "model_repository", spec)
+    with TritonServer(out / "model_repository", triton=triton, log_file=out / "triton.log") as server:
+        _say("3/4 a real Triton serves it; every code and every neighbour again, over gRPC")
+        triton_parity = _compare_triton(model, server.url, data)
+        answers = _query(server.url, data, split)
+    _say("4/4 Triton has stopped")
+    logits = model.logits(data.images)
+    figures = _figures(pack(logits), data, split, answers)
+    parity = (onnx_parity, triton_parity)
+    for report in parity:
+        if not report.passed:
+            raise CheckError(report.summary())
+    if figures["map_pytorch"] != figures["map_triton"]:
+        raise CheckError(f"Triton's answers rank other images than PyTorch's codes: {figures}")
+    latency = latency_from_seconds("Triton: image -> neighbours", 1, answers.seconds)
+    page = DemoPage(
+        fingerprint=fingerprint(model),
+        parity=parity,
+        figures=figures,
+        latency=latency,
+        seconds=tuple(answers.seconds),
+        margins=np.abs(logits).ravel(),
+        worst_error=max(target.worst_logit_error for report in parity for target in report.targets),
+        queries=_shown(data, split, answers),
+    )
+    write_page(out / "report.html", page)
+    _print(parity, figures, latency)
+    _say(f"wrote {out / 'report.html'} in {time.monotonic() - started:.0f} s")
+    return {
+        "parity": [report.to_dict() for report in parity],
+        "figures": figures,
+        "latency": latency.to_dict(),
+        "report": str(out / "report.html"),
+    }
+
+
+def _say(line: str) -> None:
+    console().print(line)
+
+
+def _export(model: DMSH, data: LabelledImages, out: Path) -> ParityReport:
+    _say(f"1/4 export to ONNX, folded and not, each held against PyTorch on {len(data.images):,} images, every bit")
+    targets: list[TargetParity] = []
+    for name, folded in (("model.onnx", True), ("model-unfolded.onnx", False)):
+        with progress() as bar:
+            show = partial(_show, bar, bar.add_task(name, total=len(data.images)))
+            export = export_onnx(model, out / name, data.images, folded=folded, max_batch=32, on_progress=show)
+        targets += export.parity.targets
+    return ParityReport(export.parity.reference, export.parity.fingerprint, tuple(targets))
+
+
+def _fill_gallery(out: Path, data: LabelledImages, split: Split) -> None:
+    _say(f"2/4 gallery of {len(split.database):,} images, encoded by the exported model")
+    with OnnxRunner(out / "model.onnx") as runner:
+        codes = np.concatenate(
+            [
+                runner.infer(data.images[split.database[start : start + 64]]).code
+                for start in range(0, len(split.database), 64)
+            ]
+        )
+        gallery.build(
+            out / "gallery",
+            codes,
+            np.arange(len(codes)),
+            [data.names[index] for index in split.database],
+            bits=runner.bits,
+            fingerprint=runner.fingerprint,
+        )
+
+
+def _compare_triton(model: DMSH, url: str, data: LabelledImages) -> ParityReport:
+    with progress() as bar:
+        show = partial(_show, bar, bar.add_task("codes from Triton", total=len(data.images)))
+        target = TritonRunner(f"triton://{url}/{ENCODER_MODEL}")
+        return compare(TorchRunner(model), [target], data.images, max_batch=32, on_progress=show)
+
+
+def _show(bar: "Progress", task: "TaskID", done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
+def _query(url: str, data: LabelledImages, split: Split) -> _Answers:
+    queries = data.images[split.query]
+    seconds = []
+    with SearchClient(url) as client, progress() as bar:
+        client.search(queries[:1])
+        for image in bar.track(queries, description="single queries"):
+            start = time.perf_counter()
+            client.search(image[None], k=SHOWN_NEIGHBOURS)
+            seconds.append(time.perf_counter() - start)
+        return _Answers(client.search(queries, k=len(split.database)), seconds)
+
+
+def _figures(codes: npt.NDArray[np.uint8], data: LabelledImages, split: Split, answers: _Answers) -> dict[str, float]:
+    query_labels, database_labels = data.labels[split.query], data.labels[split.database]
+    return {
+        "map_pytorch": mean_average_precision(codes[split.query], codes[split.database], query_labels, database_labels),
+        "map_triton": mean_average_precision_of_answers(answers.ranked.ids, query_labels, database_labels),
+    }
+
+
+def _shown(data: LabelledImages, split: Split, answers: _Answers) -> tuple[Neighbours, ...]:
+    """Pick queries of every class, and the one whose nearest images are the most mixed."""
+    labels = data.labels[split.query]
+    first_of_class = [int(np.flatnonzero(labels == label)[0]) for label in range(len(data.class_names))]
+    nearest = data.labels[split.database[answers.ranked.ids[:, :SHOWN_NEIGHBOURS]]]
+    hardest = np.argsort((nearest == labels[:, None]).sum(axis=1), kind="stable")
+    rows = [*first_of_class, *(int(row) for row in hardest if row not in first_of_class)][:SHOWN_QUERIES]
+    shown = []
+    for row in rows:
+        places = split.database[answers.ranked.ids[row, :SHOWN_NEIGHBOURS]]
+        shown.append(
+            Neighbours(
+                query=data.images[split.query[row]],
+                images=data.images[places],
+                distances=answers.ranked.distances[row, :SHOWN_NEIGHBOURS],
+                same_class=data.labels[places] == labels[row],
+            )
+        )
+    return tuple(shown)
+
+
+def _print(parity: tuple[ParityReport, ...], figures: dict[str, float], latency: Latency) -> None:
+    rows = [
+        [
+            step_name(target),
+            f"{target.bits_compared:,}",
+            f"{target.wrong_bits:,}",
+            f"{target.invariance.codes_compared:,}",
+            f"{target.invariance.wrong_codes:,}",
+        ]
+        for report in parity
+        for target in report.targets
+    ]
+    print_table(
+        "Is every bit PyTorch's? (in batches: the codes of the same images in batches of 1 to 32)",
+        ["", "bits", "wrong", "in batches", "wrong"],
+        rows,
+    )
+    print_table(
+        "Are the answers the same?",
+        ["500 queries ranked by", "mAP@all"],
+        [
+            ["PyTorch's codes", f"{figures['map_pytorch']:.6f}"],
+            ["Triton, over gRPC", f"{figures['map_triton']:.6f}"],
+        ],
+    )
+    print_table(
+        "How long does one query take?",
+        ["image in, neighbours out", "p50 ms", "p90 ms", "p99 ms"],
+        [["Triton, over gRPC", *(f"{value:.2f}" for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms))]],
+    )

@@ -1,0 +1,189 @@
+"""The demo's report.html: one file, no script, nothing loaded from elsewhere."""
+
+import base64
+import html
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_export.latency import Latency
+from dmsh_export.parity import ParityReport, TargetParity
+from dmsh_serving.console import write_atomically
+
+_STYLE = """
+:root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --good: #1f8a4c; --bad: #c0392b; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 60rem; margin: 2.5rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+p { color: var(--soft); max-width: 46rem; } code { font-size: .9em; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: right; padding: .4rem .7rem; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
+.cards { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.4rem 0; }
+.card { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem 1.2rem; flex: 1; min-width: 9rem; }
+.card b { display: block; font-size: 1.6rem; } .card span { color: var(--soft); font-size: .9rem; }
+.row { display: flex; gap: .4rem; align-items: flex-start; margin-bottom: .5rem; }
+figure { margin: 0; text-align: center; font-size: .75rem; color: var(--soft); }
+figure img { width: 3.6rem; height: 3.6rem; image-rendering: pixelated; border-radius: .25rem;
+  border: 3px solid transparent; display: block; }
+.query img { border-color: var(--ink); } .query { margin-right: 1rem; }
+.same img { border-color: var(--good); } .other img { border-color: var(--bad); }
+svg { width: 100%; height: auto; }
+"""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """One query (H, W, 3) uint8 and its nearest images (k, H, W, 3), distances (k,), and whether of its class (k,)."""
+
+    query: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8]
+    distances: npt.NDArray[np.int32]
+    same_class: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class DemoPage:
+    """What the page shows; ``margins`` are |logit| of every bit, ``seconds`` the duration of each single query."""
+
+    fingerprint: str
+    parity: tuple[ParityReport, ...]
+    figures: dict[str, float]
+    latency: Latency
+    seconds: tuple[float, ...]
+    margins: npt.NDArray[np.float32]
+    worst_error: float
+    queries: tuple[Neighbours, ...]
+
+
+def write_page(path: Path, page: DemoPage) -> None:
+    """Write ``page`` as one HTML file."""
+    targets = [target for report in page.parity for target in report.targets]
+    cards = [
+        (f"{sum(target.bits_compared for target in targets):,}", "bits compared with PyTorch"),
+        (f"{sum(target.wrong_bits for target in targets):,}", "wrong bits"),
+        (f"{page.figures['map_triton']:.4f}", "mAP@all, PyTorch's and Triton's"),
+        (f"{page.latency.p50_ms:.1f} ms", f"median query over gRPC (p99 {page.latency.p99_ms:.1f} ms)"),
+    ]
+    shown_cards = "".join(
+        f'<div class="card"><b>{value}</b><span>{html.escape(what)}</span></div>' for value, what in cards
+    )
+    body = f"""<h1>DMSH: served, and still the same</h1>
+<p>A trained Deep Multi-Scale Hashing model, exported to ONNX, served by NVIDIA Triton, queried over gRPC.
+Code space <code>{page.fingerprint[:16]}</code>.</p>
+<div class="cards">{shown_cards}</div>
+<h2>Every bit, at every step</h2>
+{_parity_table(targets)}
+<h2>Queries and their nearest images</h2>
+<p>The held-out query on the left, then what Triton answered, nearest first, with the Hamming distance. Green: of the
+query's class. Red: of another. The last rows are the queries with the most mixed neighbours.</p>
+{"".join(_row(query) for query in page.queries)}
+<h2>How far the logits are from the threshold</h2>
+<p>A bit is 1 where its logit is above 0. The distance of every logit from 0, beside the largest difference seen
+between PyTorch's logits and a target's ({page.worst_error:.1e}): where no bar reaches left of the line, no bit can
+flip.</p>
+{_margin_plot(page)}
+<h2>Latency of a single query</h2>
+<p>Image in, neighbours out, over gRPC, one at a time, {len(page.seconds)} queries.</p>
+{_latency_plot(page)}"""
+    document = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>DMSH demo</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>{body}</body></html>\n'
+    )
+    write_atomically(path, document.encode())
+
+
+def step_name(target: TargetParity) -> str:
+    """Return what a target is to a reader of the demo."""
+    names = {"model.onnx": "ONNX, folded", "model-unfolded.onnx": "ONNX, as trained"}
+    return names.get(target.target, "Triton, over gRPC")
+
+
+def _parity_table(targets: list[TargetParity]) -> str:
+    head = (
+        "",
+        "images",
+        "bits compared",
+        "wrong bits",
+        "worst logit error",
+        "codes in batches of 1 to 32",
+        "changed",
+    )
+    rows = [
+        (
+            html.escape(step_name(target)),
+            f"{target.images:,}",
+            f"{target.bits_compared:,}",
+            f"{target.wrong_bits:,}",
+            f"{target.worst_logit_error:.1e}",
+            f"{target.invariance.codes_compared:,}",
+            f"{target.invariance.wrong_codes:,}",
+        )
+        for target in targets
+    ]
+    cells = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{cells}</table>"
+
+
+def _row(query: Neighbours) -> str:
+    figures = [f'<figure class="query"><img src="{_png(query.query)}" alt="query">query</figure>']
+    for image, distance, same in zip(query.images, query.distances, query.same_class, strict=True):
+        kind = "same" if same else "other"
+        figures.append(f'<figure class="{kind}"><img src="{_png(image)}" alt="{kind} class">{distance}</figure>')
+    return f'<div class="row">{"".join(figures)}</div>'
+
+
+def _png(image: npt.NDArray[np.uint8]) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _margin_plot(page: DemoPage) -> str:
+    figure, axes = _axes(3.2)
+    smallest = float(min(page.margins.min(), page.worst_error)) or 1e-9
+    bins = np.geomspace(smallest / 2, float(page.margins.max()), 90)
+    axes.hist(page.margins, bins=bins, color="#3b6ea8")
+    axes.axvline(page.worst_error, color="#c0392b")
+    axes.annotate(
+        "worst logit error", (page.worst_error, 0.9), xycoords=("data", "axes fraction"), xytext=(6, 0),
+        textcoords="offset points", color="#c0392b",
+    )  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="|logit|", ylabel="bits")
+    return _svg(figure)
+
+
+def _latency_plot(page: DemoPage) -> str:
+    figure, axes = _axes(2.8)
+    milliseconds = 1e3 * np.asarray(page.seconds)
+    axes.hist(milliseconds, bins=60, range=(0, float(np.percentile(milliseconds, 99.5))), color="#3b6ea8")
+    for value, name in ((page.latency.p50_ms, "p50"), (page.latency.p99_ms, "p99")):
+        axes.axvline(value, color="#1c2430", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"{name} {value:.1f} ms", (value, 0.9), xycoords=("data", "axes fraction"), xytext=(6, 0),
+            textcoords="offset points",
+        )  # fmt: skip
+    axes.set(xlabel="milliseconds", ylabel="queries")
+    return _svg(figure)
+
+
+def _axes(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,89 @@
+"""The manifest beside each artefact: ``<artefact>.json``, what it is and what it was made from."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from dmsh_serving import __version__
+from dmsh_serving.console import write_json
+from dmsh_serving.errors import InputError
+
+FORMAT = "dmsh-manifest"
+FORMAT_VERSION = 1
+
+
+def manifest_path(artefact: Path) -> Path:
+    """Return ``<artefact>.json``."""
+    return artefact.with_name(artefact.name + ".json")
+
+
+def write_manifest(
+    artefact: Path,
+    *,
+    kind: str,
+    fingerprint: str,
+    made_from: dict[str, str],
+    options: dict[str, Any],
+    packages: tuple[str, ...],
+    results: dict[str, Any],
+) -> Path:
+    """Write the manifest of ``artefact`` and return its path.
+
+    ``made_from`` maps each source's name to its SHA-256 (or fingerprint); ``packages`` are the distributions whose
+    versions matter; ``results`` holds the checks' outcomes (plain JSON types).
+    """
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "artefact": artefact.name,
+        "sha256": sha256_of_file(artefact),
+        "fingerprint": fingerprint,
+        "made_from": made_from,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "options": options,
+        "versions": {
+            "dmsh-toolkit": __version__,
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+        },
+        "machine": {"architecture": platform.machine(), "system": platform.system()},
+        **results,
+    }
+    path = manifest_path(artefact)
+    write_json(path, manifest)
+    return path
+
+
+def read_manifest(artefact: Path) -> dict[str, Any]:
+    """Return the manifest of ``artefact``, checked to be about these very bytes.
+
+    Raises:
+        InputError: no manifest, of another format, or of another file.
+    """
+    path = manifest_path(artefact)
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: every artefact of dmsh-export has its manifest beside it") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{path} is not a {FORMAT}")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {manifest.get('format_version')}, this release reads {FORMAT_VERSION}"
+        )
+    if manifest.get("sha256") != sha256_of_file(artefact):
+        raise InputError(f"{path} is about another file than {artefact}: the SHA-256 differs; make the artefact again")
+    return manifest
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

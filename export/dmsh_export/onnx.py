@@ -1,0 +1,182 @@
+"""Checkpoint -> one ONNX file, from UINT8 image to logits and packed code, dynamic in the batch."""
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxscript.optimizer
+import torch
+from torch import Tensor, nn
+
+from dmsh_export.fold import FoldStep, fold
+from dmsh_export.manifest import write_manifest
+from dmsh_export.parity import ParityReport, compare
+from dmsh_export.runners import OnnxRunner, TorchRunner
+from dmsh_model.checkpoint import fingerprint
+from dmsh_model.network import DMSH
+from dmsh_serving import __version__, known_answer
+from dmsh_serving.codes import bytes_per_code, pack
+from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
+from dmsh_serving.errors import CheckError, InputError
+
+MIN_OPSET = 18
+DEFAULT_OPSET = 20
+KNOWN_ANSWER_IMAGES = 4
+PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What an export did: the file, what was folded into it, and its parity with PyTorch."""
+
+    path: Path
+    fold_steps: tuple[FoldStep, ...]
+    parity: ParityReport
+
+
+class _WithCode(nn.Module):
+    """Image -> (logits, code): threshold and bit packing inside the graph."""
+
+    def __init__(self, network: nn.Module, bits: int) -> None:
+        super().__init__()
+        self.network = network
+        # Packing as one product: bit j weighs 2^(7 - j mod 8) in byte j // 8. Sums stay below 256: exact in any type.
+        weights = torch.zeros(bits, bytes_per_code(bits))
+        for bit in range(bits):
+            weights[bit, bit // 8] = 2.0 ** (7 - bit % 8)
+        self.weights: Tensor
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(image)
+        code = ((logits > 0).to(torch.float32) @ self.weights).to(torch.uint8)
+        return logits, code
+
+
+def export_onnx(
+    model: DMSH,
+    out: Path,
+    images: npt.NDArray[np.uint8],
+    *,
+    folded: bool = True,
+    opset: int = DEFAULT_OPSET,
+    max_batch: int = 8,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> OnnxExport:
+    """Write ``model`` as the ONNX file ``out`` with its manifest, proven against PyTorch on ``images``.
+
+    Ends with onnx.checker, shape inference and a bit-for-bit parity run over ``images`` (N, H, W, 3) uint8 and
+    over batches of 1 to ``max_batch``. Until all have passed nothing bears the name ``out``.
+
+    Raises:
+        CheckError: one bit differs from PyTorch's.
+        InputError: no images, an opset out of range, or ``out`` is not in a folder.
+    """
+    if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise InputError(f"opset = {opset} must be {MIN_OPSET} to {onnx.defs.onnx_opset_version()}")
+    if not out.absolute().parent.is_dir() or out.is_dir():
+        raise InputError(f"{out}: name a file in a folder that exists")
+    model.eval()
+    network, steps = fold(model) if folded else (model, [FoldStep("everything", False, "--no-fold was given")])
+    proto = _proto_from_network(network, model, opset)
+    _describe(proto, model, folded, images)
+    onnx.checker.check_model(proto, full_check=True)
+    proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as folder:
+        candidate = Path(folder) / out.name
+        candidate.write_bytes(proto.SerializeToString(deterministic=True))
+        report = compare(
+            TorchRunner(model), [OnnxRunner(candidate)], images, max_batch=max_batch, on_progress=on_progress
+        )
+        if not report.passed:
+            raise CheckError(f"{out} is not written: {report.summary()}")
+        manifest = write_manifest(
+            candidate,
+            kind="onnx",
+            fingerprint=fingerprint(model),
+            made_from={"checkpoint": fingerprint(model)},
+            options={"fold": folded, "opset": opset, "max_batch": max_batch},
+            packages=PACKAGES,
+            results={"parity": report.to_dict(), "fold": [vars(step) for step in steps]},
+        )
+        candidate.replace(out)
+        manifest.replace(out.with_name(manifest.name))
+    return OnnxExport(out, tuple(steps), report)
+
+
+def _proto_from_network(network: nn.Module, model: DMSH, opset: int) -> onnx.ModelProto:
+    size = model.config.image_size
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
+        program = torch.onnx.export(
+            _WithCode(network, model.config.bits).eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[IMAGE],
+            output_names=[LOGITS, CODE],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            opset_version=opset,
+            # The exporter's own optimiser fuses BN in float32 and says nothing; what is folded is fold.py's to say.
+            optimize=False,
+        )
+    if program is None:
+        raise InputError("the network cannot be exported to ONNX")
+    onnxscript.optimizer.fold_constants(program.model)
+    onnxscript.optimizer.remove_unused_nodes(program.model)
+    return program.model_proto
+
+
+def _describe(proto: onnx.ModelProto, model: DMSH, folded: bool, images: npt.NDArray[np.uint8]) -> None:
+    """Replace what the exporter noted (source paths, traces) by what a reader of the file needs."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for value in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
+        del value.metadata_props[:]
+        value.ClearField("doc_string")
+    del proto.graph.metadata_props[:]
+    proto.graph.ClearField("doc_string")
+    proto.graph.name = "dmsh"
+    proto.producer_name = "dmsh-toolkit"
+    proto.producer_version = __version__
+    answer_images, answer_codes = _clearest(model, images)
+    onnx.helper.set_model_props(
+        proto,
+        {
+            Metadata.FINGERPRINT: fingerprint(model),
+            Metadata.BITS: str(model.config.bits),
+            Metadata.IMAGE_SIZE: str(model.config.image_size),
+            Metadata.CONFIG: json.dumps({**model.config.to_dict(), "folded": folded}, sort_keys=True),
+            Metadata.TOOL_VERSION: __version__,
+            Metadata.KNOWN_ANSWER: known_answer.dump(answer_images, answer_codes),
+        },
+    )
+
+
+def _clearest(model: DMSH, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Return the images (of at most the first 64) whose smallest |logit| is largest, and their codes.
+
+    A known answer must fail on a broken runtime, not on rounding noise at a threshold.
+    """
+    sample = np.ascontiguousarray(images[:64])
+    if not len(sample):
+        raise InputError("no images to prove the export on: give at least one")
+    logits = model.logits(sample)
+    clearest = np.argsort(-np.abs(logits).min(axis=1), kind="stable")[:KNOWN_ANSWER_IMAGES]
+    return sample[clearest], pack(logits[clearest])
+
+
+def metadata_of(proto: onnx.ModelProto) -> dict[str, Any]:
+    """Return the ``metadata_props`` of a model as a dict."""
+    return {entry.key: entry.value for entry in proto.metadata_props}
