@@ -6,12 +6,15 @@ such a model READY while every request to it fails, and only a new process of th
 
 import contextlib
 import http.client
+import json
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dmsh_serving import preflight, shared_memory, triton_home
+from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
 from dmsh_serving.stubs import living_stubs
 
@@ -27,6 +31,14 @@ READY_SECONDS = 120.0
 STOP_SECONDS = 30  # how long requests in flight may take once the server is told to stop
 WATCH_SECONDS = 0.25
 MAX_RESTARTS_A_MINUTE = 5
+_CONTROL_HEADER = "dmsh-control"
+# Becomes tritonserver, having asked the kernel (PR_SET_PDEATHSIG) for a SIGTERM when the thread that started it is
+# gone: a launcher that is killed leaves no server behind.
+_DIE_WITH_PARENT = (
+    sys.executable,
+    "-ISc",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])",
+)
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +51,8 @@ class TritonServer:
         url: host:port of gRPC.
         http_url, metrics_url: host:port of HTTP and of the metrics.
         restarts: how often the watch had to start the server again.
-        failure: why the watch gave up, or None.
+        failure: why the server could not be started or kept alive, or None.
+        exit_code: tritonserver's, once it has ended.
 
     Raises:
         DmshError: from :mod:`dmsh_serving.preflight`, or because a model does not load (the message says why).
@@ -70,8 +83,10 @@ class TritonServer:
         self.restarts = 0
         self.failure: DmshError | None = None
         self._triton, self._on_event = triton, on_event
-        self._stopping = threading.Event()
-        self._watch = threading.Thread(target=self._keep_alive, name="triton-watch", daemon=True)
+        self.exit_code: int | None = None
+        self._launched, self._stopping, self._ended = threading.Event(), threading.Event(), threading.Event()
+        self._watch = threading.Thread(target=self._run, name="triton-watch", daemon=True)
+        self._control_key = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: frozenset[int] = frozenset()
 
@@ -105,34 +120,35 @@ class TritonServer:
         self.log_file.write_bytes(b"")
         shared_memory.sweep()
         self._regions = shared_memory.RegionPrefix()
-        try:
-            self._launch()
-        except BaseException:
-            self._end(STOP_SECONDS)
-            self._regions.release()
-            raise
         self._watch.start()
+        try:
+            self._launched.wait()
+        except BaseException:  # Ctrl-C while models load
+            self.stop()
+            raise
+        if self.failure is not None:
+            self.wait()
 
-    def stop(self) -> int:
+    def stop(self) -> int | None:
         """Answer what is in flight, end the server, remove what it leaves; return tritonserver's exit code."""
         self._stopping.set()
-        self._watch.join()
-        code = self._end(STOP_SECONDS + 5)
-        self._regions.release()
-        return code
+        if self._watch.ident is not None:
+            self._ended.wait()
+        return self.exit_code
 
     def wait(self) -> None:
-        """Return when the watch has ended: never while all is well.
+        """Return when the server was stopped.
 
         Raises:
-            DmshError: why the watch gave up.
+            DmshError: it could not be started or kept alive.
         """
-        self._watch.join()
+        self._ended.wait()  # not join: a join that a signal interrupts takes the thread for ended (CPython 3.11)
         if self.failure is not None:
             raise self.failure
 
     def _launch(self) -> None:
         command = [
+            *_DIE_WITH_PARENT,
             str(self._home.executable),
             f"--model-repository={self.repository}",
             f"--backend-directory={self._home.backends}",
@@ -142,7 +158,11 @@ class TritonServer:
             f"--http-port={self.http_port}",
             f"--metrics-address={self.host}",
             f"--metrics-port={self.metrics_port}",
-            "--model-control-mode=none",
+            # Only this launcher controls models, and only to drain them: see _drain.
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            f"--http-restricted-api=model-repository:{_CONTROL_HEADER}={self._control_key}",
+            f"--grpc-restricted-protocol=model-repository:{_CONTROL_HEADER}={self._control_key}",
             f"--exit-timeout-secs={STOP_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
         ]
@@ -169,17 +189,65 @@ class TritonServer:
             if time.monotonic() > deadline:
                 raise MissingError(f"Triton was not ready after {READY_SECONDS:.0f} s (log: {self.log_file})")
             if self._stopping.wait(0.05):
-                raise MissingError("Triton was told to stop before it was ready")
+                return
 
     def _is_ready(self) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            self._http("GET", "/v2/health/ready")
+            return True
+        return False
+
+    def _http(self, method: str, path: str) -> bytes:
+        """Return the body of the server's answer; raise OSError or HTTPException unless it is 200 OK."""
         connection = http.client.HTTPConnection(self.http_url, timeout=2)
         try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
+            connection.request(method, path, headers={_CONTROL_HEADER: self._control_key})
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != http.HTTPStatus.OK:
+                raise http.client.HTTPException(f"{path}: {answer.status} {body[:200]!r}")
+            return body
         finally:
             connection.close()
+
+    def _drain(self) -> None:
+        """Refuse new searches and let those in flight finish.
+
+        Triton told to stop refuses the next step of an ensemble's request, which then fails half done. An ensemble
+        that is unloaded refuses new requests, while its own go through models that still work.
+        """
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            for ensemble in self._served_ensembles():
+                self._http("POST", f"/v2/repository/models/{ensemble}/unload")
+            while self._served_ensembles() and time.monotonic() < deadline:
+                time.sleep(0.02)
+        except (OSError, http.client.HTTPException) as error:  # it hangs or is gone: it is ended anyway
+            _log.warning("Triton could not be drained before its end: %s", error)
+
+    def _served_ensembles(self) -> list[str]:
+        index = json.loads(self._http("POST", "/v2/repository/index"))
+        living = ("READY", "UNLOADING")
+        return [
+            model["name"]
+            for model in index
+            if model["name"] in (SEARCH_MODEL, SEARCH_FILE_MODEL) and model.get("state") in living
+        ]
+
+    def _run(self) -> None:
+        """Start the server, watch it, end it: all in one thread, whose end would also end the server."""
+        try:
+            self._launch()
+            self._launched.set()
+            self._keep_alive()
+            self._drain()
+        except (DmshError, OSError) as error:
+            self.failure = error if isinstance(error, DmshError) else MissingError(f"Triton cannot run: {error}")
+        finally:
+            self.exit_code = self._end(STOP_SECONDS + 5)
+            self._regions.release()
+            self._ended.set()
+            self._launched.set()
 
     def _keep_alive(self) -> None:
         restarted_at: list[float] = []
@@ -190,19 +258,13 @@ class TritonServer:
             began = time.monotonic()
             restarted_at = [moment for moment in restarted_at if began - moment < 60] + [began]
             if len(restarted_at) > MAX_RESTARTS_A_MINUTE:
-                self.failure = MissingError(
-                    f"Triton was restarted {MAX_RESTARTS_A_MINUTE} times within a minute and {lost} again "
+                raise MissingError(
+                    f"Triton was started again {MAX_RESTARTS_A_MINUTE} times within a minute, and {lost} "
                     f"(log: {self.log_file})"
                 )
-                return
             self._end(1)  # no request to a model without its process can be answered: do not wait for them
             self._regions.remove_regions()
-            try:
-                self._launch()
-            except DmshError as error:
-                if not self._stopping.is_set():
-                    self.failure = error
-                return
+            self._launch()
             self.restarts += 1
             self._on_event(f"{lost}: Triton was started again in {time.monotonic() - began:.1f} s")
 
@@ -243,8 +305,8 @@ def free_ports(host: str, count: int) -> list[int]:
 
 def error_from_log(text: str, log_file: Path) -> DmshError:
     """Return what a server's log says about a start that failed; a model's own error keeps its kind."""
-    # A Python model's exception: "failed to load 'NAME' version 1: Internal: InputError: REASON\n\nAt:\n FILE(LINE): ..."
-    # with its line breaks written as backslash and n.
+    # A Python model's exception, its line breaks written as backslash and n:
+    # "failed to load 'NAME' version 1: Internal: InputError: REASON\n\nAt:\n  FILE(LINE): ..."
     failed = re.findall(r"failed to load '(.*?)' version \d+: (.*?)(?:\\n|\"?$)", text, flags=re.MULTILINE)
     reasons = [(model, re.sub(r"^Internal: (\w+Error): ", "", reason)) for model, reason in failed]
     if reasons:

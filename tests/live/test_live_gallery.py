@@ -1,0 +1,92 @@
+"""A new gallery version while the server answers."""
+
+import http.client
+import re
+import threading
+import time
+
+import pytest
+from live_world import IMAGES, World, check
+
+from dmsh_serving import gallery
+from dmsh_serving.client import SearchClient
+
+QUERIES = IMAGES[:3]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World.make(tmp_path_factory.mktemp("swapped"), 100)
+
+
+@pytest.fixture(scope="module")
+def server(world):
+    with world.server() as running:
+        yield running
+
+
+def wait_for_version(client, version, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while client.search(QUERIES, 1).gallery_version[0] != version:
+        assert time.monotonic() < deadline, f"version {version} did not come within {seconds} s"
+        time.sleep(0.02)
+
+
+def test_a_swap_under_load_loses_no_request_and_mixes_no_versions(world, server, client):
+    counts = {gallery.current_version(world.gallery): 100}
+    answers, errors, stop = [], [], threading.Event()
+
+    def ask():
+        with SearchClient(server.url) as mine:
+            while not stop.is_set():
+                try:
+                    answers.append(mine.search(QUERIES, 5))
+                except Exception as error:
+                    errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for count in (150, 40, 250):
+            version = world.publish(count)
+            counts[version] = count
+            wait_for_version(client, version)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    assert {answer.gallery_version[0] for answer in answers} == set(counts)
+    for answer in answers:
+        (version,) = set(answer.gallery_version)
+        check(answer, QUERIES, 5, counts[version])
+
+
+def failed_swaps(server):
+    connection = http.client.HTTPConnection(server.metrics_url, timeout=5)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    (value,) = re.findall(r"^dmsh_gallery_failed_swaps_total(?:{})? (\S+)$", text, flags=re.MULTILINE)
+    return float(value)
+
+
+def test_a_broken_new_version_is_counted_and_the_old_one_serves(world, server, client):
+    version = world.publish(120)
+    wait_for_version(client, version)
+    before = failed_swaps(server)
+    content = bytearray((world.gallery / f"gallery-{version}.safetensors").read_bytes())
+    content[-1] ^= 1
+    (world.gallery / "gallery-00000099-00000000.safetensors").write_bytes(content)
+    (world.gallery / gallery.CURRENT).write_text("00000099-00000000\n")
+    deadline = time.monotonic() + 10
+    while failed_swaps(server) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    answer = client.search(QUERIES, 5)
+    assert set(answer.gallery_version) == {version}
+    check(answer, QUERIES, 5, 120)
+    assert failed_swaps(server) == before + 1
+    assert f"version {version} goes on serving" in server.log_file.read_text()
+    mended = world.publish(130)
+    wait_for_version(client, mended)

@@ -1,0 +1,180 @@
+"""Starting, stopping, and what happens when processes are killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tiny_model
+from live_world import CODES, IMAGES, World, check, png
+
+from dmsh_serving import gallery, known_answer
+from dmsh_serving.client import SearchClient
+from dmsh_serving.errors import CheckError, InputError, MissingError
+from dmsh_serving.launcher import TritonServer, free_ports
+from dmsh_serving.repository import RepositorySpec, write_repository
+from dmsh_serving.shared_memory import SHARED_MEMORY
+
+SLOW_FILE = png(np.zeros((3000, 3000, 3), np.uint8))  # few bytes to send, many pixels to decode
+
+
+@pytest.fixture
+def own_world(tmp_path):
+    return World.make(tmp_path, 100)
+
+
+def prefix_of(server_pid):
+    """The shared memory prefix that a tritonserver was started with."""
+    (option,) = [part for part in psutil.Process(server_pid).cmdline() if "shm-region-prefix-name=" in part]
+    return option.split("shm-region-prefix-name=")[1]
+
+
+def left_of(prefix):
+    return [path.name for path in SHARED_MEMORY.glob(f"{prefix}*")]
+
+
+def wait_until_answered(url, seconds=30.0):
+    """Ask until an answer comes; return how long that took."""
+    began = time.monotonic()
+    while True:
+        try:
+            with SearchClient(url, timeout=2) as client:
+                check(client.search(IMAGES[:2], 5), IMAGES[:2], 5, 100)
+            return time.monotonic() - began
+        except MissingError:
+            assert time.monotonic() - began < seconds
+            time.sleep(0.05)
+
+
+def wait_until_gone(pids, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+        assert time.monotonic() < deadline, "a process lives on"
+        time.sleep(0.05)
+
+
+def test_killed_processes_come_back_and_requests_are_answered_again(own_world):
+    events = []
+    with own_world.server(on_event=events.append) as server:
+        wait_until_answered(server.url)
+        for victim_of in (lambda: min(server.stubs), lambda: server.pid):
+            known = len(events)
+            old = server.stubs
+            os.kill(victim_of(), signal.SIGKILL)
+            deadline = time.monotonic() + 30
+            while len(events) == known:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert wait_until_answered(server.url) < 5
+            assert not server.stubs & old
+            wait_until_gone(old)
+        prefix = prefix_of(server.pid)
+        assert len(left_of(prefix)) == 1 + len(server.stubs)  # the lock and a region a model, none of the killed
+    assert server.restarts == 2
+    assert "the process of a model died: Triton was started again in" in events[0]
+    assert "tritonserver ended by itself (-9)" in events[1]
+    assert server.exit_code == 0
+    assert left_of(prefix) == []
+
+
+def test_a_stop_answers_what_is_in_flight_and_exits_0(own_world):
+    with own_world.server() as server, SearchClient(server.url) as client, ThreadPoolExecutor(6) as pool:
+        prefix = prefix_of(server.pid)
+        client.search_files([SLOW_FILE], 5)  # the connection is open, the batch size known
+        slow = [pool.submit(client.search_files, [SLOW_FILE] * 4, 5) for _ in range(6)]
+        time.sleep(0.3)  # all are with the server
+        assert sum(request.done() for request in slow) < 6
+        assert server.stop() == 0
+        answers = [request.result() for request in slow]
+    assert all(answer.ids.shape == (4, 5) for answer in answers)
+    assert left_of(prefix) == []
+
+
+def test_two_servers_at_once_do_not_disturb_each_other(own_world, server, client):
+    with own_world.server() as second, SearchClient(second.url) as other:
+        assert {second.grpc_port, second.http_port, second.metrics_port}.isdisjoint(
+            {server.grpc_port, server.http_port, server.metrics_port}
+        )
+        check(other.search(IMAGES[:4], 5), IMAGES[:4], 5, 100)
+        check(client.search(IMAGES[:4], 5), IMAGES[:4], 5, 200)
+    check(client.search(IMAGES[:4], 5), IMAGES[:4], 5, 200)
+
+
+def start_command(world, port):
+    command = [sys.executable, "-m", "dmsh_serving", "start", "--repository", str(world.repository)]
+    command += ["--grpc-port", str(port), "--log-file", str(world.folder / "triton.log")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def triton_of(process):
+    (server,) = [child for child in psutil.Process(process.pid).children() if child.name() == "tritonserver"]
+    return server
+
+
+def test_the_start_command_serves_until_sigterm_and_exits_0(own_world):
+    (port,) = free_ports("127.0.0.1", 1)
+    process = start_command(own_world, port)
+    assert process.stdout.readline().startswith(f"Triton is ready: gRPC 127.0.0.1:{port}")
+    wait_until_answered(f"127.0.0.1:{port}")
+    prefix = prefix_of(triton_of(process).pid)
+    process.terminate()
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert left_of(prefix) == []
+
+
+def test_a_killed_launcher_leaves_no_server_and_no_shared_memory(own_world):
+    (port,) = free_ports("127.0.0.1", 1)
+    process = start_command(own_world, port)
+    process.stdout.readline()
+    prefix = prefix_of(triton_of(process).pid)
+    children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    assert children
+    process.kill()
+    process.communicate()
+    wait_until_gone(children, 40)
+    with own_world.server(grpc_port=port):
+        assert left_of(prefix) == []
+
+
+def test_a_model_that_fails_its_known_answer_is_not_served(own_world):
+    codes = tiny_model.codes_of(IMAGES[:2])
+    codes[0, 0] ^= 1
+    model = tiny_model.write(own_world.folder / "wrong.onnx", answer=known_answer.dump(IMAGES[:2], codes))
+    spec = RepositorySpec(own_world.gallery, 64, 16, tiny_model.FINGERPRINT, model=model)
+    write_repository(own_world.repository, spec)
+    with pytest.raises(CheckError, match=r"dmsh_encoder does not load: .*known answer: 1 of 128 bits differ"):
+        own_world.server().start()
+
+
+def test_a_gallery_of_another_model_is_not_served(own_world):
+    gallery.build(own_world.gallery, CODES[:10], None, None, bits=64, fingerprint="cd" * 32, overwrite=True)
+    with pytest.raises(InputError, match=r"dmsh_ranker does not load: .*fingerprint is cdcd.*not abab"):
+        own_world.server().start()
+
+
+def test_a_taken_port_is_found_before_the_start(own_world, server):
+    with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{server.grpc_port} .*choose another --grpc-port"):
+        own_world.server(grpc_port=server.grpc_port).start()
+
+
+def test_an_interrupted_start_leaves_nothing(own_world):
+    server = own_world.server()
+    threading.Timer(0.6, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    assert server.exit_code is not None
+    assert not psutil.pid_exists(server.pid)
+
+
+def test_an_environment_without_triton_is_named(own_world, tmp_path):
+    with pytest.raises(MissingError, match="no Triton at"):
+        TritonServer(own_world.repository, triton=Path(tmp_path)).start()

@@ -1,0 +1,187 @@
+"""What the server answers: right, refused, and right beside refused."""
+
+import http.client
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_model
+import tritonclient.grpc as triton
+from live_world import CODES, IMAGES, all_at_once, check, png
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from dmsh_serving.client import SearchClient
+from dmsh_serving.contract import (
+    DECODE_MODEL,
+    ENCODER_MODEL,
+    MAX_K,
+    PAD_DISTANCE,
+    PAD_ID,
+    RANKER_MODEL,
+    SEARCH_FILE_MODEL,
+    SEARCH_MODEL,
+)
+from dmsh_serving.errors import InputError, MissingError
+
+
+def raw(server, model, **arrays):
+    """Ask with nothing but the plain client: what it lets through, the server must judge."""
+    inputs = []
+    for name, array in arrays.items():
+        tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        inputs.append(tensor.set_data_from_numpy(array))
+    with triton.InferenceServerClient(server.url) as client:
+        return client.infer(model, inputs, client_timeout=10)
+
+
+@pytest.mark.parametrize("count", [1, 8, 70])
+@pytest.mark.parametrize("k", [1, 10, 200])
+def test_answers_equal_the_oracle(client, count, k):
+    images = IMAGES[230 - count : 230]
+    answer = client.search(images, k)
+    check(answer, images, k)
+    np.testing.assert_array_equal(answer.code, tiny_model.codes_of(images))
+    assert answer.keys.tolist() == [[f"image-{number}" for number in row] for row in answer.ids.tolist()]
+    assert len(set(answer.gallery_version)) == 1
+
+
+def test_files_give_what_their_pixels_give(client, tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(png(IMAGES[250]))
+    answer = client.search_files([png(IMAGES[251]), path], 5)
+    check(answer, IMAGES[[251, 250]], 5)
+
+
+def test_codes_and_logits_equal_whole_number_arithmetic(client):
+    encoded = client.encode(IMAGES[:20])
+    np.testing.assert_array_equal(encoded.code, CODES[:20])
+    np.testing.assert_array_equal(encoded.logits, tiny_model.logits_of(IMAGES[:20]))
+
+
+def test_without_k_ten_are_found(server):
+    assert raw(server, SEARCH_MODEL, image=IMAGES[:2]).as_numpy("ids").shape == (2, 10)
+    assert raw(server, RANKER_MODEL, code=CODES[:2]).as_numpy("ids").shape == (2, 10)
+
+
+def test_more_than_the_gallery_holds_is_padded(client):
+    answer = client.search(IMAGES[:2], 210)
+    assert (answer.ids[:, 200:] == PAD_ID).all()
+    assert (answer.distances[:, 200:] == PAD_DISTANCE).all()
+    assert (answer.keys[:, 200:] == "").all()
+    assert (answer.ids[:, :200] != PAD_ID).all()
+
+
+@pytest.mark.parametrize("k", [0, -3, MAX_K + 1])
+def test_k_out_of_range_is_refused(client, k):
+    with pytest.raises(InputError, match=f"k = {k} is out of range: ask for 1 to {MAX_K}"):
+        client.search(IMAGES[:1], k)
+
+
+def test_two_ks_in_one_request_are_refused(server):
+    with pytest.raises(InferenceServerException, match="the same in every row") as error:
+        raw(server, SEARCH_MODEL, image=IMAGES[:2], k=np.array([[1], [2]], np.int64))
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+REFUSED = {
+    "shape": (SEARCH_MODEL, {"image": IMAGES[:1, :8]}, r"Expected \[-1,16,16,3\], got \[1,8,16,3\]"),
+    "no batch": (SEARCH_MODEL, {"image": IMAGES[0][:8]}, r"Expected \[-1,16,16,3\], got \[8,16,3\]"),
+    "dtype": (
+        SEARCH_MODEL,
+        {"image": IMAGES[:1].astype(np.float32)},
+        "is 'FP32', but model 'dmsh_search' expects 'UINT8'",
+    ),
+    "batch": (SEARCH_MODEL, {"image": IMAGES[:9]}, "batch-size must be <= 8"),
+    "width": (RANKER_MODEL, {"code": CODES[:1, :7]}, r"Expected \[-1,8\], got \[1,7\]"),
+    "k dtype": (RANKER_MODEL, {"code": CODES[:1], "k": np.ones((1, 1), np.int32)}, "expects 'INT64'"),
+    "name": (ENCODER_MODEL, {"picture": IMAGES[:1]}, "picture"),
+    "no input": (DECODE_MODEL, {}, "expected 1 inputs but got 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_malformed_request_is_refused_with_what_was_expected(server, case):
+    model, arrays, message = REFUSED[case]
+    with pytest.raises(InferenceServerException, match=message) as error:
+        raw(server, model, **arrays)
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("bad", [b"", b"not an image", png(IMAGES[0])[:-40], b"GIF89a", b"%PDF-1.7\n"])
+def test_a_bad_file_is_refused(client, bad):
+    with pytest.raises(InputError, match="file"):
+        client.search_files([bad])
+
+
+def test_requests_at_the_same_time_share_the_encoders_runs(server, client):
+    def counts():
+        with triton.InferenceServerClient(server.url) as asked:
+            found = asked.get_inference_statistics(ENCODER_MODEL).model_stats[0]
+        return found.inference_count, found.execution_count
+
+    before = counts()
+    answers = all_at_once([lambda row=row: client.search(IMAGES[row : row + 1], 3) for row in range(64)])
+    for row, answer in enumerate(answers):
+        check(answer, IMAGES[row : row + 1], 3)
+    inferences, executions = (after - start for after, start in zip(counts(), before, strict=True))
+    assert inferences == 64
+    assert executions < 64
+
+
+def test_bad_requests_fail_alone_among_good_ones(client):
+    good, nan, bad_k, bad_file = range(4)
+    kinds = [good, nan, good, bad_k, bad_file] * 12
+    calls = {
+        good: lambda row: client.search_files([png(IMAGES[row])], 4),
+        nan: lambda row: client.search(tiny_model.WHITE, 4),
+        bad_k: lambda row: client.search(IMAGES[row : row + 1], 0),
+        bad_file: lambda row: client.search_files([b"junk"], 4),
+    }
+    answers = all_at_once([lambda row=row, kind=kind: calls[kind](row) for row, kind in enumerate(kinds)])
+    for row, (kind, answer) in enumerate(zip(kinds, answers, strict=True)):
+        if kind == good:
+            check(answer, IMAGES[row : row + 1], 4)
+        else:
+            assert isinstance(answer, InputError)
+            assert {nan: "NaN", bad_k: "k = 0", bad_file: "not an image"}[kind] in str(answer)
+
+
+def test_the_query_command_prints_a_table_and_writes_json(server, tmp_path):
+    for number in (7, 8):
+        (tmp_path / f"{number}.png").write_bytes(png(IMAGES[number]))
+    files = [str(tmp_path / "7.png"), str(tmp_path / "8.png")]
+    command = [sys.executable, "-m", "dmsh_serving", "query", *files, "--url", server.url, "-k", "3"]
+    answer = subprocess.run(
+        [*command, "--json", str(tmp_path / "found.json")], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "image-7" in answer.stdout
+    results = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert [result["file"] for result in results] == files
+    assert results[0]["nearest"][0] == {"id": 7, "distance": 0, "key": "image-7"}
+    assert [len(result["nearest"]) for result in results] == [3, 3]
+
+
+def test_an_unknown_model_is_named(server):
+    with SearchClient(server.url) as client, pytest.raises(MissingError, match=r"does not serve this: .*dmsh_other"):
+        client.max_batch("dmsh_other")
+
+
+def test_metrics_are_served_on_loopback_with_the_gallerys_own(server):
+    connection = http.client.HTTPConnection(server.metrics_url, timeout=5)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    assert 'nv_inference_count{model="dmsh_encoder",version="1"}' in text
+    assert "dmsh_gallery_failed_swaps_total" in text
+
+
+def test_models_cannot_be_loaded_or_unloaded_from_outside(server):
+    with triton.InferenceServerClient(server.url) as client:
+        for call in (client.load_model, client.unload_model):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                call(SEARCH_FILE_MODEL)
+    connection = http.client.HTTPConnection(server.http_url, timeout=5)
+    connection.request("POST", f"/v2/repository/models/{SEARCH_FILE_MODEL}/unload")
+    assert connection.getresponse().status == http.HTTPStatus.FORBIDDEN
