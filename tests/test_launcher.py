@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dmsh_serving.errors import CheckError, InputError, MissingError
-from dmsh_serving.launcher import TritonServer, error_from_log, free_ports
+from dmsh_serving.launcher import TritonServer, free_ports
+from dmsh_serving.server_log import error_from_log
 
 LOG = Path("triton.log")
 FAILED = (

@@ -9,7 +9,6 @@ import http.client
 import json
 import logging
 import os
-import re
 import secrets
 import signal
 import socket
@@ -23,7 +22,8 @@ from types import TracebackType
 
 from dmsh_serving import preflight, shared_memory, triton_home
 from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
-from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
+from dmsh_serving.errors import DmshError, MissingError
+from dmsh_serving.server_log import error_from_log
 from dmsh_serving.stubs import living_stubs
 
 LOOPBACK = "127.0.0.1"
@@ -301,19 +301,3 @@ def free_ports(host: str, count: int) -> list[int]:
     finally:
         for opened in sockets:
             opened.close()
-
-
-def error_from_log(text: str, log_file: Path) -> DmshError:
-    """Return what a server's log says about a start that failed; a model's own error keeps its kind."""
-    # A Python model's exception, its line breaks written as backslash and n:
-    # "failed to load 'NAME' version 1: Internal: InputError: REASON\n\nAt:\n  FILE(LINE): ..."
-    failed = re.findall(r"failed to load '(.*?)' version \d+: (.*?)(?:\\n|\"?$)", text, flags=re.MULTILINE)
-    reasons = [(model, re.sub(r"^Internal: (\w+Error): ", "", reason)) for model, reason in failed]
-    if reasons:
-        kinds = (InputError, CheckError, MissingError)
-        kind = next((kind for kind in kinds if f": {kind.__name__}: " in failed[0][1]), MissingError)
-        said = "; ".join(f"{model} does not load: {reason.strip()[:400]}" for model, reason in reasons)
-        return kind(f"{said} (log: {log_file})")
-    errors: list[str] = re.findall(r"^(?:E\d{4} \S+ \d+ \S+\] |error: )(.*)$", text, flags=re.MULTILINE)
-    lines = errors or [line for line in text.splitlines() if line.strip()] or ["its log is empty"]
-    return MissingError(f"Triton did not start: {lines[-1].strip()[:400]} (log: {log_file})")

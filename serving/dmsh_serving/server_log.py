@@ -1,0 +1,22 @@
+"""Why a server did not start, read from its log."""
+
+import re
+from pathlib import Path
+
+from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
+
+
+def error_from_log(text: str, log_file: Path) -> DmshError:
+    """Return what a server's log says about a start that failed; a model's own error keeps its kind."""
+    # A Python model's exception, its line breaks written as backslash and n:
+    # "failed to load 'NAME' version 1: Internal: InputError: REASON\n\nAt:\n  FILE(LINE): ..."
+    failed = re.findall(r"failed to load '(.*?)' version \d+: (.*?)(?:\\n|\"?$)", text, flags=re.MULTILINE)
+    reasons = [(model, re.sub(r"^Internal: (\w+Error): ", "", reason)) for model, reason in failed]
+    if reasons:
+        kinds = (InputError, CheckError, MissingError)
+        kind = next((kind for kind in kinds if f": {kind.__name__}: " in failed[0][1]), MissingError)
+        said = "; ".join(f"{model} does not load: {reason.strip()[:400]}" for model, reason in reasons)
+        return kind(f"{said} (log: {log_file})")
+    errors: list[str] = re.findall(r"^(?:E\d{4} \S+ \d+ \S+\] |error: )(.*)$", text, flags=re.MULTILINE)
+    lines = errors or [line for line in text.splitlines() if line.strip()] or ["its log is empty"]
+    return MissingError(f"Triton did not start: {lines[-1].strip()[:400]} (log: {log_file})")
