@@ -104,6 +104,28 @@ def _checked_taps(name: str, taps: tuple[int, ...] | None, levels: int, default:
     return tuple(sorted(taps))
 
 
+def check_features(backbone: Backbone, name: str, image_size: int) -> None:
+    """Try ``backbone`` on one image.
+
+    Raises:
+        InputError: it does not take images of this size, or its features are not maps (N, C, H, W).
+    """
+    was_training = backbone.module.training
+    try:
+        with torch.no_grad():
+            features = backbone.module.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(f"backbone {name!r} does not take images of {image_size} pixels: {error}") from error
+    finally:
+        backbone.module.train(was_training)
+    for tap, channels, feature in zip(backbone.taps, backbone.channels, features, strict=True):
+        if feature.ndim != 4 or feature.shape[1] != channels or 0 in feature.shape:
+            raise InputError(
+                f"backbone {name!r} gives features {list(feature.shape)} at level {tap} for {image_size} pixels, "
+                f"a DMSH network needs [1, {channels}, H, W]: choose a convolutional backbone or larger images"
+            )
+
+
 def trainable_parameters(module: nn.Module) -> int:
     """Return the number of trainable values in ``module``."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -11,11 +11,11 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from dmsh_serving.decode import DECODE_RECIPE
 from torch import Tensor
 
 from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH
+from dmsh_serving.decode import DECODE_RECIPE
 from dmsh_serving.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -49,10 +49,7 @@ def save(model: DMSH, folder: Path, *, training: dict[str, Any] | None = None, o
     Raises:
         InputError: ``folder`` exists and ``overwrite`` is False, or it is not a checkpoint.
     """
-    if folder.exists() and not (overwrite and (folder / CONFIG_FILE).is_file()):
-        raise InputError(f"{folder} exists already: choose another name" + (" (it is no checkpoint)" * overwrite))
-    if not folder.absolute().parent.is_dir():
-        raise InputError(f"{folder.absolute().parent} is not a folder: create it, or write elsewhere")
+    check_target(folder, overwrite=overwrite)
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -63,7 +60,7 @@ def save(model: DMSH, folder: Path, *, training: dict[str, Any] | None = None, o
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     fresh = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
     try:
-        safetensors.torch.save_file(tensors, fresh / WEIGHTS_FILE)
+        (fresh / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
         (fresh / CONFIG_FILE).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n")
         fresh.chmod(0o755)
         if folder.exists():
@@ -76,6 +73,16 @@ def save(model: DMSH, folder: Path, *, training: dict[str, Any] | None = None, o
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Raise :class:`InputError` where :func:`save` would; for those who work long before they save."""
+    if folder.exists() and not overwrite:
+        raise InputError(f"{folder} exists already: choose another name, or --overwrite it")
+    if folder.exists() and not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{folder} exists already and is no checkpoint: choose another name")
+    if not folder.absolute().parent.is_dir():
+        raise InputError(f"{folder.absolute().parent} is not a folder: create it, or write elsewhere")
 
 
 def load(path: Path) -> DMSH:
@@ -128,22 +135,52 @@ def _config(path: Path, header: dict[str, Any]) -> HashConfig:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    if path.is_dir():
+    return read_tensors(path / WEIGHTS_FILE if path.is_dir() else path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the named tensors of a ``.safetensors`` file or of a plain ``.pt``/``.pth`` state dict, on the CPU.
+
+    Raises:
+        InputError: missing, another kind of file, damaged, or a pickle that holds more than tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, or is not a file")
+    if path.suffix == ".safetensors":
         try:
-            return safetensors.torch.load_file(path / WEIGHTS_FILE)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(f"{path / WEIGHTS_FILE} cannot be read: {error}") from error
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise InputError(f"{path} is damaged: {error}") from error
     if path.suffix not in (".pt", ".pth"):
-        raise InputError(f"{path} is neither a checkpoint folder nor a .pt/.pth state dict")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path} holds more than tensors and is refused: save a plain state_dict()") from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is not a PyTorch state dict: {error}") from error
+        raise InputError(f"{path} is neither a checkpoint folder nor a .safetensors, .pt or .pth file")
+    state = read_torch_file(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} is not a plain state dict of tensors: save model.state_dict()")
     return state
+
+
+def read_torch_file(path: Path) -> Any:
+    """Return what ``torch.save`` wrote to ``path``, on the CPU; no code in it is run.
+
+    Raises:
+        InputError: damaged, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} is damaged, or holds more than tensors, and is refused") from error
+    except Exception as error:  # an unpickler fed hostile bytes raises nearly anything
+        raise InputError(f"{path} is damaged, or was not written by torch.save ({type(error).__name__})") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's bytes."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, or is not a file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_state(path: Path, expected: dict[str, Tensor], given: dict[str, Tensor]) -> None:

@@ -1,10 +1,10 @@
 """What a DMSH network is made of, as one frozen value that travels with its weights."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from dmsh_serving.codes import checked_bits
 from dmsh_serving.errors import InputError
 
 Activation = Literal["none", "relu", "tanh"]
@@ -21,6 +21,12 @@ class LossWeights:
     pairwise: float = 1.0
     quantisation: float = 0.1
     classification: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse negative and non-finite weights."""
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value < math.inf:
+                raise InputError(f"config: loss weight {name} = {value} must be 0 or more, and finite")
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,16 @@ class HashConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from, naming every wrong field at once."""
+        from dmsh_serving.codes import checked_bits  # brings NumPy, which `dmsh-train --help` need not wait for
+
         checked_bits(self.bits)
+        wholes = ("bits", "image_size", "lateral_features", "fusion_features", "num_classes")
         problems = [
+            f"{name} = {getattr(self, name)} must be a whole number"
+            for name in wholes
+            if not isinstance(getattr(self, name), int)
+        ]
+        problems += [
             f"{name} = {getattr(self, name)} must be at least {least}"
             for name, least in (
                 ("image_size", 16),
@@ -66,7 +80,11 @@ class HashConfig:
         ):
             if getattr(self, name) not in choices:
                 problems.append(f"{name} = {getattr(self, name)!r} must be one of {', '.join(choices)}")
-        if self.taps is not None and (not self.taps or len(set(self.taps)) != len(self.taps)):
+        if not isinstance(self.backbone, str):
+            problems.append(f"backbone = {self.backbone} must be a name")
+        if self.taps is not None and not (
+            self.taps and len(set(self.taps)) == len(self.taps) and all(isinstance(tap, int) for tap in self.taps)
+        ):
             problems.append(f"taps = {list(self.taps)} must name at least one level, each once")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             problems.append("mean and std must have three values each, std above 0")

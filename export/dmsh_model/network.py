@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dmsh_model.backbone import build_backbone
+from dmsh_model.backbone import build_backbone, check_features
 from dmsh_model.config import Activation, HashConfig, Pooling
 from dmsh_serving.codes import Codes, pack
 from dmsh_serving.errors import InputError
@@ -68,10 +68,15 @@ class DMSH(nn.Module):
     """Image UINT8 [N, H, W, 3] -> logits FP32 [N, K]; bit j of a code is 1 where logit j > 0."""
 
     def __init__(self, config: HashConfig) -> None:
-        """Build with random weights. Raises :class:`InputError` where the config names no backbone or tap."""
+        """Build with random weights.
+
+        Raises:
+            InputError: no such backbone or tap, or one that gives no feature maps at this image size.
+        """
         super().__init__()
         self.config = config
         backbone = build_backbone(config.backbone, config.taps)
+        check_features(backbone, config.backbone, config.image_size)
         self.taps = backbone.taps
         self.normalise = Normalise(config.mean, config.std)
         self.backbone = backbone.module
@@ -107,7 +112,7 @@ class DMSH(nn.Module):
         device = self.hash.weight.device
         out = np.empty((len(images), self.config.bits), np.float32)
         for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
             out[start : start + batch_size] = self(batch).cpu().numpy()
         self.train(was_training)
         return out
