@@ -1,0 +1,148 @@
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmsh_model import cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of twelve 16x16 images."""
+    root = tmp_path_factory.mktemp("images") / "photos"
+    random = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green")):
+        (root / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = random.integers(0, 100, (16, 16, 3), np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(root / name / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run dmsh-train in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dmsh-train", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+SMALL = ("--image-size", 16, "--bits", 16, "--queries-per-class", 3, "--epochs", 2, "--batch-size", 8)
+
+
+def test_fit_then_evaluate_agree_on_the_map(command, folder, tmp_path):
+    out = tmp_path / "model"
+    code, text, _ = command("fit", folder, "--out", out, *SMALL, "--json", tmp_path / "fit.json")
+    assert code == 0
+    assert "mAP@all" in text
+    fitted = json.loads((tmp_path / "fit.json").read_text())
+    code, text, _ = command("evaluate", out, folder, "--topk", 2, "--topk", 5, "--json", tmp_path / "evaluate.json")
+    assert code == 0
+    assert "not the split" not in text
+    evaluated = json.loads((tmp_path / "evaluate.json").read_text())
+    assert evaluated["map_all"] == fitted["map_all"]
+    assert evaluated["split_as_trained"]
+    assert [row["k"] for row in evaluated["at"]] == [2, 5]
+
+
+def test_evaluate_says_when_the_split_is_not_that_of_the_training(command, folder, tmp_path):
+    assert command("fit", folder, "--out", tmp_path / "model", *SMALL)[0] == 0
+    code, text, _ = command("evaluate", tmp_path / "model", folder, "--seed", 1)
+    assert code == 0
+    assert "not the split of the training" in text
+
+
+def test_a_corrupt_image_stops_or_is_skipped_and_counted(command, folder, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(folder, photos)
+    (photos / "red" / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    fit = ("fit", photos, "--out", tmp_path / "model", *SMALL)
+    code, _, error = command(*fit)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "red/bad.jpg" in error
+    assert not (tmp_path / "model").exists()
+    assert command(*fit, "--skip-bad", "--json", tmp_path / "fit.json")[0] == 0
+    assert len(json.loads((tmp_path / "fit.json").read_text())["bad"]) == 1
+
+
+BAD_USES = {
+    "bits out of range": (("--bits", 0), "bits = 0 is out of range"),
+    "unknown backbone": (("--backbone", "vgg_smal"), "nearest names: vgg_small"),
+    "no epochs": (("--epochs", 0), "epochs = 0"),
+    "too few images a class": (("--queries-per-class", 12), "green (12), red (12)"),
+    "missing weights": (("--pretrained", "absent.pth"), "absent.pth does not exist"),
+    "negative loss weight": (("--pairwise", -1), "pairwise = -1"),
+    "nothing to resume": (("--resume",), "no unfinished training"),
+    "unknown option": (("--colour", 1), "--colour"),
+    "bits that are no number": (("--bits", "many"), "'--bits'"),
+}
+
+
+@pytest.mark.parametrize("use", BAD_USES)
+def test_a_bad_use_is_one_line_and_exit_2_and_writes_nothing(command, folder, tmp_path, use):
+    options, message = BAD_USES[use]
+    code, text, error = command("fit", folder, "--out", tmp_path / "model", *SMALL, *options)
+    assert (code, text, error.count("\n")) == (2, "", 1)
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "one class", "a file"])
+def test_data_that_cannot_be_trained_on_is_one_line_and_exit_2(command, tmp_path, what):
+    photos = tmp_path / "photos"
+    if what == "a file":
+        photos.write_text("text")
+    elif what != "missing":
+        photos.mkdir()
+    if what == "one class":
+        (photos / "red").mkdir()
+        Image.new("RGB", (16, 16)).save(photos / "red" / "a.png")
+    code, _, error = command("fit", photos, "--out", tmp_path / "model", *SMALL)
+    assert (code, error.count("\n")) == (2, 1)
+    assert str(photos) in error
+    assert not (tmp_path / "model").exists()
+
+
+def test_resuming_with_another_config_is_one_line_and_exit_2(command, folder, tmp_path, monkeypatch):
+    from dmsh_model import training
+
+    fit = ("fit", folder, "--out", tmp_path / "model", *SMALL)
+    monkeypatch.setattr(training, "_map_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert command(*fit)[0] == 130
+    monkeypatch.undo()
+    code, _, error = command(*fit, "--bits", 24, "--resume")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "config.bits was 16, is 24" in error
+    assert command(*fit, "--resume")[0] == 0
+
+
+def test_evaluate_without_a_checkpoint_is_one_line_and_exit_2(command, folder, tmp_path):
+    code, _, error = command("evaluate", tmp_path / "absent", folder)
+    assert (code, error.count("\n")) == (2, 1)
+    code, _, error = command("evaluate", tmp_path, folder, "--topk", 0)
+    assert (code, "topk = 0" in error) == (2, True)
+
+
+def test_help_answers_at_once_without_torch():
+    program = "import sys; from dmsh_model import cli; sys.argv = ['dmsh-train', '--help']\ntry: cli.main()\n"
+    program += "except SystemExit: print('torch' in sys.modules, 'numba' in sys.modules)"
+    cpu_seconds = []  # of the child: the wall clock would measure what else the machine does
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert done.stdout.endswith("False False\n")
+    assert "evaluate" in done.stdout
+    assert min(cpu_seconds) < 0.3
