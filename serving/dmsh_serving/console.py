@@ -109,7 +109,9 @@ def progress() -> "Iterator[Progress]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+    stderr = Console(stderr=True)
+    # Not on a terminal, rich would end with an empty line: an error must be one line.
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as display:
         yield display
 
 
