@@ -84,8 +84,8 @@ query's class. Red: of another. The last rows are the queries with the most mixe
 {"".join(_row(query) for query in page.queries)}
 <h2>How far the logits are from the threshold</h2>
 <p>A bit is 1 where its logit is above 0. The distance of every logit from 0, beside the largest difference seen
-between PyTorch's logits and a target's ({page.worst_error:.1e}): where no bar reaches left of the line, no bit can
-flip.</p>
+between PyTorch's logits and a target's ({page.worst_error:.1e}): where no bar reaches left of the line,
+no bit of these images flips.</p>
 {_margin_plot(page)}
 <h2>Latency of a single query</h2>
 <p>Image in, neighbours out, over gRPC, one at a time, {len(page.seconds)} queries.</p>

@@ -86,7 +86,9 @@ def console() -> "Console":
     """Return the console that tables and messages for people go to (stdout)."""
     from rich.console import Console
 
-    return Console(soft_wrap=True)
+    stdout = Console(soft_wrap=True)
+    # A file or a pipe has no edge at which a table would have to wrap.
+    return stdout if stdout.is_terminal else Console(soft_wrap=True, width=200)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -1,0 +1,44 @@
+"""Fixtures that several folders share: the demo checkpoint, its images, and its exports. Made once a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DEMO_CHECKPOINT = ROOT / "demo" / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    import dmsh_model
+
+    return dmsh_model.load(DEMO_CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """All 5,000 images of MNIST-5k with their labels."""
+    from dmsh_model.data import MNIST_5K, load_labelled
+
+    return load_labelled(MNIST_5K, 32)
+
+
+@pytest.fixture(scope="session")
+def demo_exports(demo_model, mnist, tmp_path_factory):
+    """The demo model exported folded and not, each proven on all 5,000 images: {name: OnnxExport}."""
+    from dmsh_export.onnx import export_onnx
+
+    folder = tmp_path_factory.mktemp("exports")
+    return {
+        name: export_onnx(demo_model, folder / f"{name}.onnx", mnist.images, folded=name == "folded", max_batch=32)
+        for name in ("folded", "unfolded")
+    }
+
+
+@pytest.fixture
+def small_images():
+    """Sixteen images of 32 x 32."""
+    from dmsh_export.generated import generated_images
+
+    return np.ascontiguousarray(generated_images(16, 32))

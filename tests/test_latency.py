@@ -1,0 +1,40 @@
+"""Timing: the right calls, counted once, in the unit the table says."""
+
+import numpy as np
+import pytest
+
+from dmsh_export.latency import WARM_UP_ROUNDS, latency_from_seconds, measure
+
+IMAGES = np.zeros((3, 4, 4, 3), np.uint8)
+
+
+class Counting:
+    image_size = 4
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def __enter__(self):
+        self.log.append(f"{self.name} opens")
+        return self
+
+    def __exit__(self, *_):
+        self.log.append(f"{self.name} closes")
+
+    def infer(self, images):
+        self.log.append((self.name, len(images)))
+
+
+def test_rounds_are_interleaved_and_warm_up_is_not_counted():
+    log = []
+    rows = measure([Counting("a", log), Counting("b", log)], IMAGES, batch=5, rounds=4)
+    assert [row.rounds for row in rows] == [4, 4]
+    assert log == ["a opens", "b opens", *[("a", 5), ("b", 5)] * (4 + WARM_UP_ROUNDS), "b closes", "a closes"]
+
+
+def test_percentiles_are_milliseconds_and_images_per_second_follow_the_median():
+    row = latency_from_seconds("x", 8, [0.001] * 98 + [0.5, 0.5])
+    assert row.p50_ms == pytest.approx(1)
+    assert row.p90_ms == pytest.approx(1)
+    assert row.p99_ms > 100
+    assert row.images_per_s == pytest.approx(8000)
