@@ -134,6 +134,15 @@ def test_evaluate_without_a_checkpoint_is_one_line_and_exit_2(command, folder, t
     assert (code, "topk = 0" in error) == (2, True)
 
 
+@pytest.mark.parametrize("training", [[], {"split": [1]}, {"split": {"seed": "zero"}}, {"split": {"seed": None}}])
+def test_a_checkpoint_with_a_broken_training_record_is_one_line_and_exit_2(command, folder, tmp_path, training):
+    assert command("fit", folder, "--out", tmp_path / "model", *SMALL)[0] == 0
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "training": training}))
+    code, _, error = command("evaluate", tmp_path / "model", folder)
+    assert (code, error.count("\n")) == (2, 1)
+
+
 def test_help_answers_at_once_without_torch():
     program = "import sys; from dmsh_model import cli; sys.argv = ['dmsh-train', '--help']\ntry: cli.main()\n"
     program += "except SystemExit: print('torch' in sys.modules, 'numba' in sys.modules)"

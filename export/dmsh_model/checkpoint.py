@@ -119,6 +119,8 @@ def read_header(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} is not JSON: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
         raise InputError(f"{file} has no object 'config'")
+    if not isinstance(header.get("training", {}), dict):
+        raise InputError(f"{file}: 'training' is no object")
     if header.get("format", FORMAT) != FORMAT or header.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise InputError(
             f"{file}: format {header.get('format')} version {header.get('format_version')} is not "

@@ -132,7 +132,9 @@ def evaluate(
     from dmsh_model import data as images_of
     from dmsh_model.evaluation import mean_average_precision, mean_precision
 
-    record = checkpoints.read_header(checkpoint).get("training", {}).get("split", {})
+    record = checkpoints.read_header(checkpoint).get("training", {}).get("split") or {}
+    if not isinstance(record, dict):
+        raise InputError(f"{checkpoint}: the config's 'training.split' is no object")
     model = checkpoints.load(checkpoint)
     labelled = _read(data, model.config.image_size, skip_bad)
     trained_as = images_of.SplitOptions(

@@ -60,13 +60,17 @@ class SplitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse counts below 1 and a negative seed."""
-        for name in ("queries_per_class", "train_per_class"):
+        """Refuse counts below 1 and a seed out of range."""
+        for name, least, most in (
+            ("queries_per_class", 1, 2**31),
+            ("train_per_class", 1, 2**31),
+            ("seed", 0, 2**32 - 1),
+        ):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} = {value} must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed = {self.seed} must be from 0 to {2**32 - 1}")
+            if value is None and name == "train_per_class":
+                continue
+            if not isinstance(value, int) or not least <= value <= most:
+                raise InputError(f"{name} = {value} must be a whole number from {least} to {most}")
 
 
 @dataclass(frozen=True)
