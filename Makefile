@@ -39,13 +39,15 @@ system:
 
 ## Rebuilt from nothing when pyproject.toml changed: an environment that was edited by hand proves nothing.
 $(TOOLKIT): pyproject.toml | system
-	rm -rf .venv && $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
+	@echo 'building .venv, the toolkit (PyTorch, ONNX, TensorRT-RTX): some minutes'
+	@rm -rf .venv && $(PYTHON) -m venv .venv
+	@$(BIN)/pip install -qq --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(TRITON): pyproject.toml | system
-	rm -rf .venv-triton && $(PYTHON) -m venv .venv-triton
-	.venv-triton/bin/pip install --quiet --editable '.[server]'
+	@echo 'building .venv-triton, the server (NVIDIA Triton, ONNX Runtime)'
+	@rm -rf .venv-triton && $(PYTHON) -m venv .venv-triton
+	@.venv-triton/bin/pip install -qq --editable '.[server]'
 	@touch $@
 
 clean:

@@ -117,8 +117,26 @@ def _export(model: DMSH, data: LabelledImages, out: Path) -> ParityReport:
     return ParityReport(export.parity.reference, export.parity.fingerprint, tuple(targets))
 
 
+def write_images(out: Path, data: LabelledImages, split: Split) -> list[str]:
+    """Write the split as PNG files, ``out/queries/CLASS/*.png`` and ``out/database/CLASS/*.png``, to try by hand.
+
+    Returns the names of the database's files below ``out/database``, in the gallery's order.
+    """
+    from PIL import Image
+
+    names: dict[str, list[str]] = {}
+    for part, rows in (("queries", split.query), ("database", split.database)):
+        names[part] = [f"{'/'.join(data.names[row].rsplit('/', 2)[-2:])}.png" for row in rows]
+        for name, row in zip(names[part], rows, strict=True):
+            file = out / part / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(data.images[row]).save(file)
+    return names["database"]
+
+
 def _fill_gallery(out: Path, data: LabelledImages, split: Split) -> None:
     _say(f"2/4 gallery of {len(split.database):,} images, encoded by the exported model")
+    keys = write_images(out, data, split)
     with OnnxRunner(out / "model.onnx") as runner:
         codes = np.concatenate(
             [
@@ -130,7 +148,7 @@ def _fill_gallery(out: Path, data: LabelledImages, split: Split) -> None:
             out / "gallery",
             codes,
             np.arange(len(codes)),
-            [data.names[index] for index in split.database],
+            keys,
             bits=runner.bits,
             fingerprint=runner.fingerprint,
         )
