@@ -278,6 +278,16 @@ def test_a_damaged_pointer_is_refused(folder, text):
         open_current(folder)
 
 
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"../../etc/passwd", b"00000009-aaaaaaaa\n"])
+def test_a_damaged_pointer_is_mended_by_building_anew(folder, text):
+    (folder / "CURRENT").write_bytes(text)
+    with pytest.raises(InputError, match="already holds a gallery"):
+        build(folder, random_codes(5), None, None, bits=16, fingerprint=F)
+    build(folder, random_codes(5), None, None, bits=16, fingerprint=F, overwrite=True)
+    assert open_current(folder).count == 5
+    assert current_version(folder).startswith("00000002-")
+
+
 def test_a_folder_that_is_no_gallery_says_so(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InputError, match="is not a gallery"):

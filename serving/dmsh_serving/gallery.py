@@ -111,7 +111,7 @@ def build(
         keys: N names, or None for a gallery without keys.
         bits: bits a code.
         fingerprint: of the model that made the codes.
-        overwrite: replace an existing gallery.
+        overwrite: replace an existing gallery, also one whose pointer is damaged.
 
     Raises:
         InputError: bad codes, ids or keys, an existing gallery, or another writer at work.
@@ -242,7 +242,7 @@ def _publish(folder: Path, content: SnapshotContent) -> Snapshot:
     if number > 99_999_999:
         raise InputError(f"{folder} has used up its version numbers: build a new gallery")
     version = f"{number:08d}-{digest[:8]}"
-    current = current_version(folder) if (folder / CURRENT).exists() else None
+    current = _served_version(folder)
     _sweep(folder, keep=[path for path in existing if current and _version_of(path) <= current])
     temporary = folder / f".gallery-{version}.tmp"
     try:
@@ -258,6 +258,14 @@ def _publish(folder: Path, content: SnapshotContent) -> Snapshot:
     _fsync_folder(folder)
     _sweep(folder, keep=_snapshots(folder)[-KEPT_SNAPSHOTS:])
     return open_current(folder)
+
+
+def _served_version(folder: Path) -> str | None:
+    """Return the version that serves; None where there is none, or none that can be told from a damaged pointer."""
+    try:
+        return current_version(folder)
+    except InputError:  # only build(overwrite=True) comes here with one: the others have opened the gallery
+        return None
 
 
 def _sweep(folder: Path, keep: list[Path]) -> None:
