@@ -1,4 +1,6 @@
 import itertools
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import InputError
 from dmsh_serving.repository import MODELS, RepositorySpec, repository_texts, write_repository
+from dmsh_serving.repository_spec import OnnxRuntimeEncoder, Plan, PythonEncoder, TensorRTAccelerator, TensorRTEncoder
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -62,8 +65,10 @@ def test_tritons_own_parser_reads_back_what_was_meant(spec, tmp_path, model):
         assert config.platform == "ensemble"
     else:
         assert config.backend == "python"
-        assert config.HasField("dynamic_batching")
-        assert config.dynamic_batching.default_queue_policy.max_queue_size == spec.max_queue
+        policy = config.dynamic_batching.default_queue_policy
+        assert policy.max_queue_size == spec.max_queue
+        assert policy.default_timeout_microseconds == spec.max_wait_seconds * 1_000_000
+        assert policy.allow_timeout_override
 
 
 @pytest.mark.parametrize("ensemble", [SEARCH_MODEL, SEARCH_FILE_MODEL])
@@ -140,7 +145,10 @@ def test_a_write_that_fails_midway_leaves_the_old_repository(spec, tmp_path, mon
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"bits": 0}, "bits = 0"), ({"fingerprint": "xyz"}, "64 hexadecimal"), ({"max_batch": 0}, "max_batch must be"),
+    [({"bits": 0}, "bits = 0"), ({"max_wait_seconds": 0}, "max_wait_seconds must be"),
+     ({"encoder": PythonEncoder(threads=0)}, "encoder threads must be"),
+     ({"encoder": OnnxRuntimeEncoder(TensorRTAccelerator(workspace_mib=0))}, "workspace_mib must be"),
+     ({"fingerprint": "xyz"}, "64 hexadecimal"), ({"max_batch": 0}, "max_batch must be"),
      ({"image_size": -1}, "image_size must be"), ({"model": Path("absent.onnx")}, "absent.onnx is not a file")],
 )  # fmt: skip
 def test_a_spec_no_server_could_load_is_refused(change, message):
@@ -150,16 +158,11 @@ def test_a_spec_no_server_could_load_is_refused(change, message):
 
 
 def demo_fingerprint():
-    """The demo model's, or zeros while there is none."""
-    folder = PROJECT / "export" / "dmsh_model" / "demo_checkpoint"
-    if not folder.exists():
-        return "0" * 64
-    from dmsh_model import load
-
-    return load(folder).fingerprint
+    return json.loads((PROJECT / "demo" / "checkpoint" / "config.json").read_text())["fingerprint"]
 
 
 def test_the_committed_repository_is_what_the_generator_makes():
+    """Made by: dmsh-export repository demo/checkpoint --gallery gallery --out model_repository"""
     spec = RepositorySpec(PROJECT / "gallery", bits=64, image_size=32, fingerprint=demo_fingerprint())
     committed = PROJECT / "model_repository"
     expected = repository_texts(committed, spec)
@@ -170,3 +173,120 @@ def test_the_committed_repository_is_what_the_generator_makes():
         assert found[name].read_text() == text
         if name.endswith(".pbtxt"):
             assert parsed(found[name].read_text()) == parsed(text)
+
+
+def encoder_config(spec, out=Path("repository")):
+    text = repository_texts(out, spec)[f"{ENCODER_MODEL}/config.pbtxt"]
+    return parsed(text), text
+
+
+def warmups(config):
+    types = model_config_pb2.DataType
+    return [
+        (warmup.batch_size, {name: (types.Name(of.data_type), list(of.dims)) for name, of in warmup.inputs.items()})
+        for warmup in config.model_warmup
+    ]
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Make a plan's file; its bytes are its name."""
+
+    def make(name="model.plan", capability="8.6", **changes):
+        (tmp_path / name).write_text(name)
+        (tmp_path / f"{name}.json").write_text("{}")
+        batches = {"min_batch": 1, "opt_batch": 8, "max_batch": 32}
+        return Plan(tmp_path / name, (capability,), **{**batches, **changes})
+
+    return make
+
+
+def plans_spec(tmp_path, *plans, **changes):
+    fields = {"bits": 64, "image_size": 16, "fingerprint": tiny_model.FINGERPRINT, **changes}
+    return RepositorySpec(tmp_path / "gallery", encoder=TensorRTEncoder(plans), **fields)
+
+
+def test_a_tensorrt_encoder_is_described_as_its_plan_is(plan, tmp_path):
+    config, text = encoder_config(plans_spec(tmp_path, plan()))
+    assert (config.platform, config.backend, config.max_batch_size) == ("tensorrt_plan", "", 32)
+    assert (tensors(config.input), tensors(config.output)) == SIGNATURES[ENCODER_MODEL]
+    assert (config.default_model_filename, dict(config.cc_model_filenames)) == ("model.plan", {})
+    assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_GPU]
+    assert list(config.dynamic_batching.preferred_batch_size) == [8, 32]
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 1024
+    assert warmups(config) == [(size, {"image": ("TYPE_UINT8", [16, 16, 3])}) for size in (1, 8, 32)]
+    assert config.parameters["fingerprint"].string_value == tiny_model.FINGERPRINT
+    assert "version-compatible" not in text
+
+
+def test_batches_are_no_larger_than_asked_for(plan, tmp_path):
+    config, _ = encoder_config(plans_spec(tmp_path, plan(), max_batch=4))
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+    assert [size for size, _ in warmups(config)] == [1, 4]
+
+
+def test_each_gpu_gets_its_own_plan(plan, tmp_path):
+    spec = plans_spec(tmp_path, plan("a.plan", "8.6"), plan("b.plan", "12.0", max_batch=48), plan("c.plan", "9.0"))
+    config, _ = encoder_config(spec)
+    assert config.default_model_filename == "model-sm86.plan"
+    assert dict(config.cc_model_filenames) == {
+        "8.6": "model-sm86.plan",
+        "9.0": "model-sm90.plan",
+        "12.0": "model-sm120.plan",
+    }
+    write_repository(tmp_path / "repository", spec)
+    version = tmp_path / "repository" / ENCODER_MODEL / "1"
+    for name, source in (("model-sm86.plan", "a.plan"), ("model-sm120.plan", "b.plan"), ("model-sm90.plan", "c.plan")):
+        assert (version / name).read_text() == source
+        assert (version / f"{name}.json").read_text() == "{}"
+    assert not (version / "model.py").exists()
+
+
+def test_a_version_compatible_plan_says_how_to_start_triton(plan, tmp_path):
+    config, text = encoder_config(plans_spec(tmp_path, plan(version_compatible=True)))
+    assert "--backend-config=tensorrt,version-compatible=true" in text
+    assert config.platform == "tensorrt_plan"
+
+
+def test_an_onnxruntime_encoder_runs_where_it_can(spec, tmp_path):
+    config, _ = encoder_config(replace(spec, encoder=OnnxRuntimeEncoder()))
+    assert (config.platform, config.max_batch_size) == ("onnxruntime_onnx", 32)
+    assert (tensors(config.input), tensors(config.output)) == SIGNATURES[ENCODER_MODEL]
+    assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_AUTO]
+    assert not config.HasField("optimization")
+    assert [size for size, _ in warmups(config)] == [1, 32]
+    write_repository(tmp_path / "repository", replace(spec, encoder=OnnxRuntimeEncoder()))
+    version = tmp_path / "repository" / ENCODER_MODEL / "1"
+    assert sorted(path.name for path in version.iterdir()) == [".keep", "model.onnx"]
+
+
+@pytest.mark.parametrize("cache", [None, '/cache/of "engines"'])
+def test_the_tensorrt_provider_is_told_precision_memory_and_cache(spec, cache):
+    accelerator = TensorRTAccelerator("FP16", workspace_mib=2048, cache=cache)
+    config, text = encoder_config(replace(spec, encoder=OnnxRuntimeEncoder(accelerator)))
+    (found,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert found.name == "tensorrt"
+    expected = {"precision_mode": "FP16", "max_workspace_size_bytes": str(2 << 30)}
+    if cache:
+        expected |= {"trt_engine_cache_enable": "true", "trt_engine_cache_path": cache}
+    assert dict(found.parameters) == expected
+    assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_GPU]
+    assert "NVIDIA_TF32_OVERRIDE=0" in text
+
+
+def test_plans_that_cannot_be_served_are_refused(plan, spec, tmp_path):
+    with pytest.raises(InputError, match=r"compute capabilities are written as 8\.6, got sm_86"):
+        plan(capability="sm_86")
+    with pytest.raises(InputError, match="build it with --min-batch 1"):
+        plan(min_batch=2)
+    with pytest.raises(InputError, match=r"a\.plan and .*b\.plan are both for compute capability 8\.6"):
+        TensorRTEncoder((plan("a.plan"), plan("b.plan")))
+    with pytest.raises(InputError, match="name one with --plan"):
+        TensorRTEncoder(())
+    with pytest.raises(InputError, match=r"max_batch = 33 is more than .*takes, 32: .*--max-batch 33"):
+        plans_spec(tmp_path, plan(), max_batch=33)
+    with pytest.raises(InputError, match="serves plans, not an ONNX file"):
+        plans_spec(tmp_path, plan(), model=spec.model)
+    (tmp_path / "model.plan").unlink()
+    with pytest.raises(InputError, match=r"model\.plan is not a file"):
+        plans_spec(tmp_path, Plan(tmp_path / "model.plan", ("8.6",), 1, 8, 32))

@@ -1,0 +1,178 @@
+"""What a Triton model repository is generated from: the code space, the limits, and the kind of encoder."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dmsh_serving.codes import checked_bits
+from dmsh_serving.contract import DEFAULT_MAX_BATCH
+from dmsh_serving.errors import InputError
+
+MODEL_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
+_CAPABILITY = re.compile(r"\d{1,2}\.\d")
+_HEX = set("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class PythonEncoder:
+    """ONNX Runtime inside Triton's Python backend, on the CPU: checks its known answer, needs no other backend.
+
+    ``threads`` is the number of threads of one call.
+    """
+
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class TensorRTAccelerator:
+    """ONNX Runtime's TensorRT provider inside Triton's ONNX Runtime backend.
+
+    Attributes:
+        precision: of its kernels; must be the model's own, or its codes would not be the proven ones.
+        workspace_mib: most device memory one layer may use while it runs.
+        cache: folder on the server for the engines it builds; None builds them at every start.
+
+    https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/onnxruntime_backend/README.html
+    """
+
+    precision: Literal["FP32", "FP16", "INT8"] = "FP32"
+    workspace_mib: int = 1024
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeEncoder:
+    """Triton's own ONNX Runtime backend (of NVIDIA's container), on a GPU where there is one.
+
+    It has no known-answer check and no ``session.x64quantprecision``: on CPUs without VNNI serve integer models
+    with :class:`PythonEncoder`.
+    """
+
+    accelerator: TensorRTAccelerator | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One TensorRT engine.
+
+    Attributes:
+        path: the file.
+        capabilities: compute capabilities of the GPUs it runs on, as "8.6".
+        min_batch, opt_batch, max_batch: its optimisation profile.
+        version_compatible: it runs on later TensorRT versions, if Triton is told to allow that.
+    """
+
+    path: Path
+    capabilities: tuple[str, ...]
+    min_batch: int
+    opt_batch: int
+    max_batch: int
+    version_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what Triton could not choose or call."""
+        wrong = [capability for capability in self.capabilities if not _CAPABILITY.fullmatch(capability)]
+        if wrong or not self.capabilities:
+            raise InputError(f"{self.path}: compute capabilities are written as 8.6, got {', '.join(wrong) or 'none'}")
+        if not 1 == self.min_batch <= self.opt_batch <= self.max_batch:
+            raise InputError(
+                f"{self.path}: its profile is for batches of {self.min_batch} to {self.max_batch} (best at "
+                f"{self.opt_batch}); a server gets single images too: build it with --min-batch 1"
+            )
+
+
+@dataclass(frozen=True)
+class TensorRTEncoder:
+    """Triton's TensorRT backend with one engine, or one for each of several GPUs: the GPU it starts on decides."""
+
+    plans: tuple[Plan, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse two engines for one GPU."""
+        if not self.plans:
+            raise InputError("a tensorrt encoder needs an engine: name one with --plan")
+        owners: dict[str, Path] = {}
+        for plan in self.plans:
+            for capability in plan.capabilities:
+                other = owners.setdefault(capability, plan.path)
+                if other != plan.path:
+                    raise InputError(f"{other} and {plan.path} are both for compute capability {capability}: name one")
+
+    @property
+    def max_batch(self) -> int:
+        """The most images that every one of the engines takes."""
+        return min(plan.max_batch for plan in self.plans)
+
+    def file_of(self, plan: Plan) -> str:
+        """Return the name that ``plan`` has in the repository."""
+        return PLAN_FILE if len(self.plans) == 1 else f"model-sm{plan.capabilities[0].replace('.', '')}.plan"
+
+
+Encoder = PythonEncoder | OnnxRuntimeEncoder | TensorRTEncoder
+
+
+@dataclass(frozen=True)
+class RepositorySpec:
+    """What a repository is generated from.
+
+    Attributes:
+        gallery: the gallery's folder; it need not exist yet.
+        bits: K of the codes.
+        image_size: H = W of the images.
+        fingerprint: the code space's name, 64 hexadecimal digits.
+        model: the ONNX file to put in; None leaves its place empty (an encoder of plans has none).
+        encoder: what computes the codes.
+        max_batch: most rows of one call.
+        max_queue: most requests that wait for one model; one more is refused at once (UNAVAILABLE).
+        max_wait_seconds: longest that a request waits for one model before it is dropped (UNAVAILABLE); a request
+            that carries its own ``timeout`` is dropped after that, if it is shorter.
+        decode_threads, ranker_threads: threads of one call.
+    """
+
+    gallery: Path
+    bits: int
+    image_size: int
+    fingerprint: str
+    model: Path | None = None
+    encoder: Encoder = PythonEncoder()
+    max_batch: int = DEFAULT_MAX_BATCH
+    max_queue: int = 1024
+    max_wait_seconds: int = 30
+    decode_threads: int = 2
+    ranker_threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what no server could load."""
+        checked_bits(self.bits)
+        if len(self.fingerprint) != 64 or set(self.fingerprint) - _HEX:
+            raise InputError(f"a fingerprint is 64 hexadecimal digits, got {self.fingerprint!r}")
+        counts = {
+            name: getattr(self, name)
+            for name in ("image_size", "max_batch", "max_queue", "max_wait_seconds", "decode_threads", "ranker_threads")
+        }
+        match self.encoder:
+            case PythonEncoder(threads):
+                counts["encoder threads"] = threads
+            case OnnxRuntimeEncoder(TensorRTAccelerator(workspace_mib=mib)):
+                counts["workspace_mib"] = mib
+            case TensorRTEncoder():
+                self._check_plans(self.encoder)
+        for name, value in counts.items():
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        if self.model is not None and not self.model.is_file():
+            raise InputError(f"{self.model} is not a file: name an ONNX model made by dmsh-export onnx")
+
+    def _check_plans(self, encoder: TensorRTEncoder) -> None:
+        if self.model is not None:
+            raise InputError(f"{self.model}: a tensorrt encoder serves plans, not an ONNX file")
+        for plan in encoder.plans:
+            if not plan.path.is_file():
+                raise InputError(f"{plan.path} is not a file: name an engine made by dmsh-export trt")
+            if self.max_batch > plan.max_batch:
+                raise InputError(
+                    f"max_batch = {self.max_batch} is more than {plan.path} takes, {plan.max_batch}: ask for less, or "
+                    f"build it with --max-batch {self.max_batch}"
+                )
