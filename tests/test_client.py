@@ -14,7 +14,7 @@ class Answers:
     """In place of a connection: answers by echoing, as row r's id, the first pixel of image r; notes the batches."""
 
     def __init__(self):
-        self.batches = []
+        self.batches, self.timeouts = [], []
 
     def get_model_config(self, model, client_timeout):
         class Config:
@@ -23,7 +23,8 @@ class Answers:
 
         return Config
 
-    def infer(self, model, inputs, outputs, client_timeout):
+    def infer(self, model, inputs, outputs, client_timeout, timeout):
+        self.timeouts.append((client_timeout, timeout))
         arrays = {tensor.name(): np.frombuffer(tensor._get_content(), np.uint8) for tensor in inputs}
         shapes = {tensor.name(): tensor.shape() for tensor in inputs}
         images = arrays[IMAGE].reshape(shapes[IMAGE])
@@ -88,7 +89,9 @@ def test_no_server_is_one_clear_error():
         ("INVALID_ARGUMENT", "[request id: <id_unknown>] bad shape. NOTE: much advice", InputError, "^bad shape.$"),
         ("NOT_FOUND", "no model", MissingError, "does not serve this: no model"),
         ("UNAVAILABLE", "failed to connect to all addresses", MissingError, "no Triton at"),
-        ("UNAVAILABLE", "Exceeds maximum queue size", MissingError, r"failed \(UNAVAILABLE\): Exceeds"),
+        ("UNAVAILABLE", "Exceeds maximum queue size", MissingError, "is too busy: its queue is full"),
+        ("UNAVAILABLE", "in ensemble 'a', Request timeout expired", MissingError, "is too busy: .* waited too long"),
+        ("UNAVAILABLE", "Server is stopping", MissingError, r"failed \(UNAVAILABLE\): Server"),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", MissingError, "did not answer within 30 s"),
         ("INTERNAL", "boom", MissingError, r"failed \(INTERNAL\): boom"),
     ],
@@ -98,3 +101,9 @@ def test_each_status_becomes_its_error(client, status, message, kind, said):
     assert type(error) is kind
     with pytest.raises(kind, match=said):
         raise error
+
+
+def test_the_server_is_told_how_long_the_answer_is_waited_for(client):
+    client.timeout = 1.5
+    client.search(np.zeros((1, 4, 4, 3), np.uint8))
+    assert client._client.timeouts == [(1.5, 1_500_000)]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dmsh_serving import decode
-from dmsh_serving.decode import DECODE_RECIPE, MAX_PIXELS, image_from_bytes
+from dmsh_serving.decode import DECODE_RECIPE, MAX_FILE_BYTES, MAX_PIXELS, image_from_bytes
 from dmsh_serving.errors import InputError
 
 # Pillow warns of damaged metadata; pytest undoes the filter that the module under test sets.
@@ -288,6 +288,12 @@ def test_the_pixel_cap_is_below_the_size_at_which_pillow_warns():
 def test_what_is_not_an_image_of_the_list_is_refused_by_name(data, message):
     with pytest.raises(InputError, match=f"^upload: .*{message}"):
         image_from_bytes(data, 32, name="upload")
+
+
+def test_a_file_over_the_cap_is_refused_unread(monkeypatch):
+    monkeypatch.setattr(decode, "_open", None)
+    with pytest.raises(InputError, match=r"^upload: the file has 67,108,865 bytes, at most 67,108,864 are taken$"):
+        image_from_bytes(bytes(MAX_FILE_BYTES + 1), 32, name="upload")
 
 
 def test_damage_and_size_are_told_by_the_error_alone_without_warnings(tmp_path):

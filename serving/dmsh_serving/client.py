@@ -162,7 +162,12 @@ class SearchClient:
             tensor = self._triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
             sent.append(tensor.set_data_from_numpy(array))
         wanted = [self._triton.InferRequestedOutput(name) for name in outputs]
-        answer = self._asked(lambda: self._client.infer(model, sent, outputs=wanted, client_timeout=self.timeout))
+        # Told to the server too, which then drops from its queues what nobody waits for any more: an ensemble of
+        # Triton 24.10 hands this time on to its steps, but not that the call was cancelled.
+        microseconds = max(1, int(self.timeout * 1e6))
+        answer = self._asked(
+            lambda: self._client.infer(model, sent, outputs=wanted, client_timeout=self.timeout, timeout=microseconds)
+        )
         return {name: answer.as_numpy(name) for name in outputs}
 
     def _asked(self, call: Callable[[], Any]) -> Any:
@@ -184,6 +189,10 @@ class SearchClient:
                 return MissingError(f"no Triton at {self.url}: start one with dmsh-serve start --repository DIR")
             case "DEADLINE_EXCEEDED":
                 return MissingError(f"the Triton at {self.url} did not answer within {self.timeout:g} s")
+            case "UNAVAILABLE" if "timeout expired" in message:
+                return MissingError(f"the Triton at {self.url} is too busy: the request waited too long in its queue")
+            case "UNAVAILABLE" if "maximum queue size" in message:
+                return MissingError(f"the Triton at {self.url} is too busy: its queue is full, try again later")
             case other:
                 return MissingError(f"the Triton at {self.url} failed ({other}): {message}")
 

@@ -4,7 +4,7 @@ Everything here is integer arithmetic of one Pillow version, so the same bytes g
 machine. The rules, in order:
 
 1. The format is recognised by content, never by name: JPEG, PNG, WebP, BMP, GIF, TIFF; first frame only.
-2. Size is checked from the header, before a pixel is decoded. Truncated files are refused whole.
+2. Size is checked, of the file and from the header, before a pixel is decoded. Truncated files are refused whole.
 3. EXIF orientation is applied; an unreadable EXIF block means upright. Colour profiles are ignored.
 4. Greyscale of 16 bits: v -> (v + 128) // 257, which is v / 257 rounded. Colour of 16 bits: the high byte.
 5. Transparency (an alpha channel, or a transparent palette entry or colour) is blended over white.
@@ -28,6 +28,7 @@ DECODE_RECIPE: Final[str] = (
     "dmsh-decode/1: first frame, exif orientation, 16-bit grey (v+128)//257, alpha over white, rgb, "
     "central square, pillow bicubic"
 )
+MAX_FILE_BYTES: Final = 1 << 26  # 64 MiB, which is also the most that a newer Triton takes over HTTP by default
 MAX_PIXELS: Final = 1 << 26  # 67 million: every common camera, at most 256 MiB decoded
 MAX_SIDE: Final = 65_535  # JPEG's own limit; longer images cost memory a row, not a pixel
 MAX_IMAGE_SIZE: Final = 4096
@@ -88,6 +89,8 @@ def image_from_bytes(data: bytes, image_size: int, *, name: str = "image") -> np
         raise InputError(f"image_size = {image_size} is out of range: 1 to {MAX_IMAGE_SIZE} pixels")
     if not data:
         raise InputError(f"{name}: the file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"{name}: the file has {len(data):,} bytes, at most {MAX_FILE_BYTES:,} are taken")
     try:
         with _open(data, name) as image:
             _check_size(image.size, name)
