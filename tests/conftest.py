@@ -42,3 +42,11 @@ def small_images():
     from dmsh_export.generated import generated_images
 
     return np.ascontiguousarray(generated_images(16, 32))
+
+
+@pytest.fixture(scope="session")
+def encoders(demo_model, tmp_path_factory):
+    """Encoders for TensorRT, each exported when first asked for: see trt_models.Encoders."""
+    from trt_models import Encoders
+
+    return Encoders(tmp_path_factory.mktemp("encoders"), demo_model)

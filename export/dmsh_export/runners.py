@@ -8,10 +8,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_export.rounding import runnable
 from dmsh_model.checkpoint import fingerprint
 from dmsh_model.network import DMSH
 from dmsh_serving.client import SearchClient
 from dmsh_serving.codes import pack
+from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder import Encoded, OnnxEncoder
 from dmsh_serving.errors import InputError
 
@@ -25,6 +27,7 @@ class Runner(Protocol):
     bits: int
     image_size: int
     fingerprint: str
+    parent_fingerprint: str | None  # of a low-precision encoder: the code space it approximates
 
     def __enter__(self) -> Self:
         """Start it: open the session or the connection."""
@@ -43,6 +46,8 @@ class Runner(Protocol):
 
 class _Runner:
     """Nothing to start, nothing to stop."""
+
+    parent_fingerprint: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +76,10 @@ class TorchRunner(_Runner):
 
 
 class OnnxRunner(_Runner):
-    """An ONNX file in ONNX Runtime on the CPU, opened in ``__enter__``; :class:`OnnxEncoder` says what it refuses."""
+    """An ONNX file in ONNX Runtime on the CPU, opened in ``__enter__``; :class:`OnnxEncoder` says what it refuses.
+
+    A half-precision graph runs as :mod:`dmsh_export.rounding` writes it, so that its rounding is seen.
+    """
 
     def __init__(self, path: Path, *, threads: int | None = None, optimise: bool = True) -> None:
         self.name = path.name
@@ -81,12 +89,12 @@ class OnnxRunner(_Runner):
 
     def __enter__(self) -> Self:
         # Parity counts every wrong bit itself; the known answer would stop at the first few images.
-        self._encoder = OnnxEncoder(
-            self._path, threads=self._threads, optimise=self._optimise, check_known_answer=False
-        )
+        with runnable(self._path) as path:
+            self._encoder = OnnxEncoder(path, threads=self._threads, optimise=self._optimise, check_known_answer=False)
         self.bits = self._encoder.bits
         self.image_size = self._encoder.image_size
         self.fingerprint = self._encoder.fingerprint
+        self.parent_fingerprint = self._encoder.metadata.get(Metadata.PARENT_FINGERPRINT)
         return self
 
     def __exit__(
