@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmsh_export.trt_command import trt
 from dmsh_serving.console import JsonOption, SkipBadOption, console, make_app, progress, run, write_json
 from dmsh_serving.contract import DEFAULT_MAX_BATCH
 from dmsh_serving.errors import CheckError, InputError
@@ -62,6 +63,9 @@ def onnx(
             "parity": export.parity.to_dict(),
         },
     )
+
+
+app.command()(trt)
 
 
 @app.command()

@@ -1,0 +1,179 @@
+"""One TensorRT build in a process of its own: ``python -m dmsh_export.engine_worker REQUEST``, used by engine.py.
+
+A fresh process because several builds in one give different bytes, and because a native crash must not take the
+command with it. Reads a JSON request from the file named on its command line; writes JSON lines to stdout:
+``{"phase": [name, done, total]}`` while it works, at last ``{"result": ...}`` or ``{"error": [kind, message]}``.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from dmsh_export.audit import PartNames, check_precision, records_from_inspector, records_of_network
+from dmsh_export.tensorrt_api import import_flavour
+from dmsh_serving.contract import IMAGE
+from dmsh_serving.errors import CheckError, DmshError, InputError
+
+if TYPE_CHECKING:
+    import tensorrt
+
+
+class _Channel:
+    """JSON lines on the real stdout; what native code prints there goes to stderr instead."""
+
+    def __init__(self) -> None:
+        self._lines = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+
+    def send(self, message: dict[str, Any]) -> None:
+        self._lines.write(json.dumps(message) + "\n")
+
+
+def build(request: dict[str, Any], channel: _Channel) -> dict[str, Any]:
+    """Parse, audit, build and write the plan of ``request``; return what the manifest records of it.
+
+    Raises:
+        InputError: TensorRT cannot parse the model.
+        CheckError: the audit failed, or TensorRT could not build.
+    """
+    trt = import_flavour(request["flavour"])
+    problems: list[str] = []
+    logger = _logger(trt, problems)
+    parts = PartNames(*(frozenset(request["parts"][name]) for name in ("stem", "trunk", "head")))
+    builder: tensorrt.Builder = trt.Builder(logger)
+    network: tensorrt.INetworkDefinition = builder.create_network(
+        1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    )
+    _parse(trt, network, logger, Path(request["onnx"]), request["name"])
+    records = list(records_of_network(trt, network, parts))
+    check_precision(records, request["precision"], "parsed network")
+    config: tensorrt.IBuilderConfig = builder.create_builder_config()
+    _configure(trt, builder, config, request)
+    monitor = _monitor(trt, channel)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        reason = next((problem for problem in reversed(problems) if "cudaError" not in problem), "no reason is given")
+        raise CheckError(f"TensorRT cannot build {request['name']}: {reason}")
+    Path(request["plan"]).write_bytes(plan)
+    if request["timing_cache"]:
+        cache: tensorrt.ITimingCache = config.get_timing_cache()
+        Path(request["new_timing_cache"]).write_bytes(cache.serialize())
+    inspected = []
+    if request["inspect"]:
+        inspected = records_from_inspector(_inspection(trt, logger, Path(request["plan"])), parts)
+        check_precision(inspected, request["precision"], "engine inspector")
+    return {
+        "version": trt.__version__,
+        "network": [dataclasses.asdict(record) for record in records],
+        "inspected": [dataclasses.asdict(record) for record in inspected],
+    }
+
+
+def _parse(
+    trt: ModuleType, network: "tensorrt.INetworkDefinition", logger: "tensorrt.ILogger", path: Path, name: str
+) -> None:
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
+    if parser.parse(path.read_bytes()):
+        return
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    if not errors:
+        raise InputError(f"{name}: TensorRT cannot parse it")
+    error: tensorrt.ParserError = errors[0]
+    reason = error.desc().splitlines()[0]  # may be no more than the condition that failed, "false"
+    raise InputError(
+        f"{name}: TensorRT does not support the operator {error.node_operator()} (node {error.node_name()}): {reason}"
+    )
+
+
+def _configure(
+    trt: ModuleType, builder: "tensorrt.Builder", config: "tensorrt.IBuilderConfig", request: dict[str, Any]
+) -> None:
+    # TF32 rounds the inputs of FP32 products to 10 bits of mantissa: no parity with FP32.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request["workspace_mib"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_mib"] * 2**20)
+    if request["optimization_level"] is not None:
+        config.builder_optimization_level = request["optimization_level"]
+    if request["version_compatible"]:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if request["hardware_compatibility"] == "ampere-plus":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    elif request["hardware_compatibility"] == "same-compute-capability":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    if request["timing_cache"]:
+        known = Path(request["timing_cache"])
+        cache: tensorrt.ITimingCache = config.create_timing_cache(known.read_bytes() if known.is_file() else b"")
+        if not config.set_timing_cache(cache, False):
+            raise InputError(
+                f"{known} is a timing cache of another GPU or TensorRT version: delete it, or name another"
+            )
+    profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
+    size = request["image_size"]
+    smallest, best, largest = ((batch, size, size, 3) for batch in request["profile"])
+    profile.set_shape(IMAGE, smallest, best, largest)
+    config.add_optimization_profile(profile)
+
+
+def _inspection(trt: ModuleType, logger: "tensorrt.ILogger", plan: Path) -> str:
+    """Load the plan and return the engine inspector's JSON."""
+    runtime: tensorrt.Runtime = trt.Runtime(logger)
+    engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan.read_bytes())
+    if engine is None:
+        raise CheckError("TensorRT cannot load the plan it has just built")
+    inspector: tensorrt.EngineInspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _logger(trt: ModuleType, problems: list[str]) -> Any:
+    """Return a logger that keeps errors in ``problems``: each becomes part of one line, or nothing."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                problems.append(message)
+
+    return Logger()
+
+
+def _monitor(trt: ModuleType, channel: _Channel) -> Any:
+    """Return a progress monitor that reports the phase that moved last."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.totals: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.totals[phase] = steps
+            channel.send({"phase": [phase, 0, steps]})
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            channel.send({"phase": [phase, step + 1, self.totals[phase]]})
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            channel.send({"phase": [phase, self.totals[phase], self.totals[phase]]})
+
+    return Monitor()
+
+
+def main() -> None:
+    """Serve one request."""
+    channel = _Channel()
+    try:
+        channel.send({"result": build(json.loads(Path(sys.argv[1]).read_text()), channel)})
+    except DmshError as error:
+        channel.send({"error": [type(error).__name__, str(error)]})
+
+
+if __name__ == "__main__":
+    main()
