@@ -3,11 +3,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_model
 from google.protobuf import text_format
+from plan_files import write_plan
 from tritonclient.grpc import model_config_pb2
+from typer.testing import CliRunner
 
+from dmsh_export.cli import app
+from dmsh_export.lint import lint_repository
+from dmsh_serving import gallery
 from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import InputError
 from dmsh_serving.repository import MODELS, RepositorySpec, repository_texts, write_repository
@@ -65,9 +71,17 @@ def test_tritons_own_parser_reads_back_what_was_meant(spec, tmp_path, model):
         assert config.platform == "ensemble"
     else:
         assert config.backend == "python"
+        assert config.HasField("dynamic_batching")
+        # A queue with limits makes lone requests wait half a second now and then: only where it is asked for.
+        assert not config.dynamic_batching.HasField("default_queue_policy")
+
+
+def test_limits_of_the_queues_are_what_was_asked_for(spec, tmp_path):
+    spec = replace(spec, max_queue=9, max_wait_seconds=30)
+    for model in (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL):
+        config = parsed(repository_texts(tmp_path / "repository", spec)[f"{model}/config.pbtxt"])
         policy = config.dynamic_batching.default_queue_policy
-        assert policy.max_queue_size == spec.max_queue
-        assert policy.default_timeout_microseconds == spec.max_wait_seconds * 1_000_000
+        assert (policy.max_queue_size, policy.default_timeout_microseconds) == (9, 30_000_000)
         assert policy.allow_timeout_override
 
 
@@ -213,7 +227,6 @@ def test_a_tensorrt_encoder_is_described_as_its_plan_is(plan, tmp_path):
     assert (config.default_model_filename, dict(config.cc_model_filenames)) == ("model.plan", {})
     assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_GPU]
     assert list(config.dynamic_batching.preferred_batch_size) == [8, 32]
-    assert config.dynamic_batching.default_queue_policy.max_queue_size == 1024
     assert warmups(config) == [(size, {"image": ("TYPE_UINT8", [16, 16, 3])}) for size in (1, 8, 32)]
     assert config.parameters["fingerprint"].string_value == tiny_model.FINGERPRINT
     assert "version-compatible" not in text
@@ -290,3 +303,63 @@ def test_plans_that_cannot_be_served_are_refused(plan, spec, tmp_path):
     (tmp_path / "model.plan").unlink()
     with pytest.raises(InputError, match=r"model\.plan is not a file"):
         plans_spec(tmp_path, Plan(tmp_path / "model.plan", ("8.6",), 1, 8, 32))
+
+
+def export_repository(tmp_path, *arguments):
+    """Run the command; return its error's message, or None."""
+    command = ["repository", *map(str, arguments), "--gallery", str(tmp_path / "gallery")]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "repository")])
+    if done.exit_code == 0:
+        return None
+    assert isinstance(done.exception, InputError), done.output
+    assert not (tmp_path / "repository").exists()
+    return str(done.exception)
+
+
+def test_the_command_serves_one_plan_a_gpu_as_their_manifests_say(spec, tmp_path):
+    hopper = {"name": "NVIDIA H100", "compute_capability": "9.0"}
+    first = write_plan(tmp_path / "a.plan")
+    second = write_plan(tmp_path / "b.plan", gpu=hopper, profile=(1, 2, 6), options={"version_compatible": True})
+    plans = ["--plan", first, "--plan", second]
+    assert export_repository(tmp_path, spec.model, "--encoder", "tensorrt", *plans) is None
+    version = tmp_path / "repository" / ENCODER_MODEL
+    config = parsed((version / "config.pbtxt").read_text())
+    assert dict(config.cc_model_filenames) == {"8.6": "model-sm86.plan", "9.0": "model-sm90.plan"}
+    assert config.max_batch_size == 6
+    assert "version-compatible=true" in (version / "config.pbtxt").read_text()
+    gallery.build(tmp_path / "gallery", np.empty((0, 8), np.uint8), None, None, bits=64, fingerprint=spec.fingerprint)
+    assert lint_repository(tmp_path / "repository").findings == ()
+
+
+def test_the_command_accelerates_in_the_precision_the_model_has(spec, tmp_path):
+    assert export_repository(tmp_path, spec.model, "--encoder", "onnxruntime", "--accelerate") is None
+    config = parsed((tmp_path / "repository" / ENCODER_MODEL / "config.pbtxt").read_text())
+    (found,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert found.parameters["precision_mode"] == "FP32"
+
+
+def test_the_command_refuses_what_does_not_belong_together(spec, tmp_path):
+    rtx = write_plan(tmp_path / "rtx.plan", flavour="tensorrt-rtx", gpu=None)
+    other = write_plan(tmp_path / "other.plan", fingerprint="cd" * 32)
+    sound = write_plan(tmp_path / "sound.plan")
+    tensorrt = ["--encoder", "tensorrt"]
+    for arguments, message in (
+        (tensorrt, "serves the engines that --plan names"),
+        (["--plan", sound], "the other encoders take none"),
+        (["--accelerate"], "--accelerate is for --encoder onnxruntime"),
+        (["--engine-cache", "/cache"], "give both, or neither"),
+        ([*tensorrt, "--plan", rtx], "rtx.plan is a tensorrt-rtx engine, Triton loads TensorRT's own only"),
+        ([*tensorrt, "--plan", other], "other.plan was not built from"),
+        ([*tensorrt, "--plan", sound, "--plan", other], "of different code spaces"),
+        ([*tensorrt, "--plan", sound, "--max-batch", "9"], "max_batch = 9 is more than"),
+        ([*tensorrt, "--plan", tmp_path / "absent.plan"], "absent.plan is not a file"),
+    ):
+        assert message in export_repository(tmp_path, spec.model, *arguments)
+
+
+def test_a_low_precision_plan_is_served_as_the_code_space_of_its_own(spec, tmp_path):
+    half = write_plan(tmp_path / "half.plan", fingerprint="cd" * 32, parent_fingerprint=spec.fingerprint)
+    assert export_repository(tmp_path, spec.model, "--encoder", "tensorrt", "--plan", half) is None
+    for model in MODELS:
+        config = parsed((tmp_path / "repository" / model / "config.pbtxt").read_text())
+        assert config.parameters["fingerprint"].string_value == "cd" * 32

@@ -21,10 +21,10 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the 
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Skip (and count) images that cannot be read.")]
 
 
-def make_app(help: str) -> typer.Typer:
+def make_app(purpose: str) -> typer.Typer:
     """Return an empty Typer application in this project's style (plain help: it answers fast)."""
     return typer.Typer(
-        help=help,
+        help=purpose,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -133,11 +133,10 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 

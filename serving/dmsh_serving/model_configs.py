@@ -125,14 +125,15 @@ def _instances(kind: str) -> str:
 
 def _dynamic_batching(spec: RepositorySpec, preferred: list[int] | None = None) -> str:
     """No delay: whatever waits while a call runs is the next call's batch."""
-    policy = [
-        f"max_queue_size: {spec.max_queue}",
-        f"default_timeout_microseconds: {spec.max_wait_seconds * 1_000_000}",
-        "allow_timeout_override: true",
-    ]
+    policy = []
+    if spec.max_queue is not None:
+        policy.append(f"max_queue_size: {spec.max_queue}")
+    if spec.max_wait_seconds is not None:
+        policy += [f"default_timeout_microseconds: {spec.max_wait_seconds * 1_000_000}", "allow_timeout_override: true"]
     fields = [f"preferred_batch_size: {preferred}"] if preferred else []
-    fields.append("default_queue_policy {\n" + _indent("\n".join(policy)) + "\n}")
-    return "dynamic_batching {\n" + _indent("\n".join(fields)) + "\n}"
+    if policy:
+        fields.append("default_queue_policy {\n" + _indent("\n".join(policy)) + "\n}")
+    return "dynamic_batching {\n" + _indent("\n".join(fields)) + "\n}" if fields else "dynamic_batching {}"
 
 
 def _version_note(encoder: TensorRTEncoder) -> list[str]:

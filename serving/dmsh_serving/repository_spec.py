@@ -125,9 +125,11 @@ class RepositorySpec:
         model: the ONNX file to put in; None leaves its place empty (an encoder of plans has none).
         encoder: what computes the codes.
         max_batch: most rows of one call.
-        max_queue: most requests that wait for one model; one more is refused at once (UNAVAILABLE).
+        max_queue: most requests that wait for one model; one more is refused at once (UNAVAILABLE). None: no limit.
         max_wait_seconds: longest that a request waits for one model before it is dropped (UNAVAILABLE); a request
-            that carries its own ``timeout`` is dropped after that, if it is shorter.
+            that carries its own ``timeout`` is dropped after that, if it is shorter. None: no limit.
+            Either limit makes Triton 24.10 forget about 1 in 100 lone requests for half a second: its batcher does
+            not prefetch from a queue that has one, and can then miss the wake-up. See docs/serving.md.
         decode_threads, ranker_threads: threads of one call.
     """
 
@@ -138,8 +140,8 @@ class RepositorySpec:
     model: Path | None = None
     encoder: Encoder = PythonEncoder()
     max_batch: int = DEFAULT_MAX_BATCH
-    max_queue: int = 1024
-    max_wait_seconds: int = 30
+    max_queue: int | None = None
+    max_wait_seconds: int | None = None
     decode_threads: int = 2
     ranker_threads: int = 1
 
@@ -160,7 +162,7 @@ class RepositorySpec:
             case TensorRTEncoder():
                 self._check_plans(self.encoder)
         for name, value in counts.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
         if self.model is not None and not self.model.is_file():
             raise InputError(f"{self.model} is not a file: name an ONNX model made by dmsh-export onnx")

@@ -18,6 +18,7 @@ from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.repository import RepositorySpec, write_repository
 
 MAX_QUEUE = 6
+NOISE_SECONDS = 2  # of a busy machine, and of Triton's batcher over limited queues; a request that hangs takes 30
 SLOW_FILE = png(np.zeros((3000, 3000, 3), np.uint8))  # few bytes to send, many pixels to decode
 SLOW_REQUEST = np.array([[SLOW_FILE]] * 2, dtype=np.object_)
 
@@ -34,6 +35,7 @@ def busy(tmp_path_factory):
         model=world.folder / "model.onnx",
         max_batch=2,
         max_queue=MAX_QUEUE,
+        max_wait_seconds=30,
     )
     write_repository(world.repository, spec)
     with world.server() as running:
@@ -114,7 +116,7 @@ def test_what_waits_in_a_queue_longer_than_its_client_is_never_computed(busy, as
     patience = 1.5 * one
     _, ended = start(asking, SEARCH_FILE_MODEL, MAX_QUEUE, client_timeout=patience, timeout=int(patience * 1e6))
     wait_for(lambda: len(ended) == MAX_QUEUE)
-    assert still_right(busy) < 3 * one
+    assert still_right(busy) < 3 * one + NOISE_SECONDS
     assert decoded(asking) - before < 2 * MAX_QUEUE  # two files a request; what was under way was finished
 
 
@@ -126,7 +128,7 @@ def test_the_client_that_gives_up_takes_its_request_along(busy, asking):
         client.max_batch(SEARCH_FILE_MODEL)
         with pytest.raises(MissingError, match=r"did not answer within|waited too long"):
             client.search_files([SLOW_FILE] * 2)
-    assert still_right(busy) < 4 * one
+    assert still_right(busy) < 4 * one + NOISE_SECONDS
     assert decoded(asking) - before == 3 * 2 + 1
 
 
@@ -138,7 +140,7 @@ def test_cancelled_requests_leave_a_models_queue_at_once(busy, asking):
     for call in calls:
         call.cancel()
     wait_for(lambda: len(ended) == MAX_QUEUE)
-    assert still_right(busy) < 4 * one
+    assert still_right(busy) < 4 * one + NOISE_SECONDS
     assert decoded(asking) - before < 2 * MAX_QUEUE
 
 
