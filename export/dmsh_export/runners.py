@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_export.rounding import runnable
+from dmsh_export.trt_runner import TensorRTRunner
 from dmsh_model.checkpoint import fingerprint
 from dmsh_model.network import DMSH
 from dmsh_serving.client import SearchClient
@@ -135,13 +136,15 @@ class TritonRunner(_Runner):
 
 
 def runner_of(target: str) -> Runner:
-    """Return the runner of a TARGET: ``FILE.onnx`` or ``triton://host:port/model``.
+    """Return the runner of a TARGET: ``FILE.onnx``, ``FILE.plan`` or ``triton://host:port/model``.
 
     Raises:
-        InputError: neither of these.
+        InputError: none of these.
     """
     if target.startswith("triton://"):
         return TritonRunner(target)
     if Path(target).suffix == ".onnx":
         return OnnxRunner(Path(target))
-    raise InputError(f"{target}: a target is FILE.onnx or triton://host:port/model")
+    if Path(target).suffix == ".plan":
+        return TensorRTRunner(Path(target))
+    raise InputError(f"{target}: a target is FILE.onnx, FILE.plan or triton://host:port/model")
