@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmsh_export.lint_command import lint
+from dmsh_export.repository_command import repository
 from dmsh_export.trt_command import trt
 from dmsh_serving.console import JsonOption, SkipBadOption, console, make_app, progress, run, write_json
-from dmsh_serving.contract import DEFAULT_MAX_BATCH
 from dmsh_serving.errors import CheckError, InputError
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ app.command()(trt)
 @app.command()
 def parity(
     checkpoint: Checkpoint,
-    targets: Annotated[list[str], typer.Argument(help="FILE.onnx or triton://host:port/model", metavar="TARGET...")],
+    targets: Annotated[
+        list[str], typer.Argument(help="FILE.onnx, FILE.plan or triton://host:port/model", metavar="TARGET...")
+    ],
     images: Images = None,
     skip_bad: SkipBadOption = False,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size of the batch invariance check.")] = 8,
@@ -104,7 +107,8 @@ def parity(
 @app.command()
 def latency(
     targets: Annotated[
-        list[str], typer.Argument(help="A checkpoint, FILE.onnx or triton://host:port/model", metavar="TARGET...")
+        list[str],
+        typer.Argument(help="A checkpoint, FILE.onnx, FILE.plan or triton://host:port/model", metavar="TARGET..."),
     ],
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each target.")] = 100,
@@ -139,30 +143,8 @@ def latency(
     write_json(json, {"latency": [row.to_dict() for row in rows]})
 
 
-@app.command()
-def repository(
-    model: Annotated[Path, typer.Argument(help="The ONNX file to serve.")],
-    gallery: Annotated[Path, typer.Option(help="The gallery's folder; it may be built later.")],
-    out: Annotated[Path, typer.Option(help="The model repository to write.")],
-    max_batch: Annotated[int, typer.Option(min=1, help="Most images of one call.")] = DEFAULT_MAX_BATCH,
-    json: JsonOption = None,
-) -> None:
-    """Write the Triton model repository that serves MODEL and ranks against the gallery."""
-    from dmsh_serving.encoder import OnnxEncoder
-    from dmsh_serving.repository import RepositorySpec, write_repository
-
-    with OnnxEncoder(model) as encoder:
-        spec = RepositorySpec(
-            gallery=gallery,
-            bits=encoder.bits,
-            image_size=encoder.image_size,
-            fingerprint=encoder.fingerprint,
-            model=model,
-            max_batch=max_batch,
-        )
-    write_repository(out, spec)
-    console().print(f"wrote {out}: start it with dmsh-serve start --repository {out}")
-    write_json(json, {"out": str(out), "fingerprint": spec.fingerprint, "bits": spec.bits, "gallery": str(gallery)})
+app.command()(repository)
+app.command()(lint)
 
 
 @app.command()

@@ -1,0 +1,141 @@
+"""What the encoder's files say, against which its configuration is checked: the ONNX file, the plans' manifests."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmsh_export.lint_findings import Finding, Model, Signature
+from dmsh_serving.codes import bytes_per_code
+from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
+from dmsh_serving.errors import InputError
+from dmsh_serving.repository_spec import MODEL_FILE, PLAN_FILE
+
+DEFAULT_FILES = {"python": MODEL_FILE, "onnxruntime": MODEL_FILE, "tensorrt": PLAN_FILE}
+_EXPORT = "export the model again, then dmsh-export repository"
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """What one model file says of itself.
+
+    Attributes:
+        file: its name, as seen from the repository.
+        fingerprint, bits, image_size: its code space.
+        inputs, outputs: its tensors, without the batch dimension.
+        max_batch: the most images it takes; None for any number.
+        capability: compute capability that it was built for; None for any.
+    """
+
+    file: str
+    fingerprint: str
+    bits: int
+    image_size: int
+    inputs: Signature
+    outputs: Signature
+    max_batch: int | None = None
+    capability: str | None = None
+
+
+def encoder_files(model: Model) -> tuple[list[EncoderFile], list[Finding]]:
+    """Read every model file that the encoder's configuration names, in each version."""
+    found: list[EncoderFile] = []
+    findings: list[Finding] = []
+    for version in model.versions:
+        for name in _file_names(model):
+            path = version / name
+            shown = f"{model.name}/{version.name}/{name}"
+            if not path.is_file():
+                findings.append(
+                    Finding(shown, "the file is missing", "put it there with dmsh-export repository MODEL --out ...")
+                )
+                continue
+            try:
+                found.append(_plan(path, shown) if model.backend == "tensorrt" else _onnx(path, shown))
+            except InputError as error:
+                findings.append(Finding(shown, str(error).replace(str(path), name), _EXPORT))
+    return found, findings
+
+
+def check_plans(model: Model, files: list[EncoderFile]) -> list[Finding]:
+    """Check which file a GPU gets, and the batch sizes, against what the plans were built for."""
+    findings = []
+    by_name = {Path(file.file).name: file for file in files}
+    for capability, name in sorted(model.config.cc_model_filenames.items()):
+        built_for = by_name[name].capability if name in by_name else None
+        if built_for is not None and built_for != capability:
+            findings.append(
+                model.wrong(
+                    f"cc_model_filenames gives {name} to GPUs of compute capability {capability}, it was built for "
+                    f"{built_for}",
+                    f'write key: "{built_for}"',
+                )
+            )
+    findings += [
+        model.wrong(
+            f"max_batch_size {model.config.max_batch_size} is more than the profile of {file.file} allows, "
+            f"{file.max_batch}",
+            f"write max_batch_size: {file.max_batch}, or build with --max-batch {model.config.max_batch_size}",
+        )
+        for file in files
+        if file.max_batch is not None and model.config.max_batch_size > file.max_batch
+    ]
+    return findings
+
+
+def _file_names(model: Model) -> list[str]:
+    default = model.config.default_model_filename or DEFAULT_FILES.get(model.backend, "")
+    if model.backend == "python":
+        return [MODEL_FILE]  # default_model_filename is the Python file's here
+    return sorted({default, *model.config.cc_model_filenames.values()} - {""})
+
+
+def _onnx(path: Path, shown: str) -> EncoderFile:
+    from dmsh_export.graph_parts import metadata_of, model_from_file
+
+    proto = model_from_file(path)
+    said = metadata_of(proto)
+    absent = [key for key in (Metadata.FINGERPRINT, Metadata.BITS, Metadata.IMAGE_SIZE) if key not in said]
+    if absent:
+        raise InputError(f"it has no {', '.join(absent)} in its metadata")
+    try:
+        bits, image_size = int(said[Metadata.BITS]), int(said[Metadata.IMAGE_SIZE])
+    except ValueError as error:
+        raise InputError(f"its metadata are damaged: {error}") from error
+    inputs, outputs = (
+        {value.name: _tensor_of(value) for value in values} for values in (proto.graph.input, proto.graph.output)
+    )
+    return EncoderFile(shown, said[Metadata.FINGERPRINT], bits, image_size, inputs, outputs)
+
+
+def _tensor_of(value: Any) -> tuple[str, tuple[int, ...]]:
+    import onnx
+
+    types = {
+        onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.INT8: "TYPE_INT8", onnx.TensorProto.FLOAT: "TYPE_FP32",
+        onnx.TensorProto.FLOAT16: "TYPE_FP16", onnx.TensorProto.BFLOAT16: "TYPE_BF16",
+    }  # fmt: skip
+    tensor = value.type.tensor_type
+    dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+    return types.get(tensor.elem_type, onnx.TensorProto.DataType.Name(tensor.elem_type)), tuple(dims[1:])
+
+
+def _plan(path: Path, shown: str) -> EncoderFile:
+    from dmsh_export.plan_manifest import read_plan_manifest
+
+    said = read_plan_manifest(path)
+    if said.flavour != "tensorrt":
+        raise InputError(f"a {said.flavour} engine, which Triton's TensorRT backend cannot load")
+    size = said.image_size
+    capability = None
+    if said.gpu is not None and said.hardware_compatibility != "ampere-plus":
+        capability = said.gpu.compute_capability
+    return EncoderFile(
+        file=shown,
+        fingerprint=said.fingerprint,
+        bits=said.bits,
+        image_size=size,
+        inputs={IMAGE: ("TYPE_UINT8", (size, size, 3))},
+        outputs={CODE: ("TYPE_UINT8", (bytes_per_code(said.bits),)), LOGITS: ("TYPE_FP32", (said.bits,))},
+        max_batch=said.max_batch,
+        capability=capability,
+    )

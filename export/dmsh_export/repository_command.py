@@ -1,0 +1,175 @@
+"""dmsh-export repository: an encoder and a gallery -> a Triton model repository."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from dmsh_serving.console import JsonOption, console, write_json
+from dmsh_serving.contract import DEFAULT_MAX_BATCH, Metadata
+from dmsh_serving.errors import InputError
+
+if TYPE_CHECKING:
+    from dmsh_export.plan_manifest import PlanManifest
+    from dmsh_serving.repository_spec import Plan, RepositorySpec, TensorRTAccelerator
+
+# What the provider is told, by the precision that the graph says it has.
+_PROVIDER_PRECISIONS: dict[str | None, Literal["FP32", "FP16", "INT8"]] = {
+    None: "FP32", "fp32": "FP32", "fp16": "FP16", "int8": "INT8",
+}  # fmt: skip
+
+
+class EncoderName(StrEnum):
+    """Values of ``--encoder``."""
+
+    PYTHON = "python"
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
+def repository(
+    model: Annotated[
+        Path, typer.Argument(help="The ONNX file to serve; a checkpoint's folder leaves the file's place empty.")
+    ],
+    gallery: Annotated[Path, typer.Option(help="The gallery's folder; it may be built later.")],
+    out: Annotated[Path, typer.Option(help="The model repository to write.")],
+    encoder: Annotated[EncoderName, typer.Option(help="What computes the codes.")] = EncoderName.PYTHON,
+    plan: Annotated[
+        list[Path] | None, typer.Option(help="tensorrt: an engine built from MODEL, one for each kind of GPU.")
+    ] = None,
+    accelerate: Annotated[
+        bool, typer.Option("--accelerate", help="onnxruntime: let its TensorRT provider compile the model.")
+    ] = False,
+    engine_cache: Annotated[
+        str | None, typer.Option(help="onnxruntime, accelerated: the server's folder to keep compiled engines in.")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help=f"Most images of one call.  [default: {DEFAULT_MAX_BATCH}, or the plan's]")
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Write the Triton model repository that serves MODEL and ranks against the gallery."""
+    from dmsh_serving.repository import write_repository
+
+    if bool(plan) != (encoder is EncoderName.TENSORRT):
+        raise InputError("--encoder tensorrt serves the engines that --plan names; the other encoders take none")
+    if accelerate and encoder is not EncoderName.ONNXRUNTIME:
+        raise InputError("--accelerate is for --encoder onnxruntime: Triton's own ONNX Runtime has that provider")
+    if engine_cache is not None and not accelerate:
+        raise InputError("--engine-cache keeps what --accelerate compiles: give both, or neither")
+    match encoder:
+        case EncoderName.PYTHON:
+            spec = _python_spec(model, gallery, max_batch or DEFAULT_MAX_BATCH)
+        case EncoderName.ONNXRUNTIME:
+            spec = _onnxruntime_spec(model, gallery, max_batch or DEFAULT_MAX_BATCH, accelerate, engine_cache)
+        case EncoderName.TENSORRT:
+            spec = _tensorrt_spec(model, plan or [], gallery, max_batch)
+    write_repository(out, spec)
+    console().print(f"wrote {out}: start it with dmsh-serve start --repository {out}")
+    if encoder is not EncoderName.PYTHON:
+        console().print(f"it needs a Triton with the {encoder.value} backend, such as NVIDIA's container")
+    result = {"out": str(out), "fingerprint": spec.fingerprint, "bits": spec.bits, "gallery": str(gallery)}
+    write_json(json, {**result, "encoder": encoder.value, "max_batch": spec.max_batch})
+
+
+def _python_spec(model: Path, gallery: Path, max_batch: int) -> "RepositorySpec":
+    from dmsh_serving.encoder import OnnxEncoder
+    from dmsh_serving.repository_spec import RepositorySpec
+
+    if model.is_dir():
+        import dmsh_model
+        from dmsh_model.checkpoint import fingerprint
+
+        network = dmsh_model.load(model)
+        config = network.config
+        return RepositorySpec(gallery, config.bits, config.image_size, fingerprint(network), max_batch=max_batch)
+    with OnnxEncoder(model) as opened:
+        return RepositorySpec(
+            gallery, opened.bits, opened.image_size, opened.fingerprint, model=model, max_batch=max_batch
+        )
+
+
+def _onnxruntime_spec(
+    model: Path, gallery: Path, max_batch: int, accelerate: bool, cache: str | None
+) -> "RepositorySpec":
+    from dmsh_serving.repository_spec import OnnxRuntimeEncoder, RepositorySpec
+
+    said = _metadata(model)
+    accelerator = _accelerator(model, said.get(Metadata.PRECISION), cache) if accelerate else None
+    return RepositorySpec(
+        gallery,
+        int(said[Metadata.BITS]),
+        int(said[Metadata.IMAGE_SIZE]),
+        said[Metadata.FINGERPRINT],
+        model=model,
+        encoder=OnnxRuntimeEncoder(accelerator),
+        max_batch=max_batch,
+    )
+
+
+def _accelerator(model: Path, precision: str | None, cache: str | None) -> "TensorRTAccelerator":
+    from dmsh_serving.repository_spec import TensorRTAccelerator
+
+    if precision not in _PROVIDER_PRECISIONS:
+        raise InputError(
+            f"{model} is {precision}, which ONNX Runtime's TensorRT provider cannot keep: use --encoder tensorrt"
+        )
+    return TensorRTAccelerator(_PROVIDER_PRECISIONS[precision], cache=cache)
+
+
+def _tensorrt_spec(model: Path, plans: list[Path], gallery: Path, max_batch: int | None) -> "RepositorySpec":
+    from dmsh_export.plan_manifest import read_plan_manifest
+    from dmsh_serving.repository_spec import RepositorySpec, TensorRTEncoder
+
+    manifests = [read_plan_manifest(path) for path in plans]
+    spaces = {(manifest.fingerprint, manifest.bits, manifest.image_size) for manifest in manifests}
+    if len(spaces) > 1:
+        raise InputError(
+            "the plans are of different code spaces, whose codes cannot be compared: "
+            + ", ".join(f"{manifest.path} has fingerprint {manifest.fingerprint[:12]}" for manifest in manifests)
+        )
+    ours = _metadata(model)[Metadata.FINGERPRINT]
+    first = manifests[0]
+    if ours not in (first.fingerprint, first.parent_fingerprint):
+        raise InputError(
+            f"{first.path} was not built from {model}: its fingerprint is {first.fingerprint[:12]}, the model's "
+            f"{ours[:12]}; build it with dmsh-export trt {model}"
+        )
+    encoder = TensorRTEncoder(tuple(_served(manifest) for manifest in manifests))
+    return RepositorySpec(
+        gallery,
+        first.bits,
+        first.image_size,
+        first.fingerprint,
+        encoder=encoder,
+        max_batch=max_batch or encoder.max_batch,
+    )
+
+
+def _served(manifest: "PlanManifest") -> "Plan":
+    from dmsh_serving.repository_spec import Plan
+
+    if manifest.flavour != "tensorrt" or manifest.gpu is None:
+        raise InputError(
+            f"{manifest.path} is a {manifest.flavour} engine, Triton loads TensorRT's own only: build it with "
+            "--runtime tensorrt on the GPU that is to serve it, or serve the ONNX file with --encoder onnxruntime"
+        )
+    return Plan(
+        manifest.path,
+        (manifest.gpu.compute_capability,),
+        manifest.min_batch,
+        manifest.opt_batch,
+        manifest.max_batch,
+        manifest.version_compatible,
+    )
+
+
+def _metadata(model: Path) -> dict[str, str]:
+    from dmsh_export.graph_parts import metadata_of, model_from_file
+
+    said = metadata_of(model_from_file(model))
+    absent = [key for key in (Metadata.FINGERPRINT, Metadata.BITS, Metadata.IMAGE_SIZE) if key not in said]
+    if absent:
+        raise InputError(f"{model} was not made by dmsh-export: it has no {', '.join(absent)} in its metadata")
+    return said
