@@ -93,8 +93,12 @@ def test_inspect_shows_what_was_proven(model):
 
 
 def test_a_repository_is_written_from_the_file_alone(model, tmp_path):
-    done = dmsh_export("repository", model, "--gallery", tmp_path / "gallery", "--out", tmp_path / "repository")
+    options = ["--gallery", tmp_path / "gallery", "--out", tmp_path / "repository", "--max-queue", 64, "--max-wait", 5]
+    done = dmsh_export("repository", model, *options)
     assert done.returncode == 0, done.stderr
+    config = (tmp_path / "repository/dmsh_ranker/config.pbtxt").read_text()
+    assert "max_queue_size: 64" in config
+    assert "default_timeout_microseconds: 5000000" in config
     assert (tmp_path / "repository/dmsh_encoder/1/model.onnx").read_bytes() == model.read_bytes()
 
 

@@ -1,5 +1,6 @@
 """dmsh-export repository: an encoder and a gallery -> a Triton model repository."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -47,6 +48,10 @@ def repository(
     max_batch: Annotated[
         int | None, typer.Option(min=1, help=f"Most images of one call.  [default: {DEFAULT_MAX_BATCH}, or the plan's]")
     ] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(min=1, help="Refuse at once what exceeds this many waiting requests a model.")
+    ] = None,
+    max_wait: Annotated[int | None, typer.Option(min=1, help="Drop requests that waited so many seconds.")] = None,
     json: JsonOption = None,
 ) -> None:
     """Write the Triton model repository that serves MODEL and ranks against the gallery."""
@@ -65,6 +70,7 @@ def repository(
             spec = _onnxruntime_spec(model, gallery, max_batch or DEFAULT_MAX_BATCH, accelerate, engine_cache)
         case EncoderName.TENSORRT:
             spec = _tensorrt_spec(model, plan or [], gallery, max_batch)
+    spec = replace(spec, max_queue=max_queue, max_wait_seconds=max_wait)
     write_repository(out, spec)
     console().print(f"wrote {out}: start it with dmsh-serve start --repository {out}")
     if encoder is not EncoderName.PYTHON:
