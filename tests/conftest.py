@@ -1,12 +1,8 @@
 """Fixtures that several folders share: the demo checkpoint, its images, and its exports. Made once a run."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parent.parent
-DEMO_CHECKPOINT = ROOT / "demo" / "checkpoint"
+from project import DEMO_CHECKPOINT
 
 
 @pytest.fixture(scope="session")

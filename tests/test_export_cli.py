@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DEMO_CHECKPOINT
 from PIL import Image
+from project import DEMO_CHECKPOINT
 
 from dmsh_export.cli import main
 

@@ -103,7 +103,7 @@ def test_a_file_that_is_no_model_is_exit_2(tmp_path):
 
 
 def test_parity_of_a_typed_graph_says_whether_the_guard_is_needed(encoders, tmp_path):
-    from conftest import DEMO_CHECKPOINT
+    from project import DEMO_CHECKPOINT
 
     typed = tmp_path / "model.fp16.onnx"
     made = export("trt", encoders.demo, "--out", tmp_path / "model.plan", "--fp16", "--typed-onnx", typed)
