@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dmsh_export.audit import (
+    GraphParts,
     LayerRecord,
-    PartNames,
     check_precision,
     records_from_inspector,
     records_of_network,
@@ -19,7 +19,7 @@ from dmsh_export.graph_parts import model_from_file, parts_of
 from dmsh_export.precision import typed_graph
 from dmsh_serving.errors import CheckError
 
-PARTS = PartNames(frozenset({"cast"}), frozenset({"conv_0", "relu_0", "conv_1"}), frozenset({"pool", "gemm"}))
+PARTS = GraphParts(frozenset({"cast"}), frozenset({"conv_0", "relu_0", "conv_1"}), frozenset({"pool", "gemm"}))
 
 
 def record(node, kind, *, product=True):
@@ -54,9 +54,8 @@ def flops_from_shapes(graph):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_the_parsed_demo_has_its_trunk_in_the_type_asked_for_and_its_head_in_fp32(encoders, precision):
     typed = typed_graph(model_from_file(encoders.named("demo", precision)), precision)
-    parts = PartNames(**vars(typed.parts))
     trt, network, _alive = parsed(typed.model)
-    records = list(records_of_network(trt, network, parts))
+    records = list(records_of_network(trt, network, typed.parts))
     products = [record for record in records if record.product]
     assert [record.type for record in products if record.part == "trunk"] == [precision] * 8
     assert [record.type for record in products if record.part == "head"] == ["fp32"] * 3

@@ -25,7 +25,7 @@ def rtx(precision, **options):
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        *(("demo", precision) for precision in ("fp32", "fp16", "bf16", "int8")),
+        *(("demo", precision) for precision in ("fp32", "fp16", "bf16", "int8", "fp8")),
         *((name, precision) for name in ("resnet50", "vgg19") for precision in ("fp32", "fp16", "int8")),
     ],
 )

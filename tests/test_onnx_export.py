@@ -9,8 +9,9 @@ import torch
 
 from dmsh_export import onnx as onnx_export
 from dmsh_export.generated import generated_images
+from dmsh_export.graph_parts import metadata_of
 from dmsh_export.manifest import read_manifest, sha256_of_file
-from dmsh_export.onnx import export_onnx, metadata_of
+from dmsh_export.onnx import export_onnx
 from dmsh_model.checkpoint import fingerprint
 from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH

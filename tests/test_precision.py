@@ -235,6 +235,14 @@ def test_parity_measures_a_lower_precision_and_says_whether_a_guard_is_needed(en
         assert ("no guard is needed" in guard_line(target, "PyTorch")) != needed
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_parity_measures_q_dq_graphs_too(encoders, demo_model, precision, tmp_path):
+    path = typed_file(encoders.named("demo", precision), precision, tmp_path)
+    (target,) = compare(TorchRunner(demo_model), [OnnxRunner(path)], generated_images(16, 32), max_batch=2).targets
+    assert 0 < target.worst_logit_error < 10
+    assert target.wrong_bits < 0.2 * target.bits_compared
+
+
 def test_parity_refuses_a_low_precision_encoder_of_another_checkpoint(encoders, tmp_path):
     other = random_encoder(tmp_path / "other.onnx", bits=64)
     target = OnnxRunner(typed_file(encoders.demo, "fp16", tmp_path))

@@ -21,9 +21,15 @@ def random_encoder(path: Path, *, folded=True, **fields) -> DMSH:
     return model
 
 
-def quantise(source: Path, out: Path, *, symmetric=True, head=False, bias=True) -> Path:
+def quantise(source: Path, out: Path, *, symmetric=True, head=False, fp8=False) -> Path:
     """Write ``source`` as Q/DQ with ONNX Runtime's static quantiser, calibrated on generated images."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     size = onnx.load(source).graph.input[0].type.tensor_type.shape.dim[1].dim_value
 
@@ -34,12 +40,13 @@ def quantise(source: Path, out: Path, *, symmetric=True, head=False, bias=True) 
         def get_next(self):
             return next(self.batches, None)
 
-    kind = QuantType.QInt8 if symmetric else QuantType.QUInt8
+    activation = QuantType.QFLOAT8E4M3FN if fp8 else QuantType.QInt8 if symmetric else QuantType.QUInt8
     quantize_static(
-        source, out, Reader(), quant_format=QuantFormat.QDQ, activation_type=kind, weight_type=QuantType.QInt8,
-        op_types_to_quantize=["Conv", "Gemm"], per_channel=True,
+        source, out, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv", "Gemm"],
+        activation_type=activation, weight_type=activation if fp8 else QuantType.QInt8, per_channel=not fp8,
+        calibrate_method=CalibrationMethod.Distribution if fp8 else CalibrationMethod.MinMax,
         nodes_to_exclude=[] if head else sorted(parts_of(model_from_file(source).graph).head),
-        extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": bias},
+        extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
     )  # fmt: skip
     return out
 
@@ -68,9 +75,9 @@ class Encoders:
         return self._folder / "vgg19.onnx"
 
     def named(self, name: str, precision: str) -> Path:
-        """Return the encoder ``name``, as Q/DQ where ``precision`` is int8."""
+        """Return the encoder ``name``, as Q/DQ where ``precision`` is int8 or fp8."""
         path: Path = getattr(self, name)
-        if precision != "int8":
+        if precision not in ("int8", "fp8"):
             return path
-        quantised = self._folder / f"{name}.qdq.onnx"
-        return quantised if quantised.exists() else quantise(path, quantised)
+        quantised = self._folder / f"{name}.{precision}.onnx"
+        return quantised if quantised.exists() else quantise(path, quantised, fp8=precision == "fp8")

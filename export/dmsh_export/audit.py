@@ -55,8 +55,8 @@ class AuditRow:
 
 
 @dataclass(frozen=True)
-class PartNames:
-    """Names of the ONNX nodes of each part; what the typed pass added between them is ``edge``."""
+class GraphParts:
+    """Names of the ONNX nodes of each part (:mod:`dmsh_export.graph_parts`); what the typed pass added is ``edge``."""
 
     stem: frozenset[str]
     trunk: frozenset[str]
@@ -102,7 +102,7 @@ def check_precision(records: Sequence[LayerRecord], precision: str, source: str)
 
 
 def records_of_network(
-    trt: ModuleType, network: "tensorrt.INetworkDefinition", parts: PartNames
+    trt: ModuleType, network: "tensorrt.INetworkDefinition", parts: GraphParts
 ) -> Iterator[LayerRecord]:
     """Yield what the parser made of each ONNX node. Constants and what has no node of its own are left out."""
     layer: tensorrt.ILayer
@@ -152,8 +152,8 @@ def _flops(trt: ModuleType, layer: "tensorrt.ILayer") -> int:
     # The bindings hand out a plain ILayer; its class is what tells them to show the convolution's own fields.
     layer.__class__ = trt.IConvolutionLayer
     convolution: tensorrt.IConvolutionLayer = layer
-    kernel: int = math.prod(convolution.kernel_size_nd)
-    return 2 * _volume(output.shape) * (kernel * _volume(first.shape[:2]) // convolution.num_groups)
+    multiply_adds: int = math.prod(convolution.kernel_size_nd) * first.shape[1] // convolution.num_groups
+    return 2 * _volume(output.shape) * multiply_adds
 
 
 def _volume(shape: Sequence[int]) -> int:
@@ -165,7 +165,7 @@ def _type_name(name: str) -> str:
     return _TYPE_NAMES.get(name.upper(), name.lower())
 
 
-def records_from_inspector(text: str, parts: PartNames) -> list[LayerRecord]:
+def records_from_inspector(text: str, parts: GraphParts) -> list[LayerRecord]:
     """Read the JSON of ``EngineInspector.get_engine_information``, built with detailed profiling verbosity.
 
     A fused layer belongs to the part of the first ONNX node it names. Work is not known here: ``flops`` is 0.

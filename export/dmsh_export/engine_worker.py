@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dmsh_export.audit import PartNames, check_precision, records_from_inspector, records_of_network
+from dmsh_export.audit import GraphParts, check_precision, records_from_inspector, records_of_network
 from dmsh_export.tensorrt_api import import_flavour
 from dmsh_serving.contract import IMAGE
 from dmsh_serving.errors import CheckError, DmshError, InputError
@@ -43,7 +43,7 @@ def build(request: dict[str, Any], channel: _Channel) -> dict[str, Any]:
     trt = import_flavour(request["flavour"])
     problems: list[str] = []
     logger = _logger(trt, problems)
-    parts = PartNames(*(frozenset(request["parts"][name]) for name in ("stem", "trunk", "head")))
+    parts = GraphParts(*(frozenset(request["parts"][name]) for name in ("stem", "trunk", "head")))
     builder: tensorrt.Builder = trt.Builder(logger)
     network: tensorrt.INetworkDefinition = builder.create_network(
         1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

@@ -5,26 +5,17 @@ map into a vector, to the logits and the code. Trunk: what lies between, nearly 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from dmsh_export.audit import GraphParts
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
 from dmsh_serving.errors import InputError
 
 _MATRIX_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "ConvInteger"})
-
-
-@dataclass(frozen=True)
-class GraphParts:
-    """Names of the nodes of each part, in the order of the graph."""
-
-    stem: frozenset[str]
-    trunk: frozenset[str]
-    head: frozenset[str]
 
 
 def model_from_file(path: Path) -> onnx.ModelProto:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -175,8 +174,3 @@ def _clearest(model: DMSH, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[n
     logits = model.logits(sample)
     clearest = np.argsort(-np.abs(logits).min(axis=1), kind="stable")[:KNOWN_ANSWER_IMAGES]
     return sample[clearest], pack(logits[clearest])
-
-
-def metadata_of(proto: onnx.ModelProto) -> dict[str, Any]:
-    """Return the ``metadata_props`` of a model as a dict."""
-    return {entry.key: entry.value for entry in proto.metadata_props}

@@ -3,12 +3,14 @@
 ONNX Runtime's CPU provider has few FP16 kernels and no BF16 ones. Given an FP16 graph it computes in FP32 and drops
 the rounding between operations as "precision free" (core/optimizer/insert_cast_transformer.cc), so what it shows is
 the rounding of the weights alone. Casts that are written in the graph it keeps. One rounding an operation, of a sum
-accumulated in FP32, is how GPU kernels compute too; fused ones round less often.
+accumulated in FP32, is how GPU kernels compute too; fused ones round less often. An FP8 Q/DQ graph it runs only as it
+is written: its optimiser fuses FP8 into operators that have none.
 """
 
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,26 +28,38 @@ _HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _EXACT = frozenset({"Relu", "MaxPool", "Transpose", "Reshape", "Flatten", "Identity", "Concat"})
 
 
+@dataclass(frozen=True)
+class Runnable:
+    """A file that ONNX Runtime computes as its author meant it, and whether its optimiser may touch it."""
+
+    path: Path
+    optimise: bool
+
+
 @contextlib.contextmanager
-def runnable(path: Path) -> Iterator[Path]:
-    """Yield an ONNX file that ONNX Runtime computes as ``path`` means it: ``path`` itself unless it is half precision.
+def runnable(path: Path) -> Iterator[Runnable]:
+    """Yield ``path`` as ONNX Runtime can run it: itself, or where it is half precision a rounding graph of it.
 
     Raises:
         InputError: as :func:`dmsh_export.graph_parts.model_from_file`.
     """
     model = model_from_file(path) if path.is_file() else None
     if model is None or not is_half(model.graph):
-        yield path
+        yield Runnable(path, optimise=model is None or not _is_fp8(model.graph))
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
         copy.write_bytes(rounding_graph(model).SerializeToString())
-        yield copy
+        yield Runnable(copy, optimise=True)
 
 
 def is_half(graph: onnx.GraphProto) -> bool:
     """Whether any tensor of ``graph`` is FP16 or BF16."""
     return any(kind in _HALF_TYPES for kind in element_types(graph).values())
+
+
+def _is_fp8(graph: onnx.GraphProto) -> bool:
+    return TensorProto.FLOAT8E4M3FN in element_types(graph).values()
 
 
 def rounding_graph(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -88,10 +102,12 @@ def with_known_answer(model: onnx.ModelProto, source: Path) -> onnx.ModelProto:
         raise InputError(f"{source} carries no known answer: export the model again")
     images, _ = known_answer.load(answer)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "typed.onnx"
-        runs = rounding_graph(model) if is_half(model.graph) else model
-        file.write_bytes(runs.SerializeToString())
-        with OnnxEncoder(file, check_known_answer=False) as encoder:
+        file = Path(folder) / source.name
+        file.write_bytes(model.SerializeToString())
+        with (
+            runnable(file) as runs,
+            OnnxEncoder(runs.path, optimise=runs.optimise, check_known_answer=False) as encoder,
+        ):
             codes = encoder.infer(images).checked().code
     answered = onnx.ModelProto()
     answered.CopyFrom(model)

@@ -90,8 +90,13 @@ class OnnxRunner(_Runner):
 
     def __enter__(self) -> Self:
         # Parity counts every wrong bit itself; the known answer would stop at the first few images.
-        with runnable(self._path) as path:
-            self._encoder = OnnxEncoder(path, threads=self._threads, optimise=self._optimise, check_known_answer=False)
+        with runnable(self._path) as runs:
+            self._encoder = OnnxEncoder(
+                runs.path,
+                threads=self._threads,
+                optimise=self._optimise and runs.optimise,
+                check_known_answer=False,
+            )
         self.bits = self._encoder.bits
         self.image_size = self._encoder.image_size
         self.fingerprint = self._encoder.fingerprint
