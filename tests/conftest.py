@@ -1,8 +1,13 @@
 """Fixtures that several folders share: the demo checkpoint, its images, and its exports. Made once a run."""
 
+import hypothesis
 import numpy as np
 import pytest
 from project import DEMO_CHECKPOINT
+
+# How long an example takes says something of the machine, nothing of the code.
+hypothesis.settings.register_profile("shared-machine", deadline=None)
+hypothesis.settings.load_profile("shared-machine")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ class Fake:
     def __init__(self, name="fake", change=lambda logits, images: None, **space):
         self.name, self.change = name, change
         self.bits, self.image_size, self.fingerprint = BITS, SIZE, "f" * 64
+        self.parent_fingerprint = None
         vars(self).update(space)
         self.open = False
 
