@@ -134,10 +134,11 @@ class _GpuEngine:
 
         self._problems: list[str] = []
         self._logger = _logger(trt, self._problems)
-        self._runtime: tensorrt.Runtime = trt.Runtime(self._logger)
+        runtime: tensorrt.Runtime = trt.Runtime(self._logger)
         if manifest.version_compatible:
-            self._runtime.engine_host_code_allowed = True  # the plan brings its own runtime
-        engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(manifest.path.read_bytes())
+            runtime.engine_host_code_allowed = True  # the plan brings its own runtime
+        self._runtime = runtime  # must outlive the engine
+        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(manifest.path.read_bytes())
         if engine is None:
             raise MissingError(
                 f"{manifest.flavour} {trt.__version__} cannot load {manifest.path} ({self._reason()}), built for "
@@ -146,8 +147,8 @@ class _GpuEngine:
         _check_tensors(trt, engine, manifest)
         self._engine: tensorrt.ICudaEngine | None = engine
         self._name = manifest.path.name
-        self._context: tensorrt.IExecutionContext | None = engine.create_execution_context()
-        if self._context is None:
+        context: tensorrt.IExecutionContext | None = engine.create_execution_context()
+        if context is None:
             raise MissingError(f"{manifest.path} cannot start on this GPU, is its memory full? ({self._reason()})")
         rows, size = manifest.max_batch, manifest.image_size
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -157,7 +158,8 @@ class _GpuEngine:
             LOGITS: torch.empty((rows, manifest.bits), dtype=torch.float32, device="cuda"),
         }
         for name, buffer in self._buffers.items():
-            self._context.set_tensor_address(name, buffer.data_ptr())
+            context.set_tensor_address(name, buffer.data_ptr())
+        self._context: tensorrt.IExecutionContext | None = context
         self._graphs: dict[int, torch.cuda.CUDAGraph] | None = {} if cuda_graph else None
 
     def run(self, images: Images) -> Encoded:
