@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = make_app("Export a trained DMSH model, and prove that no bit of any code changed.")
 
-GENERATED_IMAGES = 64
+GENERATED_PIXELS = 64 * 80 * 80  # enough to find a broken export; a network of large images is slow on a CPU
 
 Checkpoint = Annotated[
     Path, typer.Argument(help="A checkpoint folder, or a .pt/.pth state dict beside its config.json.")
@@ -192,8 +192,9 @@ def _images(source: Path | None, image_size: int, skip_bad: bool) -> "npt.NDArra
     if source is None:
         from dmsh_export.generated import generated_images
 
-        console().print(f"no --images given: using {GENERATED_IMAGES} generated ones")
-        return generated_images(GENERATED_IMAGES, image_size)
+        count = max(8, min(64, GENERATED_PIXELS // image_size**2))
+        console().print(f"no --images given: using {count} generated ones; give real ones for a result that counts")
+        return generated_images(count, image_size)
     from dmsh_serving.images import load_images
 
     loaded = load_images(source, image_size, skip_bad=skip_bad)

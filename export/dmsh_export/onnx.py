@@ -164,11 +164,11 @@ def _describe(proto: onnx.ModelProto, model: DMSH, folded: bool, images: npt.NDA
 
 
 def _clearest(model: DMSH, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return the images (of at most the first 64) whose smallest |logit| is largest, and their codes.
+    """Return the images (of the first few) whose smallest |logit| is largest, and their codes.
 
     A known answer must fail on a broken runtime, not on rounding noise at a threshold.
     """
-    sample = np.ascontiguousarray(images[:64])
+    sample = np.ascontiguousarray(images[: 2 * KNOWN_ANSWER_IMAGES])
     if not len(sample):
         raise InputError("no images to prove the export on: give at least one")
     logits = model.logits(sample)
