@@ -35,6 +35,7 @@ system:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: install Python 3.11 to 3.13, with its venv module and shared library (Debian: python3 python3-venv libpython3-dev)" >&2; exit 3; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V), Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ..." >&2; exit 3; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 3; }
+	@$(PYTHON) -c 'import ctypes, os, sysconfig as s; n = s.get_config_var("INSTSONAME"); p = os.path.join(s.get_config_var("LIBDIR"), n); ctypes.CDLL(p if os.path.exists(p) else n)' 2>/dev/null || { echo "error: $(PYTHON) has no shared libpython, which Triton's Python backend needs: apt-get install libpython3-dev, or build Python with --enable-shared" >&2; exit 3; }
 	@[ "$$(uname -s)-$$(uname -m)" = Linux-x86_64 ] || { echo "error: the Triton that pip installs runs on Linux x86-64 only, this is $$(uname -s)-$$(uname -m)" >&2; exit 3; }
 
 ## Rebuilt from nothing when pyproject.toml changed: an environment that was edited by hand proves nothing.
