@@ -100,6 +100,15 @@ def test_rows_sum_layers_products_and_work_by_part_and_type():
     ]
 
 
+NETWORK = [
+    record("conv_0", "fp16"),
+    record("relu_0", "fp16", product=False),
+    record("conv_1", "fp16"),
+    record("pool", "fp32", product=False),
+    record("gemm", "fp32"),
+]
+
+
 def inspector(trunk="Half", head="Float"):
     def layer(kind, nodes, fed):
         return {
@@ -126,7 +135,7 @@ def inspector(trunk="Half", head="Float"):
     ("name", "precision"), [("FP16", "fp16"), ("Half", "fp16"), ("BFloat16", "bf16"), ("Int8", "int8")]
 )
 def test_the_engine_inspectors_layers_are_read_by_type(name, precision):
-    records = records_from_inspector(inspector(trunk=name), PARTS)
+    records = records_from_inspector(inspector(trunk=name), NETWORK, PARTS)
     assert [(record.part, record.type) for record in records] == [
         ("trunk", precision), ("trunk", precision), ("head", "fp32"),
     ]  # fmt: skip
@@ -135,12 +144,29 @@ def test_the_engine_inspectors_layers_are_read_by_type(name, precision):
 
 def test_an_engine_that_fell_back_to_fp32_in_silence_is_found():
     with pytest.raises(CheckError, match=r"\(engine inspector\): 2 of 2 convolutions of the trunk are not fp16"):
-        check_precision(records_from_inspector(inspector(trunk="Float"), PARTS), "fp16", "engine inspector")
+        check_precision(records_from_inspector(inspector(trunk="Float"), NETWORK, PARTS), "fp16", "engine inspector")
+
+
+def test_a_convolution_fused_with_the_casts_around_it_counts_by_its_lowest_type():
+    layer = {
+        "Name": "fused",
+        "LayerType": "kgen",
+        "Inputs": [{"Name": "image", "Format/Datatype": "UInt8"}, {"Name": "w", "Format/Datatype": "Half"}],
+        "Outputs": [{"Name": "out", "Format/Datatype": "Float"}],
+        "Metadata": "[ONNX Layer: cast]\x1e[ONNX Layer: conv_0]\x1e[ONNX Layer: pool]",
+    }
+    (found,) = records_from_inspector(json.dumps({"Layers": [layer]}), NETWORK, PARTS)
+    assert (found.node, found.part, found.type, found.product) == ("conv_0", "trunk", "fp16", True)
+    check_precision([found], "fp16", "engine inspector")
+
+
+def test_an_engine_that_hides_its_convolutions_in_one_block_is_no_failure():
+    check_precision([record("gemm", "fp32")], "fp16", "engine inspector")
 
 
 def test_an_inspector_that_names_layers_only_proves_nothing():
     with pytest.raises(CheckError, match="names its layers only"):
-        records_from_inspector(json.dumps({"Layers": ["conv_0 + relu_0", "gemm"]}), PARTS)
+        records_from_inspector(json.dumps({"Layers": ["conv_0 + relu_0", "gemm"]}), NETWORK, PARTS)
 
 
 def test_every_node_of_the_demo_belongs_to_exactly_one_part(encoders):

@@ -82,13 +82,18 @@ def rows_of(records: Sequence[LayerRecord]) -> list[AuditRow]:
     ]
 
 
-def check_precision(records: Sequence[LayerRecord], precision: str, source: str) -> None:
-    """Raise :class:`CheckError` unless every product of the trunk is in ``precision`` and the whole head in FP32."""
+def check_precision(
+    records: Sequence[LayerRecord], precision: str, source: Literal["parsed network", "engine inspector"]
+) -> None:
+    """Raise :class:`CheckError` unless every product of the trunk is in ``precision`` and the whole head in FP32.
+
+    An engine may hide products in a block that it compiled as a whole; a parsed network shows them all.
+    """
     products = [record for record in records if record.part == "trunk" and record.product]
     wrong = [record for record in products if record.type != precision]
     low = [record for record in records if record.part == "head" and record.type in _LOW]
     problems = []
-    if not products:
+    if not products and source == "parsed network":
         problems.append("no convolution of the trunk is found")
     if wrong:
         problems.append(
@@ -165,33 +170,34 @@ def _type_name(name: str) -> str:
     return _TYPE_NAMES.get(name.upper(), name.lower())
 
 
-def records_from_inspector(text: str, parts: GraphParts) -> list[LayerRecord]:
+def records_from_inspector(text: str, network: Sequence[LayerRecord], parts: GraphParts) -> list[LayerRecord]:
     """Read the JSON of ``EngineInspector.get_engine_information``, built with detailed profiling verbosity.
 
-    A fused layer belongs to the part of the first ONNX node it names. Work is not known here: ``flops`` is 0.
+    ``network`` says which ONNX nodes are products. A fused layer counts as its first product, else as its first
+    node, and is as low as the lowest type that enters or leaves a product: casts may be fused into it. Work is not
+    known here: ``flops`` is 0.
+
+    Raises:
+        CheckError: the text names layers without their types.
     """
+    products = {record.node for record in network if record.product}
     records = []
     for layer in json.loads(text)["Layers"]:
         if not isinstance(layer, dict):
             raise CheckError(
                 "the engine inspector names its layers only: the plan was built without detailed verbosity"
             )
-        node = _ONNX_NODE.search(layer.get("Metadata", ""))
-        if node is None:
+        nodes = _ONNX_NODE.findall(layer.get("Metadata", ""))
+        if not nodes:
             continue
-        product = re.search(r"conv|gemm|matrix", str(layer.get("LayerType", "")), re.IGNORECASE) is not None
-        records.append(
-            LayerRecord(
-                node=node.group(1),
-                part=parts.part_of(node.group(1)),
-                type=_type_of_formats(layer["Inputs"] if product else layer["Outputs"]),
-                product=product,
-                flops=0,
-            )
-        )
+        node = next((node for node in nodes if node in products), nodes[0])
+        part, product = parts.part_of(node), node in products
+        tensors = layer["Outputs"] + (layer["Inputs"] if product and part == "trunk" else [])
+        records.append(LayerRecord(node, part, _lowest_type(tensors), product, flops=0))
     return records
 
 
-def _type_of_formats(tensors: list[dict[str, Any]]) -> str:
-    found = _TYPE_IN_FORMAT.search(str(tensors[0].get("Format/Datatype", ""))) if tensors else None
-    return _type_name(found.group(1)) if found else "unknown"
+def _lowest_type(tensors: list[dict[str, Any]]) -> str:
+    formats = [_TYPE_IN_FORMAT.search(str(tensor.get("Format/Datatype", ""))) for tensor in tensors]
+    types = [_type_name(found.group(1)) for found in formats if found]
+    return next((kind for kind in types if kind in _LOW), types[0] if types else "unknown")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dmsh_export import engine_worker
 from dmsh_export.audit import AuditRow, LayerRecord, rows_of
 from dmsh_export.graph_parts import metadata_of, model_from_file
 from dmsh_export.manifest import manifest_path, read_manifest, sha256_of_file, write_manifest
@@ -23,6 +25,7 @@ from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 
 PACKAGES = ("onnx", "numpy")
+_KEPT, _KEPT_PREFIXES = ("PATH", "HOME", "TMPDIR", "PYTHONPATH"), ("LD_", "CUDA_", "NVIDIA_")
 _ERRORS: dict[str, type[DmshError]] = {kind.__name__: kind for kind in (CheckError, InputError, MissingError)}
 # What an RTX engine runs on unless built for one capability.
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
@@ -62,11 +65,16 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """A plan that was written, and what it is: its code space, its audit, and what rounding did to the weights."""
+    """A plan that was written, and what it is: its code space, its audit, and what rounding did to the weights.
+
+    ``reproducible``: a second build of this input here gives the same bytes (where a GPU times kernels, only as far
+    as its choices repeat).
+    """
 
     path: Path
     choice: FlavourChoice
     version: str
+    reproducible: bool
     fingerprint: str
     parent_fingerprint: str | None
     network_audit: tuple[AuditRow, ...]
@@ -107,23 +115,20 @@ def engine_from_onnx(
     made_from = _checked_source(source, metadata_of(model))
     typed = typed_graph(model, options.precision)
     with _folder_beside(out) as folder:
-        candidate, typed_file = folder / out.name, folder / "typed.onnx"
-        typed_file.write_bytes(typed.model.SerializeToString(deterministic=True))
-        new_cache = folder / "timing.cache"
-        request = {
-            **_request(options, choice, typed),
-            "name": str(source),
-            "onnx": str(typed_file),
-            "plan": str(candidate),
-            "new_timing_cache": str(new_cache),
-        }
-        request_file = folder / "request.json"
-        request_file.write_text(json.dumps(request))
-        result = _run_worker(request_file, on_progress)
+        (folder / engine_worker.MODEL).write_bytes(typed.model.SerializeToString(deterministic=True))
+        (folder / engine_worker.REQUEST).write_text(json.dumps(_request(options, choice, typed)))
+        if options.timing_cache and options.timing_cache.is_file():
+            (folder / engine_worker.TIMING_CACHE).write_bytes(options.timing_cache.read_bytes())
+        try:
+            result = _run_worker(folder, on_progress)
+        except DmshError as error:
+            raise type(error)(f"{source}: {error}") from error
+        candidate = (folder / engine_worker.PLAN).rename(folder / out.name)
         build = EngineBuild(
             path=out,
             choice=choice,
             version=result["version"],
+            reproducible=result["reproducible"],
             fingerprint=typed.fingerprint,
             parent_fingerprint=typed.parent_fingerprint,
             network_audit=_rows(result["network"]),
@@ -137,12 +142,12 @@ def engine_from_onnx(
             made_from={source.name: made_from},
             options=_recorded(options),
             packages=PACKAGES,
-            results=_results(build, typed, options, sha256_of_file(typed_file)),
+            results=_results(build, typed, options, sha256_of_file(folder / engine_worker.MODEL)),
         )
         if typed_out:
             _write_typed(typed, typed_out, source, made_from, options)
         if options.timing_cache:
-            write_atomically(options.timing_cache, new_cache.read_bytes())
+            write_atomically(options.timing_cache, (folder / engine_worker.TIMING_CACHE).read_bytes())
         candidate.replace(out)
         manifest.replace(out.with_name(manifest.name))
     return build
@@ -192,7 +197,7 @@ def _request(options: EngineOptions, choice: FlavourChoice, typed: TypedGraph) -
         "optimization_level": options.optimization_level,
         "version_compatible": options.version_compatible,
         "hardware_compatibility": options.hardware_compatibility,
-        "timing_cache": str(options.timing_cache) if options.timing_cache else None,
+        "timing_cache": options.timing_cache is not None,
         # An RTX plan is compiled when it is loaded: what the inspector could name is not decided yet.
         "inspect": choice.flavour == "tensorrt" and choice.gpu is not None,
         "parts": {name: sorted(names) for name, names in vars(typed.parts).items()},
@@ -203,19 +208,21 @@ def _request(options: EngineOptions, choice: FlavourChoice, typed: TypedGraph) -
 def _folder_beside(out: Path) -> Iterator[Path]:
     """Yield a temporary folder on the file system of ``out``, so that what it holds can be renamed to it."""
     try:
-        folder = tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.")
+        folder = tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".dmsh-trt-")
     except OSError as error:
         raise InputError(f"{out}: cannot write into its folder: {error.strerror}") from error
     with folder as name:
         yield Path(name)
 
 
-def _run_worker(request: Path, on_progress: Callable[[str, int, int], None] | None) -> dict[str, Any]:
+def _run_worker(folder: Path, on_progress: Callable[[str, int, int], None] | None) -> dict[str, Any]:
     """Build in a fresh process and return its result; kill it if this one is interrupted."""
-    command = [sys.executable, "-m", "dmsh_export.engine_worker", str(request)]
+    command = [sys.executable, "-P", "-m", engine_worker.__name__]
     with (
         tempfile.TemporaryFile() as noise,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True) as process,
+        subprocess.Popen(
+            command, cwd=folder, env=_worker_environment(), stdout=subprocess.PIPE, stderr=noise, text=True
+        ) as process,
     ):
         try:
             for line in process.stdout or ():
@@ -236,6 +243,12 @@ def _run_worker(request: Path, on_progress: Callable[[str, int, int], None] | No
         last = noise.read().decode(errors="replace").strip().rpartition("\n")[2]
     ending = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     raise CheckError(f"the TensorRT build {ending}{', its last words: ' + last if last else ''}")
+
+
+def _worker_environment() -> dict[str, str]:
+    """Return the variables a build needs: any other one would shift the memory that its bytes depend on."""
+    needed = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+    return {**needed, "PYTHONHASHSEED": "0"}
 
 
 def _rows(records: list[dict[str, Any]]) -> tuple[AuditRow, ...]:
@@ -262,6 +275,7 @@ def _results(build: EngineBuild, typed: TypedGraph, options: EngineOptions, type
             "version": build.version,
             "gpu": dataclasses.asdict(gpu) if on_gpu and gpu else None,
             "targets": f"compute capability {gpu.compute_capability}" if on_gpu and gpu else _RTX_TARGETS,
+            "reproducible": build.reproducible,
             "tf32": False,
             "strongly_typed": True,
         },

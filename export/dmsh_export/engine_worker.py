@@ -1,10 +1,16 @@
-"""One TensorRT build in a process of its own: ``python -m dmsh_export.engine_worker REQUEST``, used by engine.py.
+"""One TensorRT build in a process of its own: ``python -m dmsh_export.engine_worker``, used by engine.py.
 
 A fresh process because several builds in one give different bytes, and because a native crash must not take the
-command with it. Reads a JSON request from the file named on its command line; writes JSON lines to stdout:
-``{"phase": [name, done, total]}`` while it works, at last ``{"result": ...}`` or ``{"error": [kind, message]}``.
+command with it. It works in the current folder: reads :data:`REQUEST` and :data:`MODEL`, writes :data:`PLAN` and
+:data:`TIMING_CACHE`. On stdout it writes JSON lines: ``{"phase": [name, done, total]}`` while it works, at last
+``{"result": ...}`` or ``{"error": [kind, message]}``.
+
+The builder's order of some tensors follows the addresses of their objects, so address randomisation is switched off
+where the system lets a process do that, and no path of the user's is read here: one input, one sequence of
+allocations, the same bytes.
 """
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -22,6 +28,10 @@ if TYPE_CHECKING:
     import tensorrt
 
 
+REQUEST, MODEL, PLAN, TIMING_CACHE = Path("request.json"), Path("typed.onnx"), Path("engine.plan"), Path("timing.cache")
+_ADDR_NO_RANDOMIZE = 0x0040000  # personality(2)
+
+
 class _Channel:
     """JSON lines on the real stdout; what native code prints there goes to stderr instead."""
 
@@ -36,6 +46,8 @@ class _Channel:
 def build(request: dict[str, Any], channel: _Channel) -> dict[str, Any]:
     """Parse, audit, build and write the plan of ``request``; return what the manifest records of it.
 
+    Messages do not name the model: the caller knows it.
+
     Raises:
         InputError: TensorRT cannot parse the model.
         CheckError: the audit failed, or TensorRT could not build.
@@ -48,7 +60,7 @@ def build(request: dict[str, Any], channel: _Channel) -> dict[str, Any]:
     network: tensorrt.INetworkDefinition = builder.create_network(
         1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     )
-    _parse(trt, network, logger, Path(request["onnx"]), request["name"])
+    _parse(trt, network, logger)
     records = list(records_of_network(trt, network, parts))
     check_precision(records, request["precision"], "parsed network")
     config: tensorrt.IBuilderConfig = builder.create_builder_config()
@@ -58,35 +70,34 @@ def build(request: dict[str, Any], channel: _Channel) -> dict[str, Any]:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = next((problem for problem in reversed(problems) if "cudaError" not in problem), "no reason is given")
-        raise CheckError(f"TensorRT cannot build {request['name']}: {reason}")
-    Path(request["plan"]).write_bytes(plan)
+        raise CheckError(f"TensorRT cannot build it: {reason}")
+    PLAN.write_bytes(plan)
     if request["timing_cache"]:
         cache: tensorrt.ITimingCache = config.get_timing_cache()
-        Path(request["new_timing_cache"]).write_bytes(cache.serialize())
+        TIMING_CACHE.write_bytes(cache.serialize())
     inspected = []
     if request["inspect"]:
-        inspected = records_from_inspector(_inspection(trt, logger, Path(request["plan"])), parts)
+        inspected = records_from_inspector(_inspection(trt, logger), records, parts)
         check_precision(inspected, request["precision"], "engine inspector")
     return {
         "version": trt.__version__,
+        "reproducible": _addresses_are_fixed(),
         "network": [dataclasses.asdict(record) for record in records],
         "inspected": [dataclasses.asdict(record) for record in inspected],
     }
 
 
-def _parse(
-    trt: ModuleType, network: "tensorrt.INetworkDefinition", logger: "tensorrt.ILogger", path: Path, name: str
-) -> None:
+def _parse(trt: ModuleType, network: "tensorrt.INetworkDefinition", logger: "tensorrt.ILogger") -> None:
     parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
-    if parser.parse(path.read_bytes()):
+    if parser.parse(MODEL.read_bytes()):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     if not errors:
-        raise InputError(f"{name}: TensorRT cannot parse it")
+        raise InputError("TensorRT cannot parse it")
     error: tensorrt.ParserError = errors[0]
     reason = error.desc().splitlines()[0]  # may be no more than the condition that failed, "false"
     raise InputError(
-        f"{name}: TensorRT does not support the operator {error.node_operator()} (node {error.node_name()}): {reason}"
+        f"TensorRT does not support the operator {error.node_operator()} (node {error.node_name()}): {reason}"
     )
 
 
@@ -107,12 +118,11 @@ def _configure(
     elif request["hardware_compatibility"] == "same-compute-capability":
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     if request["timing_cache"]:
-        known = Path(request["timing_cache"])
-        cache: tensorrt.ITimingCache = config.create_timing_cache(known.read_bytes() if known.is_file() else b"")
+        cache: tensorrt.ITimingCache = config.create_timing_cache(
+            TIMING_CACHE.read_bytes() if TIMING_CACHE.is_file() else b""
+        )
         if not config.set_timing_cache(cache, False):
-            raise InputError(
-                f"{known} is a timing cache of another GPU or TensorRT version: delete it, or name another"
-            )
+            raise InputError("the timing cache is of another GPU or TensorRT version: delete it, or name another")
     profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
     size = request["image_size"]
     smallest, best, largest = ((batch, size, size, 3) for batch in request["profile"])
@@ -120,10 +130,10 @@ def _configure(
     config.add_optimization_profile(profile)
 
 
-def _inspection(trt: ModuleType, logger: "tensorrt.ILogger", plan: Path) -> str:
+def _inspection(trt: ModuleType, logger: "tensorrt.ILogger") -> str:
     """Load the plan and return the engine inspector's JSON."""
     runtime: tensorrt.Runtime = trt.Runtime(logger)
-    engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan.read_bytes())
+    engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(PLAN.read_bytes())
     if engine is None:
         raise CheckError("TensorRT cannot load the plan it has just built")
     inspector: tensorrt.EngineInspector = engine.create_engine_inspector()
@@ -166,11 +176,27 @@ def _monitor(trt: ModuleType, channel: _Channel) -> Any:
     return Monitor()
 
 
+def _fix_addresses() -> None:
+    """Start this process anew without address randomisation; go on as it is where that is not allowed."""
+    if _addresses_are_fixed():
+        return
+    libc = ctypes.CDLL(None)
+    libc.personality(libc.personality(0xFFFFFFFF) | _ADDR_NO_RANDOMIZE)
+    if _addresses_are_fixed():
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def _addresses_are_fixed() -> bool:
+    persona = int(ctypes.CDLL(None).personality(0xFFFFFFFF))  # asks without a change
+    return persona != -1 and bool(persona & _ADDR_NO_RANDOMIZE)
+
+
 def main() -> None:
     """Serve one request."""
+    _fix_addresses()
     channel = _Channel()
     try:
-        channel.send({"result": build(json.loads(Path(sys.argv[1]).read_text()), channel)})
+        channel.send({"result": build(json.loads(REQUEST.read_text()), channel)})
     except DmshError as error:
         channel.send({"error": [type(error).__name__, str(error)]})
 
