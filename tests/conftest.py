@@ -37,6 +37,49 @@ def demo_exports(demo_model, mnist, tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="session")
+def split(mnist):
+    """500 queries, a database of the other 4,500."""
+    from dmsh_model.data import SplitOptions, split_images
+
+    return split_images(mnist, SplitOptions())
+
+
+@pytest.fixture(scope="session")
+def codes(demo_model, mnist):
+    """PyTorch's codes of all 5,000 images."""
+    return demo_model.codes(mnist.images, batch_size=500)
+
+
+@pytest.fixture(scope="session")
+def served(demo_model, demo_exports, mnist, codes, split, tmp_path_factory):
+    """A live Triton that serves the folded export over a gallery of the 4,500 database images."""
+    from dmsh_model.checkpoint import fingerprint
+    from dmsh_serving import gallery
+    from dmsh_serving.launcher import TritonServer
+    from dmsh_serving.repository import RepositorySpec, write_repository
+
+    folder = tmp_path_factory.mktemp("served")
+    gallery.build(
+        folder / "gallery",
+        codes[split.database],
+        np.arange(len(split.database)),
+        [mnist.names[index] for index in split.database],
+        bits=64,
+        fingerprint=fingerprint(demo_model),
+    )
+    spec = RepositorySpec(
+        gallery=folder / "gallery",
+        bits=64,
+        image_size=32,
+        fingerprint=fingerprint(demo_model),
+        model=demo_exports["folded"].path,
+    )
+    write_repository(folder / "model_repository", spec)
+    with TritonServer(folder / "model_repository", log_file=folder / "triton.log") as server:
+        yield server
+
+
 @pytest.fixture
 def small_images():
     """Sixteen images of 32 x 32."""

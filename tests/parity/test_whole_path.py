@@ -5,51 +5,11 @@ import pytest
 
 from dmsh_export.parity import compare
 from dmsh_export.runners import OnnxRunner, TorchRunner, TritonRunner
-from dmsh_model.checkpoint import fingerprint
-from dmsh_model.data import SplitOptions, split_images
 from dmsh_model.evaluation import mean_average_precision, mean_average_precision_of_answers
-from dmsh_serving import gallery
 from dmsh_serving.client import SearchClient
 from dmsh_serving.hamming_oracle import search_oracle
-from dmsh_serving.launcher import TritonServer
-from dmsh_serving.repository import RepositorySpec, write_repository
 
 pytestmark = pytest.mark.live
-
-
-@pytest.fixture(scope="module")
-def split(mnist):
-    return split_images(mnist, SplitOptions())
-
-
-@pytest.fixture(scope="module")
-def codes(demo_model, mnist):
-    """PyTorch's codes of all 5,000 images."""
-    return demo_model.codes(mnist.images, batch_size=500)
-
-
-@pytest.fixture(scope="module")
-def served(demo_model, demo_exports, mnist, codes, split, tmp_path_factory):
-    """A live Triton that serves the folded export over a gallery of the 4,500 database images."""
-    folder = tmp_path_factory.mktemp("served")
-    gallery.build(
-        folder / "gallery",
-        codes[split.database],
-        np.arange(len(split.database)),
-        [mnist.names[index] for index in split.database],
-        bits=64,
-        fingerprint=fingerprint(demo_model),
-    )
-    spec = RepositorySpec(
-        gallery=folder / "gallery",
-        bits=64,
-        image_size=32,
-        fingerprint=fingerprint(demo_model),
-        model=demo_exports["folded"].path,
-    )
-    write_repository(folder / "model_repository", spec)
-    with TritonServer(folder / "model_repository", log_file=folder / "triton.log") as server:
-        yield server
 
 
 def test_all_320000_bits_of_a_live_triton_are_pytorchs(served, demo_model, mnist):
