@@ -37,11 +37,11 @@ def onnx(
     json: JsonOption = None,
 ) -> None:
     """Export one ONNX file, uint8 image to logits and packed code; written only if no bit differs from PyTorch."""
-    import dmsh_model
     from dmsh_export.onnx import export_onnx
     from dmsh_export.report import print_fold, print_parity
+    from dmsh_model import checkpoint as checkpoints
 
-    model = dmsh_model.load(checkpoint)
+    model = checkpoints.load(checkpoint)
     with progress() as bar:
         task = bar.add_task("parity with PyTorch", total=None)
         export = export_onnx(

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import dmsh_model
 from dmsh_export.demo_page import DemoPage, Neighbours, step_name, write_page
 from dmsh_export.latency import Latency, latency_from_seconds
 from dmsh_export.onnx import export_onnx
 from dmsh_export.parity import ParityReport, TargetParity, compare
 from dmsh_export.runners import OnnxRunner, TorchRunner, TritonRunner
+from dmsh_model import checkpoint as checkpoints
 from dmsh_model.checkpoint import fingerprint
 from dmsh_model.data import MNIST_5K, LabelledImages, Split, SplitOptions, load_labelled, split_images
 from dmsh_model.evaluation import mean_average_precision, mean_average_precision_of_answers
@@ -54,7 +54,7 @@ def run_demo(checkpoint: Path, out: Path, triton: Path | None) -> dict[str, Any]
     started = time.monotonic()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    model = dmsh_model.load(checkpoint)
+    model = checkpoints.load(checkpoint)
     data = load_labelled(MNIST_5K, model.config.image_size)
     split = split_images(data, SplitOptions())
     onnx_parity = _export(model, data, out)

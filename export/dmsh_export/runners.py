@@ -11,6 +11,7 @@ import numpy.typing as npt
 from dmsh_export.rounding import runnable
 from dmsh_export.trt_runner import TensorRTRunner
 from dmsh_model.checkpoint import fingerprint
+from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.client import SearchClient
 from dmsh_serving.codes import pack
@@ -60,11 +61,11 @@ class _Runner:
 
 
 class TorchRunner(_Runner):
-    """PyTorch eager, the reference."""
+    """PyTorch, the reference: eager, or the integer network's exact arithmetic."""
 
     name = "PyTorch"
 
-    def __init__(self, model: DMSH) -> None:
+    def __init__(self, model: DMSH | IntegerDMSH) -> None:
         self.model = model
         self.bits = model.config.bits
         self.image_size = model.config.image_size

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 from dmsh_model.config import HashConfig, LossWeights
 
 if TYPE_CHECKING:
+    from dmsh_model.integer_dmsh import IntegerDMSH
     from dmsh_model.network import DMSH
 
 __all__ = ["HashConfig", "LossWeights", "load"]
 
 
-def load(path: str | Path) -> "DMSH":
-    """Read a checkpoint; see :func:`dmsh_model.checkpoint.load` (imported late, so that torch is)."""
-    from dmsh_model import checkpoint
+def load(path: str | Path) -> "DMSH | IntegerDMSH":
+    """Read a checkpoint of either kind; see :func:`dmsh_model.checkpoint.load` (imported late, so that torch is)."""
+    from dmsh_model import checkpoint, integer_checkpoint
 
-    return checkpoint.load(Path(path))
+    path = Path(path)
+    if checkpoint.read_header(path).get("kind") == checkpoint.INTEGER:
+        return integer_checkpoint.load(path)
+    return checkpoint.load(path)

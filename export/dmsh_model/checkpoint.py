@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dmsh_model.config import HashConfig
+from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.decode import DECODE_RECIPE
 from dmsh_serving.errors import InputError
@@ -22,14 +23,17 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "dmsh-checkpoint"
 FORMAT_VERSION = 1
+FLOAT, INTEGER = "float", "integer"  # kinds of checkpoint; a config that names none is a float one's
 
 # What a code does not depend on: the training-only classifier, and counters of BN.
 _NO_PART_OF_A_CODE = ("classifier.", "num_batches_tracked")
 _TRAINING_ONLY_FIELDS = ("loss", "num_classes")
 
 
-def fingerprint(model: DMSH) -> str:
+def fingerprint(model: DMSH | IntegerDMSH) -> str:
     """Return the SHA-256 (hex) over weights, config and preprocessing: the name of the model's code space."""
+    if isinstance(model, IntegerDMSH):
+        return model.fingerprint
     config = {key: value for key, value in model.config.to_dict().items() if key not in _TRAINING_ONLY_FIELDS}
     config["taps"] = list(model.taps)
     digest = hashlib.sha256()
@@ -53,14 +57,20 @@ def save(model: DMSH, folder: Path, *, training: dict[str, Any] | None = None, o
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        "kind": FLOAT,
         "fingerprint": fingerprint(model),
         "config": model.config.to_dict(),
         "training": training or {},
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_folder(folder, header, safetensors.torch.save(tensors))
+
+
+def write_folder(folder: Path, header: dict[str, Any], weights: bytes) -> None:
+    """Write ``config.json`` and ``model.safetensors`` to ``folder``, whole or not at all, replacing what it was."""
     fresh = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
     try:
-        (fresh / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
+        (fresh / WEIGHTS_FILE).write_bytes(weights)
         (fresh / CONFIG_FILE).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n")
         fresh.chmod(0o755)
         if folder.exists():
@@ -86,7 +96,7 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
 
 
 def load(path: Path) -> DMSH:
-    """Read a checkpoint folder, or a plain ``.pt``/``.pth`` state dict with a ``config.json`` beside it.
+    """Read a float checkpoint: a folder, or a plain ``.pt``/``.pth`` state dict with a ``config.json`` beside it.
 
     Returns the network in eval mode, on the CPU.
 
@@ -95,6 +105,8 @@ def load(path: Path) -> DMSH:
             name); or weights that are not the ones the config's fingerprint names.
     """
     header = read_header(path)
+    if header.get("kind", FLOAT) != FLOAT:
+        raise InputError(f"{path} is a checkpoint of kind {header['kind']}: this needs the float one it was made from")
     model = DMSH(_config(path, header))
     state = _read_weights(path)
     _check_state(path, model.state_dict(), state)

@@ -128,6 +128,7 @@ def evaluate(
     ranks = topk or [1, 10, 100]
     if min(ranks) < 1:
         raise InputError(f"topk = {min(ranks)} must be at least 1")
+    import dmsh_model
     from dmsh_model import checkpoint as checkpoints
     from dmsh_model import data as images_of
     from dmsh_model.evaluation import mean_average_precision, mean_precision
@@ -135,7 +136,7 @@ def evaluate(
     record = checkpoints.read_header(checkpoint).get("training", {}).get("split") or {}
     if not isinstance(record, dict):
         raise InputError(f"{checkpoint}: the config's 'training.split' is no object")
-    model = checkpoints.load(checkpoint)
+    model = dmsh_model.load(checkpoint)
     labelled = _read(data, model.config.image_size, skip_bad)
     trained_as = images_of.SplitOptions(
         **{name: record[name] for name in ("queries_per_class", "train_per_class", "seed") if name in record}
