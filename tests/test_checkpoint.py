@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,11 +43,30 @@ def test_a_checkpoint_gives_the_same_codes_and_config_back(model, folder):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_a_checkpoint_is_readable_by_those_the_umask_allows(folder):
-    umask = os.umask(0)
-    os.umask(umask)
-    assert stat.S_IMODE((folder / "model.safetensors").stat().st_mode) == 0o666 & ~umask
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_checkpoint_is_readable_by_those_the_umask_allows(model, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        checkpoint.save(model, tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model" / "model.safetensors").stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o777 & ~umask
+
+
+def test_the_old_checkpoint_is_back_when_the_new_one_cannot_be_moved(model, folder, tmp_path, monkeypatch):
+    before, rename = (folder / "config.json").read_bytes(), Path.rename
+
+    def fail(path, to):
+        if path.name.startswith(".model.") and not path.name.endswith(".old"):
+            raise OSError("no")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no"):
+        checkpoint.save(model, folder, overwrite=True)
+    assert (folder / "config.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_plain_state_dict_beside_a_config_is_a_checkpoint(model, folder):

@@ -11,9 +11,10 @@ import pytest
 from dmsh_export import engine, tensorrt_api
 from dmsh_export.engine import BatchProfile, EngineOptions, engine_from_onnx
 from dmsh_export.graph_parts import metadata_of
-from dmsh_export.manifest import read_manifest, sha256_of_file
+from dmsh_export.manifest import read_manifest
 from dmsh_export.tensorrt_api import Gpu, choose_flavour, find_gpu
 from dmsh_serving.errors import CheckError, InputError, MissingError
+from dmsh_serving.files import sha256_of_file
 
 H100 = Gpu("H100", "9.0")
 

@@ -1,6 +1,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -312,6 +313,15 @@ def test_a_mapped_snapshot_outlives_the_versions_that_replace_it(folder):
     assert not reader.path.exists()
     assert hashlib.sha256(reader.codes.tobytes()).hexdigest() == digest
     assert reader.search(reader.codes[:1], 1).distances.tolist() == [[0]]
+
+
+def test_a_snapshot_is_readable_by_those_the_umask_allows(folder):
+    before = os.umask(0o077)
+    try:
+        remove(folder, np.array([100]))
+    finally:
+        os.umask(before)
+    assert snapshot_path(folder).stat().st_mode & 0o777 == 0o400
 
 
 def test_the_last_two_snapshots_are_kept(folder):

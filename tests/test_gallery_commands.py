@@ -101,6 +101,14 @@ def test_a_corrupt_image_stops_the_build_unless_skipped(command, images, tmp_pat
     assert open_current(tmp_path / "g").ids.tolist() == list(range(6))
 
 
+@pytest.mark.parametrize("ending", ["", "\n"])
+def test_the_last_key_counts_with_and_without_a_newline_at_its_end(command, codes, tmp_path, ending):
+    (tmp_path / "keys.txt").write_text("\n".join(f"key {i}" for i in range(10)) + ending)
+    code, _, error = command(*of_codes(codes, tmp_path / "g"), "--keys", tmp_path / "keys.txt")
+    assert code == 0, error
+    assert open_current(tmp_path / "g").keys_of(np.array([0, 9])) == ["key 0", "key 9"]
+
+
 def test_ready_codes_ids_and_keys_become_a_gallery(command, codes, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(10, dtype=np.int32)[::-1] * 5)
     (tmp_path / "keys.txt").write_text("".join(f"key {i}\n" for i in range(10)))

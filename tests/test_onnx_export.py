@@ -10,7 +10,7 @@ import torch
 from dmsh_export import onnx as onnx_export
 from dmsh_export.generated import generated_images
 from dmsh_export.graph_parts import metadata_of
-from dmsh_export.manifest import read_manifest, sha256_of_file
+from dmsh_export.manifest import read_manifest
 from dmsh_export.onnx import export_onnx
 from dmsh_model.checkpoint import fingerprint
 from dmsh_model.config import HashConfig
@@ -19,6 +19,7 @@ from dmsh_serving import known_answer
 from dmsh_serving.codes import pack
 from dmsh_serving.encoder import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.files import sha256_of_file
 
 
 def operators(path):

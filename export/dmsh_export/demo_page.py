@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dmsh_export.latency import Latency
 from dmsh_export.parity import ParityReport, TargetParity
-from dmsh_serving.console import write_atomically
+from dmsh_serving.files import write_atomically
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --good: #1f8a4c; --bad: #c0392b; }

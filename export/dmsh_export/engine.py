@@ -15,12 +15,12 @@ from typing import Any, Literal
 from dmsh_export import engine_worker
 from dmsh_export.audit import AuditRow, LayerRecord, rows_of
 from dmsh_export.graph_parts import metadata_of, model_from_file
-from dmsh_export.manifest import manifest_path, read_manifest, sha256_of_file, write_manifest
+from dmsh_export.manifest import manifest_path, read_manifest, write_manifest
 from dmsh_export.precision import Precision, TypedGraph, WeightRounding, typed_graph
 from dmsh_export.tensorrt_api import FlavourChoice, Runtime, choose_flavour
-from dmsh_serving.console import write_atomically
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
+from dmsh_serving.files import sha256_of_file, write_atomically
 
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 

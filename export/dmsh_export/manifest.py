@@ -1,6 +1,5 @@
 """The manifest beside each artefact: ``<artefact>.json``, what it is and what it was made from."""
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -11,6 +10,7 @@ from typing import Any
 from dmsh_serving import __version__
 from dmsh_serving.console import write_json
 from dmsh_serving.errors import InputError
+from dmsh_serving.files import sha256_of_file
 
 FORMAT = "dmsh-manifest"
 FORMAT_VERSION = 1
@@ -81,9 +81,3 @@ def read_manifest(artefact: Path) -> dict[str, Any]:
     if manifest.get("sha256") != sha256_of_file(artefact):
         raise InputError(f"{path} is about another file than {artefact}: the SHA-256 differs; make the artefact again")
     return manifest
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

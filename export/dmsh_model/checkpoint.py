@@ -18,6 +18,7 @@ from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.decode import DECODE_RECIPE
 from dmsh_serving.errors import InputError
+from dmsh_serving.files import replace_folder, umask
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -72,14 +73,8 @@ def write_folder(folder: Path, header: dict[str, Any], weights: bytes) -> None:
     try:
         (fresh / WEIGHTS_FILE).write_bytes(weights)
         (fresh / CONFIG_FILE).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n")
-        fresh.chmod(0o755)
-        if folder.exists():
-            old = fresh.with_name(fresh.name + ".old")
-            folder.rename(old)
-            fresh.rename(folder)
-            shutil.rmtree(old)
-        else:
-            fresh.rename(folder)
+        fresh.chmod(0o777 & ~umask())
+        replace_folder(fresh, folder)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -187,14 +182,6 @@ def read_torch_file(path: Path) -> Any:
         raise InputError(f"{path} is damaged, or holds more than tensors, and is refused") from error
     except Exception as error:  # an unpickler fed hostile bytes raises nearly anything
         raise InputError(f"{path} is damaged, or was not written by torch.save ({type(error).__name__})") from error
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist, or is not a file")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_state(path: Path, expected: dict[str, Tensor], given: dict[str, Tensor]) -> None:

@@ -22,6 +22,7 @@ from dmsh_model.network import DMSH
 from dmsh_model.options import TrainingOptions
 from dmsh_model.training_state import TrainingState, read_state, state_path, write_state
 from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.files import sha256_of_file
 
 _LARGEST_GRADIENT_NORM = 5.0
 
@@ -95,7 +96,7 @@ def fit(
         "options": dataclasses.asdict(options),
         "split": split_record(split_options, split),
         "data_sha256": data.sha256,
-        "pretrained_sha256": checkpoint.file_sha256(pretrained) if pretrained else None,
+        "pretrained_sha256": sha256_of_file(pretrained) if pretrained else None,
     }
     state = read_state(kept, identity) if resume else None
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dmsh_model.checkpoint import read_torch_file
-from dmsh_serving.console import write_atomically
 from dmsh_serving.errors import InputError
+from dmsh_serving.files import write_atomically
 
 FORMAT = "dmsh-training-state"
 FORMAT_VERSION = 1

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dmsh_serving.errors import DmshError, InputError, MissingError
+from dmsh_serving.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,9 +85,11 @@ def console() -> "Console":
     """Return the console that tables and messages for people go to (stdout)."""
     from rich.console import Console
 
-    stdout = Console(soft_wrap=True)
-    # A file or a pipe has no edge at which a table would have to wrap.
-    return stdout if stdout.is_terminal else Console(soft_wrap=True, width=200)
+    # What is printed holds users' paths and keys, in which brackets and colons are no markup.
+    stdout = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    if not stdout.is_terminal:
+        stdout.width = 200  # a file or a pipe has no edge at which a table would have to wrap
+    return stdout
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -121,26 +122,3 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
     """Write ``result`` to ``path`` (whole or not at all); do nothing when ``path`` is None."""
     if path is not None:
         write_atomically(path, (json.dumps(result, indent=2, sort_keys=True) + "\n").encode())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` under a temporary name beside ``path``, fsync, then rename over it."""
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} is not a folder: create it, or write elsewhere")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

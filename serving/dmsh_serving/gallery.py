@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.codes import Codes, check_codes
-from dmsh_serving.console import write_atomically
 from dmsh_serving.errors import InputError
+from dmsh_serving.files import umask, write_atomically
 from dmsh_serving.snapshot import Ids, SearchResult, Snapshot
 from dmsh_serving.snapshot_file import (
     SnapshotContent,
@@ -248,7 +248,7 @@ def _publish(folder: Path, content: SnapshotContent) -> Snapshot:
     try:
         with temporary.open("wb") as file:
             write_snapshot(file, content, digest)
-        temporary.chmod(0o444)
+        temporary.chmod(0o444 & ~umask())
         temporary.replace(_path(folder, version))
     except BaseException:
         temporary.unlink(missing_ok=True)

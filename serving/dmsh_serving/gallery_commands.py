@@ -207,9 +207,10 @@ def _keys(path: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file")
     try:
-        return path.read_text(encoding="utf-8").split("\n")[:-1] if path.stat().st_size else []
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file (UTF-8): {error.reason} at byte {error.start}") from None
+    return lines if lines[-1] else lines[:-1]  # the last line may or may not end with a newline
 
 
 def _report(title: str, folder: Path, snapshot: "Snapshot", json: Path | None, bad: list[str]) -> None:

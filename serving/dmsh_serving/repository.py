@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import InputError
+from dmsh_serving.files import replace_folder
 from dmsh_serving.model_configs import config_texts
 from dmsh_serving.repository_spec import MODEL_FILE, PythonEncoder, RepositorySpec, TensorRTEncoder
 
@@ -33,7 +34,7 @@ def write_repository(out: Path, spec: RepositorySpec) -> None:
     out = out.absolute()
     _check_replaceable(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new = Path(temporary) / "new"
         for name, text in repository_texts(out, spec).items():
             path = new / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,14 +45,7 @@ def write_repository(out: Path, spec: RepositorySpec) -> None:
         if isinstance(spec.encoder, TensorRTEncoder):
             for plan in spec.encoder.plans:
                 _copy_model(plan.path, version / spec.encoder.file_of(plan))
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
+        replace_folder(new, out)
 
 
 def repository_texts(out: Path, spec: RepositorySpec) -> dict[str, str]:

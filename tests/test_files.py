@@ -1,0 +1,63 @@
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from dmsh_serving.errors import InputError
+from dmsh_serving.files import replace_folder, sha256_of_file, write_atomically
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A new folder, and the old one that is in its place."""
+    for name in ("new", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    return tmp_path / "new", tmp_path / "target"
+
+
+def test_a_new_folder_takes_the_place_of_the_old_one(two, tmp_path):
+    replace_folder(*two)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (tmp_path / "target" / "content").read_text() == "new"
+
+
+def test_a_folder_is_put_where_none_was(two, tmp_path):
+    replace_folder(two[0], tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "content").read_text() == "new"
+
+
+@pytest.mark.parametrize("stopped_by", [OSError, KeyboardInterrupt])
+def test_the_old_folder_is_back_when_the_new_one_cannot_be_moved(two, tmp_path, monkeypatch, stopped_by):
+    rename = Path.rename
+
+    def fail(path, to):
+        if path.name == "new":
+            raise stopped_by
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(stopped_by):
+        replace_folder(*two)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "target"]
+    assert (tmp_path / "target" / "content").read_text() == "target"
+
+
+def test_a_file_is_written_with_the_permissions_that_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", b"data")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").read_bytes() == b"data"
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_checksum_is_that_of_the_bytes_and_a_missing_file_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"data")
+    assert sha256_of_file(tmp_path / "file") == hashlib.sha256(b"data").hexdigest()
+    with pytest.raises(InputError, match="absent does not exist"):
+        sha256_of_file(tmp_path / "absent")
