@@ -72,6 +72,38 @@ def test_one_flipped_bit_of_one_image_is_counted_and_fails():
     assert "fake: 1 of 480 bits differ from reference's (1 of 40 images)" in report.summary()
 
 
+def test_an_image_whose_code_is_wrong_in_every_batch_is_no_code_that_changes_with_the_batch():
+    wrong = images()[0]
+
+    def flip(logits, batch):
+        logits[(batch == wrong).all(axis=(1, 2, 3)), 5] *= -1
+
+    report, target = only_target(Fake(change=flip))
+    assert (target.wrong_bits, target.invariance.wrong_codes) == (1, 0)
+    assert not report.passed
+
+
+def test_codes_that_only_a_lone_image_gets_wrong_are_codes_that_change_with_the_batch():
+    def spoil(logits, _):
+        if len(logits) == 1:
+            logits *= -1
+
+    report, target = only_target(Fake(change=spoil), max_batch=6)
+    assert target.wrong_bits == 0
+    assert target.invariance.wrong_codes == 6 + 2 * (2 + 3 + 4 + 5 + 6)  # all but the batches of one
+    assert not report.passed
+
+
+def test_codes_that_all_small_batches_get_wrong_alike_are_codes_that_change_with_the_batch():
+    def spoil(logits, _):
+        if len(logits) <= 6:
+            logits *= -1
+
+    report, target = only_target(Fake(change=spoil), max_batch=6)
+    assert (target.wrong_bits, target.invariance.wrong_codes) == (0, 6)
+    assert not report.passed
+
+
 def test_an_error_that_flips_no_bit_passes_and_is_reported_with_the_bits_at_risk():
     margins = np.sort(np.abs(Fake().__enter__().infer(images()).logits).ravel())
     error = np.float32(margins[2] * 1.5)
@@ -98,9 +130,9 @@ def test_a_target_that_is_wrong_in_one_slot_of_one_batch_size_fails(slot):
     assert not report.passed
 
 
-def test_every_batch_size_is_filled_with_one_image_and_with_all():
+def test_every_batch_size_is_filled_with_the_one_same_image_and_with_all():
     batches = [list(rows) for rows in batches_of_every_size(3, 4)]
-    assert batches == [[1], [1], [2, 2], [2, 0], [0, 0, 0], [0, 1, 2], [1, 1, 1, 1], [1, 2, 0, 1]]
+    assert batches == [[0], [1], [0, 0], [2, 0], [0, 0, 0], [0, 1, 2], [0, 0, 0, 0], [1, 2, 0, 1]]
 
 
 def test_logits_that_are_no_numbers_are_an_error_never_a_code():
