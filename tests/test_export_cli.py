@@ -141,6 +141,7 @@ def bad(tmp_path, model):
         ("parity DEMO missing.onnx", "missing.onnx is not a file"),
         ("parity DEMO what.tflite", "a target is FILE.onnx"),
         ("parity DEMO triton://nowhere", "write a Triton target as triton://host:port/model"),
+        ("parity DEMO triton://host:abc/model", "write a Triton target as triton://host:port/model"),
         ("inspect text.onnx", "text.onnx.json is missing"),
         ("inspect missing.onnx", "missing.onnx is not a file"),
         ("repository text.onnx --gallery g --out r", "is it an ONNX model?"),

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from dmsh_serving import launcher
+from dmsh_serving.encoder_config import EncoderConfig, read_encoder_config
 from dmsh_serving.errors import CheckError, InputError, MissingError
 from dmsh_serving.launcher import TritonServer, free_ports
+from dmsh_serving.repository import RepositorySpec, write_repository
+from dmsh_serving.repository_spec import Plan, TensorRTEncoder
 from dmsh_serving.server_log import error_from_log
 
 LOG = Path("triton.log")
@@ -52,6 +56,23 @@ def test_any_other_failure_is_told_by_the_logs_last_error(text, said):
 
 def test_free_ports_are_different():
     assert len(set(free_ports("127.0.0.1", 20))) == 20
+
+
+@pytest.mark.parametrize("compatible", [True, False])
+def test_triton_is_told_to_trust_the_runtime_of_a_version_compatible_engine_only(tmp_path, compatible):
+    (tmp_path / "model.plan").write_bytes(b"an engine")
+    plan = Plan(tmp_path / "model.plan", ("8.6",), 1, 8, 32, version_compatible=compatible)
+    spec = RepositorySpec(tmp_path / "gallery", 64, 16, "ab" * 32, encoder=TensorRTEncoder((plan,)))
+    write_repository(tmp_path / "repository", spec)
+    assert read_encoder_config(tmp_path / "repository") == EncoderConfig("tensorrt_plan", compatible)
+    expected = ["--backend-config=tensorrt,version-compatible=true"] if compatible else []
+    assert launcher._backend_settings(tmp_path / "repository") == expected
+
+
+def test_an_encoder_in_python_is_told_by_its_configuration(tmp_path):
+    write_repository(tmp_path / "repository", RepositorySpec(tmp_path / "gallery", 64, 16, "ab" * 32))
+    assert read_encoder_config(tmp_path / "repository") == EncoderConfig("python", False)
+    assert read_encoder_config(tmp_path) == EncoderConfig("", False)
 
 
 def test_a_server_that_cannot_run_is_an_error_before_anything_starts(tmp_path):

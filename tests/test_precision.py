@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trt_models import quantise, random_encoder
 
 from dmsh_export.generated import generated_images
-from dmsh_export.graph_parts import element_types, metadata_of, model_from_file, parts_of
+from dmsh_export.graph_parts import element_types, metadata_of, model_from_file, parts_of, with_shapes
 from dmsh_export.parity import compare
 from dmsh_export.precision import HALF, _RoundingCount, precision_of, typed_graph
 from dmsh_export.quantised import with_plain_biases
@@ -276,9 +276,27 @@ def test_an_operator_of_nobody_is_named_with_its_node(encoders):
 def test_a_graph_without_convolutions_or_metadata_is_refused(encoders):
     model = model_from_file(encoders.demo)
     del model.metadata_props[:]
-    with pytest.raises(InputError, match=r"no dmsh\.fingerprint in its metadata"):
+    with pytest.raises(InputError, match=r"it has no dmsh\.fingerprint, dmsh\.bits, dmsh\.image_size in its metadata"):
         typed_graph(model, "fp16")
     import tiny_model
 
     with pytest.raises(InputError, match="no convolution between image and pooled features"):
         parts_of(onnx.shape_inference.infer_shapes(tiny_model._model()).graph)
+
+
+def test_weights_that_two_nodes_of_the_trunk_share_are_counted_once(encoders):
+    model = model_from_file(encoders.demo)
+    separate = typed_graph(model_from_file(encoders.demo), "fp16").rounding
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    bias = helper.make_node("Add", [first.output[0], "bias"], ["with_bias"], name="one")
+    again = helper.make_node("Add", ["with_bias", "bias"], ["with_both"], name="other")
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == first.output[0]:
+                node.input[index] = "with_both"
+    where = list(model.graph.node).index(first)
+    model.graph.node.insert(where + 1, bias)
+    model.graph.node.insert(where + 2, again)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([1e-9]), "bias"))
+    shared = typed_graph(with_shapes(model, "the model"), "fp16").rounding
+    assert (shared.values, shared.to_zero) == (separate.values + 1, separate.to_zero + 1)

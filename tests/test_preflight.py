@@ -35,6 +35,12 @@ def test_a_package_missing_from_tritons_python_is_named(package):
         preflight.check_python(home(**{package: None}))
 
 
+def test_an_encoder_of_plans_needs_no_onnx_runtime():
+    preflight.check_python(home(onnxruntime=None), runs_onnx=False)
+    with pytest.raises(MissingError, match="cannot import numba: install"):
+        preflight.check_python(home(onnxruntime=None, numba=None), runs_onnx=False)
+
+
 def test_a_stub_without_its_libpython_is_refused(monkeypatch):
     class Listing:
         stdout = "\tlibpython3.11.so.1.0 => not found\n\tlibc.so.6 => /lib/libc.so.6 (0x0)\n"

@@ -259,6 +259,17 @@ def test_a_version_compatible_plan_says_how_to_start_triton(plan, tmp_path):
     config, text = encoder_config(plans_spec(tmp_path, plan(version_compatible=True)))
     assert "--backend-config=tensorrt,version-compatible=true" in text
     assert config.platform == "tensorrt_plan"
+    assert config.parameters["version_compatible"].string_value == "true"
+
+
+@pytest.mark.parametrize("encoder", [PythonEncoder(), OnnxRuntimeEncoder()])
+def test_a_low_precision_encoder_says_which_code_space_it_approximates(spec, encoder):
+    spec = replace(spec, encoder=encoder)
+    parents = [encoder_config(replace(spec, parent_fingerprint=parent))[0] for parent in ("cd" * 32, None)]
+    assert parents[0].parameters["parent_fingerprint"].string_value == "cd" * 32
+    assert "parent_fingerprint" not in parents[1].parameters
+    with pytest.raises(InputError, match="64 hexadecimal digits, got 'cd'"):
+        replace(spec, parent_fingerprint="cd")
 
 
 def test_an_onnxruntime_encoder_runs_where_it_can(spec, tmp_path):
@@ -275,11 +286,11 @@ def test_an_onnxruntime_encoder_runs_where_it_can(spec, tmp_path):
 
 @pytest.mark.parametrize("cache", [None, '/cache/of "engines"'])
 def test_the_tensorrt_provider_is_told_precision_memory_and_cache(spec, cache):
-    accelerator = TensorRTAccelerator("FP16", workspace_mib=2048, cache=cache)
+    accelerator = TensorRTAccelerator(workspace_mib=2048, cache=cache)
     config, text = encoder_config(replace(spec, encoder=OnnxRuntimeEncoder(accelerator)))
     (found,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert found.name == "tensorrt"
-    expected = {"precision_mode": "FP16", "max_workspace_size_bytes": str(2 << 30)}
+    expected = {"precision_mode": "FP32", "max_workspace_size_bytes": str(2 << 30)}
     if cache:
         expected |= {"trt_engine_cache_enable": "true", "trt_engine_cache_path": cache}
     assert dict(found.parameters) == expected
@@ -363,3 +374,29 @@ def test_a_low_precision_plan_is_served_as_the_code_space_of_its_own(spec, tmp_p
     for model in MODELS:
         config = parsed((tmp_path / "repository" / model / "config.pbtxt").read_text())
         assert config.parameters["fingerprint"].string_value == "cd" * 32
+        parent = config.parameters["parent_fingerprint"].string_value if model == ENCODER_MODEL else spec.fingerprint
+        assert parent == spec.fingerprint
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+def test_the_command_lets_no_provider_choose_the_types_of_a_low_precision_model(tmp_path, precision):
+    model = tiny_model.write(tmp_path / "low.onnx", precision=precision)
+    assert f"low.onnx is {precision}: ONNX Runtime's TensorRT provider would choose" in export_repository(
+        tmp_path, model, "--encoder", "onnxruntime", "--accelerate"
+    )
+
+
+@pytest.mark.parametrize("encoder", ["python", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        ({"bits": "many"}, "dmsh.bits must be a positive whole number, got 'many'"),
+        ({"bits": "9" * 5000}, "dmsh.bits must be a positive whole number, got '999"),
+        ({"bits": "2000"}, "model.onnx: bits = 2000"),
+        ({"image_size": "-1"}, "dmsh.image_size must be a positive whole number, got '-1'"),
+        ({"without": ["dmsh.image_size"]}, "it has no dmsh.image_size in its metadata"),
+    ],
+)
+def test_the_command_names_damaged_metadata(tmp_path, encoder, damaged, message):
+    model = tiny_model.write(tmp_path / "model.onnx", **damaged)
+    assert message in export_repository(tmp_path, model, "--encoder", encoder)

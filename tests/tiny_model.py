@@ -30,14 +30,15 @@ def random_images(count, seed=0):
 WHITE = np.full((1, SIZE, SIZE, 3), 255, dtype=np.uint8)  # the one image whose logits are NaN
 
 
-def write(path: Path, *, fingerprint=FINGERPRINT, answer=None, without=()) -> Path:
-    """Write the model; ``answer`` replaces the known answer, ``without`` names metadata to leave out."""
+def write(path: Path, *, fingerprint=FINGERPRINT, answer=None, without=(), **more) -> Path:
+    """Write the model; ``answer`` replaces the known answer, ``without`` leaves metadata out, ``more`` adds some."""
     images = random_images(3, seed=99)
     properties = {
         Metadata.FINGERPRINT: fingerprint,
         Metadata.BITS: str(BITS),
         Metadata.IMAGE_SIZE: str(SIZE),
         Metadata.KNOWN_ANSWER: known_answer.dump(images, codes_of(images)) if answer is None else answer,
+        **{f"dmsh.{name}": value for name, value in more.items()},
     }
     model = _model()
     helper.set_model_props(model, {key: value for key, value in properties.items() if key not in without})

@@ -14,9 +14,10 @@ from dmsh_export.lint_ensembles import check_ensemble
 from dmsh_export.lint_findings import Finding, Model
 from dmsh_export.lint_models import check_alone, check_signature, check_tensors, read_models
 from dmsh_serving import gallery
-from dmsh_serving.contract import ENCODER_MODEL, RANKER_MODEL
+from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEARCH_FILE_MODEL
 from dmsh_serving.errors import InputError
 from dmsh_serving.model_configs import config_texts
+from dmsh_serving.repository import MODELS
 from dmsh_serving.repository_spec import RepositorySpec
 
 
@@ -37,6 +38,7 @@ class _CodeSpace:
     """What all models must agree on, and the file that says so."""
 
     fingerprint: str
+    parent_fingerprint: str | None
     bits: int
     image_size: int
     source: str
@@ -53,6 +55,7 @@ def lint_repository(repository: Path) -> LintReport:
     models, findings = read_models(repository)
     if not models and not findings:
         raise InputError(f"{repository} holds no model folders: make a model repository with dmsh-export repository")
+    findings += _absent_models(repository)
     for model in models.values():
         findings += check_alone(model)
     files: list[EncoderFile] = []
@@ -74,17 +77,30 @@ def lint_repository(repository: Path) -> LintReport:
     return LintReport(tuple(models), tuple(dict.fromkeys(findings)))
 
 
+def _absent_models(repository: Path) -> list[Finding]:
+    """Name each model that is not there. Those that take files may be left out together: a service of images alone."""
+    absent = [name for name in MODELS if not (repository / name).is_dir()]
+    if {DECODE_MODEL, SEARCH_FILE_MODEL} <= set(absent):
+        absent = [name for name in absent if name not in (DECODE_MODEL, SEARCH_FILE_MODEL)]
+    return [
+        Finding(name, "the model is missing", "generate the repository again with dmsh-export repository")
+        for name in absent
+    ]
+
+
 def _code_space(files: list[EncoderFile], encoder: Model | None) -> _CodeSpace | None:
     """Take the encoder's own word for its code space; where its file cannot be read, its configuration's."""
     if files:
-        return _CodeSpace(files[0].fingerprint, files[0].bits, files[0].image_size, files[0].file)
+        first = files[0]
+        return _CodeSpace(first.fingerprint, first.parent_fingerprint, first.bits, first.image_size, first.file)
     if encoder is None:
         return None
     sizes = [dims[0] for _, dims in encoder.inputs.values() if len(dims) == 3]
     bits = encoder.parameter("bits")
     if not sizes or not bits.isdecimal():
         return None
-    return _CodeSpace(encoder.parameter("fingerprint"), int(bits), sizes[0], encoder.file)
+    parent = encoder.parameter("parent_fingerprint") or None
+    return _CodeSpace(encoder.parameter("fingerprint"), parent, int(bits), sizes[0], encoder.file)
 
 
 def _check_against(models: dict[str, Model], space: _CodeSpace, from_file: bool) -> list[Finding]:
@@ -98,6 +114,8 @@ def _check_against(models: dict[str, Model], space: _CodeSpace, from_file: bool)
         wanted = {"bits": str(space.bits), "fingerprint": space.fingerprint}
         if "image_size" in expected.config.parameters:
             wanted["image_size"] = str(space.image_size)
+        if name == ENCODER_MODEL and space.parent_fingerprint is not None:  # parity proves what is served by it
+            wanted["parent_fingerprint"] = space.parent_fingerprint
         for key, value in wanted.items():
             if model.parameter(key) != value:
                 findings.append(

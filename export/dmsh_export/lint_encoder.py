@@ -6,12 +6,16 @@ from typing import Any
 
 from dmsh_export.lint_findings import Finding, Model, Signature
 from dmsh_serving.codes import bytes_per_code
-from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
+from dmsh_serving.contract import CODE, IMAGE, LOGITS
+from dmsh_serving.encoder_metadata import EncoderMetadata
 from dmsh_serving.errors import InputError
 from dmsh_serving.repository_spec import MODEL_FILE, PLAN_FILE
 
 DEFAULT_FILES = {"python": MODEL_FILE, "onnxruntime": MODEL_FILE, "tensorrt": PLAN_FILE}
-_EXPORT = "export the model again, then dmsh-export repository"
+_MAKE_AGAIN = {
+    ".onnx": "export the model again, then dmsh-export repository",
+    ".plan": "build the plan again with dmsh-export trt --runtime tensorrt, then dmsh-export repository",
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class EncoderFile:
     Attributes:
         file: its name, as seen from the repository.
         fingerprint, bits, image_size: its code space.
+        parent_fingerprint: of a low-precision encoder: the code space it approximates.
         inputs, outputs: its tensors, without the batch dimension.
         max_batch: the most images it takes; None for any number.
         capability: compute capability that it was built for; None for any.
@@ -28,6 +33,7 @@ class EncoderFile:
 
     file: str
     fingerprint: str
+    parent_fingerprint: str | None
     bits: int
     image_size: int
     inputs: Signature
@@ -52,7 +58,8 @@ def encoder_files(model: Model) -> tuple[list[EncoderFile], list[Finding]]:
             try:
                 found.append(_plan(path, shown) if model.backend == "tensorrt" else _onnx(path, shown))
             except InputError as error:
-                findings.append(Finding(shown, str(error).replace(str(path), name), _EXPORT))
+                advice = _MAKE_AGAIN[".plan" if model.backend == "tensorrt" else ".onnx"]
+                findings.append(Finding(shown, str(error).replace(str(path), name), advice))
     return found, findings
 
 
@@ -93,18 +100,19 @@ def _onnx(path: Path, shown: str) -> EncoderFile:
     from dmsh_export.graph_parts import metadata_of, model_from_file
 
     proto = model_from_file(path)
-    said = metadata_of(proto)
-    absent = [key for key in (Metadata.FINGERPRINT, Metadata.BITS, Metadata.IMAGE_SIZE) if key not in said]
-    if absent:
-        raise InputError(f"it has no {', '.join(absent)} in its metadata")
-    try:
-        bits, image_size = int(said[Metadata.BITS]), int(said[Metadata.IMAGE_SIZE])
-    except ValueError as error:
-        raise InputError(f"its metadata are damaged: {error}") from error
+    said = EncoderMetadata.from_props(metadata_of(proto), str(path))
     inputs, outputs = (
         {value.name: _tensor_of(value) for value in values} for values in (proto.graph.input, proto.graph.output)
     )
-    return EncoderFile(shown, said[Metadata.FINGERPRINT], bits, image_size, inputs, outputs)
+    return EncoderFile(
+        file=shown,
+        fingerprint=said.fingerprint,
+        parent_fingerprint=said.parent_fingerprint,
+        bits=said.bits,
+        image_size=said.image_size,
+        inputs=inputs,
+        outputs=outputs,
+    )
 
 
 def _tensor_of(value: Any) -> tuple[str, tuple[int, ...]]:
@@ -132,6 +140,7 @@ def _plan(path: Path, shown: str) -> EncoderFile:
     return EncoderFile(
         file=shown,
         fingerprint=said.fingerprint,
+        parent_fingerprint=said.parent_fingerprint,
         bits=said.bits,
         image_size=size,
         inputs={IMAGE: ("TYPE_UINT8", (size, size, 3))},

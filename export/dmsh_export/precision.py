@@ -25,6 +25,7 @@ from dmsh_export.audit import GraphParts
 from dmsh_export.graph_parts import element_types, metadata_of, parts_of, with_shapes
 from dmsh_export.quantised import check_quantised, with_plain_biases
 from dmsh_serving.contract import IMAGE, Metadata
+from dmsh_serving.encoder_metadata import EncoderMetadata
 from dmsh_serving.errors import CheckError, InputError
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
@@ -79,15 +80,11 @@ def typed_graph(model: onnx.ModelProto, precision: Precision) -> TypedGraph:
         CheckError: a weight is too large for the type.
     """
     metadata = metadata_of(model)
-    if Metadata.FINGERPRINT not in metadata:
-        raise InputError(
-            f"the model has no {Metadata.FINGERPRINT} in its metadata: a code must be traceable to its checkpoint; "
-            "make it with dmsh-export onnx, and quantise it with a tool that keeps metadata_props"
-        )
+    said = EncoderMetadata.from_props(metadata, "the model")
     _check_type(model.graph, precision)
     parts = parts_of(model.graph)
     rounding = WeightRounding(0, 0, 0, 0, ())
-    made_before = metadata.get(Metadata.PRECISION) == precision
+    made_before = said.precision == precision
     if not made_before:
         _cast_before_transpose(model.graph)
     if precision in ("int8", "fp8"):
@@ -100,10 +97,8 @@ def typed_graph(model: onnx.ModelProto, precision: Precision) -> TypedGraph:
     del model.graph.value_info[:]
     model = with_shapes(model, f"the {precision} graph")
     if precision == "fp32" or made_before:
-        return TypedGraph(
-            model, precision, parts, rounding, metadata[Metadata.FINGERPRINT], metadata.get(Metadata.PARENT_FINGERPRINT)
-        )
-    parent = metadata[Metadata.FINGERPRINT]
+        return TypedGraph(model, precision, parts, rounding, said.fingerprint, said.parent_fingerprint)
+    parent = said.fingerprint
     fingerprint = _fingerprint(model, parent, precision)
     kept = {key: value for key, value in metadata.items() if key.startswith("dmsh.") and key != Metadata.KNOWN_ANSWER}
     del model.metadata_props[:]
@@ -202,7 +197,8 @@ def _halve_trunk(model: onnx.ModelProto, parts: GraphParts, precision: Precision
             if types.get(name) != TensorProto.FLOAT or name in trunk_made or not takes_half[index]:
                 continue
             if name in weights:
-                halved.setdefault(name, counts.rounded(weights[name], f"{name}_{precision}"))
+                if name not in halved:  # weights that several nodes share are one tensor, and counted once
+                    halved[name] = counts.rounded(weights[name], f"{name}_{precision}")
                 node.input[index] = halved[name].name
             else:
                 node.input[index] = cast(name, half, precision)

@@ -3,22 +3,18 @@
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dmsh_serving.console import JsonOption, console, write_json
-from dmsh_serving.contract import DEFAULT_MAX_BATCH, Metadata
+from dmsh_serving.contract import DEFAULT_MAX_BATCH
 from dmsh_serving.errors import InputError
 
 if TYPE_CHECKING:
     from dmsh_export.plan_manifest import PlanManifest
+    from dmsh_serving.encoder_metadata import EncoderMetadata
     from dmsh_serving.repository_spec import Plan, RepositorySpec, TensorRTAccelerator
-
-# What the provider is told, by the precision that the graph says it has.
-_PROVIDER_PRECISIONS: dict[str | None, Literal["FP32", "FP16", "INT8"]] = {
-    None: "FP32", "fp32": "FP32", "fp16": "FP16", "int8": "INT8",
-}  # fmt: skip
 
 
 class EncoderName(StrEnum):
@@ -92,7 +88,13 @@ def _python_spec(model: Path, gallery: Path, max_batch: int) -> "RepositorySpec"
         return RepositorySpec(gallery, config.bits, config.image_size, fingerprint(network), max_batch=max_batch)
     with OnnxEncoder(model) as opened:
         return RepositorySpec(
-            gallery, opened.bits, opened.image_size, opened.fingerprint, model=model, max_batch=max_batch
+            gallery,
+            opened.bits,
+            opened.image_size,
+            opened.fingerprint,
+            parent_fingerprint=opened.metadata.parent_fingerprint,
+            model=model,
+            max_batch=max_batch,
         )
 
 
@@ -102,12 +104,13 @@ def _onnxruntime_spec(
     from dmsh_serving.repository_spec import OnnxRuntimeEncoder, RepositorySpec
 
     said = _metadata(model)
-    accelerator = _accelerator(model, said.get(Metadata.PRECISION), cache) if accelerate else None
+    accelerator = _accelerator(model, said.precision, cache) if accelerate else None
     return RepositorySpec(
         gallery,
-        int(said[Metadata.BITS]),
-        int(said[Metadata.IMAGE_SIZE]),
-        said[Metadata.FINGERPRINT],
+        said.bits,
+        said.image_size,
+        said.fingerprint,
+        parent_fingerprint=said.parent_fingerprint,
         model=model,
         encoder=OnnxRuntimeEncoder(accelerator),
         max_batch=max_batch,
@@ -117,11 +120,12 @@ def _onnxruntime_spec(
 def _accelerator(model: Path, precision: str | None, cache: str | None) -> "TensorRTAccelerator":
     from dmsh_serving.repository_spec import TensorRTAccelerator
 
-    if precision not in _PROVIDER_PRECISIONS:
+    if precision not in (None, "fp32"):
         raise InputError(
-            f"{model} is {precision}, which ONNX Runtime's TensorRT provider cannot keep: use --encoder tensorrt"
+            f"{model} is {precision}: ONNX Runtime's TensorRT provider would choose the type of every layer itself, "
+            "the head's too, and its codes would be others; leave --accelerate out, or use --encoder tensorrt"
         )
-    return TensorRTAccelerator(_PROVIDER_PRECISIONS[precision], cache=cache)
+    return TensorRTAccelerator(cache=cache)
 
 
 def _tensorrt_spec(model: Path, plans: list[Path], gallery: Path, max_batch: int | None) -> "RepositorySpec":
@@ -135,7 +139,7 @@ def _tensorrt_spec(model: Path, plans: list[Path], gallery: Path, max_batch: int
             "the plans are of different code spaces, whose codes cannot be compared: "
             + ", ".join(f"{manifest.path} has fingerprint {manifest.fingerprint[:12]}" for manifest in manifests)
         )
-    ours = _metadata(model)[Metadata.FINGERPRINT]
+    ours = _metadata(model).fingerprint
     first = manifests[0]
     if ours not in (first.fingerprint, first.parent_fingerprint):
         raise InputError(
@@ -148,6 +152,7 @@ def _tensorrt_spec(model: Path, plans: list[Path], gallery: Path, max_batch: int
         first.bits,
         first.image_size,
         first.fingerprint,
+        parent_fingerprint=first.parent_fingerprint,
         encoder=encoder,
         max_batch=max_batch or encoder.max_batch,
     )
@@ -171,11 +176,8 @@ def _served(manifest: "PlanManifest") -> "Plan":
     )
 
 
-def _metadata(model: Path) -> dict[str, str]:
+def _metadata(model: Path) -> "EncoderMetadata":
     from dmsh_export.graph_parts import metadata_of, model_from_file
+    from dmsh_serving.encoder_metadata import EncoderMetadata
 
-    said = metadata_of(model_from_file(model))
-    absent = [key for key in (Metadata.FINGERPRINT, Metadata.BITS, Metadata.IMAGE_SIZE) if key not in said]
-    if absent:
-        raise InputError(f"{model} was not made by dmsh-export: it has no {', '.join(absent)} in its metadata")
-    return said
+    return EncoderMetadata.from_props(metadata_of(model_from_file(model)), str(model))

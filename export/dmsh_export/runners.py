@@ -15,7 +15,6 @@ from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.client import SearchClient
 from dmsh_serving.codes import pack
-from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder import Encoded, OnnxEncoder
 from dmsh_serving.errors import InputError
 
@@ -101,7 +100,7 @@ class OnnxRunner(_Runner):
         self.bits = self._encoder.bits
         self.image_size = self._encoder.image_size
         self.fingerprint = self._encoder.fingerprint
-        self.parent_fingerprint = self._encoder.metadata.get(Metadata.PARENT_FINGERPRINT)
+        self.parent_fingerprint = self._encoder.metadata.parent_fingerprint
         return self
 
     def __exit__(
@@ -118,17 +117,22 @@ class TritonRunner(_Runner):
     """An encoder model of a running Triton, ``triton://host:port/model``, over gRPC."""
 
     def __init__(self, target: str) -> None:
-        url = urlsplit(target)
         self.name = target
+        url = urlsplit(target)
         self._server = url.netloc
         self._model = url.path.strip("/")
-        if not url.hostname or not url.port or not self._model:
+        try:
+            complete = bool(url.hostname and url.port and self._model)
+        except ValueError:  # urlsplit reads the port when it is asked for
+            complete = False
+        if not complete:
             raise InputError(f"{target}: write a Triton target as triton://host:port/model")
 
     def __enter__(self) -> Self:
         self._client = SearchClient(self._server)
         space = self._client.code_space(self._model)
-        self.bits, self.image_size, self.fingerprint = space.bits, space.image_size, space.fingerprint
+        self.bits, self.image_size = space.bits, space.image_size
+        self.fingerprint, self.parent_fingerprint = space.fingerprint, space.parent_fingerprint
         return self
 
     def __exit__(

@@ -60,11 +60,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class CodeSpace:
-    """Which codes an encoder gives: its fingerprint, bits a code, and side of an image in pixels."""
+    """Which codes an encoder gives: its fingerprint, bits a code, and side of an image in pixels.
+
+    ``parent_fingerprint`` is that of the code space which a low-precision encoder approximates.
+    """
 
     fingerprint: str
     bits: int
     image_size: int
+    parent_fingerprint: str | None = None
 
 
 class SearchClient:
@@ -125,7 +129,7 @@ class SearchClient:
         sizes = [tensor.dims[0] for tensor in config.input if tensor.name == IMAGE]
         if not sizes or not {"bits", "fingerprint"} <= said.keys():
             raise InputError(f"{model} at {self.url} is no encoder made by dmsh-export repository")
-        return CodeSpace(said["fingerprint"], int(said["bits"]), int(sizes[0]))
+        return CodeSpace(said["fingerprint"], int(said["bits"]), int(sizes[0]), said.get("parent_fingerprint"))
 
     def max_batch(self, model: str) -> int:
         """Return the most rows ``model`` takes in one request."""

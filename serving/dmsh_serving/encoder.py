@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving import known_answer
-from dmsh_serving.codes import bytes_per_code, checked_bits, require_finite
+from dmsh_serving.codes import bytes_per_code, require_finite
 from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
+from dmsh_serving.encoder_metadata import EncoderMetadata
 from dmsh_serving.errors import CheckError, InputError, MissingError
 
 CPU_PROVIDERS = ("CPUExecutionProvider",)
@@ -58,13 +59,13 @@ class OnnxEncoder:
     ) -> None:
         self.path = path
         self._session = _open_session(path, threads, tuple(providers or CPU_PROVIDERS), optimise)
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        self.fingerprint = self._required(Metadata.FINGERPRINT)
-        self.bits = checked_bits(self._required_int(Metadata.BITS))
-        self.image_size = self._required_int(Metadata.IMAGE_SIZE)
+        self.metadata = EncoderMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, str(path))
+        self.fingerprint = self.metadata.fingerprint
+        self.bits = self.metadata.bits
+        self.image_size = self.metadata.image_size
         self._check_signature()
         if check_known_answer:
-            self._check_known_answer(self._required(Metadata.KNOWN_ANSWER))
+            self._check_known_answer(self.metadata.known_answer)
 
     def __enter__(self) -> "OnnxEncoder":
         return self
@@ -96,24 +97,15 @@ class OnnxEncoder:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise InputError(f"images must be uint8 [N, {size}, {size}, 3], got {images.dtype} {list(images.shape)}")
 
-    def _required(self, key: str) -> str:
-        if key not in self.metadata:
-            raise InputError(f"{self.path} was not made by dmsh-export: it has no {key} in its metadata")
-        return self.metadata[key]
-
-    def _required_int(self, key: str) -> int:
-        text = self._required(key)
-        if not text.isascii() or not text.isdigit() or not int(text):
-            raise InputError(f"{self.path}: {key} must be a positive whole number, got {text!r}")
-        return int(text)
-
     def _check_signature(self) -> None:
         found = {tensor.name: tensor.type for tensor in self._session.get_inputs() + self._session.get_outputs()}
         expected = {IMAGE: "tensor(uint8)", CODE: "tensor(uint8)", LOGITS: "tensor(float)"}
         if found != expected:
             raise InputError(f"{self.path}: expected the tensors {expected}, found {found}: export the model again")
 
-    def _check_known_answer(self, text: str) -> None:
+    def _check_known_answer(self, text: str | None) -> None:
+        if text is None:
+            raise InputError(f"{self.path} has no {Metadata.KNOWN_ANSWER} in its metadata: export the model again")
         try:
             known_answer.check(lambda images: self.infer(images).checked().code, text)
         except (CheckError, InputError) as error:

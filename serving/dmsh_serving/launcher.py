@@ -22,6 +22,7 @@ from types import TracebackType
 
 from dmsh_serving import preflight, shared_memory, triton_home
 from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
+from dmsh_serving.encoder_config import read_encoder_config
 from dmsh_serving.errors import DmshError, MissingError
 from dmsh_serving.server_log import error_from_log
 from dmsh_serving.stubs import living_stubs
@@ -165,6 +166,7 @@ class TritonServer:
             f"--grpc-restricted-protocol=model-repository:{_CONTROL_HEADER}={self._control_key}",
             f"--exit-timeout-secs={STOP_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
+            *_backend_settings(self.repository),
         ]
         with self.log_file.open("ab") as log:
             offset = log.tell()
@@ -289,6 +291,12 @@ class TritonServer:
         with contextlib.suppress(ProcessLookupError):  # all have ended by themselves
             os.killpg(process.pid, signal.SIGKILL)
         return process.wait()
+
+
+def _backend_settings(repository: Path) -> list[str]:
+    """Return what the encoder's backend needs; without it, Triton refuses an engine of an older TensorRT."""
+    compatible = read_encoder_config(repository).version_compatible
+    return ["--backend-config=tensorrt,version-compatible=true"] if compatible else []
 
 
 def free_ports(host: str, count: int) -> list[int]:

@@ -20,6 +20,7 @@ from dmsh_serving.contract import (
     SEARCH_MODEL,
     K,
 )
+from dmsh_serving.encoder_config import VERSION_COMPATIBLE
 from dmsh_serving.repository_spec import (
     OnnxRuntimeEncoder,
     PythonEncoder,
@@ -56,10 +57,11 @@ def config_texts(spec: RepositorySpec, gallery: str) -> dict[str, str]:
 
 def _encoder_config(spec: RepositorySpec) -> str:
     inputs, outputs = [_image(spec)], [_code(spec), _tensor(LOGITS, "FP32", [spec.bits])]
+    parent = {} if spec.parent_fingerprint is None else {"parent_fingerprint": spec.parent_fingerprint}
     match spec.encoder:
         case PythonEncoder(threads):
             return _python_config(
-                spec, ENCODER_MODEL, inputs=inputs, outputs=outputs, parameters={"threads": str(threads)}
+                spec, ENCODER_MODEL, inputs=inputs, outputs=outputs, parameters={"threads": str(threads), **parent}
             )
         case OnnxRuntimeEncoder(accelerator):
             kind = "KIND_AUTO" if accelerator is None else "KIND_GPU"
@@ -69,7 +71,7 @@ def _encoder_config(spec: RepositorySpec) -> str:
                 _dynamic_batching(spec),
                 *([] if accelerator is None else [_accelerator(accelerator)]),
                 _warmup(spec, sorted({1, spec.max_batch})),
-                _parameters(spec, {}),
+                _parameters(spec, parent),
             )
         case TensorRTEncoder() as encoder:
             sizes = sorted({size for plan in encoder.plans for size in (plan.opt_batch, plan.max_batch)})
@@ -81,7 +83,7 @@ def _encoder_config(spec: RepositorySpec) -> str:
                 _instances("KIND_GPU"),
                 _dynamic_batching(spec, preferred),
                 _warmup(spec, sorted({1, *preferred})),
-                _parameters(spec, {}),
+                _parameters(spec, {**parent, **_version_compatibility(encoder)}),
             )
 
 
@@ -137,13 +139,18 @@ def _dynamic_batching(spec: RepositorySpec, preferred: list[int] | None = None) 
 
 
 def _version_note(encoder: TensorRTEncoder) -> list[str]:
-    if not any(plan.version_compatible for plan in encoder.plans):
+    if not _version_compatibility(encoder):
         return []
     return [
-        "# A version-compatible engine: start Triton with --backend-config=tensorrt,version-compatible=true,\n"
-        "# which lets it run code from the engine. Without it, Triton loads the engine only if it has the very\n"
-        "# TensorRT version that built it."
+        "# A version-compatible engine: dmsh-serve start gives Triton\n"
+        "# --backend-config=tensorrt,version-compatible=true, which lets it run code from the engine. Without it,\n"
+        "# Triton loads the engine only if it has the very TensorRT version that built it."
     ]
+
+
+def _version_compatibility(encoder: TensorRTEncoder) -> dict[str, str]:
+    """Return the parameter by which the launcher knows how to start Triton; empty where there is no need."""
+    return {VERSION_COMPATIBLE: "true"} if any(plan.version_compatible for plan in encoder.plans) else {}
 
 
 def _plan_files(encoder: TensorRTEncoder) -> list[str]:
@@ -162,7 +169,7 @@ def _plan_files(encoder: TensorRTEncoder) -> list[str]:
 
 def _accelerator(accelerator: TensorRTAccelerator) -> str:
     parameters = {
-        "precision_mode": accelerator.precision,
+        "precision_mode": "FP32",
         "max_workspace_size_bytes": str(accelerator.workspace_mib << 20),
     }
     if accelerator.cache is not None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dmsh_serving.contract import ENCODER_MODEL
+from dmsh_serving.encoder_config import read_encoder_config
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.repository import MODEL_FILE
 from dmsh_serving.shared_memory import SHARED_MEMORY
@@ -27,7 +28,7 @@ def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int
     check_repository(repository)
     check_ports(host, ports)
     check_shared_memory()
-    check_python(home)
+    check_python(home, runs_onnx=read_encoder_config(repository).backend == "python")
 
 
 def check_repository(repository: Path) -> None:
@@ -72,8 +73,8 @@ def check_shared_memory(folder: Path = SHARED_MEMORY, needed_bytes: int = NEEDED
         )
 
 
-def check_python(home: TritonHome) -> None:
-    """Refuse a Python that the models cannot run in."""
+def check_python(home: TritonHome, *, runs_onnx: bool = True) -> None:
+    """Refuse a Python that the models cannot run in; ``runs_onnx``: the encoder is one of them."""
     facts = home.facts
     if home.packaged and facts.numpy and int(facts.numpy.split(".")[0]) >= 2:
         raise MissingError(
@@ -83,9 +84,10 @@ def check_python(home: TritonHome) -> None:
     needed = {
         "numpy": facts.numpy,
         "numba": facts.numba,
-        "onnxruntime": facts.onnxruntime,
         "dmsh_serving": facts.dmsh_serving,
     }
+    if runs_onnx:
+        needed["onnxruntime"] = facts.onnxruntime
     absent = [name for name, found in needed.items() if found is None]
     if absent:
         raise MissingError(

@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from dmsh_serving.codes import checked_bits
 from dmsh_serving.contract import DEFAULT_MAX_BATCH
@@ -27,17 +26,17 @@ class PythonEncoder:
 
 @dataclass(frozen=True)
 class TensorRTAccelerator:
-    """ONNX Runtime's TensorRT provider inside Triton's ONNX Runtime backend.
+    """ONNX Runtime's TensorRT provider inside Triton's ONNX Runtime backend, for FP32 models.
+
+    In FP16 and INT8 it would choose the type of every layer by itself, those of the head included.
 
     Attributes:
-        precision: of its kernels; must be the model's own, or its codes would not be the proven ones.
         workspace_mib: most device memory one layer may use while it runs.
         cache: folder on the server for the engines it builds; None builds them at every start.
 
     https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/onnxruntime_backend/README.html
     """
 
-    precision: Literal["FP32", "FP16", "INT8"] = "FP32"
     workspace_mib: int = 1024
     cache: str | None = None
 
@@ -122,6 +121,7 @@ class RepositorySpec:
         bits: K of the codes.
         image_size: H = W of the images.
         fingerprint: the code space's name, 64 hexadecimal digits.
+        parent_fingerprint: of a low-precision encoder: the code space it approximates, to be proven against.
         model: the ONNX file to put in; None leaves its place empty (an encoder of plans has none).
         encoder: what computes the codes.
         max_batch: most rows of one call.
@@ -137,6 +137,7 @@ class RepositorySpec:
     bits: int
     image_size: int
     fingerprint: str
+    parent_fingerprint: str | None = None
     model: Path | None = None
     encoder: Encoder = PythonEncoder()
     max_batch: int = DEFAULT_MAX_BATCH
@@ -148,8 +149,9 @@ class RepositorySpec:
     def __post_init__(self) -> None:
         """Refuse what no server could load."""
         checked_bits(self.bits)
-        if len(self.fingerprint) != 64 or set(self.fingerprint) - _HEX:
-            raise InputError(f"a fingerprint is 64 hexadecimal digits, got {self.fingerprint!r}")
+        for fingerprint in (self.fingerprint, self.parent_fingerprint):
+            if fingerprint is not None and (len(fingerprint) != 64 or set(fingerprint) - _HEX):
+                raise InputError(f"a fingerprint is 64 hexadecimal digits, got {fingerprint!r}")
         counts = {
             name: getattr(self, name)
             for name in ("image_size", "max_batch", "max_queue", "max_wait_seconds", "decode_threads", "ranker_threads")
