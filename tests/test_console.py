@@ -1,6 +1,8 @@
+import sys
+
 import pytest
 
-from dmsh_serving.console import console, print_table
+from dmsh_serving.console import console, make_app, print_table, run
 
 NAMES = ["cat[old].png", "a[/b].png", "[bold]loud[/bold].png", ":smile:.png", "C:\\[red]"]
 
@@ -14,3 +16,20 @@ def test_a_name_is_printed_as_it_is_whatever_its_brackets_mean_to_rich(name, cap
     assert f"a column {name} " in lines[2]
     assert f" {name} " in lines[4]
     assert lines[-1] == f"wrote {name}"
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_fault_of_the_tool_is_one_line_and_no_failed_check(debug, capsys, monkeypatch):
+    app = make_app("A tool with a fault.")
+
+    @app.command()
+    def fail() -> None:
+        raise ValueError("two\nlines")
+
+    monkeypatch.setattr(sys, "argv", ["tool", *(["--debug"] if debug else [])])
+    with pytest.raises(SystemExit) as ended:
+        run(app)
+    assert ended.value.code == 70
+    said = capsys.readouterr().err
+    assert said.endswith("error: internal: ValueError: two lines; run with --debug to see where\n")
+    assert ("Traceback" in said) == debug

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dmsh_export.manifest import manifest_path, read_manifest, write_manifest
+from dmsh_export.manifest import manifest_path, manifest_rows, read_manifest, write_manifest
 from dmsh_serving.errors import InputError
 
 
@@ -62,3 +62,18 @@ def test_a_manifest_is_json_that_a_person_can_read(artefact):
     text = manifest_path(artefact).read_text()
     assert json.loads(text)["kind"] == "onnx"
     assert text.count("\n") > 15
+
+
+def test_what_is_nested_in_a_manifest_becomes_rows_of_plain_text():
+    audit = [{"part": "trunk", "type": "fp16"}, {"part": "head", "type": "fp32"}]
+    manifest = {"kind": "plan", "tensorrt": {"gpu": {"name": "L4"}, "tf32": False}, "audit": {"network": audit}}
+    assert manifest_rows({**manifest, "command": ["dmsh-export", "trt"], "cache": None, "engine": []}) == [
+        ["kind", "plan"],
+        ["tensorrt.gpu.name", "L4"],
+        ["tensorrt.tf32", "False"],
+        ["audit.network", "part trunk, type fp16"],
+        ["audit.network", "part head, type fp32"],
+        ["command", "dmsh-export trt"],
+        ["cache", "-"],
+        ["engine", "-"],
+    ]

@@ -153,17 +153,14 @@ def inspect(
     json: JsonOption = None,
 ) -> None:
     """Show what an artefact is, what it was made from, and what was proven of it."""
-    from dmsh_export.manifest import read_manifest
+    from dmsh_export.manifest import manifest_rows, read_manifest
     from dmsh_serving.console import print_table
 
     if not artefact.is_file():
         raise InputError(f"{artefact} is not a file: name an artefact of dmsh-export")
     manifest = read_manifest(artefact)
-    rows = [
-        [key, value if isinstance(value, str) else str(value)]
-        for key, value in manifest.items()
-        if key not in ("format", "format_version", "parity", "fold")
-    ]
+    shown = {key: value for key, value in manifest.items() if key not in ("format", "format_version", "parity", "fold")}
+    rows = manifest_rows(shown)
     if "parity" in manifest:
         rows.append(["parity", "passed" if manifest["parity"]["passed"] else "FAILED"])
         rows += [

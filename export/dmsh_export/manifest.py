@@ -81,3 +81,14 @@ def read_manifest(artefact: Path) -> dict[str, Any]:
     if manifest.get("sha256") != sha256_of_file(artefact):
         raise InputError(f"{path} is about another file than {artefact}: the SHA-256 differs; make the artefact again")
     return manifest
+
+
+def manifest_rows(value: Any, name: str = "") -> list[list[str]]:
+    """Return ``value``, of a manifest, as rows of dotted name and text; a list of tables gets a row for each."""
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in manifest_rows(inner, f"{name}.{key}" if name else key)]
+    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        return [[name, ", ".join(" ".join(row) for row in manifest_rows(entry))] for entry in value]
+    if isinstance(value, list):
+        return [[name, " ".join(str(entry) for entry in value) or "-"]]
+    return [[name, "-" if value is None else str(value)]]

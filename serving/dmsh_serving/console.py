@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+EX_SOFTWARE = 70  # of sysexits.h
+
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Skip (and count) images that cannot be read.")]
 
@@ -29,8 +31,8 @@ def make_app(purpose: str) -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        epilog="Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 something this machine lacks. "
-        "--debug shows the traceback of an error.",
+        epilog="Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 something this machine lacks, "
+        "70 a fault of this tool itself. --debug shows the traceback of an error.",
     )
 
 
@@ -55,15 +57,16 @@ def run(app: typer.Typer) -> None:
         _fail("interrupted", 130, debug)
     except Exception as error:
         # Usage errors: typer brings its own copy of click's exceptions, or uses click's, by version.
-        if not hasattr(error, "format_message"):
-            raise
-        _fail(f"{error.format_message()} (see --help)", InputError.exit_code, debug)
+        if hasattr(error, "format_message"):
+            _fail(f"{error.format_message()} (see --help)", InputError.exit_code, debug)
+        # Not 1, which says that a check failed.
+        _fail(f"internal: {type(error).__name__}: {error}; run with --debug to see where", EX_SOFTWARE, debug)
 
 
 EXTRA_OF_PACKAGE = {
     "torch": "export", "torchvision": "export", "timm": "export", "onnx": "export", "onnxscript": "export",
     "scipy": "export", "onnxruntime": "export", "tritonclient": "client", "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx", "matplotlib": "demo", "mlxtend": "demo",
+    "tensorrt_rtx": "tensorrt-rtx", "matplotlib": "demo", "mlxtend": "demo", "google": "export", "ml_dtypes": "export",
 }  # fmt: skip
 
 
