@@ -73,6 +73,21 @@ def test_one_bit_of_the_known_answer_is_enough_to_refuse(tmp_path):
         OnnxEncoder(path)
 
 
+@pytest.mark.parametrize("location", ["weights.bin", "absent.bin", "../weights.bin", "/dev/null"])
+def test_large_weights_outside_the_file_are_refused_wherever_they_are_said_to_be(path, tmp_path, location):
+    model = onnx.load(path)
+    outside = tmp_path / "model.onnx"
+    onnx.save(model, outside, save_as_external_data=True, location="weights.bin", size_threshold=1000)
+    model = onnx.load(outside, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    outside.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="external data"):
+        OnnxEncoder(outside)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model" * 50])
 def test_what_is_not_a_model_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "model.onnx"
@@ -92,6 +107,14 @@ def test_weights_outside_the_file_are_refused_even_when_they_are_there(path, tmp
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="external data"):
+        OnnxEncoder(tmp_path / "model.onnx")
+
+
+def test_the_word_external_alone_does_not_mean_that_weights_lie_outside(path, tmp_path):
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "ExternalCast"
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=r"ONNX Runtime cannot load it.*No Op registered for ExternalCast"):
         OnnxEncoder(tmp_path / "model.onnx")
 
 

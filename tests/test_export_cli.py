@@ -130,7 +130,10 @@ def bad(tmp_path, model):
         ("onnx DEMO --out m.onnx --images missing", "missing does not exist"),
         ("onnx DEMO --out m.onnx --images empty", "empty holds no files"),
         ("onnx DEMO --out m.onnx --images text.npy", "is not an .npy file of images"),
-        ("onnx DEMO --out m.onnx --images wrong-size.npy", "expected images, uint8 [N, 32, 32, 3]"),
+        (
+            "onnx DEMO --out m.onnx --images wrong-size.npy",
+            "images must be uint8 [N, 32, 32, 3], got uint8 [2, 16, 16, 3]",
+        ),
         (
             "onnx DEMO --out m.onnx --images folder",
             "1 of 3 files cannot be read (--skip-bad leaves them out)",

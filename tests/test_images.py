@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmsh_serving.decode import MAX_FILE_BYTES
 from dmsh_serving.errors import InputError
 from dmsh_serving.images import image_paths, iter_image_batches, load_images
 
@@ -41,10 +42,6 @@ def test_batches_joined_are_the_whole(folder, batch_size):
     assert [name for batch in batches for name in batch.names] == load_images(folder, 8).names
 
 
-def test_a_limit_takes_the_first_ones(folder):
-    assert load_images(folder, 8, limit=2).names == ["a.png", "b.png"]
-
-
 def test_progress_counts_to_the_end(folder):
     seen = []
     list(iter_image_batches(folder, 8, 2, on_progress=lambda done, total: seen.append((done, total))))
@@ -78,20 +75,26 @@ def test_a_link_to_nowhere_is_a_bad_file(folder):
     assert load_images(folder, 8, skip_bad=True).bad == ["link.png: not a regular file"]
 
 
+def test_a_file_larger_than_any_image_is_is_not_read(folder):
+    with (folder / "large.png").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    assert load_images(folder, 8, skip_bad=True).bad == [f"large.png: larger than {MAX_FILE_BYTES} bytes"]
+
+
 def test_an_array_of_images_is_read_as_it_is(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
     np.save(tmp_path / "some.npy", images)
-    found = load_images(tmp_path / "some.npy", 8, limit=6)
-    assert np.array_equal(found.images, images[:6])
+    found = load_images(tmp_path / "some.npy", 8)
+    assert np.array_equal(found.images, images)
     assert found.names[5] == "some.npy[5]"
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 9, 8, 3), np.uint8), r"expected images, uint8 \[N, 8, 8, 3\]"),
-        (np.zeros((2, 8, 8, 3), np.float32), "is float32"),
-        (np.zeros((8, 8, 3), np.uint8), r"\[8, 8, 3\], expected"),
+        (np.zeros((2, 9, 8, 3), np.uint8), r"a\.npy: images must be uint8 \[N, 8, 8, 3\], got uint8 \[2, 9, 8, 3\]"),
+        (np.zeros((2, 8, 8, 3), np.float32), "got float32"),
+        (np.zeros((8, 8, 3), np.uint8), r"got uint8 \[8, 8, 3\]"),
         (np.zeros((0, 8, 8, 3), np.uint8), "holds no images"),
     ],
 )
@@ -143,11 +146,9 @@ def test_missing_empty_and_wrong_sources_are_refused(tmp_path):
             load_images(tmp_path / source, 8)
 
 
-def test_a_batch_or_limit_below_one_is_refused(folder):
+def test_a_batch_below_one_is_refused(folder):
     with pytest.raises(InputError, match="batch size 0"):
         list(iter_image_batches(folder, 8, 0))
-    with pytest.raises(InputError, match="limit 0"):
-        load_images(folder, 8, limit=0)
 
 
 def test_hidden_files_and_folders_are_not_images(folder):

@@ -45,7 +45,9 @@ def environment(root: Path, *, release="0.7.0", stub="3.11") -> Path:
 
 
 def test_without_any_triton_the_message_says_how_to_get_one():
-    with pytest.raises(MissingError, match=r"no Triton found: run make .* --triton PATH, set DMSH_TRITON_HOME"):
+    with pytest.raises(
+        MissingError, match=r"no Triton found: run make \.venv-triton/ready .* --triton PATH, set DMSH_TRITON_HOME"
+    ):
         triton_home.find()
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from dmsh_export.plan_manifest import PlanManifest, read_plan_manifest
 from dmsh_export.tensorrt_api import find_gpu, import_flavour
+from dmsh_serving.checks import check_images
 from dmsh_serving.codes import bytes_per_code
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
 from dmsh_serving.encoder import Encoded
@@ -71,11 +72,7 @@ class TensorRTRunner:
         Raises:
             InputError: another shape or dtype, or a number of images that the profile does not allow.
         """
-        size = self.image_size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise InputError(
-                f"{self.name}: images must be uint8 [N, {size}, {size}, 3], got {images.dtype} {list(images.shape)}"
-            )
+        check_images(images, self.image_size, self.name)
         manifest = self._manifest
         batches = batches_of(len(images), manifest.min_batch, manifest.max_batch, self.name)
         parts = [self._engine.run(images[rows]) for rows in batches]

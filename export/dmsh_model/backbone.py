@@ -126,11 +126,6 @@ def check_features(backbone: Backbone, name: str, image_size: int) -> None:
             )
 
 
-def trainable_parameters(module: nn.Module) -> int:
-    """Return the number of trainable values in ``module``."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
 def load_pretrained(backbone: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Fill ``backbone`` from a state dict of the same timm backbone (classifier entries are ignored).
 

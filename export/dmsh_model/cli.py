@@ -150,10 +150,8 @@ def evaluate(
         ),
     )
     with console.progress() as display:
-        task = display.add_task("coding images", total=2)
-        queries = model.codes(labelled.images[split.query])
-        display.advance(task)
-        database = model.codes(labelled.images[split.database])
+        parts = display.track((split.query, split.database), description="coding images")
+        queries, database = (model.codes(labelled.images[rows]) for rows in parts)
     arrays = (queries, database, labelled.labels[split.query], labelled.labels[split.database])
     map_all = mean_average_precision(*arrays)
     at = [(k, mean_average_precision(*arrays, topk=k), mean_precision(*arrays, topk=k)) for k in ranks]

@@ -32,6 +32,7 @@ from dmsh_model.integer_layers import (
     sources,
 )
 from dmsh_model.integer_network import FLOAT32_LIMIT, IntegerNetwork, canonical_hash
+from dmsh_serving.checks import check_images
 from dmsh_serving.codes import Codes, pack
 from dmsh_serving.decode import DECODE_RECIPE
 from dmsh_serving.errors import InputError
@@ -59,8 +60,8 @@ class IntegerDMSH:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the integers and the preprocessing: the name of the code space."""
-        return hashlib.sha256(json.dumps([canonical_hash(self.network), DECODE_RECIPE]).encode()).hexdigest()
+        """The name of the network's code space."""
+        return code_space(self.network)
 
     def logits(self, images: Images, batch_size: int = 64) -> npt.NDArray[np.float32]:
         """Images (N, H, W, 3) uint8 -> logits (N, K) float32, each an integer times a power of two, exact.
@@ -68,14 +69,12 @@ class IntegerDMSH:
         Raises:
             InputError: wrong dtype or shape.
         """
-        size = self.config.image_size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise InputError(f"images must be uint8 [N, {size}, {size}, 3], got {images.dtype} {list(images.shape)}")
+        check_images(images, self.config.image_size)
         last = self.network.layers[-1]
         assert isinstance(last, Logits)  # held by IntegerNetwork
         out = np.empty((len(images), self.config.bits), np.float32)
         # The batch cannot change a logit, so memory alone decides how many images go at once.
-        at_once = max(1, min(batch_size, _PIXELS_AT_ONCE // size**2))
+        at_once = max(1, min(batch_size, _PIXELS_AT_ONCE // self.config.image_size**2))
         for start in range(0, len(images), at_once):
             accumulators = run(self.network, images[start : start + at_once])
             out[start : start + at_once] = np.ldexp(accumulators.astype(np.float32), last.exponent.astype(np.int32))
@@ -88,6 +87,11 @@ class IntegerDMSH:
             InputError: wrong dtype or shape.
         """
         return pack(self.logits(images, batch_size))
+
+
+def code_space(network: IntegerNetwork) -> str:
+    """Return the SHA-256 (hex) over the integers and the preprocessing: the name of the code space."""
+    return hashlib.sha256(json.dumps([canonical_hash(network), DECODE_RECIPE]).encode()).hexdigest()
 
 
 def run(network: IntegerNetwork, images: Images) -> npt.NDArray[np.int64]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dmsh_model.backbone import build_backbone, check_features
 from dmsh_model.config import Activation, HashConfig, Pooling
+from dmsh_serving.checks import check_images
 from dmsh_serving.codes import Codes, pack
-from dmsh_serving.errors import InputError
 
 Images = npt.NDArray[np.uint8]
 
@@ -104,9 +104,7 @@ class DMSH(nn.Module):
         Raises:
             InputError: wrong dtype or shape.
         """
-        size = self.config.image_size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise InputError(f"images must be uint8 [N, {size}, {size}, 3], got {images.dtype} {list(images.shape)}")
+        check_images(images, self.config.image_size)
         was_training = self.training
         self.eval()
         device = self.hash.weight.device

@@ -14,7 +14,7 @@ class Augmentation:
         shift_pixels: up to so many, each way.
         rotation_degrees: up to so many, each way.
         scale: size changed by up to this fraction, each way.
-        flip: mirror every second image; wrong for digits and text.
+        flip: mirror each image with probability one half; wrong for digits and text.
     """
 
     shift_pixels: float = 2.0

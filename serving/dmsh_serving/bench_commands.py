@@ -56,18 +56,18 @@ def bench(
     json: JsonOption = None,
 ) -> None:
     """Time exact search on random codes against a bare distance pass, numpy and (where installed) faiss."""
+    from dmsh_serving.checks import checked_k
     from dmsh_serving.codes import checked_bits
-    from dmsh_serving.contract import MAX_K
 
     cases = [
-        Case(checked_bits(width), codes, count, results)
+        Case(checked_bits(width), codes, count, checked_k(results))
         for width in bits or [64]
         for count in queries or [1, 64]
         for results in k or [10, 100]
     ]
     for case in cases:
-        if case.queries < 1 or not 1 <= case.k <= MAX_K:
-            raise InputError(f"cannot measure {case}: at least 1 query, k from 1 to {MAX_K}")
+        if case.queries < 1:
+            raise InputError(f"cannot measure {case}: ask at least 1 query")
     results = {}
     with progress() as display:
         task = display.add_task("measuring", total=len(cases))

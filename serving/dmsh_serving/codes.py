@@ -30,7 +30,7 @@ def bytes_per_code(bits: int) -> int:
 def pack(values: npt.NDArray[Any]) -> Codes:
     """Pack logits or bits (N, K) into codes (N, ceil(K/8)) uint8.
 
-    A boolean or integer array is read as bits (non-zero or positive is 1), a float array as logits (> 0 is 1).
+    Above 0 is 1, of a boolean or integer array (bits) as of a float array (logits).
 
     Raises:
         InputError: not two-dimensional, not real numbers, K out of range, or a logit that is NaN or infinite.

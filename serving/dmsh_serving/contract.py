@@ -40,11 +40,12 @@ DEFAULT_MAX_BATCH: Final = 32
 
 
 class Metadata:
-    """Keys of an ONNX file's ``metadata_props`` and of a manifest; every artefact speaks them."""
+    """Keys of the ``metadata_props`` of an ONNX file."""
 
     FINGERPRINT: Final = "dmsh.fingerprint"
     PARENT_FINGERPRINT: Final = "dmsh.parent_fingerprint"  # of the encoder that a low-precision one was made from
     PRECISION: Final = "dmsh.precision"  # of a low-precision encoder's trunk: fp16, bf16, int8, fp8
+    DIALECT: Final = "dmsh.dialect"  # of an integer encoder: onnxruntime, tensorrt
     BITS: Final = "dmsh.bits"
     IMAGE_SIZE: Final = "dmsh.image_size"
     CONFIG: Final = "dmsh.config"

@@ -4,6 +4,7 @@ The file's ``metadata_props`` name its code space (fingerprint), bits, image siz
 :class:`dmsh_serving.contract.Metadata`.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving import known_answer
+from dmsh_serving.checks import check_images
 from dmsh_serving.codes import bytes_per_code, require_finite
 from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
 from dmsh_serving.encoder_metadata import EncoderMetadata
 from dmsh_serving.errors import CheckError, InputError, MissingError
 
 CPU_PROVIDERS = ("CPUExecutionProvider",)
+# What ONNX Runtime calls weights that lie outside the file, in its several refusals.
+_OUTSIDE = re.compile(r"\bexternal (data|tensors|initializer)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -85,17 +89,11 @@ class OnnxEncoder:
         Raises:
             InputError: another shape or dtype.
         """
-        self.check_images(images)
+        check_images(images, self.image_size)
         if not len(images):
             return Encoded(np.zeros((0, bytes_per_code(self.bits)), np.uint8), np.zeros((0, self.bits), np.float32))
         code, logits = self._session.run([CODE, LOGITS], {IMAGE: np.ascontiguousarray(images)})
         return Encoded(code, logits)
-
-    def check_images(self, images: npt.NDArray[np.generic]) -> None:
-        """Raise :class:`InputError` unless ``images`` is uint8 (N, image_size, image_size, 3)."""
-        size = self.image_size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise InputError(f"images must be uint8 [N, {size}, {size}, 3], got {images.dtype} {list(images.shape)}")
 
     def _check_signature(self) -> None:
         found = {tensor.name: tensor.type for tensor in self._session.get_inputs() + self._session.get_outputs()}
@@ -146,6 +144,6 @@ def _open_session(path: Path, threads: int | None, providers: tuple[str, ...], o
 
 
 def _reason(message: str) -> str:
-    if "external" in message.lower():
+    if _OUTSIDE.search(message):
         return "its weights lie outside the file (ONNX external data), which is refused: export one whole file"
     return f"ONNX Runtime cannot load it, is it an ONNX model? ({message.splitlines()[0][:200]})"

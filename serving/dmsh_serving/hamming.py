@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.contract import MAX_BITS, MAX_K, PAD_DISTANCE, PAD_ID
+from dmsh_serving.checks import checked_k
+from dmsh_serving.contract import MAX_BITS, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 
 Distances = npt.NDArray[np.int32]
@@ -89,8 +90,7 @@ def _check(queries: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8], k: int)
         )
     if not 1 <= codes.shape[1] <= MAX_BITS // 8:
         raise InputError(f"codes of {codes.shape[1]} bytes cannot be searched: 1 to {MAX_BITS // 8} bytes can")
-    if not 1 <= k <= MAX_K:
-        raise InputError(f"k = {k} is out of range: ask for 1 to {MAX_K} results")
+    checked_k(k)
 
 
 def _scan_split_queries(

@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.decode import image_from_bytes
+from dmsh_serving.checks import check_images
+from dmsh_serving.decode import MAX_FILE_BYTES, image_from_bytes
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming import available_cpus
 
-MAX_FILE_BYTES: Final = 1 << 28
 _DEFAULT_BATCH: Final = 64
 _SHOWN: Final = 3
 
@@ -42,13 +42,10 @@ def load_images(
     image_size: int,
     *,
     skip_bad: bool = False,
-    limit: int | None = None,
     on_progress: Progress | None = None,
 ) -> ImageSet:
     """Read all images of ``source`` into memory; see :func:`iter_image_batches`."""
-    batches = list(
-        iter_image_batches(source, image_size, _DEFAULT_BATCH, skip_bad=skip_bad, limit=limit, on_progress=on_progress)
-    )
+    batches = list(iter_image_batches(source, image_size, _DEFAULT_BATCH, skip_bad=skip_bad, on_progress=on_progress))
     return ImageSet(
         np.concatenate([batch.images for batch in batches]),
         [name for batch in batches for name in batch.names],
@@ -62,7 +59,6 @@ def iter_image_batches(
     batch_size: int,
     *,
     skip_bad: bool = False,
-    limit: int | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[ImageSet]:
     """Yield the images of ``source``, at most ``batch_size`` at a time; only one batch is in memory.
@@ -74,7 +70,6 @@ def iter_image_batches(
         batch_size: files read a batch.
         skip_bad: leave out files that cannot be read, and list them in ``bad``. Otherwise one such file is an
             error, raised when all files have been looked at, so that it names and counts them all.
-        limit: read only the first so many.
         on_progress: called after every batch.
 
     Raises:
@@ -82,12 +77,10 @@ def iter_image_batches(
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: give at least 1")
-    if limit is not None and limit < 1:
-        raise InputError(f"limit {limit}: give at least 1")
     if source.is_dir():
-        yield from _batches_of_folder(source, image_size, batch_size, skip_bad, limit, on_progress)
+        yield from _batches_of_folder(source, image_size, batch_size, skip_bad, on_progress)
     elif source.suffix == ".npy":
-        yield from _batches_of_array(source, image_size, batch_size, limit, on_progress)
+        yield from _batches_of_array(source, image_size, batch_size, on_progress)
     elif source.exists():
         raise InputError(f"{source} is neither a folder of images nor an .npy file")
     else:
@@ -125,10 +118,9 @@ def _batches_of_folder(
     image_size: int,
     batch_size: int,
     skip_bad: bool,
-    limit: int | None,
     on_progress: Progress | None,
 ) -> Iterator[ImageSet]:
-    paths = image_paths(folder)[:limit]
+    paths = image_paths(folder)
     if not paths:
         raise InputError(f"{folder} holds no files: give a folder of images")
     bad: list[str] = []
@@ -172,14 +164,10 @@ def _read(path: Path, folder: Path, image_size: int) -> npt.NDArray[np.uint8] | 
         return f"{name}: {error.strerror or error}"
 
 
-def _batches_of_array(
-    path: Path, image_size: int, batch_size: int, limit: int | None, on_progress: Progress | None
-) -> Iterator[ImageSet]:
-    wanted = f"images, uint8 [N, {image_size}, {image_size}, 3]"
-    array = load_npy(path, wanted)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (image_size, image_size, 3):
-        raise InputError(f"{path} is {array.dtype} {list(array.shape)}, expected {wanted}")
-    count = len(array) if limit is None else min(limit, len(array))
+def _batches_of_array(path: Path, image_size: int, batch_size: int, on_progress: Progress | None) -> Iterator[ImageSet]:
+    array = load_npy(path, f"images, uint8 [N, {image_size}, {image_size}, 3]")
+    check_images(array, image_size, str(path))
+    count = len(array)
     if count == 0:
         raise InputError(f"{path} holds no images")
     for start in range(0, count, batch_size):

@@ -79,7 +79,7 @@ def check_python(home: TritonHome, *, runs_onnx: bool = True) -> None:
     if home.packaged and facts.numpy and int(facts.numpy.split(".")[0]) >= 2:
         raise MissingError(
             f"numpy {facts.numpy} is installed beside {home.python}: with numpy 2 the outputs of this Triton (24.10) "
-            "come back empty; install 'numpy<2' there, or run make"
+            "come back empty; install 'numpy<2' there, or run make .venv-triton/ready"
         )
     needed = {
         "numpy": facts.numpy,
@@ -92,7 +92,7 @@ def check_python(home: TritonHome, *, runs_onnx: bool = True) -> None:
     if absent:
         raise MissingError(
             f"the Python of Triton's models, {home.python}, cannot import {', '.join(absent)}: install "
-            "dmsh-toolkit[server] there, or run make"
+            "dmsh-toolkit[server] there, or run make .venv-triton/ready"
         )
     _check_stub_libraries(home)
 

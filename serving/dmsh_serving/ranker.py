@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving import gallery
+from dmsh_serving.checks import checked_k
 from dmsh_serving.codes import check_codes
-from dmsh_serving.contract import MAX_K
-from dmsh_serving.errors import DmshError, InputError
+from dmsh_serving.errors import DmshError
 
 POLL_SECONDS = 0.5
 _log = logging.getLogger(__name__)
@@ -44,13 +44,6 @@ class Ranked:
         """Return the answers to the queries from ``start`` up to ``stop``."""
         part = slice(start, stop)
         return Ranked(self.ids[part], self.distances[part], self.keys[part], self.gallery_version)
-
-
-def checked_k(k: int) -> int:
-    """Return ``k`` if a search may ask for that many, else raise :class:`InputError`."""
-    if not 1 <= k <= MAX_K:
-        raise InputError(f"k = {k} is out of range: ask for 1 to {MAX_K} nearest images")
-    return k
 
 
 class Ranker:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving import decode
+from dmsh_serving.checks import check_images, checked_k
 from dmsh_serving.codes import check_codes, checked_bits, require_finite
 from dmsh_serving.contract import (
     CODE,
@@ -30,7 +31,8 @@ from dmsh_serving.contract import (
 )
 from dmsh_serving.encoder import OnnxEncoder
 from dmsh_serving.errors import InputError
-from dmsh_serving.ranker import Ranker, checked_k
+from dmsh_serving.ranker import Ranker
+from dmsh_serving.repository_spec import MODEL_FILE
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Answer = Arrays | InputError
@@ -102,7 +104,7 @@ class EncoderService:
     @classmethod
     def open(cls, settings: Settings) -> "EncoderService":
         """Load ``model.onnx`` beside ``model.py``; refuse one of another code space than the configuration's."""
-        path = settings.version_folder / "model.onnx"
+        path = settings.version_folder / MODEL_FILE
         encoder = OnnxEncoder(path, threads=settings.number("threads"))
         for name, found in (("fingerprint", encoder.fingerprint), ("bits", str(encoder.bits))):
             if found != settings.text(name):
@@ -121,7 +123,7 @@ class EncoderService:
 
     def _checked_images(self, request: Arrays) -> npt.NDArray[np.uint8]:
         images = request[IMAGE]
-        self._encoder.check_images(images)
+        check_images(images, self._encoder.image_size)
         return images.astype(np.uint8, copy=False)
 
     def _codes(self, parts: Sequence[npt.NDArray[np.uint8]]) -> list[Answer]:

@@ -24,7 +24,7 @@ from dmsh_serving.errors import MissingError
 HOME_VARIABLE = "DMSH_TRITON_HOME"
 MADE_ENVIRONMENT = ".venv-triton"
 _HOW_TO_GET_ONE = (
-    f"run make to build {MADE_ENVIRONMENT}, pass --triton PATH, set {HOME_VARIABLE}, "
+    f"run make {MADE_ENVIRONMENT}/ready to build it, pass --triton PATH, set {HOME_VARIABLE}, "
     "or work in NVIDIA's Triton container"
 )
 

@@ -1,0 +1,26 @@
+"""Checks of what :mod:`dmsh_serving.contract` states, for everyone who takes images or a k."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.contract import MAX_K
+from dmsh_serving.errors import InputError
+
+
+def check_images(images: npt.NDArray[Any], image_size: int, name: str | None = None) -> None:
+    """Raise :class:`InputError`, beginning with ``name``, unless ``images`` is uint8 (N, image_size, image_size, 3)."""
+    shape = (image_size, image_size, 3)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+        raise InputError(
+            f"{f'{name}: ' if name else ''}images must be uint8 [N, {image_size}, {image_size}, 3], "
+            f"got {images.dtype} {list(images.shape)}"
+        )
+
+
+def checked_k(k: int) -> int:
+    """Return ``k`` if a search may ask for that many, else raise :class:`InputError`."""
+    if not 1 <= k <= MAX_K:
+        raise InputError(f"k = {k} is out of range: ask for 1 to {MAX_K} nearest images")
+    return k
