@@ -3,9 +3,13 @@
 import ast
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+import dmsh_serving
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
@@ -61,3 +65,11 @@ def test_help_answers_before_a_heavy_package_is_imported(command):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_version_is_stated_once():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in pyproject["project"]
+    source = ROOT / pyproject["tool"]["hatch"]["version"]["path"]
+    assert source == Path(dmsh_serving.__file__)
+    assert metadata.version("dmsh-toolkit") == dmsh_serving.__version__
