@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmsh_export.lint_command import lint
+from dmsh_export.quantise_command import quantize
+from dmsh_export.prove_command import DialectName, integer_onnx, prove
 from dmsh_export.repository_command import repository
 from dmsh_export.trt_command import trt
 from dmsh_serving.console import JsonOption, SkipBadOption, console, make_app, progress, run, write_json
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 app = make_app("Export a trained DMSH model, and prove that no bit of any code changed.")
+app.command()(quantize)
 
 GENERATED_PIXELS = 64 * 80 * 80  # enough to find a broken export; a network of large images is slow on a CPU
 
@@ -32,16 +35,31 @@ def onnx(
     images: Images = None,
     skip_bad: SkipBadOption = False,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold BN, laterals and fusion.")] = True,
+    dialect: Annotated[
+        DialectName | None, typer.Option(help="Of an integer checkpoint; onnxruntime where none is given.")
+    ] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 20,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size proven not to change a code.")] = 8,
     json: JsonOption = None,
 ) -> None:
     """Export one ONNX file, uint8 image to logits and packed code; written only if no bit differs from PyTorch."""
+    import dmsh_model
     from dmsh_export.onnx import export_onnx
     from dmsh_export.report import print_fold, print_parity
-    from dmsh_model import checkpoint as checkpoints
+    from dmsh_model.integer_dmsh import IntegerDMSH
 
-    model = checkpoints.load(checkpoint)
+    model = dmsh_model.load(checkpoint)
+    if isinstance(model, IntegerDMSH):
+        if not fold:
+            raise InputError("--no-fold is for float checkpoints: an integer one was folded when it was quantised")
+        block = _images(images, model.config.image_size, skip_bad)
+        integer_onnx(model, out, block, dialect or DialectName.ONNXRUNTIME, opset, max_batch, json)
+        return
+    if dialect is not None:
+        raise InputError(
+            f"--dialect is for integer checkpoints, {checkpoint} is a float one: make an integer one with dmsh-export "
+            "quantize"
+        )
     with progress() as bar:
         task = bar.add_task("parity with PyTorch", total=None)
         export = export_onnx(
@@ -66,6 +84,7 @@ def onnx(
     )
 
 
+app.command()(prove)
 app.command()(trt)
 
 

@@ -1,35 +1,27 @@
 """ONNX -> TensorRT plan: typed, audited, built in a fresh process, and written only if it is what was asked for."""
 
-import contextlib
 import dataclasses
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dmsh_export import engine_worker
-from dmsh_export.audit import AuditRow, LayerRecord, rows_of
+from dmsh_export.audit import AuditRow, LayerRecord, is_audited, rows_of
+from dmsh_export.engine_process import run_worker
+from dmsh_export.engine_proof import Proof, proof_of
 from dmsh_export.graph_parts import metadata_of, model_from_file
-from dmsh_export.manifest import manifest_path, read_manifest, write_manifest
+from dmsh_export.manifest import add_results, manifest_path, publish, read_manifest, write_manifest
+from dmsh_export.plan_targets import HardwareCompatibility, PlanTargets
 from dmsh_export.precision import Precision, TypedGraph, WeightRounding, typed_graph
 from dmsh_export.tensorrt_api import FlavourChoice, Runtime, choose_flavour
 from dmsh_serving.contract import Metadata
-from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
-from dmsh_serving.files import sha256_of_file, write_atomically
-
-HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
+from dmsh_serving.encoder_metadata import EncoderMetadata
+from dmsh_serving.errors import DmshError, InputError
+from dmsh_serving.files import sha256_of_file
 
 PACKAGES = ("onnx", "numpy")
-_KEPT, _KEPT_PREFIXES = ("PATH", "HOME", "TMPDIR", "PYTHONPATH"), ("LD_", "CUDA_", "NVIDIA_")
-_ERRORS: dict[str, type[DmshError]] = {kind.__name__: kind for kind in (CheckError, InputError, MissingError)}
-# What an RTX engine runs on unless built for one capability.
-# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
-_RTX_TARGETS = "compute capability 8.0, 8.6, 8.9, 12.0 and later (not 7.5, not 9.0)"
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class EngineBuild:
     """A plan that was written, and what it is: its code space, its audit, and what rounding did to the weights.
 
     ``reproducible``: a second build of this input here gives the same bytes (where a GPU times kernels, only as far
-    as its choices repeat).
+    as its choices repeat). ``engine_audited``: the engine's own layers show the types of trunk and head.
     """
 
     path: Path
@@ -79,7 +71,9 @@ class EngineBuild:
     parent_fingerprint: str | None
     network_audit: tuple[AuditRow, ...]
     engine_audit: tuple[AuditRow, ...]
+    engine_audited: bool
     rounding: WeightRounding
+    proof: Proof
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -98,59 +92,105 @@ def engine_from_onnx(
 
     ``typed_out`` keeps the typed graph that was compiled, with its own known answer, for parity and for study.
     ``on_progress(phase, done, total)`` follows TensorRT's builder. Nothing is written under a final name until the
-    audit of the parsed network, and where a GPU can load the plan that of the engine, has passed.
+    audit of the parsed network has passed, and where a GPU can load the plan that of the engine, and the known answer
+    of a plan that keeps its checkpoint's code space.
 
     Raises:
         InputError: ``source`` is no encoder of dmsh-export or is not what its manifest says, an operator TensorRT
-            does not support, a graph that has not the precision asked for, or an option the flavour lacks.
-        CheckError: a weight overflows, the audit failed, or TensorRT cannot build it.
+            does not support, a graph that has not the precision asked for, an option the flavour lacks, or one file
+            named for two things.
+        CheckError: a weight overflows, the audit or the known answer failed, the proof of an integer model
+            failed, or TensorRT cannot build it.
         MissingError: no TensorRT package, or no GPU for the flavour asked for.
     """
-    for path in (out, typed_out):
-        if path and (not path.absolute().parent.is_dir() or path.is_dir()):
-            raise InputError(f"{path}: name a file in a folder that exists")
+    named = {"MODEL": source, "--out": out, "--typed-onnx": typed_out, "--timing-cache": options.timing_cache}
+    _check_apart({name: path for name, path in named.items() if path is not None})
     choice = choose_flavour(options.runtime)
     _check_options(options, choice)
-    model = model_from_file(source)
-    made_from = _checked_source(source, metadata_of(model))
-    typed = typed_graph(model, options.precision)
-    with _folder_beside(out) as folder:
-        (folder / engine_worker.MODEL).write_bytes(typed.model.SerializeToString(deterministic=True))
-        (folder / engine_worker.REQUEST).write_text(json.dumps(_request(options, choice, typed)))
-        if options.timing_cache and options.timing_cache.is_file():
-            (folder / engine_worker.TIMING_CACHE).write_bytes(options.timing_cache.read_bytes())
+    made = [path for path in (out, typed_out, options.timing_cache) if path is not None]
+    with publish(*made) as drafts:
+        draft_of = dict(zip(made, drafts, strict=True))
+        model = model_from_file(source)
+        metadata = EncoderMetadata.from_props(metadata_of(model), str(source))
+        made_from = _checked_source(source, metadata)
+        certificate = _certified(source, metadata_of(model), options.precision)
+        typed = typed_graph(model, options.precision)
+        plan = draft_of[out]
+        folder = plan.with_name(plan.name + ".build")
+        folder.mkdir()
         try:
-            result = _run_worker(folder, on_progress)
+            result = _result_of(typed, choice, options, folder, on_progress)
+            (folder / engine_worker.PLAN).rename(plan)
+            build = EngineBuild(
+                path=out,
+                choice=choice,
+                version=result["version"],
+                reproducible=result["reproducible"],
+                fingerprint=typed.fingerprint,
+                parent_fingerprint=typed.parent_fingerprint,
+                network_audit=_rows(result["network"]),
+                engine_audit=_rows(result["inspected"]),
+                engine_audited=is_audited(_records(result["inspected"])),
+                rounding=typed.rounding,
+                proof=Proof(None, "not run yet"),
+            )
+            write_manifest(
+                plan,
+                kind="plan",
+                fingerprint=typed.fingerprint,
+                made_from={source.name: made_from},
+                options=_recorded(options),
+                packages=PACKAGES,
+                results=_results(build, metadata, options, sha256_of_file(folder / engine_worker.MODEL)) | certificate,
+            )
+            proof = proof_of(plan, typed.parent_fingerprint, metadata.known_answer, options.profile.min, choice.gpu)
         except DmshError as error:
             raise type(error)(f"{source}: {error}") from error
-        candidate = (folder / engine_worker.PLAN).rename(folder / out.name)
-        build = EngineBuild(
-            path=out,
-            choice=choice,
-            version=result["version"],
-            reproducible=result["reproducible"],
-            fingerprint=typed.fingerprint,
-            parent_fingerprint=typed.parent_fingerprint,
-            network_audit=_rows(result["network"]),
-            engine_audit=_rows(result["inspected"]),
-            rounding=typed.rounding,
-        )
-        manifest = write_manifest(
-            candidate,
-            kind="plan",
-            fingerprint=typed.fingerprint,
-            made_from={source.name: made_from},
-            options=_recorded(options),
-            packages=PACKAGES,
-            results=_results(build, typed, options, sha256_of_file(folder / engine_worker.MODEL)),
-        )
+        add_results(plan, proof.to_dict())
         if typed_out:
-            _write_typed(typed, typed_out, source, made_from, options)
+            _write_typed(typed, draft_of[typed_out], source, made_from, options)
         if options.timing_cache:
-            write_atomically(options.timing_cache, (folder / engine_worker.TIMING_CACHE).read_bytes())
-        candidate.replace(out)
-        manifest.replace(out.with_name(manifest.name))
-    return build
+            (folder / engine_worker.TIMING_CACHE).rename(draft_of[options.timing_cache])
+    return dataclasses.replace(build, proof=proof)
+
+
+def _result_of(
+    typed: TypedGraph,
+    choice: FlavourChoice,
+    options: EngineOptions,
+    folder: Path,
+    on_progress: Callable[[str, int, int], None] | None,
+) -> dict[str, Any]:
+    (folder / engine_worker.MODEL).write_bytes(typed.model.SerializeToString(deterministic=True))
+    (folder / engine_worker.REQUEST).write_text(json.dumps(_request(options, choice, typed)))
+    if options.timing_cache and options.timing_cache.is_file():
+        (folder / engine_worker.TIMING_CACHE).write_bytes(options.timing_cache.read_bytes())
+    return run_worker(folder, on_progress)
+
+
+def _check_apart(named: dict[str, Path]) -> None:
+    """Refuse one file, or manifest, for two things: the second one written would replace the first."""
+    owners: dict[Path, str] = {}
+    for name, path in named.items():
+        for file in (path, manifest_path(path)):
+            other = owners.setdefault(file.resolve(), name)
+            if other != name:
+                raise InputError(f"{other} and {name} would both be {file}: name another file for one of them")
+
+
+def _certified(source: Path, metadata: dict[str, str], precision: Precision) -> dict[str, Any]:
+    """Prove an integer model before it is compiled, and return its certificate for the manifest; {} for a float one."""
+    dialect = metadata.get(Metadata.DIALECT)
+    if dialect is None:
+        return {}
+    if dialect != "tensorrt" or precision != "int8":
+        raise InputError(
+            f"{source} is an integer model in the {dialect} dialect, --{precision} was given: TensorRT takes --int8 "
+            "and a model exported with --dialect tensorrt"
+        )
+    from dmsh_export.certificate import certify
+
+    return {"certificate": certify(source).to_dict()}
 
 
 def _check_options(options: EngineOptions, choice: FlavourChoice) -> None:
@@ -173,16 +213,15 @@ def _check_options(options: EngineOptions, choice: FlavourChoice) -> None:
             )
 
 
-def _checked_source(source: Path, metadata: dict[str, str]) -> str:
+def _checked_source(source: Path, metadata: EncoderMetadata) -> str:
     """Return the SHA-256 of ``source``, checked against the manifest beside it where there is one."""
     if not manifest_path(source).exists():
         return sha256_of_file(source)
     manifest = read_manifest(source)
-    inside = metadata.get(Metadata.FINGERPRINT)
-    if manifest.get("fingerprint") != inside:
+    if manifest.get("fingerprint") != metadata.fingerprint:
         raise InputError(
-            f"{manifest_path(source)} says fingerprint {manifest.get('fingerprint')}, {source} says {inside}: "
-            "export the model again"
+            f"{manifest_path(source)} says fingerprint {manifest.get('fingerprint')}, {source} says "
+            f"{metadata.fingerprint}: export the model again"
         )
     return str(manifest["sha256"])
 
@@ -191,7 +230,7 @@ def _request(options: EngineOptions, choice: FlavourChoice, typed: TypedGraph) -
     return {
         "flavour": choice.flavour,
         "precision": options.precision,
-        "image_size": int(metadata_of(typed.model)[Metadata.IMAGE_SIZE]),
+        "image_size": EncoderMetadata.from_props(metadata_of(typed.model), "the typed graph").image_size,
         "profile": [options.profile.min, options.profile.opt, options.profile.max],
         "workspace_mib": options.workspace_mib,
         "optimization_level": options.optimization_level,
@@ -204,77 +243,34 @@ def _request(options: EngineOptions, choice: FlavourChoice, typed: TypedGraph) -
     }
 
 
-@contextlib.contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder on the file system of ``out``, so that what it holds can be renamed to it."""
-    try:
-        folder = tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".dmsh-trt-")
-    except OSError as error:
-        raise InputError(f"{out}: cannot write into its folder: {error.strerror}") from error
-    with folder as name:
-        yield Path(name)
-
-
-def _run_worker(folder: Path, on_progress: Callable[[str, int, int], None] | None) -> dict[str, Any]:
-    """Build in a fresh process and return its result; kill it if this one is interrupted."""
-    command = [sys.executable, "-P", "-m", engine_worker.__name__]
-    with (
-        tempfile.TemporaryFile() as noise,
-        subprocess.Popen(
-            command, cwd=folder, env=_worker_environment(), stdout=subprocess.PIPE, stderr=noise, text=True
-        ) as process,
-    ):
-        try:
-            for line in process.stdout or ():
-                message = json.loads(line)
-                if "phase" in message and on_progress:
-                    on_progress(*message["phase"])
-                elif "error" in message:
-                    kind, text = message["error"]
-                    raise _ERRORS[kind](text)
-                elif "result" in message:
-                    result: dict[str, Any] = message["result"]
-                    return result
-        except BaseException:
-            process.kill()
-            raise
-        status = process.wait()
-        noise.seek(0)
-        last = noise.read().decode(errors="replace").strip().rpartition("\n")[2]
-    ending = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    raise CheckError(f"the TensorRT build {ending}{', its last words: ' + last if last else ''}")
-
-
-def _worker_environment() -> dict[str, str]:
-    """Return the variables a build needs: any other one would shift the memory that its bytes depend on."""
-    needed = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
-    return {**needed, "PYTHONHASHSEED": "0"}
+def _records(records: list[dict[str, Any]]) -> list[LayerRecord]:
+    return [LayerRecord(**record) for record in records]
 
 
 def _rows(records: list[dict[str, Any]]) -> tuple[AuditRow, ...]:
-    return tuple(rows_of([LayerRecord(**record) for record in records]))
+    return tuple(rows_of(_records(records)))
 
 
 def _recorded(options: EngineOptions) -> dict[str, Any]:
     return {**dataclasses.asdict(options), "timing_cache": options.timing_cache and options.timing_cache.name}
 
 
-def _results(build: EngineBuild, typed: TypedGraph, options: EngineOptions, typed_sha256: str) -> dict[str, Any]:
-    metadata = metadata_of(typed.model)
-    gpu = build.choice.gpu
-    on_gpu = build.choice.flavour == "tensorrt" and gpu is not None
+def _results(
+    build: EngineBuild, metadata: EncoderMetadata, options: EngineOptions, typed_sha256: str
+) -> dict[str, Any]:
+    gpu = build.choice.gpu if build.choice.flavour == "tensorrt" else None
     return {
         "parent_fingerprint": build.parent_fingerprint,
         "precision": options.precision,
-        "bits": int(metadata[Metadata.BITS]),
-        "image_size": int(metadata[Metadata.IMAGE_SIZE]),
+        "bits": metadata.bits,
+        "image_size": metadata.image_size,
         "profile": dataclasses.asdict(options.profile),
         "typed_onnx_sha256": typed_sha256,
         "tensorrt": {
             "flavour": build.choice.flavour,
             "version": build.version,
-            "gpu": dataclasses.asdict(gpu) if on_gpu and gpu else None,
-            "targets": f"compute capability {gpu.compute_capability}" if on_gpu and gpu else _RTX_TARGETS,
+            "gpu": dataclasses.asdict(gpu) if gpu else None,
+            "targets": PlanTargets(gpu, options.hardware_compatibility).text,
             "reproducible": build.reproducible,
             "tf32": False,
             "strongly_typed": True,
@@ -282,6 +278,7 @@ def _results(build: EngineBuild, typed: TypedGraph, options: EngineOptions, type
         "audit": {
             "network": [dataclasses.asdict(row) for row in build.network_audit],
             "engine": [dataclasses.asdict(row) for row in build.engine_audit],
+            "engine_audited": build.engine_audited,
         },
         "weights": dataclasses.asdict(build.rounding),
     }
@@ -291,7 +288,7 @@ def _write_typed(typed: TypedGraph, out: Path, source: Path, made_from: str, opt
     from dmsh_export.rounding import with_known_answer
 
     model = with_known_answer(typed.model, source)
-    write_atomically(out, model.SerializeToString(deterministic=True))
+    out.write_bytes(model.SerializeToString(deterministic=True))
     write_manifest(
         out,
         kind="onnx",

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from dmsh_export.manifest import write_manifest
 from dmsh_export.parity import ParityReport, compare
 from dmsh_export.runners import OnnxRunner, TorchRunner
 from dmsh_model.checkpoint import fingerprint
+from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving import __version__, known_answer
 from dmsh_serving.codes import bytes_per_code, pack
@@ -79,14 +81,58 @@ def export_onnx(
         CheckError: one bit differs from PyTorch's.
         InputError: no images, an opset out of range, or ``out`` is not in a folder.
     """
+    check_request(out, opset, images)
+    model.eval()
+    network, steps = fold(model) if folded else (model, [FoldStep("everything", False, "--no-fold was given")])
+    proto = _proto_from_network(network, model, opset)
+    _forget_the_exporter(proto)
+    describe(proto, model, _clearest(model, images), {"folded": folded})
+    report = write_proven(
+        proto,
+        model,
+        out,
+        images,
+        options={"fold": folded, "opset": opset, "max_batch": max_batch},
+        results={"fold": [vars(step) for step in steps]},
+        max_batch=max_batch,
+        on_progress=on_progress,
+    )
+    return OnnxExport(out, tuple(steps), report)
+
+
+def check_request(out: Path, opset: int, images: npt.NDArray[np.uint8]) -> None:
+    """Refuse what no export could end well with.
+
+    Raises:
+        InputError: no images, an opset out of range, or ``out`` is not in a folder.
+    """
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise InputError(f"opset = {opset} must be {MIN_OPSET} to {onnx.defs.onnx_opset_version()}")
     if not out.absolute().parent.is_dir() or out.is_dir():
         raise InputError(f"{out}: name a file in a folder that exists")
-    model.eval()
-    network, steps = fold(model) if folded else (model, [FoldStep("everything", False, "--no-fold was given")])
-    proto = _proto_from_network(network, model, opset)
-    _describe(proto, model, folded, images)
+    if not len(images):
+        raise InputError("no images to prove the export on: give at least one")
+
+
+def write_proven(
+    proto: onnx.ModelProto,
+    model: DMSH | IntegerDMSH,
+    out: Path,
+    images: npt.NDArray[np.uint8],
+    *,
+    options: dict[str, Any],
+    results: dict[str, Any],
+    max_batch: int,
+    on_progress: Callable[[int, int], None] | None = None,
+    equal_logits: bool = False,
+) -> ParityReport:
+    """Write ``proto``, an encoder made of ``model``, as ``out`` with its manifest if not one bit differs on ``images``.
+
+    ``results`` go to the manifest beside the parity; with ``equal_logits`` the logits too must be equal, not only near.
+
+    Raises:
+        CheckError: one bit (or logit) differs from PyTorch's.
+    """
     onnx.checker.check_model(proto, full_check=True)
     proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as folder:
@@ -97,18 +143,23 @@ def export_onnx(
         )
         if not report.passed:
             raise CheckError(f"{out} is not written: {report.summary()}")
+        worst = max(target.worst_logit_error for target in report.targets)
+        if equal_logits and worst:
+            raise CheckError(
+                f"{out} is not written: its logits differ from PyTorch's by up to {worst:.1e}, they must not"
+            )
         manifest = write_manifest(
             candidate,
             kind="onnx",
             fingerprint=fingerprint(model),
             made_from={"checkpoint": fingerprint(model)},
-            options={"fold": folded, "opset": opset, "max_batch": max_batch},
+            options=options,
             packages=PACKAGES,
-            results={"parity": report.to_dict(), "fold": [vars(step) for step in steps]},
+            results={"parity": report.to_dict(), **results},
         )
         candidate.replace(out)
         manifest.replace(out.with_name(manifest.name))
-    return OnnxExport(out, tuple(steps), report)
+    return report
 
 
 def _proto_from_network(network: nn.Module, model: DMSH, opset: int) -> onnx.ModelProto:
@@ -136,8 +187,8 @@ def _proto_from_network(network: nn.Module, model: DMSH, opset: int) -> onnx.Mod
     return program.model_proto
 
 
-def _describe(proto: onnx.ModelProto, model: DMSH, folded: bool, images: npt.NDArray[np.uint8]) -> None:
-    """Replace what the exporter noted (source paths, traces) by what a reader of the file needs."""
+def _forget_the_exporter(proto: onnx.ModelProto) -> None:
+    """Remove what the exporter noted: source paths and traces."""
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
@@ -147,18 +198,28 @@ def _describe(proto: onnx.ModelProto, model: DMSH, folded: bool, images: npt.NDA
     del proto.graph.metadata_props[:]
     proto.graph.ClearField("doc_string")
     proto.graph.name = "dmsh"
+
+
+def describe(
+    proto: onnx.ModelProto,
+    model: DMSH | IntegerDMSH,
+    answer: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]],
+    options: dict[str, Any],
+    more: dict[str, str] | None = None,
+) -> None:
+    """Write what a reader of the file needs: code space, sizes, config with ``options``, known ``answer``."""
     proto.producer_name = "dmsh-toolkit"
     proto.producer_version = __version__
-    answer_images, answer_codes = _clearest(model, images)
     onnx.helper.set_model_props(
         proto,
         {
             Metadata.FINGERPRINT: fingerprint(model),
             Metadata.BITS: str(model.config.bits),
             Metadata.IMAGE_SIZE: str(model.config.image_size),
-            Metadata.CONFIG: json.dumps({**model.config.to_dict(), "folded": folded}, sort_keys=True),
+            Metadata.CONFIG: json.dumps({**model.config.to_dict(), **options}, sort_keys=True),
             Metadata.TOOL_VERSION: __version__,
-            Metadata.KNOWN_ANSWER: known_answer.dump(answer_images, answer_codes),
+            Metadata.KNOWN_ANSWER: known_answer.dump(*answer),
+            **(more or {}),
         },
     )
 
@@ -169,8 +230,6 @@ def _clearest(model: DMSH, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[n
     A known answer must fail on a broken runtime, not on rounding noise at a threshold.
     """
     sample = np.ascontiguousarray(images[: 2 * KNOWN_ANSWER_IMAGES])
-    if not len(sample):
-        raise InputError("no images to prove the export on: give at least one")
     logits = model.logits(sample)
     clearest = np.argsort(-np.abs(logits).min(axis=1), kind="stable")[:KNOWN_ANSWER_IMAGES]
     return sample[clearest], pack(logits[clearest])

@@ -1,0 +1,102 @@
+"""Integer checkpoint -> one ONNX file in a dialect, proven statically and bit for bit before it is written."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmsh_export.certificate import Certificate, certify
+from dmsh_export.onnx import DEFAULT_OPSET, check_request, describe, write_proven
+from dmsh_export.onnx_from_integer import Dialect, onnx_from_network
+from dmsh_export.parity import ParityReport
+from dmsh_model.integer_dmsh import IntegerDMSH, outputs
+from dmsh_serving.contract import Metadata
+
+DRIVEN_IMAGES = 3
+_LOOKED_AT = 64  # of the given images: the known answer wants extreme ones, not the most extreme
+
+
+@dataclass(frozen=True)
+class IntegerExport:
+    """What an export did: the file, its static certificate, and its parity with PyTorch."""
+
+    path: Path
+    certificate: Certificate
+    parity: ParityReport
+
+
+def export_integer_onnx(
+    model: IntegerDMSH,
+    out: Path,
+    images: npt.NDArray[np.uint8],
+    *,
+    dialect: Dialect = "onnxruntime",
+    opset: int = DEFAULT_OPSET,
+    max_batch: int = 8,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> IntegerExport:
+    """Write ``model`` as the ONNX file ``out`` in ``dialect`` with its manifest.
+
+    Nothing bears the name ``out`` until the file, read back, is proven to be the network, and every bit and every
+    logit of ``images`` (N, H, W, 3) uint8, and of batches of 1 to ``max_batch``, is PyTorch's.
+
+    Raises:
+        CheckError: the proof fails, or one bit or logit differs from PyTorch's.
+        InputError: no images, an opset out of range, or ``out`` is not in a folder.
+    """
+    check_request(out, opset, images)
+    proto = onnx_from_network(model.network, dialect, opset)
+    metadata: dict[str, str] = {Metadata.DIALECT: dialect}
+    if dialect == "tensorrt":
+        metadata[Metadata.PRECISION] = "int8"  # it is compiled as it is: its code space stays
+    answer = known_answer_images(model, images)
+    describe(proto, model, (answer, model.codes(answer)), {"dialect": dialect}, metadata)
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = Path(folder) / out.name
+        candidate.write_bytes(proto.SerializeToString(deterministic=True))
+        certificate = certify(candidate, model.network)
+    parity = write_proven(
+        proto,
+        model,
+        out,
+        images,
+        options={"dialect": dialect, "opset": opset, "max_batch": max_batch},
+        results={"certificate": certificate.to_dict()},
+        max_batch=max_batch,
+        on_progress=on_progress,
+        equal_logits=True,
+    )
+    return IntegerExport(out, certificate, parity)
+
+
+def known_answer_images(model: IntegerDMSH, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return images (n, H, W, 3) uint8 that drive accumulators far: black, white, checkerboards, black-and-white noise,
+    and of the first of ``images`` those that come closest to a layer's bound.
+    """
+    size = model.config.image_size
+    board = (np.indices((size, size)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+    noise = np.random.default_rng(0).integers(0, 2, board.shape, dtype=np.uint8) * np.uint8(255)
+    built = np.stack([np.zeros_like(board), np.full_like(board, 255), board, 255 - board, noise])
+    given = np.ascontiguousarray(images[:_LOOKED_AT])
+    driven = np.argsort(-_drive(model, given), kind="stable")[:DRIVEN_IMAGES]
+    return np.concatenate([built, given[np.sort(driven)]])
+
+
+def _drive(model: IntegerDMSH, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Return how close each image brings an accumulator to its layer's bound, at most 1, (N,)."""
+    drive = np.zeros(len(images))
+    for start in range(0, len(images), 8):
+        rows = slice(start, start + 8)
+
+        def note(index: int, sums: torch.Tensor, rows: slice = rows) -> None:
+            bounds = model.network.accumulator(index)
+            peak = max(1, bounds.peak) if bounds else 1
+            drive[rows] = np.maximum(drive[rows], sums.abs().flatten(1).amax(1).double().numpy() / peak)
+
+        for _ in outputs(model.network, images[rows], note):
+            pass
+    return drive
