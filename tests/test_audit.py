@@ -11,6 +11,7 @@ from dmsh_export.audit import (
     GraphParts,
     LayerRecord,
     check_precision,
+    is_audited,
     records_from_inspector,
     records_of_network,
     rows_of,
@@ -160,8 +161,36 @@ def test_a_convolution_fused_with_the_casts_around_it_counts_by_its_lowest_type(
     check_precision([found], "fp16", "engine inspector")
 
 
-def test_an_engine_that_hides_its_convolutions_in_one_block_is_no_failure():
-    check_precision([record("gemm", "fp32")], "fp16", "engine inspector")
+@pytest.mark.parametrize("found", [[], [record("gemm", "fp32")]])
+def test_an_engine_that_hides_its_convolutions_in_one_block_is_no_failure_and_not_audited(found):
+    check_precision(found, "fp16", "engine inspector")
+    assert not is_audited(found)
+
+
+def test_an_engine_that_shows_trunk_and_head_is_audited():
+    assert is_audited(records_from_inspector(inspector(), NETWORK, PARTS))
+
+
+@pytest.mark.parametrize(("trunk", "head"), [("", "Float"), ("Half", "")])
+def test_an_engine_whose_inspector_states_no_types_is_no_failure_and_not_audited(trunk, head):
+    unstated = "N/A due to dynamic shapes"
+    records = records_from_inspector(inspector(trunk or unstated, head or unstated), NETWORK, PARTS)
+    check_precision(records, "fp16", "engine inspector")
+    assert not is_audited(records)
+    with pytest.raises(CheckError, match="unstated"):
+        check_precision(records, "fp16", "parsed network")
+
+
+@pytest.mark.parametrize("head", ["FP4", "Int4", ""])
+def test_a_head_in_a_format_that_is_not_known_fails(head):
+    records = records_from_inspector(inspector(head=head), NETWORK, PARTS)
+    with pytest.raises(CheckError, match="1 layers of the head are not fp32, the first is gemm in unknown"):
+        check_precision(records, "fp16", "engine inspector")
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64", "uint8", "bool"])
+def test_a_heads_numbers_bits_and_codes_are_no_low_precision(kind):
+    check_precision([record("conv_0", "fp16"), record("gemm", kind)], "fp16", "parsed network")
 
 
 def test_an_inspector_that_names_layers_only_proves_nothing():

@@ -5,14 +5,17 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import onnx
 import pytest
 
-from dmsh_export import engine, tensorrt_api
+from dmsh_export import engine, engine_process, engine_worker, tensorrt_api, trt_runner
 from dmsh_export.engine import BatchProfile, EngineOptions, engine_from_onnx
 from dmsh_export.graph_parts import metadata_of
 from dmsh_export.manifest import read_manifest
-from dmsh_export.tensorrt_api import Gpu, choose_flavour, find_gpu
+from dmsh_export.plan_manifest import read_plan_manifest
+from dmsh_export.tensorrt_api import FlavourChoice, Gpu, choose_flavour, find_gpu
+from dmsh_serving.encoder import Encoded, OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError, MissingError
 from dmsh_serving.files import sha256_of_file
 
@@ -186,11 +189,155 @@ def test_a_folder_that_takes_no_files_is_one_line(encoders):
         engine_from_onnx(encoders.demo, Path("/absent/model.plan"), rtx("fp32"))
 
 
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"out": "model.onnx"}, r"MODEL and --out would both be .*model\.onnx: name another file"),
+        ({"out": "link.onnx"}, r"MODEL and --out would both be"),
+        ({"out": "model.onnx.json"}, r"MODEL and --out would both be .*model\.onnx\.json"),
+        ({"typed": "model.onnx"}, r"MODEL and --typed-onnx would both be"),
+        ({"typed": "sub/../model.onnx"}, r"MODEL and --typed-onnx would both be"),
+        ({"typed": "new.plan"}, r"--out and --typed-onnx would both be"),
+        ({"cache": "new.plan.json"}, r"--out and --timing-cache would both be"),
+        ({"cache": "model.onnx"}, r"MODEL and --timing-cache would both be"),
+    ],
+)
+def test_one_file_for_two_things_is_refused_and_kept(named, message, encoders, tmp_path):
+    source = tmp_path / "model.onnx"
+    source.write_bytes(encoders.demo.read_bytes())
+    (tmp_path / "link.onnx").symlink_to(source)
+    (tmp_path / "sub").mkdir()
+    before = sorted(tmp_path.iterdir())
+    files = {name: tmp_path / file for name, file in {"out": "new.plan", **named}.items()}
+    with pytest.raises(InputError, match=message):
+        engine_from_onnx(
+            source, files["out"], rtx("fp16", timing_cache=files.get("cache")), typed_out=files.get("typed")
+        )
+    assert sorted(tmp_path.iterdir()) == before
+    assert source.read_bytes() == encoders.demo.read_bytes()
+
+
+class OnGpu:
+    """In place of a loaded engine: ONNX Runtime's codes; ``flip`` changes the last bit of each byte."""
+
+    def __init__(self, model, flip):
+        self.encoder, self.flip, self.batches = OnnxEncoder(model, check_known_answer=False), flip, []
+
+    def run(self, images):
+        self.batches.append(len(images))
+        encoded = self.encoder.infer(images)
+        return Encoded(encoded.code ^ np.uint8(1), encoded.logits) if self.flip else encoded
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def on_h100(monkeypatch, encoders):
+    """Builds as on a machine with an H100: what TensorRT would write is made up, what runs it is ONNX Runtime."""
+
+    def worker(folder, on_progress):
+        (folder / engine_worker.PLAN).write_bytes(b"a plan")
+        (folder / engine_worker.TIMING_CACHE).write_bytes(b"a cache")
+        return {"version": "10.16.1.11", "reproducible": True, "network": [], "inspected": []}
+
+    def start(flip=False, missing=None):
+        loaded = OnGpu(encoders.demo, flip)
+
+        def load(manifest, *, cuda_graph):
+            if missing:
+                raise MissingError(missing)
+            return loaded
+
+        monkeypatch.setattr(trt_runner, "load_engine", load)
+        return loaded
+
+    monkeypatch.setattr(engine, "choose_flavour", lambda runtime: FlavourChoice("tensorrt", "asked for", H100))
+    monkeypatch.setattr(engine, "run_worker", worker)
+    return start
+
+
+def test_a_plan_that_keeps_the_code_space_is_proven_by_its_known_answer_on_the_gpu(on_h100, encoders, tmp_path):
+    loaded = on_h100()
+    profile = BatchProfile(3, 3, 4)
+    build = engine_from_onnx(encoders.demo, tmp_path / "a.plan", EngineOptions("fp32", profile))
+    assert build.proof.proven
+    assert sum(loaded.batches) == 6  # four images, filled up to what the profile can divide
+    assert (read_manifest(tmp_path / "a.plan")["proven"], read_plan_manifest(tmp_path / "a.plan").proven) == (
+        True,
+        True,
+    )
+
+
+def test_a_plan_that_gives_another_bit_on_the_gpu_is_not_written(on_h100, encoders, tmp_path):
+    on_h100(flip=True)
+    refused(
+        encoders.demo, tmp_path, EngineOptions("fp32"), CheckError,
+        r"demo\.onnx: the plan is not written, on H100 it gives other codes: known answer: 32 of 256 bits differ",
+    )  # fmt: skip
+
+
+def test_a_plan_that_nothing_could_run_says_so(on_h100, encoders, tmp_path):
+    on_h100(missing="a PyTorch that finds the GPU is needed")
+    engine_from_onnx(encoders.demo, tmp_path / "a.plan", EngineOptions("fp32"))
+    assert read_manifest(tmp_path / "a.plan")["proven"] is False
+    assert "could not be run where it was built: a PyTorch" in read_manifest(tmp_path / "a.plan")["proof"]
+    assert "no run on a GPU has proven its codes yet" in read_plan_manifest(tmp_path / "a.plan").what_is_unproven
+    engine_from_onnx(encoders.demo, tmp_path / "rtx.plan", EngineOptions("fp16"))
+    assert read_manifest(tmp_path / "rtx.plan")["proven"] is None
+    assert read_plan_manifest(tmp_path / "rtx.plan").what_is_unproven is None
+
+
+@pytest.mark.parametrize(
+    ("compatibility", "targets"),
+    [
+        ("none", "compute capability 9.0"),
+        ("same-compute-capability", "compute capability 9.0"),
+        ("ampere-plus", "compute capability 8.0 and later"),
+    ],
+)
+def test_the_manifest_names_the_gpus_a_plan_is_compatible_with(on_h100, encoders, tmp_path, compatibility, targets):
+    on_h100()
+    options = EngineOptions("fp32", hardware_compatibility=compatibility)
+    engine_from_onnx(encoders.demo, tmp_path / "a.plan", options)
+    assert read_manifest(tmp_path / "a.plan")["tensorrt"]["targets"] == targets
+    assert read_plan_manifest(tmp_path / "a.plan").targets.text == targets
+
+
+def test_the_place_of_the_timing_cache_is_checked_before_the_build_and_all_is_published_together(
+    on_h100, encoders, tmp_path, monkeypatch
+):
+    on_h100()
+    engine_from_onnx(encoders.demo, tmp_path / "a.plan", EngineOptions("fp32", timing_cache=tmp_path / "cache"))
+    assert (tmp_path / "cache").read_bytes() == b"a cache"
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match="absent/cache: name a file in a folder that exists"):
+        engine_from_onnx(
+            encoders.demo, tmp_path / "b.plan", EngineOptions("fp32", timing_cache=tmp_path / "absent/cache")
+        )
+    monkeypatch.setattr(engine, "_write_typed", lambda *_: (_ for _ in ()).throw(CheckError("no typed graph")))
+    with pytest.raises(CheckError, match="no typed graph"):
+        engine_from_onnx(encoders.demo, tmp_path / "b.plan", EngineOptions("fp32"), typed_out=tmp_path / "b.onnx")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_model_without_its_metadata_is_named(encoders, tmp_path):
+    model = onnx.load(encoders.demo)
+    kept = [entry for entry in model.metadata_props if entry.key != "dmsh.image_size"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.save(model, tmp_path / "model.onnx")
+    refused(
+        tmp_path / "model.onnx", tmp_path, rtx("fp32"), InputError,
+        r"model\.onnx was not made by dmsh-export: it has no dmsh\.image_size in its metadata",
+    )  # fmt: skip
+
+
 def test_a_build_that_is_killed_says_so_and_leaves_nothing(encoders, tmp_path, monkeypatch):
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho out of luck >&2\nkill -9 $$\n")
     script.chmod(0o755)
-    monkeypatch.setattr(engine.sys, "executable", str(script))
+    monkeypatch.setattr(engine_process.sys, "executable", str(script))
     refused(encoders.demo, tmp_path, rtx("fp32"), CheckError, "was killed by signal 9, its last words: out of luck")
 
 

@@ -102,7 +102,7 @@ MISTAKES = {
         r'model_warmup "batch of 1": dims \[32, 32, 3\] are not those of image', r"write dims: \[16, 16, 3\]"),
     "plan of another gpu": (
         "tensorrt", "dmsh_encoder", 'key: "9.0", value: "model-sm90.plan"', 'key: "8.9", value: "model-sm90.plan"',
-        "gives model-sm90.plan to GPUs of compute capability 8.9, it was built for 9.0", 'write key: "9.0"'),
+        "gives model-sm90.plan to GPUs .* 8.9, it was built for compute capability 9.0", 'write key: "9.0"'),
     "batching off": (
         "python", "dmsh_ranker", "max_batch_size: 8", "max_batch_size: 0", "turns batching off", "1 or more"),
     "batch of an ensemble": (
@@ -265,6 +265,35 @@ def test_an_rtx_plan_is_named_as_one_that_triton_cannot_load(copied):
     assert_found(
         lint_repository(repository), file, "a tensorrt-rtx engine, which Triton's",
         "^build the plan again with dmsh-export trt --runtime tensorrt, then dmsh-export repository$",
+    )  # fmt: skip
+
+
+def test_a_plan_of_which_no_gpu_has_proven_the_codes_is_a_note_and_no_mistake(copied):
+    repository = copied("tensorrt")
+    (first, second) = lint_repository(repository).notes
+    assert first.startswith("dmsh_encoder/1/model-sm86.plan: it keeps its checkpoint's code space, and no run on a GPU")
+    assert second.startswith("dmsh_encoder/1/model-sm90.plan: ")
+    gpu = {"name": "ampere", "compute_capability": "8.6"}
+    write_plan(repository / "dmsh_encoder/1/model-sm86.plan", profile=(1, 4, 8), gpu=gpu, proven=True)
+    assert lint_repository(repository).notes == (second,)
+    shown = CliRunner().invoke(app, ["lint", str(repository)])
+    assert shown.exit_code == 0
+    assert f"note: {second}" in shown.output
+
+
+def test_a_plan_for_every_gpu_since_ampere_may_be_given_to_each_of_them(copied):
+    repository = copied("tensorrt")
+    write_plan(
+        repository / "dmsh_encoder/1/model-sm86.plan",
+        gpu={"name": "ampere", "compute_capability": "8.6"},
+        options={"hardware_compatibility": "ampere-plus"},
+    )
+    edit(repository, "dmsh_encoder", 'key: "8.6"', 'key: "12.0"')
+    assert lint_repository(repository).findings == ()
+    edit(repository, "dmsh_encoder", 'key: "12.0"', 'key: "7.5"')
+    assert_found(
+        lint_repository(repository), "dmsh_encoder/config.pbtxt",
+        "7.5, it was built for compute capability 8.0 and later", "write key",
     )  # fmt: skip
 
 

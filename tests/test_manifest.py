@@ -1,10 +1,11 @@
 """A manifest is about one file's very bytes."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from dmsh_export.manifest import manifest_path, manifest_rows, read_manifest, write_manifest
+from dmsh_export.manifest import add_results, manifest_path, manifest_rows, publish, read_manifest, write_manifest
 from dmsh_serving.errors import InputError
 
 
@@ -77,3 +78,47 @@ def test_what_is_nested_in_a_manifest_becomes_rows_of_plain_text():
         ["cache", "-"],
         ["engine", "-"],
     ]
+
+
+def test_what_is_published_comes_with_its_manifest_and_nothing_else(tmp_path):
+    model, plan, unused = (tmp_path / name for name in ("model.onnx", "model.plan", "cache"))
+    with publish(model, plan, unused) as (model_draft, plan_draft, _):
+        model_draft.write_bytes(b"a model")
+        manifest_path(model_draft).write_text("{}")
+        plan_draft.write_bytes(b"a plan")
+        assert not model.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json", "model.plan"]
+
+
+def test_an_error_before_the_end_publishes_nothing(artefact, tmp_path):
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def interrupted():
+        with publish(artefact, tmp_path / "model.plan") as (first, second):
+            first.write_bytes(b"another")
+            second.write_bytes(b"a plan")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("/proc/m", "cannot write into its folder"), ("absent/m", "name a file in a folder"), (".", "name a file in")],
+)
+def test_a_place_that_takes_no_file_is_refused_before_anything_is_made(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message), publish(tmp_path / "fine", Path(name)):
+        pytest.fail("something was made")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_added_to_a_manifest_that_is_about_its_file(artefact):
+    add_results(artefact, {"proven": True})
+    manifest = read_manifest(artefact)
+    assert (manifest["proven"], manifest["kind"]) == (True, "onnx")
+    artefact.write_bytes(b"another")
+    with pytest.raises(InputError, match="is about another file"):
+        add_results(artefact, {"proven": False})

@@ -342,6 +342,32 @@ def test_the_command_serves_one_plan_a_gpu_as_their_manifests_say(spec, tmp_path
     assert lint_repository(tmp_path / "repository").findings == ()
 
 
+def test_the_command_shares_the_gpus_out_when_a_plan_runs_on_many(spec, tmp_path):
+    hopper = {"name": "NVIDIA H100", "compute_capability": "9.0"}
+    exact = write_plan(tmp_path / "exact.plan", gpu=hopper, proven=True)
+    many = write_plan(tmp_path / "many.plan", options={"hardware_compatibility": "ampere-plus"})
+    plans = ["--plan", exact, "--plan", many]
+    assert export_repository(tmp_path, spec.model, "--encoder", "tensorrt", *plans) is None
+    version = tmp_path / "repository" / ENCODER_MODEL
+    config = parsed((version / "config.pbtxt").read_text())
+    files = dict(config.cc_model_filenames)
+    assert (version / "1" / files.pop("9.0")).read_bytes() == b"exact.plan"
+    assert {"8.0", "8.6", "8.9", "10.0", "12.0"} <= files.keys()
+    assert {(version / "1" / name).read_bytes() for name in files.values()} == {b"many.plan"}
+    assert (version / "1" / config.default_model_filename).read_bytes() == b"many.plan"
+    gallery.build(tmp_path / "gallery", np.empty((0, 8), np.uint8), None, None, bits=64, fingerprint=spec.fingerprint)
+    assert lint_repository(tmp_path / "repository").findings == ()
+
+
+def test_the_command_notes_a_plan_of_which_no_gpu_has_proven_the_codes(spec, tmp_path):
+    for proven in (False, True):
+        plan = write_plan(tmp_path / "model.plan", proven=proven)
+        command = ["repository", str(spec.model), "--encoder", "tensorrt", "--plan", str(plan)]
+        done = CliRunner().invoke(app, [*command, "--gallery", str(tmp_path / "g"), "--out", str(tmp_path / "r")])
+        assert done.exit_code == 0, done.output
+        assert ("no run on a GPU has proven its codes yet" in done.output) != proven
+
+
 def test_the_command_accelerates_in_the_precision_the_model_has(spec, tmp_path):
     assert export_repository(tmp_path, spec.model, "--encoder", "onnxruntime", "--accelerate") is None
     config = parsed((tmp_path / "repository" / ENCODER_MODEL / "config.pbtxt").read_text())

@@ -40,10 +40,19 @@ def test_a_plan_is_written_and_its_audit_shown(encoders, tmp_path):
     assert "weights in fp16" in answer.stdout
     trunk = next(line for line in answer.stdout.splitlines() if "trunk" in line)
     assert "fp16" in trunk
+    head = next(line for line in answer.stdout.splitlines() if "head" in line and "bool" in line)
+    assert head.rstrip(" │|").endswith("-")
+    assert "not audited: no GPU has compiled and loaded it here" in answer.stdout
     assert json.loads(result.read_text())["path"] == str(plan)
     shown = export("inspect", plan)
     assert shown.returncode == 0, shown.stderr
     assert "plan" in shown.stdout
+    assert "tensorrt.flavour" in shown.stdout
+    assert "audit.network" in shown.stdout
+    assert "{" not in shown.stdout
+    fp32 = export("trt", encoders.demo, "--out", plan, "--fp32", "--runtime", "tensorrt-rtx")
+    assert "its codes are not proven yet: it was built where no GPU could run it" in fp32.stdout
+    assert "it was built where no GPU could run it" in export("inspect", plan).stdout
 
 
 @pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here: auto chooses by it")
@@ -102,7 +111,11 @@ def test_parity_of_a_typed_graph_says_whether_the_guard_is_needed(encoders, tmp_
     typed = tmp_path / "model.fp16.onnx"
     made = export("trt", encoders.demo, "--out", tmp_path / "model.plan", "--fp16", "--typed-onnx", typed)
     assert made.returncode == 0, made.stderr
-    answer = export("parity", DEMO_CHECKPOINT, typed)
-    assert answer.returncode in (0, 1), answer.stderr
+    found = tmp_path / "parity.json"
+    answer = export("parity", DEMO_CHECKPOINT, typed, "--json", found)
+    (target,) = json.loads(found.read_text())["targets"]
+    assert answer.returncode == (1 if target["wrong_bits"] else 0), answer.stderr
     assert "is another code space than PyTorch" in answer.stdout
-    assert "guard is needed" in answer.stdout
+    said = "the guard is needed to keep" if target["bits_at_risk"] else "no guard is needed for these images"
+    assert said in answer.stdout
+    assert answer.stdout.count("guard is needed") == 1

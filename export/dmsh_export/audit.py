@@ -25,6 +25,9 @@ _TYPE_NAMES = {
     "INT64": "int64", "UINT8": "uint8", "BOOL": "bool", "FP32": "fp32", "FP16": "fp16", "BFLOAT16": "bf16",
 }  # fmt: skip
 _LOW = frozenset({"fp16", "bf16", "int8", "fp8"})
+_HEAD_TYPES = frozenset({"fp32", "int32", "int64", "uint8", "bool"})  # of numbers, shapes, codes and bits
+# The inspector has no type for the tensors of an engine with dynamic shapes, in some versions even where one is set.
+_UNSTATED, _UNSTATED_FORMAT = "unstated", "N/A due to dynamic shapes"
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _TYPE_IN_FORMAT = re.compile(r"\b(BFLOAT16|BF16|FP32|FLOAT|FP16|HALF|INT8|FP8|INT32|INT64|UINT8|BOOL)\b", re.IGNORECASE)
 
@@ -87,11 +90,13 @@ def check_precision(
 ) -> None:
     """Raise :class:`CheckError` unless every product of the trunk is in ``precision`` and the whole head in FP32.
 
-    An engine may hide products in a block that it compiled as a whole; a parsed network shows them all.
+    An engine may hide products in a block that it compiled as a whole, or not state a type: :func:`is_audited` says
+    whether this check saw anything. A parsed network shows all.
     """
     products = [record for record in records if record.part == "trunk" and record.product]
-    wrong = [record for record in products if record.type != precision]
-    low = [record for record in records if record.part == "head" and record.type in _LOW]
+    unstated = {_UNSTATED} if source == "engine inspector" else set()
+    wrong = [record for record in products if record.type not in {precision, *unstated}]
+    low = [record for record in records if record.part == "head" and record.type not in _HEAD_TYPES | unstated]
     problems = []
     if not products and source == "parsed network":
         problems.append("no convolution of the trunk is found")
@@ -104,6 +109,13 @@ def check_precision(
         problems.append(f"{len(low)} layers of the head are not fp32, the first is {low[0].node} in {low[0].type}")
     if problems:
         raise CheckError(f"not the {precision} engine that was asked for ({source}): {'; '.join(problems)}")
+
+
+def is_audited(records: Sequence[LayerRecord]) -> bool:
+    """Whether ``records`` of an engine show products of the trunk, and the types of these and of the whole head."""
+    products = [record for record in records if record.part == "trunk" and record.product]
+    head = [record for record in records if record.part == "head"]
+    return bool(products) and all(record.type != _UNSTATED for record in products + head)
 
 
 def records_of_network(
@@ -198,6 +210,8 @@ def records_from_inspector(text: str, network: Sequence[LayerRecord], parts: Gra
 
 
 def _lowest_type(tensors: list[dict[str, Any]]) -> str:
-    formats = [_TYPE_IN_FORMAT.search(str(tensor.get("Format/Datatype", ""))) for tensor in tensors]
-    types = [_type_name(found.group(1)) for found in formats if found]
+    formats = [str(tensor.get("Format/Datatype", "")) for tensor in tensors]
+    types = [_type_name(found.group(1)) for found in map(_TYPE_IN_FORMAT.search, formats) if found]
+    if not types and any(_UNSTATED_FORMAT in text for text in formats):
+        return _UNSTATED
     return next((kind for kind in types if kind in _LOW), types[0] if types else "unknown")

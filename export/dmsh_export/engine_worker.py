@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dmsh_export.audit import GraphParts, check_precision, records_from_inspector, records_of_network
-from dmsh_export.tensorrt_api import import_flavour
+from dmsh_export.tensorrt_api import import_flavour, problem_logger
 from dmsh_serving.contract import IMAGE
 from dmsh_serving.errors import CheckError, DmshError, InputError
 
@@ -54,7 +54,7 @@ def build(request: dict[str, Any], channel: _Channel) -> dict[str, Any]:
     """
     trt = import_flavour(request["flavour"])
     problems: list[str] = []
-    logger = _logger(trt, problems)
+    logger = problem_logger(trt, problems)
     parts = GraphParts(*(frozenset(request["parts"][name]) for name in ("stem", "trunk", "head")))
     builder: tensorrt.Builder = trt.Builder(logger)
     network: tensorrt.INetworkDefinition = builder.create_network(
@@ -77,7 +77,7 @@ def build(request: dict[str, Any], channel: _Channel) -> dict[str, Any]:
         TIMING_CACHE.write_bytes(cache.serialize())
     inspected = []
     if request["inspect"]:
-        inspected = records_from_inspector(_inspection(trt, logger), records, parts)
+        inspected = records_from_inspector(_inspection(trt, logger, request), records, parts)
         check_precision(inspected, request["precision"], "engine inspector")
     return {
         "version": trt.__version__,
@@ -130,28 +130,19 @@ def _configure(
     config.add_optimization_profile(profile)
 
 
-def _inspection(trt: ModuleType, logger: "tensorrt.ILogger") -> str:
-    """Load the plan and return the engine inspector's JSON."""
+def _inspection(trt: ModuleType, logger: "tensorrt.ILogger", request: dict[str, Any]) -> str:
+    """Load the plan and return the engine inspector's JSON, for batches of the best size."""
     runtime: tensorrt.Runtime = trt.Runtime(logger)
     engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(PLAN.read_bytes())
     if engine is None:
         raise CheckError("TensorRT cannot load the plan it has just built")
     inspector: tensorrt.EngineInspector = engine.create_engine_inspector()
+    context: tensorrt.IExecutionContext | None = engine.create_execution_context()
+    if context is not None:  # without a shape, the inspector knows no layer's type
+        size = request["image_size"]
+        context.set_input_shape(IMAGE, (request["profile"][1], size, size, 3))
+        inspector.execution_context = context
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-
-
-def _logger(trt: ModuleType, problems: list[str]) -> Any:
-    """Return a logger that keeps errors in ``problems``: each becomes part of one line, or nothing."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                problems.append(message)
-
-    return Logger()
 
 
 def _monitor(trt: ModuleType, channel: _Channel) -> Any:

@@ -23,10 +23,11 @@ from dmsh_serving.repository_spec import RepositorySpec
 
 @dataclass(frozen=True)
 class LintReport:
-    """The models that were looked at, and what is wrong in them."""
+    """The models that were looked at, what is wrong in them, and what is not but should be known."""
 
     models: tuple[str, ...]
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -74,7 +75,8 @@ def lint_repository(repository: Path) -> LintReport:
             findings += check_ensemble(model, models)
     if RANKER_MODEL in models:
         findings += _check_gallery(models[RANKER_MODEL], space)
-    return LintReport(tuple(models), tuple(dict.fromkeys(findings)))
+    notes = tuple(f"{file.file}: {file.note}" for file in files if file.note)
+    return LintReport(tuple(models), tuple(dict.fromkeys(findings)), notes)
 
 
 def _absent_models(repository: Path) -> list[Finding]:

@@ -23,6 +23,8 @@ def lint(
             ["file", "problem", "fix"],
             [[finding.file, finding.problem, finding.fix] for finding in report.findings],
         )
+    for note in report.notes:
+        console().print(f"note: {note}")
     write_json(json, report.to_dict())
     if report.findings:
         raise CheckError(f"{repository}: {len(report.findings)} findings in {len(report.models)} models")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dmsh_export.lint_findings import Finding, Model, Signature
+from dmsh_export.plan_targets import PlanTargets
 from dmsh_serving.codes import bytes_per_code
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
 from dmsh_serving.encoder_metadata import EncoderMetadata
@@ -28,7 +29,8 @@ class EncoderFile:
         parent_fingerprint: of a low-precision encoder: the code space it approximates.
         inputs, outputs: its tensors, without the batch dimension.
         max_batch: the most images it takes; None for any number.
-        capability: compute capability that it was built for; None for any.
+        targets: the GPUs that a plan runs on.
+        note: what a person should know of it that is no mistake.
     """
 
     file: str
@@ -39,7 +41,8 @@ class EncoderFile:
     inputs: Signature
     outputs: Signature
     max_batch: int | None = None
-    capability: str | None = None
+    targets: PlanTargets | None = None
+    note: str | None = None
 
 
 def encoder_files(model: Model) -> tuple[list[EncoderFile], list[Finding]]:
@@ -68,13 +71,13 @@ def check_plans(model: Model, files: list[EncoderFile]) -> list[Finding]:
     findings = []
     by_name = {Path(file.file).name: file for file in files}
     for capability, name in sorted(model.config.cc_model_filenames.items()):
-        built_for = by_name[name].capability if name in by_name else None
-        if built_for is not None and built_for != capability:
+        targets = by_name[name].targets if name in by_name else None
+        if targets is not None and not targets.includes(capability):
             findings.append(
                 model.wrong(
                     f"cc_model_filenames gives {name} to GPUs of compute capability {capability}, it was built for "
-                    f"{built_for}",
-                    f'write key: "{built_for}"',
+                    f"{targets.text}",
+                    f'write key: "{targets.gpu.compute_capability}"' if targets.gpu else "name another plan",
                 )
             )
     findings += [
@@ -134,9 +137,6 @@ def _plan(path: Path, shown: str) -> EncoderFile:
     if said.flavour != "tensorrt":
         raise InputError(f"a {said.flavour} engine, which Triton's TensorRT backend cannot load")
     size = said.image_size
-    capability = None
-    if said.gpu is not None and said.hardware_compatibility != "ampere-plus":
-        capability = said.gpu.compute_capability
     return EncoderFile(
         file=shown,
         fingerprint=said.fingerprint,
@@ -146,5 +146,6 @@ def _plan(path: Path, shown: str) -> EncoderFile:
         inputs={IMAGE: ("TYPE_UINT8", (size, size, 3))},
         outputs={CODE: ("TYPE_UINT8", (bytes_per_code(said.bits),)), LOGITS: ("TYPE_FP32", (said.bits,))},
         max_batch=said.max_batch,
-        capability=capability,
+        targets=said.targets,
+        note=said.what_is_unproven,
     )

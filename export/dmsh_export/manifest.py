@@ -1,9 +1,12 @@
 """The manifest beside each artefact: ``<artefact>.json``, what it is and what it was made from."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,39 @@ def read_manifest(artefact: Path) -> dict[str, Any]:
     if manifest.get("sha256") != sha256_of_file(artefact):
         raise InputError(f"{path} is about another file than {artefact}: the SHA-256 differs; make the artefact again")
     return manifest
+
+
+def add_results(artefact: Path, results: dict[str, Any]) -> None:
+    """Add ``results`` to the manifest of ``artefact``."""
+    write_json(manifest_path(artefact), {**read_manifest(artefact), **results})
+
+
+@contextlib.contextmanager
+def publish(*artefacts: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield a place to make each of ``artefacts`` in; at the end each is renamed to its name, manifest and all.
+
+    The places are on the artefacts' own file systems. An exception publishes nothing; a place that was left empty
+    publishes nothing either.
+
+    Raises:
+        InputError: a folder does not exist or cannot be written, or the name is a folder's.
+    """
+    for path in artefacts:
+        if not path.absolute().parent.is_dir() or path.is_dir():
+            raise InputError(f"{path}: name a file in a folder that exists")
+    with contextlib.ExitStack() as stack:
+        drafts = []
+        for path in artefacts:
+            try:
+                folder = tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".dmsh-export-")
+            except OSError as error:
+                raise InputError(f"{path}: cannot write into its folder: {error.strerror}") from error
+            drafts.append(Path(stack.enter_context(folder)) / path.name)
+        yield tuple(drafts)
+        for draft, path in zip(drafts, artefacts, strict=True):
+            for made, final in ((draft, path), (manifest_path(draft), manifest_path(path))):
+                if made.exists():
+                    made.replace(final)
 
 
 def manifest_rows(value: Any, name: str = "") -> list[list[str]]:

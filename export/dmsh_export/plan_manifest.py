@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dmsh_export.manifest import manifest_path, read_manifest
+from dmsh_export.plan_targets import HardwareCompatibility, PlanTargets
 from dmsh_export.tensorrt_api import Flavour, Gpu
 from dmsh_serving.codes import checked_bits
 from dmsh_serving.errors import InputError, MissingError
@@ -20,11 +21,10 @@ class PlanManifest:
         fingerprint, bits, image_size: its code space and the side of its images in pixels.
         parent_fingerprint: of the encoder that a low-precision one was made from.
         flavour, version: which TensorRT built it.
-        gpu: the GPU it was built on; None for an engine built ahead of time.
-        targets: the GPUs it runs on, in words.
+        targets: the GPUs it runs on.
         min_batch, opt_batch, max_batch: its optimisation profile.
         version_compatible: later TensorRT versions run it too.
-        hardware_compatibility: none, ampere-plus or same-compute-capability.
+        proven: on a GPU it gave the codes of the checkpoint whose code space it keeps.
         command: the command line that made it.
     """
 
@@ -35,19 +35,25 @@ class PlanManifest:
     image_size: int
     flavour: Flavour
     version: str
-    gpu: Gpu | None
-    targets: str
+    targets: PlanTargets
     min_batch: int
     opt_batch: int
     max_batch: int
     version_compatible: bool
-    hardware_compatibility: str
+    proven: bool
     command: str
 
     @property
     def how_to_rebuild(self) -> str:
         """The command, and where to run it."""
         return f"on this machine, build it again: {self.command}"
+
+    @property
+    def what_is_unproven(self) -> str | None:
+        """Say what is to be proven of its codes; None where that was done, or its code space is its own."""
+        if self.proven or self.parent_fingerprint is not None:
+            return None
+        return "it keeps its checkpoint's code space, and no run on a GPU has proven its codes yet"
 
     def check_runs_on(self, gpu: Gpu | None, version: str) -> None:
         """Refuse a machine whose first GPU is ``gpu`` and whose TensorRT of this flavour has ``version``.
@@ -56,16 +62,16 @@ class PlanManifest:
             MissingError: no GPU, or another GPU or TensorRT version than it was built for; names both.
         """
         if gpu is None:
-            raise MissingError(f"{self.path} runs on an NVIDIA GPU ({self.targets}), and none is found here")
+            raise MissingError(f"{self.path} runs on an NVIDIA GPU ({self.targets.text}), and none is found here")
         if not self._is_for_version(version):
             later = " or later" if self.version_compatible else ""
             raise MissingError(
                 f"{self.path} was built with {self.flavour} {self.version} and runs on that{later}, here is "
                 f"{self.flavour} {version}: {self.how_to_rebuild}"
             )
-        if not self._is_for_gpu(gpu):
+        if not self.targets.includes(gpu.compute_capability):
             raise MissingError(
-                f"{self.path} was built for {self.targets}, here is {gpu.name} (compute capability "
+                f"{self.path} was built for {self.targets.text}, here is {gpu.name} (compute capability "
                 f"{gpu.compute_capability}): {self.how_to_rebuild}"
             )
 
@@ -73,13 +79,6 @@ class PlanManifest:
         if self.version_compatible:
             return _numbers(version) >= _numbers(self.version)
         return version == self.version
-
-    def _is_for_gpu(self, gpu: Gpu) -> bool:
-        if self.gpu is None:  # an engine built ahead of time: TensorRT-RTX itself says so when it loads it
-            return True
-        if self.hardware_compatibility == "ampere-plus":
-            return _numbers(gpu.compute_capability) >= (8, 0)
-        return gpu.compute_capability == self.gpu.compute_capability
 
 
 def read_plan_manifest(path: Path) -> PlanManifest:
@@ -107,6 +106,8 @@ def _from_json(path: Path, manifest: dict[str, Any]) -> PlanManifest:
     built, profile, options = manifest["tensorrt"], manifest["profile"], manifest["options"]
     if built["flavour"] not in get_args(Flavour):
         raise ValueError(f"flavour {built['flavour']!r}")
+    if options["hardware_compatibility"] not in get_args(HardwareCompatibility):
+        raise ValueError(f"hardware_compatibility {options['hardware_compatibility']!r}")
     return PlanManifest(
         path=path,
         fingerprint=str(manifest["fingerprint"]),
@@ -115,13 +116,12 @@ def _from_json(path: Path, manifest: dict[str, Any]) -> PlanManifest:
         image_size=int(manifest["image_size"]),
         flavour=built["flavour"],
         version=str(built["version"]),
-        gpu=Gpu(**built["gpu"]) if built["gpu"] else None,
-        targets=str(built["targets"]),
+        targets=PlanTargets(Gpu(**built["gpu"]) if built["gpu"] else None, options["hardware_compatibility"]),
         min_batch=int(profile["min"]),
         opt_batch=int(profile["opt"]),
         max_batch=int(profile["max"]),
         version_compatible=bool(options["version_compatible"]),
-        hardware_compatibility=str(options["hardware_compatibility"]),
+        proven=manifest.get("proven") is True,
         command=shlex.join(str(word) for word in manifest["command"]),
     )
 

@@ -130,6 +130,7 @@ def _accelerator(model: Path, precision: str | None, cache: str | None) -> "Tens
 
 def _tensorrt_spec(model: Path, plans: list[Path], gallery: Path, max_batch: int | None) -> "RepositorySpec":
     from dmsh_export.plan_manifest import read_plan_manifest
+    from dmsh_export.plan_targets import served_capabilities
     from dmsh_serving.repository_spec import RepositorySpec, TensorRTEncoder
 
     manifests = [read_plan_manifest(path) for path in plans]
@@ -146,7 +147,13 @@ def _tensorrt_spec(model: Path, plans: list[Path], gallery: Path, max_batch: int
             f"{first.path} was not built from {model}: its fingerprint is {first.fingerprint[:12]}, the model's "
             f"{ours[:12]}; build it with dmsh-export trt {model}"
         )
-    encoder = TensorRTEncoder(tuple(_served(manifest) for manifest in manifests))
+    for manifest in manifests:
+        if manifest.what_is_unproven:
+            console().print(f"note: {manifest.path}: {manifest.what_is_unproven}; dmsh-export parity CHECKPOINT does")
+    # The first is what a GPU of no known capability gets.
+    manifests.sort(key=lambda manifest: manifest.targets.hardware_compatibility != "ampere-plus")
+    shares = served_capabilities([manifest.targets for manifest in manifests])
+    encoder = TensorRTEncoder(tuple(map(_served, manifests, shares)))
     return RepositorySpec(
         gallery,
         first.bits,
@@ -158,17 +165,17 @@ def _tensorrt_spec(model: Path, plans: list[Path], gallery: Path, max_batch: int
     )
 
 
-def _served(manifest: "PlanManifest") -> "Plan":
+def _served(manifest: "PlanManifest", capabilities: tuple[str, ...]) -> "Plan":
     from dmsh_serving.repository_spec import Plan
 
-    if manifest.flavour != "tensorrt" or manifest.gpu is None:
+    if manifest.flavour != "tensorrt" or manifest.targets.gpu is None:
         raise InputError(
             f"{manifest.path} is a {manifest.flavour} engine, Triton loads TensorRT's own only: build it with "
             "--runtime tensorrt on the GPU that is to serve it, or serve the ONNX file with --encoder onnxruntime"
         )
     return Plan(
         manifest.path,
-        (manifest.gpu.compute_capability,),
+        capabilities,
         manifest.min_batch,
         manifest.opt_batch,
         manifest.max_batch,

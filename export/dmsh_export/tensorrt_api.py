@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from dmsh_serving.errors import MissingError
 
@@ -82,6 +82,20 @@ def import_flavour(flavour: Flavour) -> ModuleType:
             "pip install 'dmsh-toolkit[tensorrt]'"
         )
     return module
+
+
+def problem_logger(trt: ModuleType, problems: list[str]) -> Any:
+    """Return a logger that keeps errors in ``problems``: each becomes part of one line, or nothing."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                problems.append(message)
+
+    return Logger()
 
 
 def find_gpu() -> Gpu | None:

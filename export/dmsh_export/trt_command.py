@@ -10,6 +10,7 @@ from dmsh_serving.console import JsonOption, console, print_table, progress, wri
 from dmsh_serving.errors import InputError
 
 if TYPE_CHECKING:
+    from dmsh_export.audit import AuditRow
     from dmsh_export.engine import EngineBuild
     from dmsh_export.precision import Precision
 
@@ -94,12 +95,13 @@ def _one_precision(asked: list[str]) -> "Precision":
 
 
 def _print_build(build: "EngineBuild", precision: str) -> None:
-    for title, rows in (("Parsed network", build.network_audit), ("Built engine", build.engine_audit)):
+    not_audited = "" if build.engine_audited else " (not audited: it does not show the types of trunk and head)"
+    for title, rows in (("Parsed network", build.network_audit), (f"Built engine{not_audited}", build.engine_audit)):
         if rows:
             print_table(
                 f"{title}: layers by type",
                 ["part", "type", "layers", "convolutions and products", "MFLOP an image"],
-                [[row.part, row.type, str(row.layers), str(row.products), f"{row.flops / 1e6:,.1f}"] for row in rows],
+                [[row.part, row.type, str(row.layers), str(row.products), _megaflops(row)] for row in rows],
             )
     rounding = build.rounding
     if rounding.values:
@@ -113,5 +115,15 @@ def _print_build(build: "EngineBuild", precision: str) -> None:
             f"its codes are a code space of their own ({build.fingerprint[:12]}), made from that of "
             f"{build.parent_fingerprint[:12]}"
         )
+    if build.proof.proven is not None:
+        proven = "proven" if build.proof.proven else "not proven yet"
+        console().print(f"its codes are {proven}: {build.proof.why}")
+    if not build.engine_audit:
+        console().print("the engine's own layers are not audited: no GPU has compiled and loaded it here")
     console().print(f"built with {build.choice.flavour} {build.version} ({build.choice.why})")
     console().print(f"wrote {build.path}")
+
+
+def _megaflops(row: "AuditRow") -> str:
+    # Layers without products, and an engine's, have work that is not known here.
+    return f"{row.flops / 1e6:,.1f}" if row.flops else "-"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_export.plan_manifest import PlanManifest, read_plan_manifest
-from dmsh_export.tensorrt_api import find_gpu, import_flavour
+from dmsh_export.tensorrt_api import find_gpu, import_flavour, problem_logger
 from dmsh_serving.checks import check_images
 from dmsh_serving.codes import bytes_per_code
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
@@ -130,7 +130,7 @@ class _GpuEngine:
         import torch
 
         self._problems: list[str] = []
-        self._logger = _logger(trt, self._problems)
+        self._logger = problem_logger(trt, self._problems)
         runtime: tensorrt.Runtime = trt.Runtime(self._logger)
         if manifest.version_compatible:
             runtime.engine_host_code_allowed = True  # the plan brings its own runtime
@@ -139,7 +139,7 @@ class _GpuEngine:
         if engine is None:
             raise MissingError(
                 f"{manifest.flavour} {trt.__version__} cannot load {manifest.path} ({self._reason()}), built for "
-                f"{manifest.targets} with {manifest.version}: {manifest.how_to_rebuild}"
+                f"{manifest.targets.text} with {manifest.version}: {manifest.how_to_rebuild}"
             )
         _check_tensors(trt, engine, manifest)
         self._engine: tensorrt.ICudaEngine | None = engine
@@ -220,17 +220,3 @@ def _check_tensors(trt: ModuleType, engine: "tensorrt.ICudaEngine", manifest: Pl
 
 def _text(tensors: dict[str, tuple[Any, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in sorted(tensors.items()))
-
-
-def _logger(trt: ModuleType, problems: list[str]) -> Any:
-    """Return a logger that keeps errors in ``problems``, to become part of one line."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                problems.append(message)
-
-    return Logger()
