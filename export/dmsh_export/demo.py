@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dmsh_export.demo_page import DemoPage, Neighbours, step_name, write_page
 from dmsh_export.latency import Latency, latency_from_seconds
@@ -22,10 +21,11 @@ from dmsh_model.evaluation import mean_average_precision, mean_average_precision
 from dmsh_model.network import DMSH
 from dmsh_serving import gallery
 from dmsh_serving.client import Answer, SearchClient
-from dmsh_serving.codes import pack
+from dmsh_serving.codes import Codes, pack
 from dmsh_serving.console import console, print_table, progress
 from dmsh_serving.contract import ENCODER_MODEL
-from dmsh_serving.errors import CheckError
+from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.hamming_oracle import search_oracle
 from dmsh_serving.launcher import TritonServer
 from dmsh_serving.repository import RepositorySpec, write_repository
 
@@ -34,6 +34,22 @@ if TYPE_CHECKING:
 
 SHOWN_QUERIES = 12
 SHOWN_NEIGHBOURS = 10
+# Everything that a demo writes into its folder.
+_MODEL, _UNFOLDED = "model.onnx", "model-unfolded.onnx"
+_LOG, _PAGE = "triton.log", "report.html"
+_GALLERY, _REPOSITORY, _QUERIES, _DATABASE = "gallery", "model_repository", "queries", "database"
+_OWN = {
+    _LOG,
+    _PAGE,
+    _GALLERY,
+    _REPOSITORY,
+    _QUERIES,
+    _DATABASE,
+    _MODEL,
+    f"{_MODEL}.json",
+    _UNFOLDED,
+    f"{_UNFOLDED}.json",
+}
 
 
 @dataclass(frozen=True)
@@ -49,35 +65,37 @@ def run_demo(checkpoint: Path, out: Path, triton: Path | None) -> dict[str, Any]
 
     Raises:
         CheckError: a bit or a neighbour differs somewhere on the way.
+        InputError: no such checkpoint, or ``out`` holds what no demo wrote.
         MissingError: this machine lacks Triton or a package.
     """
     started = time.monotonic()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
     model = checkpoints.load(checkpoint)
     data = load_labelled(MNIST_5K, model.config.image_size)
     split = split_images(data, SplitOptions())
+    _make_empty(out)
     onnx_parity = _export(model, data, out)
     _fill_gallery(out, data, split)
     spec = RepositorySpec(
-        gallery=out / "gallery",
+        gallery=out / _GALLERY,
         bits=model.config.bits,
         image_size=model.config.image_size,
         fingerprint=fingerprint(model),
-        model=out / "model.onnx",
+        model=out / _MODEL,
     )
-    write_repository(out / "model_repository", spec)
-    with TritonServer(out / "model_repository", triton=triton, log_file=out / "triton.log") as server:
+    write_repository(out / _REPOSITORY, spec)
+    with TritonServer(out / _REPOSITORY, triton=triton, log_file=out / _LOG) as server:
         _say("3/4 a real Triton serves it; every code and every neighbour again, over gRPC")
         triton_parity = _compare_triton(model, server.url, data)
         answers = _query(server.url, data, split)
     _say("4/4 Triton has stopped")
     logits = model.logits(data.images)
-    figures = _figures(pack(logits), data, split, answers)
     parity = (onnx_parity, triton_parity)
     for report in parity:
         if not report.passed:
             raise CheckError(report.summary())
+    codes = pack(logits)
+    check_neighbours(answers.ranked, codes[split.query], codes[split.database])
+    figures = _figures(codes, data, split, answers)
     if figures["map_pytorch"] != figures["map_triton"]:
         raise CheckError(f"Triton's answers rank other images than PyTorch's codes: {figures}")
     latency = latency_from_seconds("Triton: image -> neighbours", 1, answers.seconds)
@@ -91,15 +109,53 @@ def run_demo(checkpoint: Path, out: Path, triton: Path | None) -> dict[str, Any]
         worst_error=max(target.worst_logit_error for report in parity for target in report.targets),
         queries=_shown(data, split, answers),
     )
-    write_page(out / "report.html", page)
+    write_page(out / _PAGE, page)
     _print(parity, figures, latency)
-    _say(f"wrote {out / 'report.html'} in {time.monotonic() - started:.0f} s")
+    _say(f"wrote {out / _PAGE} in {time.monotonic() - started:.0f} s")
     return {
         "parity": [report.to_dict() for report in parity],
         "figures": figures,
         "latency": latency.to_dict(),
-        "report": str(out / "report.html"),
+        "report": str(out / _PAGE),
     }
+
+
+def _make_empty(out: Path) -> None:
+    """Make the folder, or remove what an earlier demo left in it, and nothing else."""
+    if not out.exists():
+        out.mkdir(parents=True)
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is not a folder: choose another --out")
+    foreign = sorted({path.name for path in out.iterdir()} - _OWN)
+    if foreign:
+        raise InputError(f"{out} holds {', '.join(foreign[:5])}, which no demo wrote: empty it, or choose another")
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def check_neighbours(ranked: Answer, queries: Codes, database: Codes) -> None:
+    """Hold every neighbour and distance of ``ranked``, whole rankings, against the slow obvious search.
+
+    ``queries`` (Q, B) and ``database`` (N, B) are PyTorch's codes; position in the database is id in the gallery.
+
+    Raises:
+        CheckError: says how many places differ, and where the first is.
+    """
+    distances, ids = search_oracle(queries, database, len(database))
+    if ranked.ids.shape != ids.shape:
+        raise CheckError(f"Triton ranked {list(ranked.ids.shape)} neighbours, PyTorch's codes {list(ids.shape)}")
+    other = (ranked.ids != ids) | (ranked.distances != distances)
+    if other.any():
+        query, place = np.argwhere(other)[0]
+        raise CheckError(
+            f"{int(other.sum()):,} of {other.size:,} neighbours are not those of PyTorch's codes; the first is place "
+            f"{place} of query {query}: id {ranked.ids[query, place]} at distance {ranked.distances[query, place]}, "
+            f"not id {ids[query, place]} at distance {distances[query, place]}"
+        )
 
 
 def _say(line: str) -> None:
@@ -109,7 +165,7 @@ def _say(line: str) -> None:
 def _export(model: DMSH, data: LabelledImages, out: Path) -> ParityReport:
     _say(f"1/4 export to ONNX, folded and not, each held against PyTorch on {len(data.images):,} images, every bit")
     targets: list[TargetParity] = []
-    for name, folded in (("model.onnx", True), ("model-unfolded.onnx", False)):
+    for name, folded in ((_MODEL, True), (_UNFOLDED, False)):
         with progress() as bar:
             show = partial(_show, bar, bar.add_task(name, total=len(data.images)))
             export = export_onnx(model, out / name, data.images, folded=folded, max_batch=32, on_progress=show)
@@ -125,19 +181,19 @@ def write_images(out: Path, data: LabelledImages, split: Split) -> list[str]:
     from PIL import Image
 
     names: dict[str, list[str]] = {}
-    for part, rows in (("queries", split.query), ("database", split.database)):
+    for part, rows in ((_QUERIES, split.query), (_DATABASE, split.database)):
         names[part] = [f"{'/'.join(data.names[row].rsplit('/', 2)[-2:])}.png" for row in rows]
         for name, row in zip(names[part], rows, strict=True):
             file = out / part / name
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(data.images[row]).save(file)
-    return names["database"]
+    return names[_DATABASE]
 
 
 def _fill_gallery(out: Path, data: LabelledImages, split: Split) -> None:
     _say(f"2/4 gallery of {len(split.database):,} images, encoded by the exported model")
     keys = write_images(out, data, split)
-    with OnnxRunner(out / "model.onnx") as runner:
+    with OnnxRunner(out / _MODEL) as runner:
         codes = np.concatenate(
             [
                 runner.infer(data.images[split.database[start : start + 64]]).code
@@ -145,7 +201,7 @@ def _fill_gallery(out: Path, data: LabelledImages, split: Split) -> None:
             ]
         )
         gallery.build(
-            out / "gallery",
+            out / _GALLERY,
             codes,
             np.arange(len(codes)),
             keys,
@@ -177,11 +233,12 @@ def _query(url: str, data: LabelledImages, split: Split) -> _Answers:
         return _Answers(client.search(queries, k=len(split.database)), seconds)
 
 
-def _figures(codes: npt.NDArray[np.uint8], data: LabelledImages, split: Split, answers: _Answers) -> dict[str, float]:
+def _figures(codes: Codes, data: LabelledImages, split: Split, answers: _Answers) -> dict[str, float]:
     query_labels, database_labels = data.labels[split.query], data.labels[split.database]
     return {
         "map_pytorch": mean_average_precision(codes[split.query], codes[split.database], query_labels, database_labels),
         "map_triton": mean_average_precision_of_answers(answers.ranked.ids, query_labels, database_labels),
+        "neighbours": answers.ranked.ids.size,
     }
 
 
@@ -224,11 +281,11 @@ def _print(parity: tuple[ParityReport, ...], figures: dict[str, float], latency:
         rows,
     )
     print_table(
-        "Are the answers the same?",
-        ["500 queries ranked by", "mAP@all"],
+        "Are the answers the same? (every id and distance of every ranking)",
+        ["500 queries ranked by", "neighbours", "other", "mAP@all"],
         [
-            ["PyTorch's codes", f"{figures['map_pytorch']:.6f}"],
-            ["Triton, over gRPC", f"{figures['map_triton']:.6f}"],
+            ["PyTorch's codes", f"{figures['neighbours']:,}", "", f"{figures['map_pytorch']:.6f}"],
+            ["Triton, over gRPC", f"{figures['neighbours']:,}", "0", f"{figures['map_triton']:.6f}"],
         ],
     )
     print_table(

@@ -74,7 +74,7 @@ def write_page(path: Path, page: DemoPage) -> None:
     )
     body = f"""<h1>DMSH: served, and still the same</h1>
 <p>A trained Deep Multi-Scale Hashing model, exported to ONNX, served by NVIDIA Triton, queried over gRPC.
-Code space <code>{page.fingerprint[:16]}</code>.</p>
+Code space <code>{html.escape(page.fingerprint[:16])}</code>.</p>
 <div class="cards">{shown_cards}</div>
 <h2>Every bit, at every step</h2>
 {_parity_table(targets)}
