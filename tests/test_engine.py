@@ -288,6 +288,23 @@ def test_a_plan_that_nothing_could_run_says_so(on_h100, encoders, tmp_path):
     assert read_plan_manifest(tmp_path / "rtx.plan").what_is_unproven is None
 
 
+def test_parity_on_a_gpu_proves_a_plan_and_its_manifest_says_so(on_h100, encoders, tmp_path):
+    from project import DEMO_CHECKPOINT
+    from typer.testing import CliRunner
+
+    from dmsh_export.cli import app
+
+    plan = tmp_path / "a.plan"
+    on_h100(missing="no PyTorch")
+    engine_from_onnx(encoders.demo, plan, EngineOptions("fp32"))
+    for flip in (True, False):
+        on_h100(flip=flip)
+        done = CliRunner().invoke(app, ["parity", str(DEMO_CHECKPOINT), str(plan)])
+        assert (done.exit_code == 0) != flip, done.output
+        assert read_plan_manifest(plan).proven != flip
+    assert "parity compared" in read_manifest(plan)["proof"]
+
+
 @pytest.mark.parametrize(
     ("compatibility", "targets"),
     [

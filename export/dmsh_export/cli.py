@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmsh_export.lint_command import lint
-from dmsh_export.quantise_command import quantize
 from dmsh_export.prove_command import DialectName, integer_onnx, prove
+from dmsh_export.quantise_command import quantize
 from dmsh_export.repository_command import repository
 from dmsh_export.trt_command import trt
 from dmsh_serving.console import JsonOption, SkipBadOption, console, make_app, progress, run, write_json
@@ -101,6 +101,7 @@ def parity(
 ) -> None:
     """Compare every bit of every image with PyTorch; exit 1 on one wrong bit."""
     import dmsh_model
+    from dmsh_export.engine_proof import record_parity
     from dmsh_export.parity import compare
     from dmsh_export.report import print_parity
     from dmsh_export.runners import TorchRunner, runner_of
@@ -121,6 +122,12 @@ def parity(
     write_json(json, report.to_dict())
     if not report.passed:
         raise CheckError(report.summary())
+    for target, found in zip(targets, report.targets, strict=True):
+        if Path(target).suffix == ".plan":
+            try:
+                record_parity(Path(target), found.bits_compared)
+            except OSError as error:
+                console().print(f"note: the manifest of {target} cannot be told of it: {error.strerror}")
 
 
 @app.command()

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_export.manifest import add_results
+from dmsh_export.plan_manifest import read_plan_manifest
 from dmsh_export.tensorrt_api import Gpu
 from dmsh_export.trt_runner import TensorRTRunner
 from dmsh_serving import known_answer
@@ -48,6 +50,13 @@ def proof_of(plan: Path, parent_fingerprint: str | None, answer: str | None, min
     except CheckError as error:
         raise CheckError(f"the plan is not written, on {gpu.name} it gives other codes: {error}") from error
     return Proof(True, f"the known answer came out bit for bit on {gpu.name}")
+
+
+def record_parity(plan: Path, bits_compared: int) -> None:
+    """Note in the manifest of ``plan`` that parity found every bit of the code space it keeps; else leave it alone."""
+    if read_plan_manifest(plan).what_is_unproven is not None:
+        why = f"parity compared {bits_compared:,} bits with PyTorch's, and found no other"
+        add_results(plan, Proof(True, why).to_dict())
 
 
 def _padded(encode: Callable[[Bytes], Bytes], min_batch: int) -> Callable[[Bytes], Bytes]:

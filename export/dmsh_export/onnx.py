@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dmsh_export.fold import FoldStep, fold
-from dmsh_export.manifest import write_manifest
+from dmsh_export.manifest import publish, write_manifest
 from dmsh_export.parity import ParityReport, compare
 from dmsh_export.runners import OnnxRunner, TorchRunner
 from dmsh_model.checkpoint import fingerprint
@@ -135,8 +134,7 @@ def write_proven(
     """
     onnx.checker.check_model(proto, full_check=True)
     proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as folder:
-        candidate = Path(folder) / out.name
+    with publish(out) as (candidate,):
         candidate.write_bytes(proto.SerializeToString(deterministic=True))
         report = compare(
             TorchRunner(model), [OnnxRunner(candidate)], images, max_batch=max_batch, on_progress=on_progress
@@ -148,7 +146,7 @@ def write_proven(
             raise CheckError(
                 f"{out} is not written: its logits differ from PyTorch's by up to {worst:.1e}, they must not"
             )
-        manifest = write_manifest(
+        write_manifest(
             candidate,
             kind="onnx",
             fingerprint=fingerprint(model),
@@ -157,8 +155,6 @@ def write_proven(
             packages=PACKAGES,
             results={"parity": report.to_dict(), **results},
         )
-        candidate.replace(out)
-        manifest.replace(out.with_name(manifest.name))
     return report
 
 
