@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmsh_export.lint_command import lint
+from dmsh_export.opsets import DEFAULT_OPSET
 from dmsh_export.prove_command import DialectName, integer_onnx, prove
 from dmsh_export.quantise_command import quantize
 from dmsh_export.repository_command import repository
@@ -38,7 +39,7 @@ def onnx(
     dialect: Annotated[
         DialectName | None, typer.Option(help="Of an integer checkpoint; onnxruntime where none is given.")
     ] = None,
-    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 20,
+    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = DEFAULT_OPSET,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size proven not to change a code.")] = 8,
     json: JsonOption = None,
 ) -> None:
@@ -134,15 +135,15 @@ def parity(
 def latency(
     targets: Annotated[
         list[str],
-        typer.Argument(help="A checkpoint, FILE.onnx, FILE.plan or triton://host:port/model", metavar="TARGET..."),
+        typer.Argument(
+            help="A checkpoint folder, FILE.onnx, FILE.plan or triton://host:port/model", metavar="TARGET..."
+        ),
     ],
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each target.")] = 100,
     json: JsonOption = None,
 ) -> None:
     """Time one call of each target, interleaved, on generated images."""
-    import contextlib
-
     import dmsh_model
     from dmsh_export.generated import generated_images
     from dmsh_export.latency import measure
@@ -152,15 +153,11 @@ def latency(
     runners = [
         TorchRunner(dmsh_model.load(Path(target))) if Path(target).is_dir() else runner_of(target) for target in targets
     ]
-    with contextlib.ExitStack() as stack:
-        sizes = {stack.enter_context(runner).image_size for runner in runners}
-    if len(sizes) > 1:
-        raise InputError(f"the targets take images of different sizes: {', '.join(map(str, sorted(sizes)))}")
     with progress() as bar:
         task = bar.add_task("rounds", total=rounds)
         rows = measure(
             runners,
-            generated_images(max(batch, 8), sizes.pop()),
+            lambda image_size: generated_images(max(batch, 8), image_size),
             batch=batch,
             rounds=rounds,
             on_progress=lambda done, _: bar.update(task, completed=done),

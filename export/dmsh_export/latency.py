@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dmsh_export.runners import Images, Runner
+from dmsh_serving.errors import InputError
 
 WARM_UP_ROUNDS = 3
 
@@ -39,20 +40,28 @@ def latency_from_seconds(target: str, batch: int, seconds: Sequence[float]) -> L
 
 def measure(
     runners: Sequence[Runner],
-    images: Images,
+    images_of_size: Callable[[int], Images],
     *,
     batch: int,
     rounds: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Latency]:
-    """Time ``infer`` of each runner on batches of ``images`` (N, H, W, 3) uint8, N >= 1, repeated where N is short.
+    """Time ``infer`` of each runner on batches of the same images, repeated where there are too few.
 
-    Making the batch is outside the timed span; ``on_progress(done, total)`` counts rounds.
+    ``images_of_size(S)`` gives the images (N, S, S, 3) uint8, N >= 1: what S is, a runner says when it is open. Making
+    a batch is outside the timed span; ``on_progress(done, total)`` counts rounds.
+
+    Raises:
+        InputError: the runners take images of different sizes.
     """
     seconds: list[list[float]] = [[] for _ in runners]
     with contextlib.ExitStack() as stack:
         for runner in runners:
             stack.enter_context(runner)
+        sizes = sorted({runner.image_size for runner in runners})
+        if len(sizes) != 1:
+            raise InputError(f"the targets take images of different sizes: {', '.join(map(str, sizes))}")
+        images = images_of_size(sizes[0])
         for number in range(-WARM_UP_ROUNDS, rounds):
             rows = (np.arange(batch) + number * batch) % len(images)
             block = np.ascontiguousarray(images[rows])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dmsh_export.fold import FoldStep, fold
 from dmsh_export.manifest import publish, write_manifest
+from dmsh_export.opsets import DEFAULT_OPSET, MIN_OPSET
 from dmsh_export.parity import ParityReport, compare
 from dmsh_export.runners import OnnxRunner, TorchRunner
 from dmsh_model.checkpoint import fingerprint
@@ -27,8 +28,6 @@ from dmsh_serving.codes import bytes_per_code, pack
 from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
 from dmsh_serving.errors import CheckError, InputError
 
-MIN_OPSET = 18
-DEFAULT_OPSET = 20
 KNOWN_ANSWER_IMAGES = 4
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
 

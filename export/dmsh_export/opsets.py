@@ -1,0 +1,4 @@
+"""The ONNX operator sets that exports are written in; light, so that a command line can show the default."""
+
+MIN_OPSET = 18
+DEFAULT_OPSET = 20
