@@ -100,6 +100,8 @@ def certify(path: Path, against: IntegerNetwork | None = None) -> Certificate:
 
 def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | None) -> Certificate:
     read = integer_from_onnx(model)
+    bounds = tuple(bounds_of(read.network))
+    _check_dialect(read, bounds)
     found = canonical_hash(read.network)
     if against is not None and found != canonical_hash(against):
         raise CheckError(f"it is not the checkpoint's network: {_difference(read.network, against)}")
@@ -112,8 +114,6 @@ def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | N
             f"its integers are of the code space {space[:12]}, its metadata says {stated[:12]}: it was changed after "
             "its export; give --against the integer checkpoint to see where"
         )
-    bounds = tuple(bounds_of(read.network))
-    _check_dialect(read, bounds)
     return Certificate(
         model=path.name,
         sha256=sha256_of_file(path),

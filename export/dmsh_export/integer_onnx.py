@@ -10,14 +10,15 @@ import numpy.typing as npt
 import torch
 
 from dmsh_export.certificate import Certificate, certify
-from dmsh_export.onnx import DEFAULT_OPSET, check_request, describe, write_proven
+from dmsh_export.onnx import check_request, describe, write_proven
 from dmsh_export.onnx_from_integer import Dialect, onnx_from_network
+from dmsh_export.opsets import DEFAULT_OPSET
 from dmsh_export.parity import ParityReport
 from dmsh_model.integer_dmsh import IntegerDMSH, outputs
 from dmsh_serving.contract import Metadata
 
-DRIVEN_IMAGES = 3
-_LOOKED_AT = 64  # of the given images: the known answer wants extreme ones, not the most extreme
+GIVEN_IMAGES = 3  # of each of the two kinds that the known answer takes from the given images
+_LOOKED_AT = 64  # of the given images: the known answer wants telling ones, not the most telling
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,20 @@ def export_integer_onnx(
 
 
 def known_answer_images(model: IntegerDMSH, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return images (n, H, W, 3) uint8 that drive accumulators far: black, white, checkerboards, black-and-white noise,
-    and of the first of ``images`` those that come closest to a layer's bound.
+    """Return images (n, H, W, 3) uint8 whose codes a wrong kernel is likely to change.
+
+    Built ones that drive accumulators far: black, white, two checkerboards, noise of black and white. Of the first of
+    ``images``, those that come closest to a layer's bound, and those with the smallest |logit|: exact arithmetic
+    has no noise at a threshold, so any error shows there first.
     """
     size = model.config.image_size
     board = (np.indices((size, size)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
     noise = np.random.default_rng(0).integers(0, 2, board.shape, dtype=np.uint8) * np.uint8(255)
     built = np.stack([np.zeros_like(board), np.full_like(board, 255), board, 255 - board, noise])
     given = np.ascontiguousarray(images[:_LOOKED_AT])
-    driven = np.argsort(-_drive(model, given), kind="stable")[:DRIVEN_IMAGES]
-    return np.concatenate([built, given[np.sort(driven)]])
+    driven = np.argsort(-_drive(model, given), kind="stable")[:GIVEN_IMAGES]
+    nearest = np.argsort(np.abs(model.logits(given)).min(axis=1), kind="stable")[:GIVEN_IMAGES]
+    return np.concatenate([built, given[np.union1d(driven, nearest)]])
 
 
 def _drive(model: IntegerDMSH, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

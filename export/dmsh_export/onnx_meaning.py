@@ -167,7 +167,8 @@ class Reading:
             node.require(not shift.any() and not pending.clipped, "scales or clips what is only moved")
         else:
             wrong = shift[(shift < 0) | (shift > MAX_SHIFT)]
-            node.require(not wrong.size, f"the shift {wrong[:1]} of {pending.node} is not 0 to {MAX_SHIFT}")
+            if wrong.size:
+                raise node.error(f"the shift {wrong[0]} of {pending.node} is not 0 to {MAX_SHIFT}")
             fields["shift"] = shift.astype(np.int8) if pending.channels else int(shift[0])
             fields["low"], fields["high"] = pending.low, pending.high
         return self.add(node, pending.kind(name=pending.node, **fields))
