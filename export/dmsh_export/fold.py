@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 
@@ -54,10 +55,10 @@ class _Pool(nn.Module):
 
 
 class _LeafBatchNorm(fx.Tracer):
-    """Traces timm's features; its BN-with-activation stays one node."""
+    """Traces timm's features; its BN-with-activation and its convolution that pads itself stay one node."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, BatchNormAct2d) or super().is_leaf_module(module, name)
+        return isinstance(module, BatchNormAct2d | Conv2dSame) or super().is_leaf_module(module, name)
 
 
 def fold(model: DMSH) -> tuple[FoldedDMSH, list[FoldStep]]:
@@ -108,7 +109,7 @@ def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
 
 def _conv_with_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """Return the convolution that computes ``norm(conv(x))`` in eval mode."""
-    scale, shift = _affine(norm)
+    scale, shift = batch_norm_affine(norm)
     folded = copy.deepcopy(conv)
     bias = conv.bias.double() if conv.bias is not None else torch.zeros_like(shift)
     folded.weight = nn.Parameter((conv.weight.double() * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype))
@@ -116,7 +117,7 @@ def _conv_with_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return folded
 
 
-def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return (scale, shift), float64 (C,), of a BN in eval mode."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a BN without running statistics has no fixed scale")
@@ -163,7 +164,7 @@ def _block_diagonal(laterals: list[Lateral]) -> nn.Linear:
     """Return the one linear map (float64) of all laterals on the concatenated pooled features."""
     weights, biases = [], []
     for lateral in laterals:
-        scale, shift = _affine(lateral.norm)
+        scale, shift = batch_norm_affine(lateral.norm)
         weights.append(lateral.conv.weight.double().flatten(1) * scale.view(-1, 1))
         biases.append(shift)
     weight: Tensor = torch.block_diag(*weights)  # type: ignore[no-untyped-call]

@@ -1,0 +1,106 @@
+"""What calibration images say of every tensor of a float graph, gathered in one pass and flat memory."""
+
+import math
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dmsh_export.float_graph import FloatGraph, outputs
+from dmsh_model.integer_layers import HIGHEST
+
+Policy = Literal["max", "percentile", "mse"]
+POLICIES: Final[tuple[Policy, ...]] = ("mse", "percentile", "max")
+PERCENTILE: Final = 0.9999
+
+_BINS = 4096
+_SAMPLES_AN_IMAGE = 8192  # of one tensor: the histogram needs no more, the maximum sees every value
+_STEPS_AN_OCTAVE, _OCTAVES = 8, 5  # of the scales tried for the smallest error
+
+
+class TensorStatistics:
+    """Running statistics of one tensor: per channel mean and largest magnitude, a histogram of the magnitudes.
+
+    The histogram covers 0 to a power of two; a larger value doubles the range and merges bins in pairs. Exact zeros
+    are counted apart: every scale represents them without error.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.largest = torch.zeros(channels, dtype=torch.float64)
+        self._sum = torch.zeros(channels, dtype=torch.float64)
+        self._positions = 0
+        self._counts = np.zeros(_BINS, np.int64)
+        self._top = 0.0
+        self._zeros = 0
+
+    def add(self, values: Tensor) -> None:
+        """Take in a batch, float32 (N, C, ...)."""
+        flat = values.flatten(2) if values.ndim > 2 else values.unsqueeze(2)
+        lowest, highest = flat.amin((0, 2)).double(), flat.amax((0, 2)).double()
+        self.largest = torch.maximum(self.largest, torch.maximum(-lowest, highest))
+        self._sum += flat.sum((0, 2), dtype=torch.float64)
+        self._positions += flat.shape[0] * flat.shape[2]
+        # An odd step does not keep to the same columns of a map whose width is even.
+        step = max(1, math.ceil(values.numel() / (len(values) * _SAMPLES_AN_IMAGE))) | 1
+        self._add_magnitudes(values.flatten()[::step].abs().numpy())
+
+    def _add_magnitudes(self, magnitudes: npt.NDArray[np.float32]) -> None:
+        magnitudes = magnitudes[magnitudes > 0]
+        if not len(magnitudes):
+            return
+        top = 2.0 ** math.ceil(math.log2(float(magnitudes.max())))
+        if top > self._top:
+            if self._top:
+                merged = min(_BINS, round(top / self._top))
+                self._counts = np.pad(self._counts.reshape(-1, merged).sum(1), (0, _BINS - _BINS // merged))
+            self._top = top
+        self._counts += np.histogram(magnitudes, _BINS, (0, self._top))[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """(C,) float64."""
+        return self._sum / max(1, self._positions)
+
+    def power(self) -> float:
+        """Mean square of the values that are not 0, up to the histogram's resolution."""
+        return float((self._counts * self._centres() ** 2).sum() / max(1, self._counts.sum()))
+
+    def error(self, scale: float) -> float:
+        """Return the mean square error that ``scale`` (the value of one step, 127 at most) gives, zeros apart."""
+        centres = self._centres()
+        clipped = centres > (HIGHEST + 0.5) * scale
+        rounding = float(self._counts[~clipped].sum()) * scale**2 / 12
+        clipping = float((self._counts[clipped] * (centres[clipped] - HIGHEST * scale) ** 2).sum())
+        return (rounding + clipping) / max(1, int(self._counts.sum()))
+
+    def scale(self, policy: Policy) -> float:
+        """Return the scale that covers the largest value, all but 0.01% of the values, or gives the least error."""
+        largest = float(self.largest.max()) / HIGHEST
+        if not largest:
+            return 1.0  # a dead tensor: any scale holds its zeros
+        if policy == "max":
+            return largest
+        if policy == "percentile":
+            share = np.cumsum(self._counts) / max(1, self._counts.sum())
+            bin_ = int(np.searchsorted(share, PERCENTILE))
+            return min(largest, (bin_ + 1) * self._top / _BINS / HIGHEST)
+        candidates = [largest * 2 ** (-step / _STEPS_AN_OCTAVE) for step in range(_OCTAVES * _STEPS_AN_OCTAVE)]
+        return min(candidates, key=self.error)
+
+    def _centres(self) -> npt.NDArray[np.float64]:
+        return (np.arange(_BINS, dtype=np.float64) + 0.5) * (self._top / _BINS)
+
+
+class Calibration:
+    """The statistics of every layer's output."""
+
+    def __init__(self, graph: FloatGraph) -> None:
+        self.graph = graph
+        self.tensors = tuple(TensorStatistics(shape[0]) for shape in graph.shapes)
+
+    def add(self, images: npt.NDArray[np.uint8]) -> None:
+        """Run a batch (N, H, W, 3) uint8 through the float graph and take in what every layer gives."""
+        for index, value in outputs(self.graph, images):
+            self.tensors[index].add(value)

@@ -1,0 +1,152 @@
+"""A float network as the integer network's own layers: the half-way house of a conversion.
+
+The image enters as it does in the integer network, as its values minus 128; normalisation is in the weights of the
+convolutions that take it, so zero padding pads with the value 128 here too.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Image:
+    """uint8 (N, size, size, 3) -> float32 (N, 3, size, size), each value minus 128."""
+
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A convolution (weight (O, C / groups, kernel, kernel)) or a linear layer (weight (O, C)); float64."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Sliding maximum; padding (top, left, bottom, right) never wins."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GlobalMax:
+    """(N, C, H, W) -> (N, C)."""
+
+
+@dataclass(frozen=True)
+class GlobalMean:
+    """(N, C, H, W) -> (N, C)."""
+
+
+@dataclass(frozen=True)
+class Add:
+    """The sum of two tensors of one shape."""
+
+
+@dataclass(frozen=True)
+class Concat:
+    """The channels of all inputs, one after the other."""
+
+
+Operation = Image | Affine | MaxPool | GlobalMax | GlobalMean | Add | Concat
+
+
+@dataclass(frozen=True, eq=False)
+class FloatLayer:
+    """One operation on the outputs of earlier layers (``inputs``, indices), then a clip to ``low..high``."""
+
+    name: str
+    operation: Operation
+    inputs: tuple[int, ...]
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class FloatGraph:
+    """Layers in an order of computation: the image first, the logits last."""
+
+    layers: tuple[FloatLayer, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    """Of one image's output of each layer: (C, H, W) or (C,)."""
+
+    def users(self, index: int) -> list[int]:
+        """Return the indices of the layers that take the output of ``index``."""
+        return [other for other, layer in enumerate(self.layers) if index in layer.inputs]
+
+
+def used_layers(layers: list[FloatLayer]) -> tuple[FloatLayer, ...]:
+    """Return the layers that the last one needs, renumbered; backbones compute levels that no tap takes."""
+    needed = {len(layers) - 1}
+    for index in reversed(range(len(layers))):
+        if index in needed:
+            needed.update(layers[index].inputs)
+    number = {old: new for new, old in enumerate(sorted(needed))}
+    return tuple(
+        FloatLayer(layer.name, layer.operation, tuple(number[i] for i in layer.inputs), layer.low, layer.high)
+        for index, layer in enumerate(layers)
+        if index in number
+    )
+
+
+def outputs(graph: FloatGraph, images: npt.NDArray[np.uint8]) -> Iterator[tuple[int, Tensor]]:
+    """Yield (index, output) of every layer in order, float32; an output is freed after its last use."""
+    last_use = {source: index for index, layer in enumerate(graph.layers) for source in layer.inputs}
+    values: dict[int, Tensor] = {}
+    for index, layer in enumerate(graph.layers):
+        with torch.inference_mode():
+            if isinstance(layer.operation, Image):
+                value = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(torch.float32) - 128
+            else:
+                value = computed(layer, [values[source] for source in layer.inputs])
+        values[index] = value
+        yield index, value
+        for source in set(layer.inputs):
+            if last_use[source] == index:
+                del values[source]
+
+
+def computed(layer: FloatLayer, inputs: list[Tensor]) -> Tensor:
+    """Return the output of a layer (not the image), in the type and on the device of its inputs."""
+    value = inputs[0]
+    match layer.operation:
+        case Affine(weight, bias, stride, padding, dilation, groups):
+            weight, bias = weight.to(value), bias.to(value)
+            if weight.ndim == 2:
+                value = F.linear(value, weight, bias)
+            else:
+                top, left, bottom, right = padding
+                value = F.pad(value, [left, right, top, bottom])
+                value = F.conv2d(value, weight, bias, stride, 0, dilation, groups)
+        case MaxPool(kernel, stride, padding, dilation):
+            top, left, bottom, right = padding
+            value = F.pad(value, [left, right, top, bottom], value=-math.inf)
+            value = F.max_pool2d(value, kernel, stride, 0, dilation)
+        case GlobalMax():
+            value = value.amax((2, 3))
+        case GlobalMean():
+            value = value.mean((2, 3))
+        case Add():
+            value = inputs[0] + inputs[1]
+        case Concat():
+            value = torch.cat(inputs, 1)
+        case Image():
+            raise ValueError("the image has no inputs")
+    clips = layer.low > -math.inf or layer.high < math.inf
+    return value.clamp_(layer.low, layer.high) if clips else value
