@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from dmsh_export.certificate import Certificate, certify
+from dmsh_export.graph_parts import with_shapes
 from dmsh_export.onnx import check_request, describe, write_proven
 from dmsh_export.onnx_from_integer import Dialect, onnx_from_network
 from dmsh_export.opsets import DEFAULT_OPSET
@@ -56,6 +57,7 @@ def export_integer_onnx(
         metadata[Metadata.PRECISION] = "int8"  # it is compiled as it is: its code space stays
     answer = known_answer_images(model, images)
     describe(proto, model, (answer, model.codes(answer)), {"dialect": dialect}, metadata)
+    proto = with_shapes(proto, out.name)  # as it will be written: the certificate names these bytes
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / out.name
         candidate.write_bytes(proto.SerializeToString(deterministic=True))
