@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -100,6 +101,29 @@ def test_a_repository_is_written_from_the_file_alone(model, tmp_path):
     assert "max_queue_size: 64" in config
     assert "default_timeout_microseconds: 5000000" in config
     assert (tmp_path / "repository/dmsh_encoder/1/model.onnx").read_bytes() == model.read_bytes()
+
+
+def test_an_export_into_its_own_checkpoint_is_refused(tmp_path, images):
+    shutil.copytree(DEMO_CHECKPOINT, tmp_path / "checkpoint")
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    before = weights.read_bytes()
+    done = dmsh_export("onnx", tmp_path / "checkpoint", "--out", weights, "--images", images)
+    assert done.returncode == 2
+    assert "which it would damage" in done.stderr
+    assert weights.read_bytes() == before
+
+
+def test_a_model_that_is_not_its_manifests_is_not_put_into_a_repository(model, tmp_path):
+    import onnx
+
+    proto = onnx.load(model)
+    proto.doc_string = "changed"
+    onnx.save(proto, tmp_path / "model.onnx")
+    shutil.copyfile(f"{model}.json", tmp_path / "model.onnx.json")
+    done = dmsh_export("repository", tmp_path / "model.onnx", "--gallery", tmp_path / "g", "--out", tmp_path / "r")
+    assert done.returncode == 2
+    assert "is about another file than" in done.stderr
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.fixture

@@ -153,3 +153,11 @@ def test_a_batch_below_one_is_refused(folder):
 
 def test_hidden_files_and_folders_are_not_images(folder):
     assert all(".hidden" not in path.parts and ".cache" not in path.parts for path in image_paths(folder))
+
+
+def test_a_linked_folder_is_refused_by_name_not_left_out(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "linked").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="linked is a link to a folder"):
+        load_images(tmp_path / "images", 32)

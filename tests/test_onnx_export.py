@@ -74,6 +74,19 @@ def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(demo_exports,
     assert b"site-packages" not in path.read_bytes()
 
 
+def test_an_encoder_that_ignores_its_input_fails_the_known_answer(demo_exports):
+    _, codes = known_answer.load(metadata_of(onnx.load(demo_exports["folded"].path))["dmsh.known_answer"])
+    bits = np.unpackbits(codes, axis=1)
+    assert len(codes) == 8
+    assert (bits != bits[0]).any(axis=0).mean() > 0.9  # nearly every bit takes both values
+    for code in codes:
+        with pytest.raises(CheckError, match="bits differ"):
+            known_answer.check(
+                lambda images, code=code: np.repeat(code[None], len(images), axis=0),
+                metadata_of(onnx.load(demo_exports["folded"].path))["dmsh.known_answer"],
+            )
+
+
 def test_the_manifest_is_about_these_bytes_and_holds_the_proof(demo_exports, demo_model):
     export = demo_exports["folded"]
     manifest = read_manifest(export.path)

@@ -50,6 +50,8 @@ def onnx(
     from dmsh_model.integer_dmsh import IntegerDMSH
 
     model = dmsh_model.load(checkpoint)
+    if out.resolve() == checkpoint.resolve() or checkpoint.resolve() in out.resolve().parents:
+        raise InputError(f"{out} lies in the checkpoint {checkpoint}, which it would damage: write elsewhere")
     if isinstance(model, IntegerDMSH):
         if not fold:
             raise InputError("--no-fold is for float checkpoints: an integer one was folded when it was quantised")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dmsh_export.lint_findings import Finding, Model, Signature
+from dmsh_export.manifest import manifest_path, read_manifest
 from dmsh_export.plan_targets import PlanTargets
 from dmsh_serving.codes import bytes_per_code
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
@@ -59,6 +60,8 @@ def encoder_files(model: Model) -> tuple[list[EncoderFile], list[Finding]]:
                 )
                 continue
             try:
+                if model.backend != "tensorrt" and manifest_path(path).is_file():
+                    read_manifest(path)
                 found.append(_plan(path, shown) if model.backend == "tensorrt" else _onnx(path, shown))
             except InputError as error:
                 advice = _MAKE_AGAIN[".plan" if model.backend == "tensorrt" else ".onnx"]

@@ -28,7 +28,8 @@ from dmsh_serving.codes import bytes_per_code, pack
 from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
 from dmsh_serving.errors import CheckError, InputError
 
-KNOWN_ANSWER_IMAGES = 4
+KNOWN_ANSWER_IMAGES = 8
+KNOWN_ANSWER_PIXELS = 64 * 80 * 80  # of the images it is chosen from
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
 
 
@@ -84,7 +85,7 @@ def export_onnx(
     network, steps = fold(model) if folded else (model, [FoldStep("everything", False, "--no-fold was given")])
     proto = _proto_from_network(network, model, opset)
     _forget_the_exporter(proto)
-    describe(proto, model, _clearest(model, images), {"folded": folded})
+    describe(proto, model, _telling(model, images), {"folded": folded})
     report = write_proven(
         proto,
         model,
@@ -219,12 +220,23 @@ def describe(
     )
 
 
-def _clearest(model: DMSH, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return the images (of the first few) whose smallest |logit| is largest, and their codes.
+def _telling(model: DMSH, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Return a few images whose codes tell an encoder from a broken one, and those codes.
 
-    A known answer must fail on a broken runtime, not on rounding noise at a threshold.
+    Taken from all over ``images``; of those with clear logits (a known answer must not fail on rounding noise at a
+    threshold) the ones that together show the most bits in both values: an encoder that ignores its input must fail.
     """
-    sample = np.ascontiguousarray(images[: 2 * KNOWN_ANSWER_IMAGES])
+    count = min(len(images), max(8, min(64, KNOWN_ANSWER_PIXELS // model.config.image_size**2)))
+    sample = np.ascontiguousarray(images[np.linspace(0, len(images) - 1, count).astype(np.int64)])
     logits = model.logits(sample)
-    clearest = np.argsort(-np.abs(logits).min(axis=1), kind="stable")[:KNOWN_ANSWER_IMAGES]
-    return sample[clearest], pack(logits[clearest])
+    margins = np.abs(logits).min(axis=1)
+    values = np.concatenate([logits > 0, logits <= 0], axis=1)
+    shown = np.zeros(values.shape[1], bool)
+    left = [int(row) for row in np.argsort(-margins, kind="stable")[: max(KNOWN_ANSWER_IMAGES, count // 2)]]
+    chosen: list[int] = []
+    while left and len(chosen) < KNOWN_ANSWER_IMAGES:
+        best = max(left, key=lambda row: (int((values[row] & ~shown).sum()), float(margins[row])))
+        left.remove(best)
+        chosen.append(best)
+        shown |= values[best]
+    return sample[chosen], pack(logits[chosen])

@@ -59,6 +59,7 @@ def repository(
         raise InputError("--accelerate is for --encoder onnxruntime: Triton's own ONNX Runtime has that provider")
     if engine_cache is not None and not accelerate:
         raise InputError("--engine-cache keeps what --accelerate compiles: give both, or neither")
+    _check_manifest(model)
     match encoder:
         case EncoderName.PYTHON:
             spec = _python_spec(model, gallery, max_batch or DEFAULT_MAX_BATCH)
@@ -73,6 +74,14 @@ def repository(
         console().print(f"it needs a Triton with the {encoder.value} backend, such as NVIDIA's container")
     result = {"out": str(out), "fingerprint": spec.fingerprint, "bits": spec.bits, "gallery": str(gallery)}
     write_json(json, {**result, "encoder": encoder.value, "max_batch": spec.max_batch})
+
+
+def _check_manifest(model: Path) -> None:
+    """Refuse a model that is not the file its manifest was written for. One without a manifest is lint's to report."""
+    from dmsh_export.manifest import manifest_path, read_manifest
+
+    if model.is_file() and manifest_path(model).is_file():
+        read_manifest(model)
 
 
 def _python_spec(model: Path, gallery: Path, max_batch: int) -> "RepositorySpec":

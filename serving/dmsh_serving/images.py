@@ -88,10 +88,17 @@ def iter_image_batches(
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """Return every file below ``folder`` that is not hidden, sorted by relative path."""
+    """Return every file below ``folder`` that is not hidden, sorted by relative path.
+
+    Raises:
+        InputError: a folder in it is a link, which could lead out of it or around in circles.
+    """
     found = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        if links:
+            raise InputError(f"{Path(root, links[0])} is a link to a folder: give the folder itself, or copy it")
         found += [Path(root, name) for name in files if not name.startswith(".")]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 

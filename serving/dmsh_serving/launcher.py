@@ -32,6 +32,7 @@ READY_SECONDS = 120.0
 STOP_SECONDS = 30  # how long requests in flight may take once the server is told to stop
 WATCH_SECONDS = 0.25
 MAX_RESTARTS_A_MINUTE = 5
+_CLOSED_TO_CLIENTS = "model-repository,shared-memory,logging,trace"
 _CONTROL_HEADER = "dmsh-control"
 # Becomes tritonserver, having asked the kernel (PR_SET_PDEATHSIG) for a SIGTERM when the thread that started it is
 # gone: a launcher that is killed leaves no server behind.
@@ -159,11 +160,12 @@ class TritonServer:
             f"--http-port={self.http_port}",
             f"--metrics-address={self.host}",
             f"--metrics-port={self.metrics_port}",
-            # Only this launcher controls models, and only to drain them: see _drain.
+            # Only this launcher controls models, and only to drain them: see _drain. A client that could register
+            # shared memory could map and overwrite that of the models' processes.
             "--model-control-mode=explicit",
             "--load-model=*",
-            f"--http-restricted-api=model-repository:{_CONTROL_HEADER}={self._control_key}",
-            f"--grpc-restricted-protocol=model-repository:{_CONTROL_HEADER}={self._control_key}",
+            f"--http-restricted-api={_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}",
+            f"--grpc-restricted-protocol={_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}",
             f"--exit-timeout-secs={STOP_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
             *_backend_settings(self.repository),

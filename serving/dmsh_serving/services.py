@@ -175,6 +175,8 @@ class RankerService:
         return [answers[place] for place in range(len(requests))]
 
     def _checked_codes(self, request: Arrays) -> npt.NDArray[np.uint8]:
+        if CODE not in request:
+            raise InputError(f"the request has no input {CODE}")
         codes = request[CODE]
         check_codes(codes, self._ranker.bits)
         return codes.astype(np.uint8, copy=False)

@@ -185,3 +185,14 @@ def test_models_cannot_be_loaded_or_unloaded_from_outside(server):
     connection = http.client.HTTPConnection(server.http_url, timeout=5)
     connection.request("POST", f"/v2/repository/models/{SEARCH_FILE_MODEL}/unload")
     assert connection.getresponse().status == http.HTTPStatus.FORBIDDEN
+
+
+def test_clients_reach_neither_shared_memory_nor_logging(client, server):
+    with triton.InferenceServerClient(server.url) as plain:
+        for call in (
+            lambda: plain.register_system_shared_memory("x", "/dmsh-anything", 64),
+            lambda: plain.update_log_settings({"log_info": False}),
+            lambda: plain.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
+        ):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                call()
