@@ -262,7 +262,7 @@ def test_a_plan_that_keeps_the_code_space_is_proven_by_its_known_answer_on_the_g
     profile = BatchProfile(3, 3, 4)
     build = engine_from_onnx(encoders.demo, tmp_path / "a.plan", EngineOptions("fp32", profile))
     assert build.proof.proven
-    assert sum(loaded.batches) == 6  # four images, filled up to what the profile can divide
+    assert sum(loaded.batches) == 9  # eight images, filled up to what the profile can divide
     assert (read_manifest(tmp_path / "a.plan")["proven"], read_plan_manifest(tmp_path / "a.plan").proven) == (
         True,
         True,
@@ -273,7 +273,7 @@ def test_a_plan_that_gives_another_bit_on_the_gpu_is_not_written(on_h100, encode
     on_h100(flip=True)
     refused(
         encoders.demo, tmp_path, EngineOptions("fp32"), CheckError,
-        r"demo\.onnx: the plan is not written, on H100 it gives other codes: known answer: 32 of 256 bits differ",
+        r"demo\.onnx: the plan is not written, on H100 it gives other codes: known answer: 64 of 512 bits differ",
     )  # fmt: skip
 
 
