@@ -1,17 +1,23 @@
 """The demo compares what it says it compares, and deletes nothing but its own files."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 from project import DEMO_CHECKPOINT
 
-from dmsh_export import demo
+from dmsh_export import demo, demo_encoders
+from dmsh_export.certificate import certify
+from dmsh_export.integer_onnx import export_integer_onnx
+from dmsh_export.latency import latency_from_seconds
 from dmsh_export.parity import BatchInvariance, ParityReport, TargetParity
+from dmsh_export.quantise import quantise
 from dmsh_model.data import SplitOptions, split_images
 from dmsh_serving.client import Answer
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.hamming import search
+from dmsh_serving.images import ImageSet
 
 RANDOM = np.random.default_rng(0)
 QUERIES = RANDOM.integers(0, 4, (5, 2), dtype=np.uint8)
@@ -89,9 +95,9 @@ def test_a_file_in_the_folders_place_is_left_alone(tmp_path, parts):
     assert (tmp_path / "out").read_text() == "text"
 
 
-def a_report(wrong_bits):
+def a_report(wrong_bits, name="model.onnx"):
     invariance = BatchInvariance(32, 1, 0)
-    target = TargetParity("model.onnx", "f" * 64, 1, 64, wrong_bits, wrong_bits, 1e-6, 1e-3, 0, 0.1, invariance)
+    target = TargetParity(name, "f" * 64, 1, 64, wrong_bits, wrong_bits, 1e-6, 1e-3, 0, 0.1, invariance)
     return ParityReport("PyTorch", "f" * 64, (target,))
 
 
@@ -99,7 +105,8 @@ class FakeServer:
     url = "127.0.0.1:1"
 
     def __init__(self, repository, **_):
-        assert (repository / "dmsh_encoder" / "1" / "model.onnx").read_bytes() == b"model"
+        served = repository / "dmsh_encoder" / "1" / "model.onnx"
+        assert served.read_bytes() == (repository.parent / demo_encoders.INTEGER).read_bytes()
 
     def __enter__(self):
         return self
@@ -114,20 +121,40 @@ def few(mnist):
     return dataclasses.replace(mnist, images=mnist.images[::10], labels=mnist.labels[::10], names=mnist.names[::10])
 
 
+@pytest.fixture(scope="module")
+def integer_model(demo_model, few):
+    return quantise(demo_model, [ImageSet(few.images, few.names, [])]).model
+
+
+@pytest.fixture(scope="module")
+def integer_file(integer_model, few, tmp_path_factory):
+    path = tmp_path_factory.mktemp("integer") / demo_encoders.INTEGER
+    export_integer_onnx(integer_model, path, few.images[:8], max_batch=1)
+    return path
+
+
 @pytest.fixture
-def parts(monkeypatch, demo_model, few):
+def parts(monkeypatch, integer_model, integer_file, few):
     """The demo without its long parts: no export, no gallery, no server; returns what those would have found."""
     split = split_images(few, SplitOptions(queries_per_class=5))
-    codes = demo_model.codes(few.images)
+    codes = integer_model.codes(few.images)
     distances, ids = search(codes[split.query], codes[split.database], len(split.database))
     nothing = np.empty((0,), object)
-    found = {"onnx": a_report(0), "triton": a_report(0), "ranked": Answer(ids, distances, nothing, nothing, nothing)}
+    found = {
+        "float": a_report(0),
+        "integer": a_report(0, demo_encoders.INTEGER),
+        "triton": a_report(0, "triton://h:1/m"),
+        "ranked": Answer(ids, distances, nothing, nothing, nothing),
+    }
 
-    def export(model, data, out):
-        (out / "model.onnx").write_bytes(b"model")
-        return found["onnx"]
+    def export_integer(model, data, split, out):
+        shutil.copy(integer_file, out)
+        proof = certify(integer_file)
+        return demo_encoders.IntegerEncoders(integer_model, 160, proof, found["integer"], "not built: no TensorRT")
 
-    monkeypatch.setattr(demo, "_export", export)
+    monkeypatch.setattr(demo_encoders, "export_float", lambda *_: found["float"])
+    monkeypatch.setattr(demo_encoders, "export_integer", export_integer)
+    monkeypatch.setattr(demo_encoders, "encoder_speeds", lambda *_: [latency_from_seconds("PyTorch", 32, [0.016])])
     monkeypatch.setattr(demo, "_fill_gallery", lambda out, data, split: None)
     monkeypatch.setattr(demo, "TritonServer", FakeServer)
     monkeypatch.setattr(demo, "_compare_triton", lambda *_: found["triton"])
@@ -138,15 +165,22 @@ def parts(monkeypatch, demo_model, few):
 
 
 def test_what_an_earlier_demo_left_is_replaced_and_the_figures_are_those_of_the_answers(out, parts, capsys):
-    figures = demo.run_demo(DEMO_CHECKPOINT, out, None)["figures"]
+    found = demo.run_demo(DEMO_CHECKPOINT, out, None)
+    figures = found["figures"]
     assert not (out / "gallery").exists()
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert figures["neighbours"] == 50 * 450
-    assert figures["map_pytorch"] == figures["map_triton"] > 0.9
-    assert "22,500" in capsys.readouterr().out
+    assert figures["map_integer"] == figures["map_triton"] > 0.9
+    assert figures["map_float"] > 0.9
+    assert 0.98 < figures["equal_bits"] < 1
+    assert found["machines"][0]["bits"] == 128
+    printed = capsys.readouterr().out
+    assert "22,500" in printed
+    assert "2,000" in printed  # images/s
+    assert "not built: no TensorRT" in printed
 
 
-@pytest.mark.parametrize("spoilt", ["onnx", "triton", "ranked"])
+@pytest.mark.parametrize("spoilt", ["float", "integer", "triton", "ranked"])
 def test_one_wrong_bit_or_neighbour_anywhere_fails_the_demo_and_leaves_no_page(out, parts, spoilt):
     if spoilt == "ranked":
         parts["ranked"].distances[49, 449] += 1

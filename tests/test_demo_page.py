@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from dmsh_export.certificate import Certificate, LayerBound
+from dmsh_export.demo_machines import MachineResult
 from dmsh_export.demo_page import DemoPage, Neighbours, step_name, write_page
 from dmsh_export.latency import latency_from_seconds
 from dmsh_export.parity import BatchInvariance, ParityReport, TargetParity
@@ -20,6 +22,12 @@ def target(name, wrong_bits=0):
     )  # fmt: skip
 
 
+CERTIFICATE = Certificate(
+    model="integer.onnx", sha256="0" * 64, dialect="onnxruntime", fingerprint="f" * 64, network_hash="e" * 64,
+    checkpoint=None, bounds=(LayerBound("conv<i>0", "Convolution", -5, 7, 2**22, (1, 3), 0, 127),), conditions=(),
+)  # fmt: skip
+
+
 def neighbours(count):
     images = RANDOM.integers(0, 256, (count + 1, 8, 8, 3), dtype=np.uint8)
     return Neighbours(images[0], images[1:], np.arange(count, dtype=np.int32), np.arange(count) % 3 > 0)
@@ -31,7 +39,11 @@ def page():
     return DemoPage(
         fingerprint="<i>ab</i>" + "f" * 55,
         parity=(ParityReport("PyTorch", "f" * 64, (target("model.onnx"), target("triton://h:1/<script>", 3))),),
-        figures={"map_pytorch": 0.5, "map_triton": 0.25},
+        certificate=CERTIFICATE,
+        plan="built by <i>nobody</i>",
+        machines=(MachineResult("a <i>CPU</i>", 4321, 2), MachineResult("another", 1000, 0)),
+        figures={"map_float": 0.5, "map_integer": 0.25, "map_triton": 0.25, "equal_bits": 0.97531, "equal_codes": 0.8},
+        speeds=(latency_from_seconds("integer.onnx", 32, (0.016,)),),
         latency=latency_from_seconds("Triton", 1, seconds),
         seconds=seconds,
         margins=RANDOM.uniform(0.01, 1, 500).astype(np.float32),
@@ -51,13 +63,36 @@ def test_the_cards_sum_over_all_targets(text):
     assert cards == ["200,000", "3", "0.2500", "2.0 ms"]
 
 
-def test_the_table_has_a_row_for_each_target(text):
-    (table,) = re.findall(r"<table>(.*?)</table>", text, re.DOTALL)
-    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
-    assert rows == [
-        ["ONNX, folded", "1,234", "100,000", "0", "1.0e-06", "1,088", "7"],
-        ["Triton, over gRPC", "1,234", "100,000", "3", "1.0e-06", "1,088", "7"],
+@pytest.fixture
+def tables(text):
+    """The rows of every table below its head, as lists of cells."""
+    return [
+        [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
+        for table in re.findall(r"<table>(.*?)</table>", text, re.DOTALL)
     ]
+
+
+def test_the_parity_table_has_a_row_for_each_target(tables):
+    assert tables[0] == [
+        ["float: ONNX, folded", "1,234", "100,000", "0", "1.0e-06", "1,088", "7"],
+        ["integer: Triton, over gRPC", "1,234", "100,000", "3", "1.0e-06", "1,088", "7"],
+    ]
+
+
+def test_bounds_machines_costs_and_speeds_are_those_given(tables, text):
+    assert tables[1:] == [
+        [["conv&lt;i&gt;0", "Convolution", "4,194,304", "25.0%"]],
+        [["a &lt;i&gt;CPU&lt;/i&gt;", "4,321", "2"], ["another", "1,000", "0"]],
+        [
+            ["float codes, PyTorch", "0.500000"],
+            ["integer codes, PyTorch", "0.250000"],
+            ["integer codes, Triton's answers", "0.250000"],
+        ],
+        [["integer, ONNX Runtime", "32", "16.00", "2,000"]],
+    ]
+    assert "97.531% of the bits" in text
+    assert "built by &lt;i&gt;nobody" in text
+    assert "make test-cpus" not in text
 
 
 def test_every_neighbour_is_shown_and_marked_as_of_the_querys_class_or_not(text):
@@ -79,5 +114,5 @@ def test_the_page_loads_nothing_from_elsewhere(text):
 
 
 def test_a_targets_name_is_what_it_is_to_a_reader():
-    names = [step_name(target(name)) for name in ("model.onnx", "model-unfolded.onnx", "triton://h:1/m")]
-    assert names == ["ONNX, folded", "ONNX, as trained", "Triton, over gRPC"]
+    names = [step_name(target(name)) for name in ("model.onnx", "integer-tensorrt.onnx", "triton://h:1/m")]
+    assert names == ["float: ONNX, folded", "integer: TensorRT's dialect", "integer: Triton, over gRPC"]

@@ -1,4 +1,4 @@
-"""The main job on real images, from end to end: export, prove, serve, query. MNIST-5k, one laptop, a real Triton."""
+"""The main job on real images, from end to end: quantise, export, prove, serve, query. MNIST-5k and a real Triton."""
 
 import shutil
 import time
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmsh_export.demo_page import DemoPage, Neighbours, step_name, write_page
-from dmsh_export.latency import Latency, latency_from_seconds
-from dmsh_export.onnx import export_onnx
-from dmsh_export.parity import ParityReport, TargetParity, compare
+from dmsh_export import demo_encoders
+from dmsh_export.demo_machines import machines_compared
+from dmsh_export.demo_page import DemoPage, Neighbours, speed_name, step_name, write_page
+from dmsh_export.latency import latency_from_seconds
+from dmsh_export.parity import ParityReport, compare
 from dmsh_export.runners import OnnxRunner, TorchRunner, TritonRunner
 from dmsh_model import checkpoint as checkpoints
-from dmsh_model.checkpoint import fingerprint
 from dmsh_model.data import MNIST_5K, LabelledImages, Split, SplitOptions, load_labelled, split_images
 from dmsh_model.evaluation import mean_average_precision, mean_average_precision_of_answers
-from dmsh_model.network import DMSH
+from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_serving import gallery
 from dmsh_serving.client import Answer, SearchClient
-from dmsh_serving.codes import Codes, pack
+from dmsh_serving.codes import Codes, pack, unpack
 from dmsh_serving.console import console, print_table, progress
 from dmsh_serving.contract import ENCODER_MODEL
 from dmsh_serving.errors import CheckError, InputError
@@ -35,21 +35,9 @@ if TYPE_CHECKING:
 SHOWN_QUERIES = 12
 SHOWN_NEIGHBOURS = 10
 # Everything that a demo writes into its folder.
-_MODEL, _UNFOLDED = "model.onnx", "model-unfolded.onnx"
 _LOG, _PAGE = "triton.log", "report.html"
 _GALLERY, _REPOSITORY, _QUERIES, _DATABASE = "gallery", "model_repository", "queries", "database"
-_OWN = {
-    _LOG,
-    _PAGE,
-    _GALLERY,
-    _REPOSITORY,
-    _QUERIES,
-    _DATABASE,
-    _MODEL,
-    f"{_MODEL}.json",
-    _UNFOLDED,
-    f"{_UNFOLDED}.json",
-}
+_OWN = {_LOG, _PAGE, _GALLERY, _REPOSITORY, _QUERIES, _DATABASE, *demo_encoders.FILES}
 
 
 @dataclass(frozen=True)
@@ -64,8 +52,8 @@ def run_demo(checkpoint: Path, out: Path, triton: Path | None) -> dict[str, Any]
     """Run the demo into the folder ``out`` and return its figures (plain JSON types).
 
     Raises:
-        CheckError: a bit or a neighbour differs somewhere on the way.
-        InputError: no such checkpoint, or ``out`` holds what no demo wrote.
+        CheckError: a proof fails, or a bit or a neighbour differs somewhere on the way.
+        InputError: no such checkpoint, an integer one, or ``out`` holds what no demo wrote.
         MissingError: this machine lacks Triton or a package.
     """
     started = time.monotonic()
@@ -73,48 +61,63 @@ def run_demo(checkpoint: Path, out: Path, triton: Path | None) -> dict[str, Any]
     data = load_labelled(MNIST_5K, model.config.image_size)
     split = split_images(data, SplitOptions())
     _make_empty(out)
-    onnx_parity = _export(model, data, out)
+    _say(f"1/5 export to ONNX, folded and not, each held against PyTorch on {len(data.images):,} images, every bit")
+    float_parity = demo_encoders.export_float(model, data, out)
+    _say(f"2/5 quantise to integers on {len(split.train):,} training images, prove, export in two dialects, compile")
+    encoders = demo_encoders.export_integer(model, data, split, out)
+    integer = encoders.model
+    speeds = demo_encoders.encoder_speeds(model, out, data)
     _fill_gallery(out, data, split)
     spec = RepositorySpec(
         gallery=out / _GALLERY,
-        bits=model.config.bits,
-        image_size=model.config.image_size,
-        fingerprint=fingerprint(model),
-        model=out / _MODEL,
+        bits=integer.config.bits,
+        image_size=integer.config.image_size,
+        fingerprint=integer.fingerprint,
+        model=out / demo_encoders.INTEGER,
     )
     write_repository(out / _REPOSITORY, spec)
     with TritonServer(out / _REPOSITORY, triton=triton, log_file=out / _LOG) as server:
-        _say("3/4 a real Triton serves it; every code and every neighbour again, over gRPC")
-        triton_parity = _compare_triton(model, server.url, data)
+        _say("4/5 a real Triton serves the integer encoder; every code and every neighbour again, over gRPC")
+        triton_parity = _compare_triton(integer, server.url, data)
         answers = _query(server.url, data, split)
-    _say("4/4 Triton has stopped")
-    logits = model.logits(data.images)
-    parity = (onnx_parity, triton_parity)
+    _say("5/5 Triton has stopped")
+    parity = (float_parity, encoders.parity, triton_parity)
     for report in parity:
         if not report.passed:
             raise CheckError(report.summary())
-    codes = pack(logits)
+    logits = model.logits(data.images)
+    codes = integer.codes(data.images)
     check_neighbours(answers.ranked, codes[split.query], codes[split.database])
-    figures = _figures(codes, data, split, answers)
-    if figures["map_pytorch"] != figures["map_triton"]:
+    figures = _figures(pack(logits), codes, integer.config.bits, data, split, answers)
+    if figures["map_integer"] != figures["map_triton"]:
         raise CheckError(f"Triton's answers rank other images than PyTorch's codes: {figures}")
+    machines = machines_compared((encoders.parity, triton_parity))
     latency = latency_from_seconds("Triton: image -> neighbours", 1, answers.seconds)
     page = DemoPage(
-        fingerprint=fingerprint(model),
+        fingerprint=integer.fingerprint,
         parity=parity,
+        certificate=encoders.certificate,
+        plan=encoders.plan,
+        machines=machines,
         figures=figures,
+        speeds=tuple(speeds),
         latency=latency,
         seconds=tuple(answers.seconds),
         margins=np.abs(logits).ravel(),
-        worst_error=max(target.worst_logit_error for report in parity for target in report.targets),
+        worst_error=max(target.worst_logit_error for target in float_parity.targets),
         queries=_shown(data, split, answers),
     )
     write_page(out / _PAGE, page)
-    _print(parity, figures, latency)
+    _print(page)
+    _say(f"TensorRT plan of the integer encoder: {encoders.plan}")
     _say(f"wrote {out / _PAGE} in {time.monotonic() - started:.0f} s")
     return {
         "parity": [report.to_dict() for report in parity],
+        "certificate": encoders.certificate.to_dict(),
+        "plan": encoders.plan,
+        "machines": [machine.to_dict() for machine in machines],
         "figures": figures,
+        "speeds": [speed.to_dict() for speed in speeds],
         "latency": latency.to_dict(),
         "report": str(out / _PAGE),
     }
@@ -162,17 +165,6 @@ def _say(line: str) -> None:
     console().print(line)
 
 
-def _export(model: DMSH, data: LabelledImages, out: Path) -> ParityReport:
-    _say(f"1/4 export to ONNX, folded and not, each held against PyTorch on {len(data.images):,} images, every bit")
-    targets: list[TargetParity] = []
-    for name, folded in ((_MODEL, True), (_UNFOLDED, False)):
-        with progress() as bar:
-            show = partial(_show, bar, bar.add_task(name, total=len(data.images)))
-            export = export_onnx(model, out / name, data.images, folded=folded, max_batch=32, on_progress=show)
-        targets += export.parity.targets
-    return ParityReport(export.parity.reference, export.parity.fingerprint, tuple(targets))
-
-
 def write_images(out: Path, data: LabelledImages, split: Split) -> list[str]:
     """Write the split as PNG files, ``out/queries/CLASS/*.png`` and ``out/database/CLASS/*.png``, to try by hand.
 
@@ -191,9 +183,9 @@ def write_images(out: Path, data: LabelledImages, split: Split) -> list[str]:
 
 
 def _fill_gallery(out: Path, data: LabelledImages, split: Split) -> None:
-    _say(f"2/4 gallery of {len(split.database):,} images, encoded by the exported model")
+    _say(f"3/5 gallery of {len(split.database):,} images, encoded by the integer model")
     keys = write_images(out, data, split)
-    with OnnxRunner(out / _MODEL) as runner:
+    with OnnxRunner(out / demo_encoders.INTEGER) as runner:
         codes = np.concatenate(
             [
                 runner.infer(data.images[split.database[start : start + 64]]).code
@@ -210,11 +202,11 @@ def _fill_gallery(out: Path, data: LabelledImages, split: Split) -> None:
         )
 
 
-def _compare_triton(model: DMSH, url: str, data: LabelledImages) -> ParityReport:
+def _compare_triton(model: IntegerDMSH, url: str, data: LabelledImages) -> ParityReport:
     with progress() as bar:
         show = partial(_show, bar, bar.add_task("codes from Triton", total=len(data.images)))
         target = TritonRunner(f"triton://{url}/{ENCODER_MODEL}")
-        return compare(TorchRunner(model), [target], data.images, max_batch=32, on_progress=show)
+        return compare(TorchRunner(model), [target], data.images, max_batch=demo_encoders.MAX_BATCH, on_progress=show)
 
 
 def _show(bar: "Progress", task: "TaskID", done: int, total: int) -> None:
@@ -233,11 +225,22 @@ def _query(url: str, data: LabelledImages, split: Split) -> _Answers:
         return _Answers(client.search(queries, k=len(split.database)), seconds)
 
 
-def _figures(codes: Codes, data: LabelledImages, split: Split, answers: _Answers) -> dict[str, float]:
+def _figures(
+    float_codes: Codes, codes: Codes, bits: int, data: LabelledImages, split: Split, answers: _Answers
+) -> dict[str, float]:
+    """Return mAP@all by every way to the codes, and how far the integer codes are from the float ones."""
     query_labels, database_labels = data.labels[split.query], data.labels[split.database]
+
+    def map_all(every: Codes) -> float:
+        return mean_average_precision(every[split.query], every[split.database], query_labels, database_labels)
+
+    equal = unpack(float_codes, bits) == unpack(codes, bits)
     return {
-        "map_pytorch": mean_average_precision(codes[split.query], codes[split.database], query_labels, database_labels),
+        "map_float": map_all(float_codes),
+        "map_integer": map_all(codes),
         "map_triton": mean_average_precision_of_answers(answers.ranked.ids, query_labels, database_labels),
+        "equal_bits": float(equal.mean()),
+        "equal_codes": float(equal.all(axis=1).mean()),
         "neighbours": answers.ranked.ids.size,
     }
 
@@ -263,31 +266,52 @@ def _shown(data: LabelledImages, split: Split, answers: _Answers) -> tuple[Neigh
     return tuple(shown)
 
 
-def _print(parity: tuple[ParityReport, ...], figures: dict[str, float], latency: Latency) -> None:
-    rows = [
-        [
-            step_name(target),
-            f"{target.bits_compared:,}",
-            f"{target.wrong_bits:,}",
-            f"{target.invariance.codes_compared:,}",
-            f"{target.invariance.wrong_codes:,}",
-        ]
-        for report in parity
-        for target in report.targets
-    ]
+def _print(page: DemoPage) -> None:
     print_table(
         "Is every bit PyTorch's? (in batches: the codes of the same images in batches of 1 to 32)",
-        ["", "bits", "wrong", "in batches", "wrong"],
-        rows,
+        ["", "bits", "wrong", "largest logit error", "in batches", "wrong"],
+        [
+            [
+                step_name(target),
+                f"{target.bits_compared:,}",
+                f"{target.wrong_bits:,}",
+                f"{target.worst_logit_error:.1e}" if target.worst_logit_error else "0",
+                f"{target.invariance.codes_compared:,}",
+                f"{target.invariance.wrong_codes:,}",
+            ]
+            for report in page.parity
+            for target in report.targets
+        ],
     )
+    print_table(
+        "On which machines were the integer codes compared?",
+        ["machine", "bits", "wrong"],
+        [[machine.machine, f"{machine.bits:,}", f"{machine.wrong_bits:,}"] for machine in page.machines],
+    )
+    figures = page.figures
+    neighbours = f"{figures['neighbours']:,}"
     print_table(
         "Are the answers the same? (every id and distance of every ranking)",
         ["500 queries ranked by", "neighbours", "other", "mAP@all"],
         [
-            ["PyTorch's codes", f"{figures['neighbours']:,}", "", f"{figures['map_pytorch']:.6f}"],
-            ["Triton, over gRPC", f"{figures['neighbours']:,}", "0", f"{figures['map_triton']:.6f}"],
+            ["float codes, PyTorch", "", "", f"{figures['map_float']:.6f}"],
+            ["integer codes, PyTorch", neighbours, "", f"{figures['map_integer']:.6f}"],
+            ["integer codes, Triton over gRPC", neighbours, "0", f"{figures['map_triton']:.6f}"],
         ],
     )
+    _say(
+        f"{figures['equal_bits']:.3%} of the integer code bits are the float codes', {figures['equal_codes']:.1%} of "
+        "the codes: another code space, so the gallery was encoded anew"
+    )
+    print_table(
+        "How fast is the encoder? (in turns, medians)",
+        ["", "batch", "p50 ms", "images/s"],
+        [
+            [speed_name(speed), str(speed.batch), f"{speed.p50_ms:.2f}", f"{speed.images_per_s:,.0f}"]
+            for speed in page.speeds
+        ],
+    )
+    latency = page.latency
     print_table(
         "How long does one query take?",
         ["image in, neighbours out", "p50 ms", "p90 ms", "p99 ms"],

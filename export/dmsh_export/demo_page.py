@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_export import demo_encoders
+from dmsh_export.certificate import Certificate, LayerBound
+from dmsh_export.demo_machines import MachineResult
 from dmsh_export.latency import Latency
 from dmsh_export.parity import ParityReport, TargetParity
 from dmsh_serving.files import write_atomically
@@ -48,11 +52,28 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class DemoPage:
-    """What the page shows; ``margins`` are |logit| of every bit, ``seconds`` the duration of each single query."""
+    """What the page shows.
+
+    Attributes:
+        fingerprint: the code space that is served.
+        parity: the float exports, both integer dialects, and Triton.
+        certificate: of the integer model that is served.
+        plan: what became of the TensorRT plan, one line.
+        machines: on which the integer codes were compared.
+        figures: ``map_float``, ``map_integer``, ``map_triton``, and the shares ``equal_bits`` and ``equal_codes``.
+        speeds: of the encoders.
+        latency: of single queries through Triton, and ``seconds`` each of them.
+        margins: |logit| of every bit of the float network, and ``worst_error`` the largest of its exports.
+        queries: shown with their neighbours.
+    """
 
     fingerprint: str
     parity: tuple[ParityReport, ...]
+    certificate: Certificate
+    plan: str
+    machines: tuple[MachineResult, ...]
     figures: dict[str, float]
+    speeds: tuple[Latency, ...]
     latency: Latency
     seconds: tuple[float, ...]
     margins: npt.NDArray[np.float32]
@@ -63,29 +84,90 @@ class DemoPage:
 def write_page(path: Path, page: DemoPage) -> None:
     """Write ``page`` as one HTML file."""
     targets = [target for report in page.parity for target in report.targets]
+    figures = page.figures
     cards = [
         (f"{sum(target.bits_compared for target in targets):,}", "bits compared with PyTorch"),
         (f"{sum(target.wrong_bits for target in targets):,}", "wrong bits"),
-        (f"{page.figures['map_triton']:.4f}", "mAP@all, PyTorch's and Triton's"),
+        (f"{figures['map_triton']:.4f}", f"mAP@all in integers (float: {figures['map_float']:.4f})"),
         (f"{page.latency.p50_ms:.1f} ms", f"median query over gRPC (p99 {page.latency.p99_ms:.1f} ms)"),
     ]
     shown_cards = "".join(
         f'<div class="card"><b>{value}</b><span>{html.escape(what)}</span></div>' for value, what in cards
     )
     body = f"""<h1>DMSH: served, and still the same</h1>
-<p>A trained Deep Multi-Scale Hashing model, exported to ONNX, served by NVIDIA Triton, queried over gRPC.
-Code space <code>{html.escape(page.fingerprint[:16])}</code>.</p>
+<p>A trained Deep Multi-Scale Hashing model, quantised to integers, exported to ONNX, served by NVIDIA Triton, queried
+over gRPC. Code space <code>{html.escape(page.fingerprint[:16])}</code>.</p>
 <div class="cards">{shown_cards}</div>
 <h2>Every bit, at every step</h2>
-{_parity_table(targets)}
+{
+        _table(
+            (
+                "",
+                "images",
+                "bits compared",
+                "wrong bits",
+                "worst logit error",
+                "codes in batches of 1 to 32",
+                "changed",
+            ),
+            [_parity_row(target) for target in targets],
+        )
+    }
+<p>A float export may be off by rounding noise, which flips a bit wherever a logit lies closer to 0. The integer network
+has none: its logits are equal, not near.</p>
+<h2>Why no machine can change an integer code</h2>
+<p>Read back from the ONNX graph alone: every tensor, weight and bias an integer, every scale a power of two, and the
+largest sum that any image can drive an accumulator to. Below 2<sup>24</sup> it is exact in int32 and FP32 alike,
+in any order.</p>
+{_table(("layer", "kind", "largest sum", "of 2^24"), [_bound_row(bound) for bound in page.certificate.bounds])}
+<p>TensorRT plan of the same network: {html.escape(page.plan)}.</p>
+<h2>Where the integer codes were compared</h2>
+{
+        _table(
+            ("machine", "bits compared", "wrong bits"),
+            [
+                (html.escape(machine.machine), f"{machine.bits:,}", f"{machine.wrong_bits:,}")
+                for machine in page.machines
+            ],
+        )
+    }
+<p>{
+        ""
+        if len(page.machines) > 1
+        else "<code>make test-cpus</code> adds emulated ones: AVX2 without VNNI, and ARM64."
+    }</p>
+<h2>What integers cost</h2>
+{
+        _table(
+            ("", "mAP@all"),
+            [
+                ("float codes, PyTorch", f"{figures['map_float']:.6f}"),
+                ("integer codes, PyTorch", f"{figures['map_integer']:.6f}"),
+                ("integer codes, Triton's answers", f"{figures['map_triton']:.6f}"),
+            ],
+        )
+    }
+<p>{figures["equal_bits"]:.3%} of the bits and {
+        figures["equal_codes"]:.1%} of the codes are the float network's. It is a
+code space of its own: the gallery was encoded with it.</p>
+<h2>How fast the encoder is</h2>
+{
+        _table(
+            ("", "batch", "p50 ms", "images/s"),
+            [
+                (speed_name(speed), speed.batch, f"{speed.p50_ms:.2f}", f"{speed.images_per_s:,.0f}")
+                for speed in page.speeds
+            ],
+        )
+    }
 <h2>Queries and their nearest images</h2>
 <p>The held-out query on the left, then what Triton answered, nearest first, with the Hamming distance. Green: of the
 query's class. Red: of another. The last rows are the queries with the most mixed neighbours.</p>
 {"".join(_row(query) for query in page.queries)}
-<h2>How far the logits are from the threshold</h2>
-<p>A bit is 1 where its logit is above 0. The distance of every logit from 0, beside the largest difference seen
-between PyTorch's logits and a target's ({page.worst_error:.1e}): where no bar reaches left of the line,
-no bit of these images flips.</p>
+<h2>How far the float logits are from the threshold</h2>
+<p>A bit is 1 where its logit is above 0. The distance of every float logit from 0, beside the largest difference seen
+between PyTorch's logits and an export's ({page.worst_error:.1e}): where no bar reaches left of the line,
+no bit of these images flips. For the integer network that line would stand at 0.</p>
 {_margin_plot(page)}
 <h2>Latency of a single query</h2>
 <p>Image in, neighbours out, over gRPC, one at a time, {len(page.seconds)} queries.</p>
@@ -99,34 +181,40 @@ no bit of these images flips.</p>
 
 def step_name(target: TargetParity) -> str:
     """Return what a target is to a reader of the demo."""
-    names = {"model.onnx": "ONNX, folded", "model-unfolded.onnx": "ONNX, as trained"}
-    return names.get(target.target, "Triton, over gRPC")
+    names = {
+        demo_encoders.FLOAT: "float: ONNX, folded",
+        demo_encoders.UNFOLDED: "float: ONNX, as trained",
+        demo_encoders.INTEGER: "integer: ONNX Runtime's dialect",
+        demo_encoders.FOR_TENSORRT: "integer: TensorRT's dialect",
+    }
+    return names.get(target.target, "integer: Triton, over gRPC")
 
 
-def _parity_table(targets: list[TargetParity]) -> str:
-    head = (
-        "",
-        "images",
-        "bits compared",
-        "wrong bits",
-        "worst logit error",
-        "codes in batches of 1 to 32",
-        "changed",
-    )
-    rows = [
-        (
-            html.escape(step_name(target)),
-            f"{target.images:,}",
-            f"{target.bits_compared:,}",
-            f"{target.wrong_bits:,}",
-            f"{target.worst_logit_error:.1e}",
-            f"{target.invariance.codes_compared:,}",
-            f"{target.invariance.wrong_codes:,}",
-        )
-        for target in targets
-    ]
+def speed_name(speed: Latency) -> str:
+    """Return what a timed encoder is to a reader of the demo."""
+    names = {demo_encoders.FLOAT: "float, ONNX Runtime", demo_encoders.INTEGER: "integer, ONNX Runtime"}
+    return names.get(speed.target, "float, PyTorch")
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
     cells = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{cells}</table>"
+
+
+def _parity_row(target: TargetParity) -> tuple[str, ...]:
+    return (
+        html.escape(step_name(target)),
+        f"{target.images:,}",
+        f"{target.bits_compared:,}",
+        f"{target.wrong_bits:,}",
+        f"{target.worst_logit_error:.1e}" if target.worst_logit_error else "0",
+        f"{target.invariance.codes_compared:,}",
+        f"{target.invariance.wrong_codes:,}",
+    )
+
+
+def _bound_row(bound: LayerBound) -> tuple[str, ...]:
+    return (html.escape(bound.node), bound.kind, f"{bound.peak:,}", f"{bound.peak / 2**24:.1%}")
 
 
 def _row(query: Neighbours) -> str:
