@@ -4,7 +4,6 @@ The compiled part is :mod:`dmsh_serving.hamming_kernel`, the slow obvious twin :
 """
 
 import functools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.checks import checked_k
-from dmsh_serving.contract import MAX_BITS, PAD_DISTANCE, PAD_ID
-from dmsh_serving.errors import InputError
+from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
+from dmsh_serving.hamming_inputs import Mask, available_cpus, check_codes_and_queries, checked_mask, checked_threads
+from dmsh_serving.hamming_radius import RadiusResult, search_radius
+
+__all__ = ["RadiusResult", "available_cpus", "search", "search_radius"]
 
 Distances = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.int64]
@@ -23,7 +25,12 @@ _WORTH_A_THREAD = 1 << 20  # bytes of codes to compare; below, handing over cost
 
 
 def search(
-    queries: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8], k: int, *, threads: int | None = None
+    queries: npt.NDArray[np.uint8],
+    codes: npt.NDArray[np.uint8],
+    k: int,
+    *,
+    threads: int | None = None,
+    allowed: Mask | None = None,
 ) -> tuple[Distances, Rows]:
     """Return the k nearest codes of every query.
 
@@ -33,6 +40,7 @@ def search(
             in place; rows that are not contiguous are copied first.
         k: results a query, 1 to ``contract.MAX_K``.
         threads: at most so many; None takes the CPUs this process may use. The answer does not depend on it.
+        allowed: (N,) bool, the rows that may be found; None for all.
 
     Returns:
         distances (Q, k) int32 and rows (Q, k) int64, ordered by (distance, row) ascending. Where k exceeds N
@@ -41,8 +49,14 @@ def search(
     Raises:
         InputError: a dtype, shape, k or thread count other than the above.
     """
-    _check(queries, codes, k)
+    check_codes_and_queries(queries, codes)
+    checked_k(k)
     threads = checked_threads(threads)
+    allowed = checked_mask(allowed, len(codes))
+    if allowed is not None:
+        from dmsh_serving.hamming_oracle import search_oracle
+
+        return search_oracle(queries, codes, k, allowed)
     distances = np.full((len(queries), k), PAD_DISTANCE, np.int32)
     rows = np.full((len(queries), k), PAD_ID, np.int64)
     if len(codes) == 0 or len(queries) == 0:
@@ -57,40 +71,12 @@ def search(
     return distances, rows
 
 
-def checked_threads(threads: int | None) -> int:
-    """Return ``threads``, or for None the number of CPUs this process may use; refuse less than 1."""
-    if threads is None:
-        return available_cpus()
-    if threads < 1:
-        raise InputError(f"threads = {threads}: give at least 1, or none to use every CPU")
-    return threads
-
-
-def available_cpus() -> int:
-    """Return how many CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def padded_queries(queries: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return queries (Q, B) as contiguous rows padded with zero bytes to a multiple of 8, as the kernel reads them."""
     count, width = queries.shape
     padded = np.zeros((count, (width + 7) // 8 * 8), np.uint8)
     padded[:, :width] = queries
     return padded
-
-
-def _check(queries: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8], k: int) -> None:
-    for name, array in (("queries", queries), ("codes", codes)):
-        if array.dtype != np.uint8 or array.ndim != 2:
-            raise InputError(f"{name} must be uint8 [N, bytes], got {array.dtype} {list(array.shape)}")
-    if queries.shape[1] != codes.shape[1]:
-        raise InputError(
-            f"queries have {queries.shape[1]} bytes a code but the codes have {codes.shape[1]}: "
-            "they were made with different bit counts"
-        )
-    if not 1 <= codes.shape[1] <= MAX_BITS // 8:
-        raise InputError(f"codes of {codes.shape[1]} bytes cannot be searched: 1 to {MAX_BITS // 8} bytes can")
-    checked_k(k)
 
 
 def _scan_split_queries(
