@@ -139,6 +139,7 @@ def test_a_truncated_weights_file_is_refused(folder, length):
     ("text", "message"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "no object 'config'"),
         ('{"config": {"bits": 0}}', "bits = 0 is out of range"),
         ('{"config": {}, "format": "dmsh-checkpoint", "format_version": 99}', "version 99"),

@@ -167,6 +167,11 @@ def test_batch_sizes_out_of_order_are_refused(sizes):
         BatchProfile(*sizes)
 
 
+def test_a_batch_no_gpu_could_hold_is_refused():
+    with pytest.raises(InputError, match="--max-batch 99999999999 is over the largest, 65536"):
+        BatchProfile(1, 8, 99_999_999_999)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

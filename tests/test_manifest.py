@@ -44,6 +44,7 @@ def test_an_artefact_that_changed_is_not_what_its_manifest_is_about(artefact):
         (None, "is missing"),
         (b"not json", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
         (b"[]", "is not a dmsh-manifest"),
         (b'{"format": "other"}', "is not a dmsh-manifest"),
         (b'{"format": "dmsh-manifest", "format_version": 2}', "has format version 2, this release reads 1"),

@@ -31,6 +31,7 @@ def test_every_wrong_field_is_named_at_once():
         ({"colour": 1, "bits": 64}, "unknown fields colour"),
         ({"bits": "64"}, "wrong type"),
         ({"bits": 64.5}, "bits = 64.5 must be a whole number"),
+        ({"bits": True}, "bits = True must be a whole number"),
         ({"image_size": 32.0}, "image_size = 32.0 must be a whole number"),
         ({"taps": 3}, "wrong type"),
         ({"mean": None}, "wrong type"),

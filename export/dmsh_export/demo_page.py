@@ -119,7 +119,8 @@ has none: its logits are equal, not near.</p>
 <p>Read back from the ONNX graph alone: every tensor, weight and bias an integer, every scale a power of two, and the
 largest sum that any image can drive an accumulator to. Below 2<sup>24</sup> it is exact in int32 and FP32 alike,
 in any order.</p>
-{_table(("layer", "kind", "largest sum", "of 2<sup>24</sup>"), [_bound_row(bound) for bound in page.certificate.bounds])}
+{_table(("layer", "kind", "largest sum", "of 2<sup>24</sup>"),
+        [_bound_row(bound) for bound in page.certificate.bounds])}
 <p>TensorRT plan of the same network: {html.escape(page.plan)}.</p>
 <h2>Where the integer codes were compared</h2>
 {

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dmsh_export import engine_worker
 from dmsh_export.audit import AuditRow, LayerRecord, is_audited, rows_of
@@ -31,6 +31,7 @@ class BatchProfile:
     min: int = 1
     opt: int = 8
     max: int = 32
+    LIMIT: ClassVar[int] = 65_536  # images; far beyond what a GPU holds, far below what overflows a size
 
     def __post_init__(self) -> None:
         """Refuse sizes out of order."""
@@ -39,6 +40,8 @@ class BatchProfile:
                 f"batch profile: --min-batch {self.min}, --opt-batch {self.opt} and --max-batch {self.max} must be "
                 "1 or more, and in that order"
             )
+        if self.max > self.LIMIT:
+            raise InputError(f"batch profile: --max-batch {self.max} is over the largest, {self.LIMIT}")
 
 
 @dataclass(frozen=True)

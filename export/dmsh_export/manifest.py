@@ -73,7 +73,7 @@ def read_manifest(artefact: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: every artefact of dmsh-export has its manifest beside it") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path} is not a {FORMAT}")

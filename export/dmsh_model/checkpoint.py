@@ -122,7 +122,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} is missing: a checkpoint is config.json + model.safetensors")
     try:
         header = json.loads(file.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
         raise InputError(f"{file} has no object 'config'")

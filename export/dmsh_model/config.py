@@ -61,7 +61,7 @@ class HashConfig:
         problems = [
             f"{name} = {getattr(self, name)} must be a whole number"
             for name in wholes
-            if not isinstance(getattr(self, name), int)
+            if type(getattr(self, name)) is not int  # a bool is an int too
         ]
         problems += [
             f"{name} = {getattr(self, name)} must be at least {least}"

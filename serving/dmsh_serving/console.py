@@ -18,7 +18,18 @@ if TYPE_CHECKING:
 
 EX_SOFTWARE = 70  # of sysexits.h
 
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")]
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a result's place before the work, not after it."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise InputError(f"--json {path}: name a file in a folder that exists")
+    return path
+
+
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", help="Also write the result to this JSON file.", callback=_in_a_folder),
+]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Skip (and count) images that cannot be read.")]
 
 

@@ -34,7 +34,7 @@ def load(text: str) -> tuple[Bytes, Bytes]:
     try:
         fields = json.loads(text)
         images, codes = _array_from_text(fields["images"]), _array_from_text(fields["codes"])
-    except (ValueError, KeyError, TypeError, zlib.error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
         raise InputError(f"the known answer is damaged ({error}): export the model again") from error
     _check_pair(images, codes)
     return images, codes
