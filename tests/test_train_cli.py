@@ -134,7 +134,7 @@ def test_resuming_with_another_config_is_one_line_and_exit_2(command, folder, tm
     from dmsh_model import training
 
     fit = ("fit", folder, "--out", tmp_path / "model", *SMALL)
-    monkeypatch.setattr(training, "_map_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(training, "held_out_map", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert command(*fit)[0] == 130
     monkeypatch.undo()
     code, _, error = command(*fit, "--bits", 24, "--resume")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmsh_model import HashConfig, checkpoint, training
+from dmsh_model import HashConfig, checkpoint, training, training_loop
 from dmsh_model.augmentation import augment
 from dmsh_model.config import LossWeights
 from dmsh_model.data import LabelledImages, SplitOptions
@@ -173,7 +173,7 @@ def test_an_old_checkpoint_survives_a_training_that_fails(whole, data, tmp_path,
     out = tmp_path / "model"
     training.fit(config(), data, SPLIT, OPTIONS, out)
     before = weights_of(out)
-    monkeypatch.setattr(training, "_map_all", lambda *_: 1 / 0)
+    monkeypatch.setattr(training, "held_out_map", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         training.fit(config(), data, SPLIT, dataclasses.replace(OPTIONS, seed=5), out, overwrite=True)
     assert weights_of(out) == before
@@ -219,7 +219,7 @@ def test_training_leaves_the_callers_random_numbers_and_threads_alone(data, tmp_
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     options = TrainingOptions(epochs=10, learning_rate=1.0, warmup_epochs=2)
-    rates = [training.learning_rate_at(step / 10, options) for step in range(101)]
+    rates = [training_loop.learning_rate_at(step / 10, options) for step in range(101)]
     peak = rates.index(max(rates))
     assert peak == 20
     assert rates[peak] == 1

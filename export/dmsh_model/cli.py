@@ -64,7 +64,7 @@ def fit(
     # Checked before torch is imported and the images are read; num_classes is known only then.
     HashConfig(backbone, bits, image_size)
     from dmsh_model import data as images_of
-    from dmsh_model import training
+    from dmsh_model import training, training_loop
 
     split_options = images_of.SplitOptions(queries_per_class, train_per_class, seed)
     labelled = _read(data, image_size, skip_bad)
@@ -83,7 +83,7 @@ def fit(
     with console.progress() as display:
         task = display.add_task("training", total=epochs)
 
-        def show(epoch: training.Epoch) -> None:
+        def show(epoch: training_loop.Epoch) -> None:
             display.update(task, completed=epoch.number, description=f"training, loss {epoch.loss:.4f}")
 
         trained = training.fit(

@@ -1,9 +1,7 @@
 """Training a DMSH network: seeded, reproducible on one machine, resumable after any epoch."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,32 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmsh_model import checkpoint
-from dmsh_model.augmentation import augment
+from dmsh_model import checkpoint, training_loop
 from dmsh_model.backbone import load_pretrained
 from dmsh_model.config import HashConfig
-from dmsh_model.data import LabelledImages, Split, SplitOptions, split_images, split_record
-from dmsh_model.evaluation import mean_average_precision
-from dmsh_model.losses import total_loss
+from dmsh_model.data import LabelledImages, SplitOptions, split_images, split_record
+from dmsh_model.losses import Losses, total_loss
 from dmsh_model.network import DMSH
 from dmsh_model.options import TrainingOptions
-from dmsh_model.training_state import TrainingState, read_state, state_path, write_state
-from dmsh_serving.errors import CheckError, InputError
+from dmsh_model.training_loop import Epoch, Examples, Trainee, held_out_map
+from dmsh_model.training_state import state_path
+from dmsh_serving.errors import InputError
 from dmsh_serving.files import sha256_of_file
-
-_LARGEST_GRADIENT_NORM = 5.0
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One finished epoch: its number from 1, of how many, and the mean of each loss over its steps."""
-
-    number: int
-    of: int
-    loss: float
-    pairwise: float
-    quantisation: float
-    classification: float
 
 
 @dataclass(frozen=True)
@@ -88,9 +71,6 @@ def fit(
     split = split_images(data, split_options)
     if len(split.train) < 2:
         raise InputError(f"{data.source}: {len(split.train)} training images, the losses compare pairs")
-    kept = state_path(out)
-    if kept.exists() and not (resume or overwrite):
-        raise InputError(f"{kept} holds an unfinished training: continue it with --resume, or --overwrite it")
     identity = {
         "config": config.to_dict(),
         "options": dataclasses.asdict(options),
@@ -98,116 +78,24 @@ def fit(
         "data_sha256": data.sha256,
         "pretrained_sha256": sha256_of_file(pretrained) if pretrained else None,
     }
-    state = read_state(kept, identity) if resume else None
+    state = training_loop.unfinished(out, identity, resume=resume, overwrite=overwrite)
 
-    with _own_random_numbers_and_threads(options):
+    with training_loop.own_random_numbers_and_threads(options):
         torch.manual_seed(options.seed)
         model = DMSH(config)
         if pretrained:
             load_pretrained(model.backbone, checkpoint.read_tensors(pretrained))
-        optimiser = _optimiser(model, options)
-        if state:
-            model.load_state_dict(state.model)
-            optimiser.load_state_dict(state.optimiser)
-        images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-        for epoch in range(state.epochs_done if state else 0, options.epochs):
-            finished = _train_one_epoch(model, optimiser, options, images, labels, torch.from_numpy(split.train), epoch)
-            _require_finite_weights(model, epoch)
-            write_state(kept, TrainingState(identity, epoch + 1, model.state_dict(), optimiser.state_dict()))
-            if on_epoch:
-                on_epoch(finished)
-        model.eval()
-        map_all = _map_all(model, data, split)
+
+        def losses(pixels: Tensor, labels: Tensor) -> Losses:
+            logits = model(pixels)
+            scores = model.classifier(torch.tanh(logits)) if model.classifier else None
+            return total_loss(logits, labels, scores, config.loss)
+
+        examples = Examples(*map(torch.from_numpy, (data.images, data.labels, split.train)))
+        training_loop.run(Trainee(model, losses), examples, options, state_path(out), identity, state, on_epoch)
+        map_all = held_out_map(model, data, split)
     record = {**identity, "source": data.source, "classes": data.class_names, "map_all": map_all}
     del record["config"]  # the checkpoint has it already
     checkpoint.save(model, out, training=record, overwrite=overwrite)
-    kept.unlink()
+    state_path(out).unlink()
     return Trained(model, record, map_all)
-
-
-def _train_one_epoch(
-    model: DMSH,
-    optimiser: torch.optim.Optimizer,
-    options: TrainingOptions,
-    images: Tensor,
-    labels: Tensor,
-    train: Tensor,
-    epoch: int,
-) -> Epoch:
-    # All random numbers of an epoch come from seed and epoch, so that resuming needs no generator's state.
-    generator = torch.Generator().manual_seed((options.seed << 20) + epoch)
-    torch.manual_seed((options.seed << 20) + epoch)  # for backbones with dropout
-    batch_size = min(options.batch_size, len(train))
-    steps = len(train) // batch_size  # the rest would be a batch too small for BN; another epoch has it
-    order = train[torch.randperm(len(train), generator=generator)]
-    model.train()
-    sums = torch.zeros(4)
-    for step in range(steps):
-        chosen = order[step * batch_size : (step + 1) * batch_size]
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(epoch + step / steps, options)
-        logits = model(augment(images[chosen], options.augmentation, generator))
-        scores = model.classifier(torch.tanh(logits)) if model.classifier else None
-        losses = total_loss(logits, labels[chosen], scores, model.config.loss)
-        if not torch.isfinite(losses.total):
-            raise CheckError(
-                f"the loss is {losses.total.item()} in epoch {epoch + 1}, step {step + 1} of {steps}: lower the "
-                f"learning rate ({options.learning_rate})" + _what_is_kept(epoch)
-            )
-        optimiser.zero_grad()
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT_NORM)
-        optimiser.step()
-        sums += torch.stack([losses.total, losses.pairwise, losses.quantisation, losses.classification]).detach()
-    return Epoch(epoch + 1, options.epochs, *(sums / steps).tolist())
-
-
-def learning_rate_at(epoch: float, options: TrainingOptions) -> float:
-    """Return the learning rate at ``epoch`` (fractional, from 0): linear warm-up, then a cosine to zero."""
-    warmup = min(options.warmup_epochs, options.epochs - 1)
-    if epoch < warmup:
-        return options.learning_rate * (epoch + 1) / (warmup + 1)
-    progress = (epoch - warmup) / (options.epochs - warmup)
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _optimiser(model: DMSH, options: TrainingOptions) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=options.learning_rate,
-    )
-
-
-def _require_finite_weights(model: DMSH, epoch: int) -> None:
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise CheckError(f"{name} holds NaN or Inf after epoch {epoch + 1}" + _what_is_kept(epoch))
-
-
-def _what_is_kept(epoch: int) -> str:
-    return f"; the state after epoch {epoch} is kept" if epoch else "; nothing was written"
-
-
-def _map_all(model: DMSH, data: LabelledImages, split: Split) -> float:
-    return mean_average_precision(
-        model.codes(data.images[split.query]),
-        model.codes(data.images[split.database]),
-        data.labels[split.query],
-        data.labels[split.database],
-    )
-
-
-@contextmanager
-def _own_random_numbers_and_threads(options: TrainingOptions) -> Iterator[None]:
-    """Leave the caller's random state and thread count as they were."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(threads)

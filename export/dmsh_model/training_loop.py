@@ -1,0 +1,184 @@
+"""The loop that every training shares: seeded epochs, one learning rate schedule, a state kept after each epoch."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmsh_model.augmentation import augment
+from dmsh_model.data import LabelledImages, Split
+from dmsh_model.evaluation import mean_average_precision
+from dmsh_model.integer_dmsh import IntegerDMSH
+from dmsh_model.losses import Losses
+from dmsh_model.network import DMSH
+from dmsh_model.options import TrainingOptions
+from dmsh_model.training_state import TrainingState, read_state, state_path, write_state
+from dmsh_serving.errors import CheckError, InputError
+
+_LARGEST_GRADIENT_NORM = 5.0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch: its number from 1, of how many, and the mean of each loss over its steps."""
+
+    number: int
+    of: int
+    loss: float
+    pairwise: float
+    quantisation: float
+    classification: float
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is learnt from: images (N, H, W, 3) uint8, labels (N,) int64, and the rows (n,) int64 that may be seen."""
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained, and how a step changes it.
+
+    Attributes:
+        model: its parameters, its state dict, and train mode.
+        losses: augmented images (N, H, W, 3) float32, 0 to 255, and labels (N,) int64 -> the losses of a step.
+        after_step: called when the parameters have changed.
+    """
+
+    model: nn.Module
+    losses: Callable[[Tensor, Tensor], Losses]
+    after_step: Callable[[], None] = lambda: None
+
+
+def unfinished(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> TrainingState | None:
+    """Return the state of the unfinished training of ``out`` where it is to be resumed.
+
+    Raises:
+        InputError: there is one and neither is asked for, there is none to resume, or it is of another training.
+    """
+    kept = state_path(out)
+    if kept.exists() and not (resume or overwrite):
+        raise InputError(f"{kept} holds an unfinished training: continue it with --resume, or --overwrite it")
+    return read_state(kept, identity) if resume else None
+
+
+def run(
+    trainee: Trainee,
+    examples: Examples,
+    options: TrainingOptions,
+    kept: Path,
+    identity: dict[str, Any],
+    state: TrainingState | None,
+    on_epoch: Callable[[Epoch], None] | None,
+) -> None:
+    """Train for the epochs that ``state`` has not behind it; write the state of each to ``kept``.
+
+    The model is left in eval mode.
+
+    Raises:
+        CheckError: a loss or a weight became NaN or infinite; the state of the epoch before is kept.
+    """
+    model = trainee.model
+    optimiser = _optimiser(model, options)
+    if state:
+        model.load_state_dict(state.model)
+        optimiser.load_state_dict(state.optimiser)
+    for epoch in range(state.epochs_done if state else 0, options.epochs):
+        finished = _train_one_epoch(trainee, optimiser, options, examples, epoch)
+        _require_finite_weights(model, epoch)
+        write_state(kept, TrainingState(identity, epoch + 1, model.state_dict(), optimiser.state_dict()))
+        if on_epoch:
+            on_epoch(finished)
+    model.eval()
+
+
+def _train_one_epoch(
+    trainee: Trainee, optimiser: torch.optim.Optimizer, options: TrainingOptions, examples: Examples, epoch: int
+) -> Epoch:
+    # All random numbers of an epoch come from seed and epoch, so that resuming needs no generator's state.
+    generator = torch.Generator().manual_seed((options.seed << 20) + epoch)
+    torch.manual_seed((options.seed << 20) + epoch)  # for backbones with dropout
+    batch_size = min(options.batch_size, len(examples.rows))
+    steps = len(examples.rows) // batch_size  # the rest would be a batch too small for BN; another epoch has it
+    order = examples.rows[torch.randperm(len(examples.rows), generator=generator)]
+    trainee.model.train()
+    sums = torch.zeros(4)
+    for step in range(steps):
+        chosen = order[step * batch_size : (step + 1) * batch_size]
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(epoch + step / steps, options)
+        images = augment(examples.images[chosen], options.augmentation, generator)
+        losses = trainee.losses(images, examples.labels[chosen])
+        if not torch.isfinite(losses.total):
+            raise CheckError(
+                f"the loss is {losses.total.item()} in epoch {epoch + 1}, step {step + 1} of {steps}: lower the "
+                f"learning rate ({options.learning_rate})" + _what_is_kept(epoch)
+            )
+        optimiser.zero_grad()
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), _LARGEST_GRADIENT_NORM)
+        optimiser.step()
+        trainee.after_step()
+        sums += torch.stack([losses.total, losses.pairwise, losses.quantisation, losses.classification]).detach()
+    return Epoch(epoch + 1, options.epochs, *(sums / steps).tolist())
+
+
+def learning_rate_at(epoch: float, options: TrainingOptions) -> float:
+    """Return the learning rate at ``epoch`` (fractional, from 0): linear warm-up, then a cosine to zero."""
+    warmup = min(options.warmup_epochs, options.epochs - 1)
+    if epoch < warmup:
+        return options.learning_rate * (epoch + 1) / (warmup + 1)
+    progress = (epoch - warmup) / (options.epochs - warmup)
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _optimiser(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=options.learning_rate,
+    )
+
+
+def _require_finite_weights(model: nn.Module, epoch: int) -> None:
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise CheckError(f"{name} holds NaN or Inf after epoch {epoch + 1}" + _what_is_kept(epoch))
+
+
+def _what_is_kept(epoch: int) -> str:
+    return f"; the state after epoch {epoch} is kept" if epoch else "; nothing was written"
+
+
+def held_out_map(model: DMSH | IntegerDMSH, data: LabelledImages, split: Split) -> float:
+    """Return mAP@all of the split's queries against its database."""
+    return mean_average_precision(
+        model.codes(data.images[split.query]),
+        model.codes(data.images[split.database]),
+        data.labels[split.query],
+        data.labels[split.database],
+    )
+
+
+@contextmanager
+def own_random_numbers_and_threads(options: TrainingOptions) -> Iterator[None]:
+    """Leave the caller's random state and thread count as they were."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
