@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from dmsh_serving import gallery, snapshot_file
+from dmsh_serving import gallery_folder, snapshot_file
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID, PAD_KEY
 from dmsh_serving.errors import InputError
-from dmsh_serving.gallery import append, build, current_version, open_current, remove
+from dmsh_serving.gallery import append, build, compact, current_version, open_current, remove
 from dmsh_serving.snapshot import distinct_codes
+from dmsh_serving.snapshot_part import Part
 
 F = "f" * 64
 
@@ -59,6 +60,15 @@ def with_header(change, fix_checksum=False):
     return apply
 
 
+def publish_as_it_is(folder, part):
+    """Make ``part`` the version that serves, checksummed and well named, whatever is wrong with it."""
+    digest = snapshot_file.digest_of(part)
+    version = f"00000009-{digest[:8]}"
+    with (folder / f"gallery-{version}.safetensors").open("wb") as file:
+        snapshot_file.write_part(file, part, digest)
+    (folder / "CURRENT").write_text(version)
+
+
 def test_what_was_built_is_what_opens(folder):
     snapshot = open_current(folder, fingerprint=F, bits=16)
     assert (snapshot.count, snapshot.bits, snapshot.fingerprint) == (40, 16, F)
@@ -88,7 +98,7 @@ def test_results_come_in_distance_then_id_order_however_the_ids_were_given(tmp_p
 def test_the_file_is_plain_safetensors_and_equal_content_gives_equal_bytes(folder, tmp_path):
     tensors = load_file(snapshot_path(folder))
     assert np.array_equal(tensors["codes"], random_codes(40))
-    assert np.array_equal(tensors["ids"], np.arange(100, 140))
+    assert set(tensors) == {"codes", "key_offsets", "keys"}  # the ids are a range, which the metadata gives
     again = tmp_path / "again"
     build(again, random_codes(40), np.arange(100, 140), [f"é{i}.png" for i in range(40)], bits=16, fingerprint=F)
     assert snapshot_path(again).name == snapshot_path(folder).name
@@ -108,20 +118,20 @@ def test_append_continues_the_ids_and_keeps_what_was_there(folder):
     after = append(folder, random_codes(2, seed=1), None, ["a", "b"], bits=16, fingerprint=F)
     assert after.ids[-3:].tolist() == [139, 140, 141]
     assert np.array_equal(after.codes[:40], before.codes)
-    assert after.keys_of(np.arange(39, 42)) == ["é39.png", "a", "b"]
+    assert list(after.contents().keys)[39:] == ["é39.png", "a", "b"]
     assert after.version > before.version
 
 
 def test_ids_appended_below_the_others_are_sorted_in(folder):
     after = append(folder, random_codes(1, seed=1), np.array([7]), ["seven"])
     assert after.ids[0] == 7
-    assert after.keys_of(np.array([0, 1])) == ["seven", "é0.png"]
+    assert list(after.contents().keys)[:2] == ["seven", "é0.png"]
 
 
 def test_remove_drops_exactly_the_ids_asked_for(folder):
     after = remove(folder, np.array([100, 120]))
     assert after.ids.tolist() == [i for i in range(100, 140) if i not in (100, 120)]
-    assert after.keys_of(np.array([0]))[0] == "é1.png"
+    assert after.contents().keys[0] == "é1.png"
     with pytest.raises(InputError, match="has no id 100"):
         remove(folder, np.array([100, 101]))
     assert 101 in open_current(folder).ids
@@ -231,7 +241,7 @@ def set_entry(name, **values):
     [
         set_entry("codes", shape=[2**62, 2**62]),
         set_entry("codes", shape=[2**63, 2]),
-        set_entry("ids", shape=[2**61], data_offsets=[0, 2**64]),
+        set_entry("key_offsets", shape=[2**61], data_offsets=[0, 2**64]),
         set_entry("codes", shape=[-40, -2]),
         set_entry("codes", shape=[40, 2.0]),
         set_entry("codes", shape=[True, 80]),
@@ -239,8 +249,8 @@ def set_entry(name, **values):
         set_entry("codes", shape=[80]),
         set_entry("codes", dtype="F32"),
         set_entry("codes", data_offsets=[0, 80]),
-        set_entry("ids", data_offsets="no"),
-        set_entry("ids", shape=None),
+        set_entry("key_offsets", data_offsets="no"),
+        set_entry("key_offsets", shape=None),
         set_entry("__metadata__", bits="2000"),
         set_entry("__metadata__", bits="-1"),
         set_entry("__metadata__", bits="²"),
@@ -249,8 +259,14 @@ def set_entry(name, **values):
         set_entry("__metadata__", fingerprint=None),
         set_entry("__metadata__", fingerprint="e" * 64),
         set_entry("__metadata__", format="other"),
-        set_entry("__metadata__", format_version="2"),
-        lambda header: header.pop("ids"),
+        set_entry("__metadata__", format_version="1"),
+        set_entry("__metadata__", first_id="-1"),
+        set_entry("__metadata__", first_id="101"),
+        set_entry("__metadata__", distinct="many"),
+        set_entry("__metadata__", base="../etc/passwd"),
+        set_entry("__metadata__", base="00000000-aaaaaaaa " + "a" * 64),
+        lambda header: header.pop("codes"),
+        lambda header: header.pop("key_offsets"),
         lambda header: header.pop("keys"),
         lambda header: header.update(more={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
     ],
@@ -263,11 +279,7 @@ def test_sizes_that_overflow_or_disagree_are_refused_before_allocation(folder, c
 
 @pytest.mark.parametrize("ids", [[1, 1, 2], [2, 1, 3], [-1, 0, 1]])
 def test_a_checksummed_file_whose_ids_are_out_of_order_is_refused(folder, ids):
-    content = snapshot_file.SnapshotContent(16, F, random_codes(3), np.array(ids, np.int64))
-    path = snapshot_path(folder)
-    path.unlink()
-    with path.open("wb") as file:
-        snapshot_file.write_snapshot(file, content, snapshot_file.digest_of(content))
+    publish_as_it_is(folder, Part(16, F, random_codes(3), np.array(ids, np.int64)))
     with pytest.raises(InputError, match=r"ascending|negative"):
         open_current(folder)
 
@@ -324,12 +336,14 @@ def test_a_snapshot_is_readable_by_those_the_umask_allows(folder):
     assert snapshot_path(folder).stat().st_mode & 0o777 == 0o400
 
 
-def test_the_last_two_snapshots_are_kept(folder):
-    for _ in range(3):
-        append(folder, random_codes(1), None, ["x"])
-    kept = sorted(path.name for path in folder.glob("gallery-*"))
-    assert len(kept) == 2
-    assert kept[-1] == snapshot_path(folder).name
+def test_the_last_two_versions_are_kept_with_the_parts_they_stand_on(folder):
+    parts = [[name.version for name in append(folder, random_codes(1), None, ["x"]).names] for _ in range(3)]
+    kept = {path.name for path in folder.glob("gallery-*")}
+    assert kept == {f"gallery-{version}.safetensors" for version in {*parts[-1], *parts[-2]}}
+    assert len(kept) == 3  # the first build, and a part on top of it for each of the two versions
+    compact(folder)
+    compact(folder)
+    assert len(list(folder.glob("gallery-*"))) == 2
 
 
 def test_a_rebuilt_gallery_never_repeats_a_version_with_other_content(tmp_path):
@@ -370,28 +384,28 @@ def test_writers_that_race_lose_nothing(folder):
     writers = [subprocess.Popen([sys.executable, "-c", code, str(folder), str(n)]) for n in range(3)]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     snapshot = open_current(folder)
-    assert sorted(snapshot.keys_of(np.arange(40, 55))) == [f"{w}-{n}" for w in range(3) for n in range(5)]
+    assert sorted(snapshot.contents().keys)[:15] == [f"{w}-{n}" for w in range(3) for n in range(5)]
 
 
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from dmsh_serving import gallery, snapshot_file
+from dmsh_serving import gallery, gallery_folder, snapshot_file
 folder, moment = Path(sys.argv[1]), sys.argv[2]
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 if moment == "half a snapshot":
-    real = snapshot_file._chunks
+    real = snapshot_file._blocks
     def half(array):
         yield next(real(array))[:100]
         die()
-    gallery.digest_of = lambda content: "0" * 64
-    snapshot_file._chunks = half
+    gallery_folder.digest_of = lambda part: "0" * 64
+    snapshot_file._blocks = half
 elif moment == "before the rename":
     Path.replace = die
 elif moment == "before the pointer":
-    gallery.write_atomically = die
+    gallery_folder.write_atomically = die
 elif moment == "half a pointer":
     os.replace = die
 gallery.build(folder, np.zeros((1000, 2), np.uint8), None, None, bits=16, fingerprint="f" * 64, overwrite=True)
@@ -409,7 +423,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_version_serving(folder, mo
     assert open_current(folder).count == 40
     append(folder, random_codes(1), None, ["after"])
     names = {path.name for path in folder.iterdir()}
-    assert names == before | {snapshot_path(folder).name}
+    assert names == before | {snapshot_path(folder).name}  # the old part stays: the new one stands on it
     assert open_current(folder).count == 41
 
 
@@ -451,9 +465,9 @@ def test_a_full_disk_leaves_the_old_version_and_no_leftovers(folder, monkeypatch
 def test_a_reader_that_read_an_old_pointer_follows_to_the_newer_version(folder, monkeypatch):
     stale = [current_version(folder)]
     newest = current_version
-    for _ in range(3):
-        append(folder, random_codes(1), None, ["x"])
-    monkeypatch.setattr(gallery, "current_version", lambda path: stale.pop() if stale else newest(path))
+    for seed in range(3):
+        build(folder, random_codes(43, seed=seed), None, None, bits=16, fingerprint=F, overwrite=True)
+    monkeypatch.setattr(gallery_folder, "current_version", lambda path: stale.pop() if stale else newest(path))
     assert open_current(folder).count == 43
     assert stale == []
 

@@ -1,102 +1,43 @@
-"""Galleries: a folder of immutable, versioned snapshots of codes, and a pointer to the one that serves.
+"""Galleries: what one can do with a folder of codes, ids and keys; see :mod:`dmsh_serving.gallery_folder`.
 
-    gallery/CURRENT                                    the version that serves, one line
-    gallery/gallery-00000002-9f31c07a.safetensors      a snapshot; the one before it is kept too
-    gallery/.lock                                      held by the one writer
-
-A version is a counter and the first 8 hex digits of the content's checksum: it sorts by age, and a gallery
-rebuilt from scratch never repeats a version with other content.
-
-Invariant: rows lie in ascending id order. (distance, row) order, which the search gives, is therefore
-(distance, id) order, which the contract asks for. Writers sort, readers check.
-
-A writer writes a new name, fsyncs it, and only then moves the pointer with ``os.replace``: killed at any
-moment, it leaves the old version serving, and its leftovers are swept by the next writer. Readers map their
-snapshot; deleting an old file does not disturb them.
+An append or a removal writes as much as it changes, not the gallery: see :mod:`dmsh_serving.snapshot_growth`.
+Answers do not depend on how a gallery came about: they are ordered by (distance, id) over all its parts.
 """
 
-import contextlib
-import fcntl
-import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.codes import Codes, check_codes
+from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import umask, write_atomically
-from dmsh_serving.snapshot import Ids, SearchResult, Snapshot
-from dmsh_serving.snapshot_file import (
-    SnapshotContent,
-    check_content,
-    digest_of,
-    read_snapshot,
-    write_snapshot,
-)
+from dmsh_serving.gallery_folder import CURRENT, current_version, open_current, publish, writing
+from dmsh_serving.snapshot import SearchResult, Snapshot
+from dmsh_serving.snapshot_growth import compacted, grown, laid_out, plain_part
+from dmsh_serving.snapshot_keys import Keys, joined_keys, packed_keys
+from dmsh_serving.snapshot_part import Ids, Part, no_rows
 
-__all__ = ["SearchResult", "Snapshot", "append", "build", "current_version", "open_current", "remove"]
-
-CURRENT: Final = "CURRENT"
-LOCK: Final = ".lock"
-KEPT_SNAPSHOTS: Final = 2
-
-_VERSION = re.compile(r"(\d{8})-[0-9a-f]{8}")
-
-
-def current_version(folder: Path) -> str:
-    """Return the version that ``CURRENT`` names; cheap enough to watch.
-
-    Raises:
-        InputError: no gallery there, or the pointer is damaged.
-    """
-    pointer = folder / CURRENT
-    try:
-        with pointer.open("rb") as file:
-            text = file.read(64).decode("ascii", errors="replace").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{folder} is not a gallery (no {CURRENT} in it): make one with dmsh-serve gallery build"
-        ) from None
-    if not _VERSION.fullmatch(text):
-        raise InputError(f"{pointer} is damaged: it holds {text!r}, not the name of a version")
-    return text
-
-
-def open_current(folder: Path, *, fingerprint: str | None = None, bits: int | None = None) -> Snapshot:
-    """Map the version that serves and check it whole.
-
-    Args:
-        folder: the gallery.
-        fingerprint: refuse a gallery of another code space.
-        bits: refuse a gallery of another code width.
-
-    Raises:
-        InputError: missing, damaged, or another fingerprint or bit count than asked for (both are named).
-    """
-    version = current_version(folder)
-    while True:
-        try:
-            snapshot = Snapshot(version, _path(folder, version), read_snapshot(_path(folder, version)))
-            break
-        except FileNotFoundError:
-            # Between reading the pointer and opening the file, writers may have moved on and swept it.
-            newer = current_version(folder)
-            if newer == version:
-                raise InputError(f"{_path(folder, version)} is missing, yet {CURRENT} names it") from None
-            version = newer
-    _check_code_space(snapshot, folder, fingerprint, bits)
-    return snapshot
+__all__ = [
+    "CURRENT",
+    "SearchResult",
+    "Snapshot",
+    "append",
+    "build",
+    "compact",
+    "current_version",
+    "merge",
+    "open_current",
+    "remove",
+]
 
 
 def build(
     folder: Path,
     codes: Codes,
     ids: Ids | None,
-    keys: Sequence[str] | None,
+    keys: Sequence[str] | Keys | None,
     *,
     bits: int,
     fingerprint: str,
@@ -116,22 +57,22 @@ def build(
     Raises:
         InputError: bad codes, ids or keys, an existing gallery, or another writer at work.
     """
-    content = _content(codes, np.arange(len(codes)) if ids is None else ids, keys, bits, fingerprint)
+    part = laid_out(_part(codes, ids, 0, keys, bits, fingerprint))
     if not folder.is_dir():
         if folder.exists() or not folder.parent.is_dir():
             raise InputError(f"{folder} cannot be made a gallery: it is a file, or its parent folder is missing")
         folder.mkdir(exist_ok=True)
-    with _writing(folder):
+    with writing(folder):
         if (folder / CURRENT).exists() and not overwrite:
             raise InputError(f"{folder} already holds a gallery: append to it, or replace it with --overwrite")
-        return _publish(folder, content)
+        return publish(folder, part)
 
 
 def append(
     folder: Path,
     codes: Codes,
     ids: Ids | None,
-    keys: Sequence[str] | None,
+    keys: Sequence[str] | Keys | None,
     *,
     bits: int | None = None,
     fingerprint: str | None = None,
@@ -142,23 +83,20 @@ def append(
         InputError: also when an id is already there, keys are given to a gallery without (or the reverse), or
             the codes are of another bit count or fingerprint than the gallery.
     """
-    with _writing(folder):
+    with writing(folder):
         old = open_current(folder, fingerprint=fingerprint, bits=bits)
-        if ids is None:
-            first = int(old.ids[-1]) + 1 if old.count else 0
-            ids = np.arange(first, first + len(codes))
         if old.count and old.has_keys != (keys is not None):
             raise InputError(
                 f"{folder} has {'' if old.has_keys else 'no '}keys: append {'with' if old.has_keys else 'without'} keys"
             )
-        new = _content(codes, ids, keys, old.bits, old.fingerprint)
-        known = new.ids[np.isin(new.ids, old.ids)]
+        new = _part(codes, ids, old.next_id, keys, old.bits, old.fingerprint)
+        if not old.count:
+            return publish(folder, laid_out(new), old)
+        own = new.ids_of(np.arange(new.count))
+        known = own[old.rows_of(own) != PAD_ID]
         if known.size:
             raise InputError(f"{folder} already has {_some(known)}: remove them first, or append under other ids")
-        all_keys = None if keys is None else [*old.keys_of(np.arange(old.count)), *keys]
-        all_ids = np.concatenate([old.ids, ids.astype(np.int64)])
-        all_codes = np.concatenate([old.codes, codes])
-        return _publish(folder, _content(all_codes, all_ids, all_keys, old.bits, old.fingerprint))
+        return publish(folder, grown(old, new, no_rows()), old)
 
 
 def remove(folder: Path, ids: Ids) -> Snapshot:
@@ -167,133 +105,102 @@ def remove(folder: Path, ids: Ids) -> Snapshot:
     Raises:
         InputError: an id that is not there (nothing is removed then), or another writer at work.
     """
-    with _writing(folder):
+    with writing(folder):
         old = open_current(folder)
-        unknown = ids[~np.isin(ids, old.ids)]
+        ids = np.unique(ids)
+        rows = old.rows_of(ids)
+        unknown = ids[rows == PAD_ID]
         if unknown.size:
             raise InputError(f"{folder} has no {_some(unknown)}")
-        rows = np.flatnonzero(~np.isin(old.ids, ids))
-        keys = old.keys_of(rows) if old.has_keys else None
-        return _publish(folder, _content(old.codes[rows], old.ids[rows], keys, old.bits, old.fingerprint))
+        nothing = Part(old.bits, old.fingerprint, np.empty((0, old.parts[0].codes.shape[1]), np.uint8))
+        return publish(folder, grown(old, nothing, np.sort(rows)), old)
 
 
-def _content(codes: Codes, ids: Ids, keys: Sequence[str] | None, bits: int, fingerprint: str) -> SnapshotContent:
-    """Check codes, ids and keys, and bring them into ascending id order."""
+def compact(folder: Path) -> Snapshot:
+    """Write all of the gallery as one part, in the layout that suits its codes now.
+
+    Raises:
+        InputError: no gallery there, a damaged one, or another writer at work.
+    """
+    with writing(folder):
+        old = open_current(folder)
+        return publish(folder, compacted(old), old)
+
+
+def merge(folders: Sequence[Path], out: Path, *, renumber: bool = False, overwrite: bool = False) -> Snapshot:
+    """Make one gallery ``out`` of all codes of several, which must be of one model.
+
+    Args:
+        folders: the galleries; they stay as they are.
+        out: the new gallery's folder.
+        renumber: give new ids, 0 on, in the order of ``folders`` and of their ids; otherwise ids are kept.
+        overwrite: replace an existing gallery.
+
+    Raises:
+        InputError: nothing to merge, different models, some with keys and some without, or an id in two of them.
+    """
+    if not folders:
+        raise InputError("there is nothing to merge: name the galleries")
+    first = open_current(folders[0])
+    bits, fingerprint = first.bits, first.fingerprint
+    snapshots = [first, *(open_current(folder, bits=bits, fingerprint=fingerprint) for folder in folders[1:])]
+    keyed = {snapshot.has_keys for snapshot in snapshots if snapshot.count}
+    if len(keyed) > 1:
+        raise InputError("some of these galleries have keys and some have none: they cannot be merged")
+    contents = [snapshot.contents() for snapshot in snapshots]
+    keys = [each.keys for each in contents if each.keys is not None]
+    ids = None if renumber else np.concatenate([each.ids for each in contents])
+    codes = np.concatenate([each.codes for each in contents])
+    all_keys = joined_keys(keys) if True in keyed else None
+    try:
+        return build(out, codes, ids, all_keys, bits=bits, fingerprint=fingerprint, overwrite=overwrite)
+    except InputError as error:
+        if "more than once" in str(error):
+            raise InputError(f"the galleries share ids: {error}; --renumber gives new ones") from None
+        raise
+
+
+def _part(
+    codes: Codes,
+    ids: npt.NDArray[np.integer] | None,
+    first_id: int,
+    keys: Sequence[str] | Keys | None,
+    bits: int,
+    fingerprint: str,
+) -> Part:
+    """Check codes, ids (None: from ``first_id`` on) and keys, and bring them into ascending id order."""
     check_codes(codes, bits)
     if not fingerprint.strip():
         raise InputError("the fingerprint is empty: a gallery names the model that made its codes")
-    if ids.shape != (len(codes),) or not np.issubdtype(ids.dtype, np.integer):
-        raise InputError(f"ids must be integers [{len(codes)}], one a code, got {ids.dtype} {list(ids.shape)}")
-    if ids.dtype == np.uint64 and ids.size and ids.max() > np.iinfo(np.int64).max:
-        raise InputError(f"id {ids.max()} is too large: ids are int64")
     if keys is not None and len(keys) != len(codes):
         raise InputError(f"{len(codes)} codes but {len(keys)} keys")
+    packed = keys if keys is None or isinstance(keys, Keys) else packed_keys(keys)
+    codes = np.ascontiguousarray(codes)
+    if ids is None:
+        part = Part(bits, fingerprint, codes, None, first_id, keys=packed)
+    else:
+        order, ascending = _order(ids, len(codes))
+        part = plain_part(
+            Part(bits, fingerprint, codes[order], ascending, keys=None if packed is None else packed.take(order))
+        )
+    part.check("gallery")
+    return part
+
+
+def _order(ids: npt.NDArray[np.integer], count: int) -> tuple[Ids, Ids]:
+    """Return the order that sorts ``ids``, and the sorted ids; refuse what cannot be the ids of ``count`` codes."""
+    if ids.shape != (count,) or not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(f"ids must be integers [{count}], one a code, got {ids.dtype} {list(ids.shape)}")
+    if ids.dtype == np.uint64 and ids.size and ids.max() > np.iinfo(np.int64).max:
+        raise InputError(f"id {ids.max()} is too large: ids are int64")
     order = np.argsort(ids, kind="stable")
-    ids = ids[order].astype(np.int64)
-    repeated = ids[1:][ids[1:] == ids[:-1]]
+    ascending = ids[order].astype(np.int64)
+    if count and ascending[0] < 0:
+        raise InputError(f"id {ascending[0]} is negative; ids are 0 or more")
+    repeated = ascending[1:][ascending[1:] == ascending[:-1]]
     if repeated.size:
         raise InputError(f"{_some(np.unique(repeated))} given more than once: ids are unique")
-    offsets, blob = (None, None) if keys is None else _packed_keys([keys[row] for row in order.tolist()])
-    content = SnapshotContent(bits, fingerprint, codes[order], ids, offsets, blob)
-    check_content(content, "gallery")
-    return content
-
-
-def _packed_keys(keys: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    encoded = []
-    for key in keys:
-        try:
-            encoded.append(key.encode())
-        except UnicodeEncodeError:
-            raise InputError(f"key {key!a} is not valid text (UTF-8): rename the file, or give keys") from None
-    offsets = np.zeros(len(keys) + 1, np.int64)
-    np.cumsum([len(key) for key in encoded], out=offsets[1:])
-    return offsets, np.frombuffer(b"".join(encoded), np.uint8)
-
-
-def _check_code_space(snapshot: Snapshot, folder: Path, fingerprint: str | None, bits: int | None) -> None:
-    wrong = []
-    if bits is not None and bits != snapshot.bits:
-        wrong.append(f"its codes have {snapshot.bits} bits, not {bits}")
-    if fingerprint is not None and fingerprint != snapshot.fingerprint:
-        wrong.append(f"its fingerprint is {snapshot.fingerprint}, not {fingerprint}")
-    if wrong:
-        raise InputError(f"{folder} belongs to another model: {' and '.join(wrong)}; build a gallery with this model")
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Hold the gallery's lock; the system drops it when the process dies, however it dies."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: make the gallery with dmsh-serve gallery build")
-    with (folder / LOCK).open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder} is being changed by another process: try again when it is done") from None
-        yield
-
-
-def _publish(folder: Path, content: SnapshotContent) -> Snapshot:
-    """Write ``content`` as the next version, move the pointer, sweep. The caller holds the lock."""
-    existing = _snapshots(folder)
-    digest = digest_of(content)
-    number = max((int(_version_of(path)[:8]) for path in existing), default=0) + 1
-    if number > 99_999_999:
-        raise InputError(f"{folder} has used up its version numbers: build a new gallery")
-    version = f"{number:08d}-{digest[:8]}"
-    current = _served_version(folder)
-    _sweep(folder, keep=[path for path in existing if current and _version_of(path) <= current])
-    temporary = folder / f".gallery-{version}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            write_snapshot(file, content, digest)
-        temporary.chmod(0o444 & ~umask())
-        temporary.replace(_path(folder, version))
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _fsync_folder(folder)
-    write_atomically(folder / CURRENT, f"{version}\n".encode())
-    _fsync_folder(folder)
-    _sweep(folder, keep=_snapshots(folder)[-KEPT_SNAPSHOTS:])
-    return open_current(folder)
-
-
-def _served_version(folder: Path) -> str | None:
-    """Return the version that serves; None where there is none, or none that can be told from a damaged pointer."""
-    try:
-        return current_version(folder)
-    except InputError:  # only build(overwrite=True) comes here with one: the others have opened the gallery
-        return None
-
-
-def _sweep(folder: Path, keep: list[Path]) -> None:
-    """Delete snapshots other than ``keep`` and whatever a killed writer left behind."""
-    leftovers = [*folder.glob(".gallery-*.tmp"), *folder.glob(f".{CURRENT}.*")]
-    for path in (*leftovers, *(path for path in _snapshots(folder) if path not in keep)):
-        path.unlink(missing_ok=True)
-
-
-def _snapshots(folder: Path) -> list[Path]:
-    """Return the snapshot files, oldest first."""
-    return sorted(path for path in folder.glob("gallery-*.safetensors") if _VERSION.fullmatch(_version_of(path)))
-
-
-def _version_of(path: Path) -> str:
-    return path.name.removeprefix("gallery-").removesuffix(".safetensors")
-
-
-def _path(folder: Path, version: str) -> Path:
-    return folder / f"gallery-{version}.safetensors"
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return order, ascending
 
 
 def _some(ids: npt.NDArray[np.integer]) -> str:
