@@ -24,6 +24,7 @@ class Losses:
     pairwise: Tensor
     quantisation: Tensor
     classification: Tensor
+    distillation: Tensor
 
 
 def similarity(labels: Tensor) -> Tensor:
@@ -75,8 +76,13 @@ def classification_loss(scores: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
 
 
+def distillation_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean square distance of logits (N, K) from a teacher's, ``target``, as a share of the teacher's own power."""
+    return (logits - target).square().mean() / target.square().mean()
+
+
 def total_loss(logits: Tensor, labels: Tensor, scores: Tensor | None, weights: LossWeights) -> Losses:
-    """Compute every part and their weighted sum.
+    """Compute every part that labels give and their weighted sum; distillation, which needs a teacher, is 0.
 
     Args:
         logits: (N, K) float, N >= 2.
@@ -89,4 +95,4 @@ def total_loss(logits: Tensor, labels: Tensor, scores: Tensor | None, weights: L
     quantisation = quantisation_loss(relaxed)
     classification = logits.new_zeros(()) if scores is None else classification_loss(scores, labels)
     total = weights.pairwise * pairwise + weights.quantisation * quantisation + weights.classification * classification
-    return Losses(total, pairwise, quantisation, classification)
+    return Losses(total, pairwise, quantisation, classification, logits.new_zeros(()))

@@ -71,3 +71,7 @@ class TrainingOptions:
             problems.append(f"learning_rate = {self.learning_rate} must be above 0")
         if problems:
             raise InputError("training options: " + "; ".join(problems))
+
+
+FINE_TUNING = TrainingOptions(epochs=10, learning_rate=2e-3, weight_decay=0.0, warmup_epochs=1)
+"""Of the integer network; see :mod:`dmsh_model.integer_training`. A decay would only pull weights off their grid."""

@@ -33,6 +33,7 @@ class Epoch:
     pairwise: float
     quantisation: float
     classification: float
+    distillation: float
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _train_one_epoch(
     steps = len(examples.rows) // batch_size  # the rest would be a batch too small for BN; another epoch has it
     order = examples.rows[torch.randperm(len(examples.rows), generator=generator)]
     trainee.model.train()
-    sums = torch.zeros(4)
+    sums = torch.zeros(5)
     for step in range(steps):
         chosen = order[step * batch_size : (step + 1) * batch_size]
         for group in optimiser.param_groups:
@@ -128,7 +129,8 @@ def _train_one_epoch(
         torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), _LARGEST_GRADIENT_NORM)
         optimiser.step()
         trainee.after_step()
-        sums += torch.stack([losses.total, losses.pairwise, losses.quantisation, losses.classification]).detach()
+        parts = (losses.pairwise, losses.quantisation, losses.classification, losses.distillation)
+        sums += torch.stack([losses.total, *parts]).detach()
     return Epoch(epoch + 1, options.epochs, *(sums / steps).tolist())
 
 

@@ -1,0 +1,176 @@
+"""``dmsh-train fit``: train a network, or fine-tune an integer one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dmsh_model.config import IMAGENET_MEAN, IMAGENET_STD, HashConfig, LossWeights
+from dmsh_model.data_option import DataArgument, read_labelled
+from dmsh_model.options import FINE_TUNING, Augmentation, TrainingOptions
+from dmsh_serving import console
+from dmsh_serving.errors import InputError
+
+_TRAINING, _AUGMENTATION, _WEIGHTS = TrainingOptions(), Augmentation(), LossWeights()
+_AS_TAUGHT = "; with --integer as the teacher's"
+_FIXED_BY_THE_CHECKPOINT = ("bits", "backbone", "image_size", "lateral_features", "fusion_features", "pretrained")
+
+
+def _default(what: str, field: str) -> str:
+    return f"{what}  [default: {getattr(_TRAINING, field):g}; with --integer {getattr(FINE_TUNING, field):g}]"
+
+
+def _weight(loss: str) -> str:
+    return f"Weight of the {loss} loss.  [default: {getattr(_WEIGHTS, loss):g}; with --integer 0]"
+
+
+def fit(
+    context: typer.Context,
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    integer: Annotated[
+        Path | None, typer.Option(help="Fine-tune this integer checkpoint, in its own arithmetic; needs --teacher.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="The float checkpoint that --integer was made from: whose codes to follow.")
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits of a code.")] = 64,
+    backbone: Annotated[str, typer.Option(help="vgg_small, or any timm model with feature levels.")] = "vgg_small",
+    image_size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 32,
+    lateral_features: Annotated[int, typer.Option(help="Width of each scale.")] = 64,
+    fusion_features: Annotated[int, typer.Option(help="Width of the fusion layer.")] = 128,
+    pretrained: Annotated[Path | None, typer.Option(help="Weights of the backbone: .safetensors, .pt, .pth.")] = None,
+    queries_per_class: Annotated[
+        int | None, typer.Option(help=f"Held-out queries of each class.  [default: 50{_AS_TAUGHT}]")
+    ] = None,
+    train_per_class: Annotated[
+        int | None, typer.Option(help=f"At most so many training images of each class.  [default: 200{_AS_TAUGHT}]")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help=_default("Passes over the training images.", "epochs"))] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = _TRAINING.batch_size,
+    learning_rate: Annotated[float | None, typer.Option(help=_default("At its peak.", "learning_rate"))] = None,
+    weight_decay: Annotated[float | None, typer.Option(help=_default("Of weight matrices.", "weight_decay"))] = None,
+    pairwise: Annotated[float | None, typer.Option(help=_weight("pairwise"))] = None,
+    quantisation: Annotated[float | None, typer.Option(help=_weight("quantisation"))] = None,
+    classification: Annotated[float | None, typer.Option(help=_weight("classification"))] = None,
+    shift: Annotated[float, typer.Option(help="Random shift, pixels.")] = _AUGMENTATION.shift_pixels,
+    rotation: Annotated[float, typer.Option(help="Random rotation, degrees.")] = _AUGMENTATION.rotation_degrees,
+    scale: Annotated[float, typer.Option(help="Random change of size, a fraction.")] = _AUGMENTATION.scale,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random (not for digits or text).")] = False,
+    seed: Annotated[int, typer.Option(help="Of the split, the weights and the order.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = _TRAINING.threads,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,
+    skip_bad: console.SkipBadOption = False,
+    json: console.JsonOption = None,
+) -> None:
+    """Train a network on labelled images and write its checkpoint; the same command gives the same weights.
+
+    With --integer, fine-tune an integer checkpoint so that its codes follow the float network's.
+    """
+    if (integer is None) != (teacher is None):
+        raise InputError("--integer and --teacher go together: the integer checkpoint, and the float one it is made of")
+    defaults = _TRAINING if integer is None else FINE_TUNING
+    default_weights = _WEIGHTS if integer is None else LossWeights(0, 0, 0)
+
+    def given(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    options = TrainingOptions(
+        epochs=defaults.epochs if epochs is None else epochs,
+        batch_size=batch_size,
+        learning_rate=given(learning_rate, defaults.learning_rate),
+        weight_decay=given(weight_decay, defaults.weight_decay),
+        warmup_epochs=defaults.warmup_epochs,
+        seed=seed,
+        threads=threads,
+        augmentation=Augmentation(shift, rotation, scale, flip),
+    )
+    weights = LossWeights(
+        given(pairwise, default_weights.pairwise),
+        given(quantisation, default_weights.quantisation),
+        given(classification, default_weights.classification),
+    )
+    if integer is not None and teacher is not None:
+        _refuse_what_the_checkpoint_fixes(context)
+        from dmsh_model import integer_training, integer_training_command
+
+        start = integer_training.read_start(integer, teacher)
+        integer_training_command.fine_tune(
+            start,
+            read_labelled(data, start.model.config.image_size, skip_bad),
+            integer_training_command.split_as_taught(start.training, queries_per_class, train_per_class, seed),
+            options,
+            weights,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            json=json,
+        )
+        return
+    # Checked before torch is imported and the images are read; num_classes is known only then.
+    HashConfig(backbone, bits, image_size)
+    from dmsh_model import data as images_of
+    from dmsh_model import training, training_loop
+
+    default = images_of.SplitOptions()
+    split_options = images_of.SplitOptions(
+        default.queries_per_class if queries_per_class is None else queries_per_class,
+        default.train_per_class if train_per_class is None else train_per_class,
+        seed,
+    )
+    labelled = read_labelled(data, image_size, skip_bad)
+    digits = data == images_of.MNIST_5K
+    config = HashConfig(
+        backbone,
+        bits,
+        image_size,
+        lateral_features=lateral_features,
+        fusion_features=fusion_features,
+        mean=images_of.MNIST_5K_MEAN if digits else IMAGENET_MEAN,
+        std=images_of.MNIST_5K_STD if digits else IMAGENET_STD,
+        num_classes=len(labelled.class_names),
+        loss=weights,
+    )
+    with console.progress() as display:
+        task = display.add_task("training", total=options.epochs)
+
+        def show(epoch: training_loop.Epoch) -> None:
+            display.update(task, completed=epoch.number, description=f"training, loss {epoch.loss:.4f}")
+
+        trained = training.fit(
+            config,
+            labelled,
+            split_options,
+            options,
+            out,
+            pretrained=pretrained,
+            resume=resume,
+            overwrite=overwrite,
+            on_epoch=show,
+        )
+    sizes = trained.record["split"]
+    console.print_table(
+        f"{out}: {backbone}, {bits} bits, trained on {data}",
+        ["measure", "value"],
+        [
+            ["training images", str(sizes["train"])],
+            ["queries", str(sizes["queries"])],
+            ["database", str(sizes["database"])],
+            ["unreadable images left out", str(len(labelled.bad))],
+            ["mAP@all", f"{trained.map_all:.4f}"],
+        ],
+    )
+    console.write_json(json, {"out": str(out), "bad": labelled.bad, **trained.record})
+
+
+def _refuse_what_the_checkpoint_fixes(context: typer.Context) -> None:
+    given = [name for name in _FIXED_BY_THE_CHECKPOINT if _is_given(context, name)]
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise InputError(f"{names}: with --integer the network is the checkpoint's, leave it out")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
