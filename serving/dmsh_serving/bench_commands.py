@@ -126,7 +126,7 @@ def _engines(case: Case, queries: "Codes", codes: "Codes", threads: int) -> dict
     from dmsh_serving.hamming import search
 
     engines: dict[str, Engine] = {OURS: lambda: search(queries, codes, case.k, threads=threads)[0]}
-    if threads == 1:
+    if threads == 1 and codes.shape[1].bit_count() == 1:  # other widths are spread on the way
         engines["bare pass"] = functools.partial(_distance_pass, queries, codes)
     small = case.codes * case.queries <= NUMPY_MAX_COMPARISONS and case.k <= case.codes
     if small and hasattr(np, "bitwise_count"):  # numpy 2
@@ -138,11 +138,19 @@ def _engines(case: Case, queries: "Codes", codes: "Codes", threads: int) -> dict
 
 def _distance_pass(queries: "Codes", codes: "Codes") -> None:
     """Compute every distance, one block after the other over one buffer, and select nothing."""
-    from dmsh_serving.hamming import padded_queries
-    from dmsh_serving.hamming_kernel import distances_only
+    import numpy as np
 
-    padded = padded_queries(queries)
-    distances_only(codes.ctypes.data, codes.shape[1], len(codes), padded.ctypes.data, *padded.shape)
+    from dmsh_serving.hamming import padded_queries
+    from dmsh_serving.hamming_kernel import kernel_for
+    from dmsh_serving.hamming_scan import distances_only
+
+    kernel = kernel_for(codes.shape[1])
+    padded = padded_queries(queries, kernel.slot)
+    out = np.empty(kernel.block, np.uint16)
+    distances_only(
+        *(kernel.distances, codes.ctypes.data, kernel.slot, kernel.block, len(codes)),
+        *(padded.ctypes.data, len(padded), out.ctypes.data),
+    )
 
 
 def _numpy_search(queries: "Codes", codes: "Codes", k: int) -> "npt.NDArray[np.int32]":

@@ -3,24 +3,30 @@
 The compiled part is :mod:`dmsh_serving.hamming_kernel`, the slow obvious twin :mod:`dmsh_serving.hamming_oracle`.
 """
 
-import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.checks import checked_k
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
-from dmsh_serving.hamming_inputs import Mask, available_cpus, check_codes_and_queries, checked_mask, checked_threads
+from dmsh_serving.hamming_inputs import (
+    Codes,
+    Mask,
+    available_cpus,
+    check_codes_and_queries,
+    checked_mask,
+    checked_threads,
+)
 from dmsh_serving.hamming_radius import RadiusResult, search_radius
+from dmsh_serving.workers import run
 
 __all__ = ["RadiusResult", "available_cpus", "search", "search_radius"]
 
 Distances = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.int64]
 
-_QUERIES_A_SCAN = 64  # bounds the candidate buffers of one scan (20 MiB at the largest k)
+_QUERIES_A_SCAN = 64  # that use a block of codes while it is in the first-level cache
+_CANDIDATE_BYTES = 64 << 20  # bounds the queries of one scan where k or the threads are many
+_BLOCKS_A_CHUNK = 8  # that a thread takes at a time for a lone query: some microseconds
 _WORTH_A_THREAD = 1 << 20  # bytes of codes to compare; below, handing over costs more than it saves
 
 
@@ -53,99 +59,45 @@ def search(
     checked_k(k)
     threads = checked_threads(threads)
     allowed = checked_mask(allowed, len(codes))
-    if allowed is not None:
-        from dmsh_serving.hamming_oracle import search_oracle
-
-        return search_oracle(queries, codes, k, allowed)
     distances = np.full((len(queries), k), PAD_DISTANCE, np.int32)
     rows = np.full((len(queries), k), PAD_ID, np.int64)
-    if len(codes) == 0 or len(queries) == 0:
-        return distances, rows
-    codes = np.ascontiguousarray(codes)
-    padded = padded_queries(queries)
-    parts = max(1, min(threads, len(queries) * codes.size // _WORTH_A_THREAD))
-    if parts <= len(queries):
-        _scan_split_queries(padded, codes, parts, distances, rows)
-    else:
-        _scan_split_codes(padded, codes, parts, distances, rows)
+    if len(codes) and len(queries):
+        _search(queries, np.ascontiguousarray(codes), allowed, threads, distances, rows)
     return distances, rows
 
 
-def padded_queries(queries: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return queries (Q, B) as contiguous rows padded with zero bytes to a multiple of 8, as the kernel reads them."""
-    count, width = queries.shape
-    padded = np.zeros((count, (width + 7) // 8 * 8), np.uint8)
-    padded[:, :width] = queries
+def _search(queries: Codes, codes: Codes, allowed: Mask | None, threads: int, distances: Distances, rows: Rows) -> None:
+    """Fill ``distances`` and ``rows`` batch by batch, with scratch memory that does not grow with the queries."""
+    from dmsh_serving import hamming_scan as scan
+    from dmsh_serving.hamming_kernel import kernel_for
+
+    k, width = distances.shape[1], codes.shape[1]
+    kernel = kernel_for(width)
+    participants = max(1, min(threads, len(queries) * codes.size // _WORTH_A_THREAD))
+    capacity, levels = 2 * k + scan.GROUP, 8 * width + 1
+    batch = max(1, min(_QUERIES_A_SCAN, len(queries), _CANDIDATE_BYTES // (12 * capacity * participants)))
+    padded = padded_queries(queries, kernel.slot)
+    words = scan.memory_words(kernel.slot, kernel.block, batch, capacity, levels)
+    memory = np.empty(participants * words, np.int64)
+    job = np.zeros(scan.STATES + participants * batch * scan.STATE, np.int64)
+    job[: scan.STATES] = (
+        *(0, kernel.hit_groups, kernel.distances, kernel.spread, kernel.slot, kernel.block),
+        kernel.block * max(1, _BLOCKS_A_CHUNK // len(queries)),
+        *(codes.ctypes.data, width, len(codes), 0 if allowed is None else allowed.ctypes.data),
+        *(padded.ctypes.data, batch, k, levels, batch, capacity, memory.ctypes.data, words),
+    )
+    for first in range(0, len(queries), batch):
+        if first:
+            job[scan.NEXT] = 0
+            job[scan.QUERIES] += batch * kernel.slot
+            job[scan.QUERY_COUNT] = min(batch, len(queries) - first)
+            job[scan.STATES :] = 0
+        run(scan.scan.address, job, participants)
+        scan.finish(job, participants, first, distances, rows)
+
+
+def padded_queries(queries: Codes, slot: int) -> Codes:
+    """Return queries (Q, B) as contiguous rows of ``slot`` bytes, zeros after each."""
+    padded = np.zeros((len(queries), slot), np.uint8)
+    padded[:, : queries.shape[1]] = queries
     return padded
-
-
-def _scan_split_queries(
-    padded: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8], parts: int, distances: Distances, rows: Rows
-) -> None:
-    """Give every thread some of the queries and all of the codes."""
-    size = min(_QUERIES_A_SCAN, -(-len(padded) // parts))
-    slices = [slice(start, start + size) for start in range(0, len(padded), size)]
-    _in_parallel(
-        parts,
-        [functools.partial(_scan, padded[part], codes, 0, len(codes), distances[part], rows[part]) for part in slices],
-    )
-
-
-def _scan_split_codes(
-    padded: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8], parts: int, distances: Distances, rows: Rows
-) -> None:
-    """Give every thread some of the codes and all of the queries (fewer than threads), then merge."""
-    from dmsh_serving.hamming_kernel import counting_sort
-
-    edges = np.linspace(0, len(codes), parts + 1).astype(np.int64).tolist()
-    part_distances = np.full((parts, *distances.shape), PAD_DISTANCE, np.int32)
-    part_rows = np.full((parts, *rows.shape), PAD_ID, np.int64)
-    _in_parallel(
-        parts,
-        [
-            functools.partial(_scan, padded, codes, edges[i], edges[i + 1], part_distances[i], part_rows[i])
-            for i in range(parts)
-        ],
-    )
-    place = np.empty(8 * codes.shape[1] + 1, np.int64)
-    for query in range(len(padded)):
-        found = part_rows[:, query] != PAD_ID
-        # Parts lie in row order, so within equal distances their candidates do too: a stable sort is enough.
-        candidates = np.ascontiguousarray(part_distances[:, query][found])
-        candidate_rows = np.ascontiguousarray(part_rows[:, query][found])
-        counting_sort(candidates, candidate_rows, len(candidates), place, distances[query], rows[query])
-
-
-def _scan(
-    padded: npt.NDArray[np.uint8],
-    codes: npt.NDArray[np.uint8],
-    start: int,
-    stop: int,
-    distances: Distances,
-    rows: Rows,
-) -> None:
-    from dmsh_serving.hamming_kernel import scan
-
-    width, stride = codes.shape[1], padded.shape[1]
-    scan(codes.ctypes.data, width, start, stop, padded.ctypes.data, stride, distances, rows)
-
-
-def _in_parallel(threads: int, tasks: list[Callable[[], None]]) -> None:
-    """Run the tasks on this thread and ``threads - 1`` helpers; whoever is free takes the next."""
-    waiting = iter(tasks)  # the interpreter hands out its items one at a time, to whichever thread asks
-
-    def work() -> None:
-        for task in waiting:
-            task()
-
-    helpers = [_pool(threads - 1).submit(work) for _ in range(min(threads, len(tasks)) - 1)]
-    try:
-        work()
-    finally:
-        for helper in helpers:
-            helper.result()
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="dmsh-hamming")

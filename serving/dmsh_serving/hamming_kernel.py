@@ -1,290 +1,203 @@
-"""The compiled part of exact Hamming search. Imports numba, so it is itself imported on first use.
+"""The vector part of Hamming search: which groups of codes have one below a cut, and their distances.
 
-Codes reach the kernel as an address of contiguous rows: read-only, memory-mapped and unaligned arrays then
-share one compiled function (numba would compile each kind again). The caller keeps the arrays alive.
+Codes lie in *slots* of 1, 2, 4, 8, 16, 32, 64 or 128 bytes; other widths are spread into the next slot, with
+zero bytes after the code, a block at a time. One pair of functions is compiled for each slot size, on first use.
 
-How a scan works. Distances of a block of codes go into a buffer that stays in the first-level cache. The
-minimum of the block, then of each group in it, is compared with the running k-th distance ("the cut"); only
-groups that beat it are looked at one by one. As rows come in ascending order, a later code at the cut itself
-can never enter the answer, so "below the cut" is the exact test and ties need no further care.
+The fast path computes no list of distances at all: 64 codes are reduced to one vector of lane minima, which is
+compared with the running k-th distance ("the cut"). That is one exclusive or, one population count and one
+minimum a vector of 64 bytes (AVX-512 VPOPCNTDQ; AVX2 counts bits by table look-up). LLVM vectors are written out
+here, rather than loops left to the auto-vectoriser, because for slots beyond 8 bytes and for the reductions it
+does not find these instructions. Written for 64-byte vectors; LLVM splits them where the CPU's are narrower.
 """
 
-from collections.abc import Callable
+import functools
+from dataclasses import dataclass
 from typing import Any, Final
 
-import numba
-import numpy as np
-import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import types
-from numba.extending import intrinsic as _numba_intrinsic
 
-BLOCK: Final = 4096  # codes a distance pass: 8 KiB of uint16 distances
-GROUP: Final = 256  # distances a minimum
+from dmsh_serving.hamming_spread import spread_for
+from dmsh_serving.native import cgutils, entry, literal_intrinsic, load_unaligned, place, types
 
-Array = npt.NDArray[Any]
+GROUP: Final = 64  # codes a look at the cut
+VECTOR_BYTES: Final = 64
+MAX_BLOCK: Final = 64 * GROUP  # one bit a group in a word
+_BLOCK_BYTES: Final = 32_768  # stays in the first-level cache
 
-# Typed upstream as the function it decorates, not as what callers see.
-intrinsic: Callable[[Callable[..., Any]], Any] = _numba_intrinsic
+_I16, _I64 = ir.IntType(16), ir.IntType(64)
 
 
-def _compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile to native code without the GIL, cached on disk wherever numba finds a writable place.
+@dataclass(frozen=True)
+class Kernel:
+    """The compiled functions for one slot size, called by address.
 
-    numba looks at NUMBA_CACHE_DIR, then beside this file, then in the user's cache folder. Where all are
-    read-only it raises instead of compiling, so such a machine compiles once a process.
+    Attributes:
+        slot: bytes a code occupies.
+        block: codes a call of ``hit_groups``, a multiple of :data:`GROUP`.
+        hit_groups: address of ``uint64(int64 codes, int64 groups, int64 query, int64 cut)``: bit g is set where
+            one of the 64 codes of group g, of at most 64, is nearer than ``cut`` to the query.
+        distances: address of ``uint64(int64 codes, int64 groups, int64 query, int64 out)``: writes the distances of
+            the groups as uint16, in order, and returns 0.
+        spread: address of the function that brings codes into slots: see :mod:`dmsh_serving.hamming_spread`.
     """
 
-    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            return numba.njit(signature, cache=True, nogil=True)(function)
-        except RuntimeError as error:
-            if "no locator available" not in str(error):
-                raise
-            return numba.njit(signature, nogil=True)(function)
-
-    return wrap
+    slot: int
+    block: int
+    hit_groups: int
+    distances: int
+    spread: int
 
 
-@intrinsic
-def _popcount(typing: Any, value: Any) -> Any:
-    """Return the number of set bits of an unsigned integer, in its own type (vectorises, unlike a table)."""
+def slot_of(width: int) -> int:
+    """Return the slot size for codes of ``width`` bytes: the next power of two."""
+    return 1 << (width - 1).bit_length()
+
+
+@functools.cache
+def kernel_for(width: int) -> Kernel:
+    """Return the compiled functions for codes of ``width`` bytes."""
+    slot = slot_of(width)
+    hit_groups, distances = _compile(slot)
+    return Kernel(
+        slot, min(MAX_BLOCK, _BLOCK_BYTES // slot), hit_groups.address, distances.address, spread_for(width, slot)
+    )
+
+
+@functools.cache
+def _compile(slot: int) -> tuple[Any, Any]:
+    @entry("uint64(int64, int64, int64, int64)")
+    def hit_groups(codes: int, groups: int, query: int, cut: int) -> Any:
+        return _hit_groups(slot, codes, groups, query, cut)
+
+    @entry("uint64(int64, int64, int64, int64)")
+    def distances(codes: int, groups: int, query: int, out: int) -> Any:
+        return _distances(slot, codes, groups, query, out)
+
+    return hit_groups, distances
+
+
+class _Tile:
+    """Generates the code that turns the codes of some vectors into one vector of their distances."""
+
+    def __init__(self, builder: Any, slot: int, query: Any) -> None:
+        lane_bytes = min(slot, 8)
+        self.builder = builder
+        self.lane = ir.IntType(8 * lane_bytes)
+        self.lanes = VECTOR_BYTES // lane_bytes
+        self.vector = ir.VectorType(self.lane, self.lanes)
+        self.words = slot // lane_bytes  # lanes a code
+        self.bytes = VECTOR_BYTES * self.words  # a tile; it holds as many codes as a vector has lanes
+        self.query = [self._query_vector(query, i) for i in range(max(1, self.words // self.lanes))]
+
+    def _query_vector(self, query: Any, index: int) -> Any:
+        vector = ir.Constant(self.vector, ir.Undefined)
+        for lane in range(self.lanes):
+            offset = (index * self.lanes + lane) % self.words * (self.lane.width // 8)
+            word = load_unaligned(self.builder, self.builder.add(query, _I64(offset)), self.lane)
+            vector = self.builder.insert_element(vector, word, ir.IntType(32)(lane))
+        return vector
+
+    def constant(self, value: int) -> Any:
+        return ir.Constant(self.vector, [value] * self.lanes)
+
+    def splat(self, value: Any) -> Any:
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        single = self.builder.insert_element(undefined, value, ir.IntType(32)(0))
+        return self.builder.shuffle_vector(single, undefined, _mask([0] * self.lanes))
+
+    def count_bits(self, vector: Any) -> Any:
+        return self._call("ctpop", self.vector, vector)
+
+    def minimum(self, left: Any, right: Any) -> Any:
+        # AVX2 has no minimum of 64-bit lanes. The upper halves of distances are 0, so that of 32-bit lanes will do.
+        kind = ir.VectorType(ir.IntType(32), 16) if self.lane.width == 64 else self.vector
+        cast = self.builder.bitcast
+        return cast(self._call("umin", kind, cast(left, kind), cast(right, kind)), self.vector)
+
+    def _call(self, name: str, kind: Any, *arguments: Any) -> Any:
+        function_type = ir.FunctionType(kind, [kind] * len(arguments))
+        full_name = f"llvm.{name}.v{kind.count}i{kind.element.width}"
+        function = cgutils.get_or_insert_function(self.builder.module, function_type, full_name)
+        return self.builder.call(function, arguments)
+
+    def distances(self, codes: Any, *, in_order: bool) -> Any:
+        """Return the distances of the tile at ``codes``, one a lane; cheaper when their order does not matter."""
+        counts = []
+        for index in range(self.words):
+            vector = load_unaligned(self.builder, self.builder.add(codes, _I64(index * VECTOR_BYTES)), self.vector)
+            query = self.query[index % len(self.query)]
+            counts.append(self.count_bits(self.builder.xor(vector, query)))
+        while len(counts) > self.lanes:  # vectors that hold parts of the same codes
+            counts = [self.builder.add(a, b) for a, b in zip(counts[::2], counts[1::2], strict=True)]
+        run = 1
+        while len(counts) > 1:
+            low, high = (_even_odd(self.lanes),) * 2 if in_order else (_interleaved(self.lanes, run),) * 2
+            counts = [
+                self.builder.add(
+                    self.builder.shuffle_vector(a, b, _mask(low[0])), self.builder.shuffle_vector(a, b, _mask(high[1]))
+                )
+                for a, b in zip(counts[::2], counts[1::2], strict=True)
+            ]
+            run *= 2
+        return counts[0]
+
+
+def _mask(lanes: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+
+
+def _even_odd(lanes: int) -> tuple[list[int], list[int]]:
+    """Return the lanes of two vectors whose sums keep pairs of neighbours in order."""
+    return list(range(0, 2 * lanes, 2)), list(range(1, 2 * lanes, 2))
+
+
+def _interleaved(lanes: int, run: int) -> tuple[list[int], list[int]]:
+    """Return the lanes that unpacking two vectors in runs of ``run`` lanes takes: cheaper than keeping order."""
+    starts = range(0, lanes, 2 * run)
+    both = [[s + i + v * lanes for s in starts for v in (0, 1) for i in range(o, o + run)] for o in (0, run)]
+    return both[0], both[1]
+
+
+@literal_intrinsic
+def _hit_groups(typing: Any, slot: Any, codes: Any, groups: Any, query: Any, cut: Any) -> Any:
+    if not isinstance(slot, types.IntegerLiteral):
+        return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ctpop(arguments[0])
+        _, codes, groups, query, cut = arguments
+        tile = _Tile(builder, slot.literal_value, query)
+        limit = tile.splat(builder.trunc(cut, tile.lane) if tile.lane.width < 64 else cut)
+        hits = cgutils.alloca_once_value(builder, _I64(0))
+        with cgutils.for_range(builder, groups, intp=_I64) as loop:
+            at = builder.add(codes, builder.mul(loop.index, _I64(GROUP * slot.literal_value)))
+            lowest = None
+            for index in range(GROUP // tile.lanes):
+                found = tile.distances(builder.add(at, _I64(index * tile.bytes)), in_order=False)
+                lowest = found if lowest is None else tile.minimum(lowest, found)
+            below = builder.bitcast(builder.icmp_unsigned("<", lowest, limit), ir.IntType(tile.lanes))
+            hit = builder.icmp_unsigned("!=", below, below.type(0))
+            bit = builder.shl(builder.zext(hit, _I64), loop.index)
+            builder.store(builder.or_(builder.load(hits), bit), hits)
+        return builder.load(hits)
 
-    return value(value), generate
-
-
-def _loader(kind: Any) -> Any:
-    """Make ``load(address, offset)``: the little-endian ``kind`` that lies ``offset`` bytes from ``address``.
-
-    A pointer plus an offset, rather than array indexing: numba's wrap-around of negative indices would turn
-    the vectorised loads into gathers.
-    """
-
-    @intrinsic
-    def load(typing: Any, address: Any, offset: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            base = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-            place = builder.gep(base, [arguments[1]])
-            word = ir.IntType(kind.bitwidth)
-            loaded = builder.load(builder.bitcast(place, word.as_pointer()))
-            loaded.align = 1
-            return loaded
-
-        return kind(types.uint64, types.int64), generate
-
-    return load
+    return types.uint64(slot, types.int64, types.int64, types.int64, types.int64), generate
 
 
-_load8 = _loader(types.uint8)
-_load16 = _loader(types.uint16)
-_load32 = _loader(types.uint32)
-_load64 = _loader(types.uint64)
+@literal_intrinsic
+def _distances(typing: Any, slot: Any, codes: Any, groups: Any, query: Any, out: Any) -> Any:
+    if not isinstance(slot, types.IntegerLiteral):
+        return None
 
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, codes, groups, query, out = arguments
+        tile = _Tile(builder, slot.literal_value, query)
+        narrow = ir.VectorType(_I16, tile.lanes)
+        with cgutils.for_range(builder, builder.mul(groups, _I64(GROUP // tile.lanes)), intp=_I64) as loop:
+            found = tile.distances(builder.add(codes, builder.mul(loop.index, _I64(tile.bytes))), in_order=True)
+            if tile.lane.width != 16:
+                found = (builder.zext if tile.lane.width < 16 else builder.trunc)(found, narrow)
+            at = builder.add(out, builder.mul(loop.index, _I64(2 * tile.lanes)))
+            builder.store(found, place(builder, at, narrow)).align = 2
+        return _I64(0)
 
-@_compiled("void(uint64, int64, int64, int64, uint64, uint16[::1])")
-def _distance_pass_any_width(address: int, width: int, start: int, count: int, query: int, out: Array) -> None:
-    whole = width // 8 * 8  # bytes in whole words
-    tail = width - whole
-    if tail == 0:
-        for i in range(count):
-            base = address + numba.uint64((start + i) * width)
-            total = numba.uint64(0)
-            for offset in range(0, whole, 8):
-                total += _popcount(_load64(base, offset) ^ _load64(query, offset))
-            out[i] = total
-        return
-    # The tail is read as the 8 bytes that end where the code ends, with the bytes before it shifted out. The
-    # first codes of the array may have fewer than 8 bytes before their end: those are read byte by byte.
-    first = min(count, max(0, (8 + width - 1) // width - 1 - start))
-    for i in range(first):
-        base = address + numba.uint64((start + i) * width)
-        total = numba.uint64(0)
-        for offset in range(width):
-            total += numba.uint64(_popcount(_load8(base, offset) ^ _load8(query, offset)))
-        out[i] = total
-    shift = numba.uint64(8 * (8 - tail))
-    tail_of_query = _load64(query, whole)
-    for i in range(first, count):
-        base = address + numba.uint64((start + i) * width)
-        total = _popcount((_load64(base, width - 8) >> shift) ^ tail_of_query)
-        for offset in range(0, whole, 8):
-            total += _popcount(_load64(base, offset) ^ _load64(query, offset))
-        out[i] = total
-
-
-@_compiled("void(uint64, int64, int64, int64, uint64, uint16[::1])")
-def distance_pass(address: int, width: int, start: int, count: int, query: int, out: Array) -> None:
-    """Write into out[0:count] the distances of codes [start, start + count) to one query.
-
-    Args:
-        address: of the codes, rows of ``width`` bytes.
-        width: bytes a code.
-        start: first row.
-        count: number of rows.
-        query: address of the query, padded with zero bytes to a multiple of 8.
-        out: (at least count,) uint16.
-    """
-    base = address + numba.uint64(start * width)
-    if width == 8:
-        q = _load64(query, 0)
-        for i in range(count):
-            out[i] = _popcount(_load64(base, i * 8) ^ q)
-    elif width == 16:
-        q0, q1 = _load64(query, 0), _load64(query, 8)
-        for i in range(count):
-            out[i] = _popcount(_load64(base, i * 16) ^ q0) + _popcount(_load64(base, i * 16 + 8) ^ q1)
-    elif width == 32:
-        q0, q1, q2, q3 = _load64(query, 0), _load64(query, 8), _load64(query, 16), _load64(query, 24)
-        for i in range(count):
-            low = _popcount(_load64(base, i * 32) ^ q0) + _popcount(_load64(base, i * 32 + 8) ^ q1)
-            high = _popcount(_load64(base, i * 32 + 16) ^ q2) + _popcount(_load64(base, i * 32 + 24) ^ q3)
-            out[i] = low + high
-    elif width == 4:
-        q = _load32(query, 0)
-        for i in range(count):
-            out[i] = _popcount(_load32(base, i * 4) ^ q)
-    elif width == 2:
-        q = _load16(query, 0)
-        for i in range(count):
-            out[i] = _popcount(_load16(base, i * 2) ^ q)
-    elif width == 1:
-        q = _load8(query, 0)
-        for i in range(count):
-            out[i] = _popcount(_load8(base, i) ^ q)
-    else:
-        _distance_pass_any_width(address, width, start, count, query, out)
-
-
-@_compiled("void(uint64, int64, int64, uint64, int64, int64)")
-def distances_only(
-    address: int, width: int, code_count: int, queries: int, query_count: int, query_stride: int
-) -> None:
-    """Compute every distance block by block, as :func:`scan` does, and select nothing: what a benchmark compares."""
-    block = np.empty(BLOCK, np.uint16)
-    for first in range(0, code_count, BLOCK):
-        count = min(BLOCK, code_count - first)
-        for q in range(query_count):
-            distance_pass(address, width, first, count, queries + numba.uint64(q * query_stride), block)
-
-
-@_compiled("uint16(uint16[::1])")
-def _minimum(values: Array) -> int:
-    lowest = np.uint16(65535)
-    for i in range(values.shape[0]):
-        lowest = min(lowest, values[i])
-    return lowest  # type: ignore[return-value]
-
-
-@_compiled("int64(int32[::1], int64[::1], int64, int64[::1], int64, int64)")
-def _compact(distances: Array, rows: Array, used: int, histogram: Array, cut: int, k: int) -> int:
-    """Drop candidates that can no longer be among the first k; return how many stay (at most k)."""
-    below = 0
-    for i in range(used):
-        below += distances[i] < cut
-    room_at_cut = k - below
-    kept = 0
-    for i in range(used):
-        distance = distances[i]
-        if distance < cut or (distance == cut and room_at_cut > 0):
-            room_at_cut -= distance == cut
-            distances[kept] = distance
-            rows[kept] = rows[i]
-            kept += 1
-    if cut < histogram.shape[0]:
-        histogram[cut] = kept - below
-    return kept
-
-
-@_compiled("void(int32[::1], int64[::1], int64, int64[::1], int32[::1], int64[::1])")
-def counting_sort(
-    distances: Array, rows: Array, used: int, place: Array, out_distances: Array, out_rows: Array
-) -> None:
-    """Write the first len(out) of ``used`` candidates, stably sorted by distance; the rest of out is untouched.
-
-    Args:
-        distances: (at least used,) int32.
-        rows: (at least used,) int64, ascending within equal distances.
-        used: number of candidates.
-        place: (largest distance + 1,) int64 scratch.
-        out_distances: (k,) int32.
-        out_rows: (k,) int64.
-    """
-    place[:] = 0
-    for i in range(used):
-        place[distances[i]] += 1
-    total = 0
-    for distance in range(place.shape[0]):
-        count = place[distance]
-        place[distance] = total
-        total += count
-    for i in range(used):
-        target = place[distances[i]]
-        place[distances[i]] = target + 1
-        if target < out_rows.shape[0]:
-            out_distances[target] = distances[i]
-            out_rows[target] = rows[i]
-
-
-@_compiled("void(uint64, int64, int64, int64, uint64, int64, int32[:,::1], int64[:,::1])")
-def scan(
-    address: int,
-    width: int,
-    start: int,
-    stop: int,
-    queries: int,
-    query_stride: int,
-    out_distances: Array,
-    out_rows: Array,
-) -> None:
-    """Search codes [start, stop) for every query; each block of codes is used for all queries while it is hot.
-
-    Args:
-        address: of the codes, rows of ``width`` bytes.
-        width: bytes a code.
-        start: first row.
-        stop: one past the last row.
-        queries: address of the queries, each padded with zero bytes to ``query_stride`` bytes.
-        query_stride: a multiple of 8.
-        out_distances: (Q, k) int32, filled with the padding; its first places receive the answer.
-        out_rows: (Q, k) int64, likewise.
-    """
-    query_count, k = out_rows.shape
-    levels = 8 * width + 1
-    capacity = 2 * k + GROUP
-    distances = np.empty((query_count, capacity), np.int32)
-    rows = np.empty((query_count, capacity), np.int64)
-    histogram = np.zeros((query_count, levels), np.int64)  # candidates at each distance
-    used = np.zeros(query_count, np.int64)
-    cut = np.full(query_count, levels, np.int64)  # the running k-th distance
-    below = np.zeros(query_count, np.int64)  # candidates below the cut, always fewer than k
-    block = np.empty(BLOCK, np.uint16)
-    for first in range(start, stop, BLOCK):
-        count = min(BLOCK, stop - first)
-        for q in range(query_count):
-            distance_pass(address, width, first, count, queries + numba.uint64(q * query_stride), block)
-            if _minimum(block[:count]) >= cut[q]:
-                continue
-            for low in range(0, count, GROUP):
-                high = min(count, low + GROUP)
-                if _minimum(block[low:high]) >= cut[q]:
-                    continue
-                if used[q] + GROUP > capacity:
-                    used[q] = _compact(distances[q], rows[q], used[q], histogram[q], cut[q], k)
-                filled, limit, count_below = used[q], cut[q], below[q]
-                for i in range(low, high):
-                    distance = np.int64(block[i])
-                    if distance < limit:
-                        distances[q, filled] = distance
-                        rows[q, filled] = first + i
-                        filled += 1
-                        histogram[q, distance] += 1
-                        count_below += 1
-                        while count_below >= k:
-                            limit -= 1
-                            count_below -= histogram[q, limit]
-                used[q], cut[q], below[q] = filled, limit, count_below
-    for q in range(query_count):
-        counting_sort(distances[q], rows[q], used[q], histogram[q], out_distances[q], out_rows[q])
+    return types.uint64(slot, types.int64, types.int64, types.int64, types.int64), generate

@@ -1,0 +1,258 @@
+"""The compiled selection of exact Hamming search. Imports numba, so it is itself imported on first use.
+
+Codes are looked at in row order, a block at a time. :mod:`dmsh_serving.hamming_kernel` names the groups of 64
+that hold a code below the cut (the running k-th distance); only their distances are written out, and only
+those below the cut become candidates. As rows come in ascending order, a later code at the cut itself can never
+enter the answer, so "below the cut" is the exact test and ties need no further care.
+
+Participants (threads) take chunks of codes by an atomic counter, each with candidates of its own; every
+participant's chunks ascend, so the same holds within each of them.
+"""
+
+from typing import Any, Final
+
+import numba
+import numpy as np
+
+from dmsh_serving.native import (
+    atomic_add,
+    bits_below,
+    bits_true,
+    call_kernel,
+    carray,
+    compiled,
+    entry,
+    pointer_i32,
+    pointer_i64,
+    pointer_u8,
+    pointer_u16,
+    trailing_zeros,
+)
+
+GROUP: Final = 64
+
+# Words of a job; behind them lie the states of every participant and query.
+(
+    NEXT, HIT_GROUPS, DISTANCES, SPREAD, SLOT, BLOCK, CHUNK, CODES, WIDTH, COUNT, ALLOWED, QUERIES, QUERY_COUNT, K,
+    LEVELS, BATCH, CAPACITY, MEMORY, MEMORY_STRIDE, STATES,
+) = range(20)  # fmt: skip
+USED, CUT, BELOW, STATE = range(4)  # a state: candidates, the running k-th distance, candidates below it; its size
+
+
+def memory_words(slot: int, block: int, batch: int, capacity: int, levels: int) -> int:
+    """Return the 8-byte words of memory a participant needs: its candidates, their histograms and a block."""
+    candidates = batch * (capacity + capacity // 2 + levels)
+    return candidates + (slot * block + 2 * GROUP + block) // 8
+
+
+@compiled("int64(int32[::1], int64[::1], int64, int64[::1], int64, int64)")
+def _compact(distances: Any, rows: Any, used: int, histogram: Any, cut: int, k: int) -> int:
+    """Drop candidates that can no longer be among the first k; return how many stay (at most k)."""
+    below = 0
+    for i in range(used):
+        below += distances[i] < cut
+    room_at_cut = k - below
+    kept = 0
+    for i in range(used):
+        distance = distances[i]
+        if distance < cut or (distance == cut and room_at_cut > 0):
+            room_at_cut -= distance == cut
+            distances[kept] = distance
+            rows[kept] = rows[i]
+            kept += 1
+    if cut < histogram.shape[0]:
+        histogram[cut] = kept - below
+    return kept
+
+
+@compiled("void(int64, uint64, int64, int64, int64[::1], int32[::1], int64[::1], int64[::1])")
+def _take(measured: int, mask: Any, first: int, k: int, state: Any, distances: Any, rows: Any, histogram: Any) -> None:
+    """Make candidates of the rows of a group whose bit is set in ``mask``, as long as they are below the cut.
+
+    Args:
+        measured: address of the group's 64 uint16 distances.
+        mask: bit i stands for row ``first`` + i.
+        first: row of the group's first code.
+        k: results wanted.
+        state: (3,) int64, of the query.
+        distances: (capacity,) int32 candidates, with room for 64 more or in need of a clean-up.
+        rows: (capacity,) int64, likewise.
+        histogram: (levels,) int64, candidates at each distance.
+    """
+    if state[USED] + GROUP > distances.shape[0]:
+        state[USED] = _compact(distances, rows, state[USED], histogram, state[CUT], k)
+    of_group = carray(pointer_u16(measured), GROUP)
+    used, cut, below = state[USED], state[CUT], state[BELOW]
+    while mask != 0:
+        i = trailing_zeros(mask)
+        mask &= mask - numba.uint64(1)
+        distance = np.int64(of_group[numba.uint64(i)])
+        if distance < cut:
+            distances[used] = distance
+            rows[used] = first + i
+            used += 1
+            histogram[distance] += 1
+            below += 1
+            while below >= k:
+                cut -= 1
+                below -= histogram[cut]
+    state[USED], state[CUT], state[BELOW] = used, cut, below
+
+
+@compiled("boolean(int64, int64, int64, int64, int64)")
+def _copy_mask(allowed: int, first: int, in_block: int, groups: int, out: int) -> Any:
+    """Write the part of a mask (or, of address 0, all true) for a block, false beyond its end; say if any is true."""
+    target = carray(pointer_u8(out), groups * GROUP)
+    target[in_block:] = 0
+    if allowed == 0:
+        target[:in_block] = 1
+        return True
+    source = carray(pointer_u8(allowed + first), in_block)
+    some = numba.uint8(0)
+    for i in range(in_block):
+        target[i] = source[i]
+        some |= source[i]
+    return some != 0
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _memory_of(job: Any, job_address: int, participant: int) -> Any:
+    """Return a participant's states, candidate rows and distances, histograms, and the address of its scratch."""
+    batch, capacity, levels = job[BATCH], job[CAPACITY], job[LEVELS]
+    at = job[MEMORY] + 8 * participant * job[MEMORY_STRIDE]
+    states = carray(pointer_i64(job_address + 8 * (STATES + participant * batch * STATE)), (batch, STATE))
+    rows = carray(pointer_i64(at), (batch, capacity))
+    at += 8 * batch * capacity
+    histograms = carray(pointer_i64(at), (batch, levels))
+    at += 8 * batch * levels
+    distances = carray(pointer_i32(at), (batch, capacity))
+    return states, rows, distances, histograms, at + 4 * batch * capacity
+
+
+@entry("void(int64, int64)")
+def scan(job_address: int, participant: int) -> None:
+    """Take chunks of codes until none is left, and gather the candidates of every query among them."""
+    job = carray(pointer_i64(job_address), STATES)
+    slot, block, width, count, k = job[SLOT], job[BLOCK], job[WIDTH], job[COUNT], job[K]
+    queries = job[QUERY_COUNT]
+    states, rows, distances, histograms, spread_codes = _memory_of(job, job_address, participant)
+    measured = spread_codes + slot * block
+    spread_mask = measured + 2 * GROUP
+    states[:queries, CUT] = job[LEVELS]
+    histograms[:queries] = 0
+    while True:
+        chunk = atomic_add(job_address + 8 * NEXT, 1) * job[CHUNK]
+        if chunk >= count:
+            return
+        for first in range(chunk, min(count, chunk + job[CHUNK]), block):
+            in_block = min(block, count - first)
+            groups = (in_block + GROUP - 1) // GROUP
+            allowed = np.int64(0)
+            if job[ALLOWED] != 0 or in_block < block:
+                allowed = spread_mask
+                if not _copy_mask(job[ALLOWED], first, in_block, groups, allowed):
+                    continue
+            codes = job[CODES] + first * width
+            if width != slot or in_block < block:
+                call_kernel(job[SPREAD], codes, count - first, in_block, spread_codes)
+                codes = spread_codes
+            for q in range(queries):
+                query = job[QUERIES] + q * slot
+                hits = call_kernel(job[HIT_GROUPS], codes, groups, query, states[q, CUT])
+                while hits != 0:
+                    group = trailing_zeros(hits)
+                    hits &= hits - numba.uint64(1)
+                    mask = ~numba.uint64(0) if allowed == 0 else bits_true(allowed + group * GROUP)
+                    if mask == 0:
+                        continue
+                    call_kernel(job[DISTANCES], codes + group * GROUP * slot, 1, query, measured)
+                    mask &= bits_below(measured, states[q, CUT])
+                    if mask != 0:
+                        row = first + group * GROUP
+                        _take(measured, mask, row, k, states[q], distances[q], rows[q], histograms[q])
+
+
+@compiled("void(int32[::1], int64[::1], int64, int64[::1], int32[::1], int64[::1])")
+def _counting_sort(distances: Any, rows: Any, used: int, place: Any, out_distances: Any, out_rows: Any) -> None:
+    """Write the first len(out) of ``used`` candidates, stably sorted by distance; the rest of out is untouched."""
+    place[:] = 0
+    for i in range(used):
+        place[distances[i]] += 1
+    total = 0
+    for distance in range(place.shape[0]):
+        count = place[distance]
+        place[distance] = total
+        total += count
+    for i in range(used):
+        target = place[distances[i]]
+        place[distances[i]] = target + 1
+        if target < out_rows.shape[0]:
+            out_distances[target] = distances[i]
+            out_rows[target] = rows[i]
+
+
+@compiled("void(int64[::1], int64, int64, int32[:,::1], int64[:,::1])")
+def finish(job: Any, participants: int, first: int, out_distances: Any, out_rows: Any) -> None:
+    """Merge the candidates of all participants and write each query's first k, in (distance, row) order.
+
+    Args:
+        job: the job, scanned.
+        participants: at least 1; those that never began have no candidates.
+        first: where the first of the job's queries is in ``out``.
+        out_distances: (all queries, k) int32, filled with the padding.
+        out_rows: (all queries, k) int64, likewise.
+    """
+    address, k = job.ctypes.data, job[K]
+    place = np.empty(job[LEVELS], np.int64)
+    if participants == 1:
+        states, rows, distances, _, _ = _memory_of(job, address, 0)
+        for q in range(job[QUERY_COUNT]):
+            used = states[q, USED]
+            _counting_sort(distances[q], rows[q], used, place, out_distances[first + q], out_rows[first + q])
+        return
+    heads = np.empty(participants, np.int64)
+    merged_distances = np.empty(participants * k, np.int32)
+    merged_rows = np.empty(participants * k, np.int64)
+    for q in range(job[QUERY_COUNT]):
+        heads[:] = 0
+        for p in range(participants):
+            states, rows, distances, histograms, _ = _memory_of(job, address, p)
+            if states[q, USED] > 0:
+                kept = _compact(distances[q], rows[q], states[q, USED], histograms[q], states[q, CUT], k)
+                states[q, USED] = kept
+        total = 0
+        while True:  # by row, so that the sort by distance, which is stable, leaves ties in row order
+            best, lowest, its_distance = -1, np.int64(0), np.int32(0)
+            for p in range(participants):
+                states, rows, distances, _, _ = _memory_of(job, address, p)
+                head = heads[p]
+                if head < states[q, USED] and (best < 0 or rows[q, head] < lowest):
+                    best, lowest, its_distance = p, rows[q, head], distances[q, head]
+            if best < 0:
+                break
+            heads[best] += 1
+            merged_distances[total], merged_rows[total] = its_distance, lowest
+            total += 1
+        _counting_sort(merged_distances, merged_rows, total, place, out_distances[first + q], out_rows[first + q])
+
+
+@compiled("void(int64, int64, int64, int64, int64, int64, int64, int64)")
+def distances_only(
+    kernel: int, codes: int, slot: int, block: int, count: int, queries: int, query_count: int, out: int
+) -> None:
+    """Compute every distance block by block, as :func:`scan` does, and select nothing: what a benchmark compares.
+
+    Args:
+        kernel: address of the kernel's ``distances``.
+        codes: address of the codes, as wide as a slot.
+        slot: bytes a code.
+        block: codes a block.
+        count: number of codes; those beyond the last whole group are left out.
+        queries: address of the queries, as wide as a slot.
+        query_count: number of queries.
+        out: address of room for a block of uint16.
+    """
+    for first in range(0, count, block):
+        groups = min(block, count - first) // GROUP
+        for q in range(query_count):
+            call_kernel(kernel, codes + first * slot, groups, queries + q * slot, out)

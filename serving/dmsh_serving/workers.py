@@ -1,0 +1,80 @@
+"""Threads that wait for compiled work: handed over in about a microsecond while they still look for it.
+
+A scan of a million codes takes a tenth of a millisecond, which is what waking a thread of a Python pool costs.
+Helpers here look for work for some tens of microseconds after each job, in compiled code without the GIL, then
+sleep in the kernel. The caller takes part in its own job and never waits for a helper that did not begin, so
+a helper that wakes late costs nothing.
+"""
+
+import os
+import threading
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+_LINE: Final = 8  # words of a cache line: a mailbox has one of its own
+
+
+class Helper:
+    """One thread and the mailbox it takes jobs from."""
+
+    def __init__(self) -> None:
+        from dmsh_serving import worker_kernel
+
+        memory = np.zeros(2 * _LINE, np.int64)
+        start = -memory.ctypes.data % 64 // 8
+        box = memory[start : start + _LINE]
+        box[worker_kernel.SLEEPS_ON], box[worker_kernel.WOKEN_BY] = _bell()
+        box[worker_kernel.ONE] = 1
+        self.mailbox: int = box.ctypes.data
+        # The thread keeps the memory: it lives as long as the process.
+        threading.Thread(target=worker_kernel.serve, args=(box,), name="dmsh-helper", daemon=True).start()
+
+
+def _bell() -> tuple[int, int]:
+    """Return descriptors such that reading 8 bytes of the first sleeps until 8 bytes are written to the second."""
+    if hasattr(os, "eventfd"):
+        # Unlike a pipe's, its sleeper is not drawn to the very CPU that wakes it.
+        descriptor = os.eventfd(0)
+        return descriptor, descriptor
+    return os.pipe()
+
+
+_idle: list[Helper] = []  # append and pop are atomic
+
+
+def _forget_helpers() -> None:
+    _idle.clear()  # a forked child has none of its parent's threads
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_helpers)
+
+
+def run(function: int, job: npt.NDArray[np.int64], participants: int) -> None:
+    """Call ``function(job, participant)`` on this thread, as participant 0, and on up to ``participants - 1`` helpers.
+
+    The function shares its work out itself, by an atomic counter, until none is left: some or all of the
+    helpers may never begin. It returns when all that began have ended.
+
+    Args:
+        function: address of a compiled ``void(int64 job, int64 participant)``.
+        job: what it is told, by address.
+        participants: at least 1.
+    """
+    from dmsh_serving.worker_kernel import share
+
+    helpers = [_take() for _ in range(participants - 1)]
+    mailboxes = np.array([helper.mailbox for helper in helpers], np.int64)
+    try:
+        share(function, job, mailboxes)
+    finally:
+        _idle.extend(helpers)
+
+
+def _take() -> Helper:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return Helper()
