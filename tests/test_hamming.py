@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmsh_serving import hamming
+from dmsh_serving import hamming_inputs
 from dmsh_serving.contract import MAX_K, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming import search
@@ -31,7 +31,7 @@ def assert_as_oracle(queries, codes, k, threads=1):
 @pytest.fixture
 def split_eagerly(monkeypatch):
     """Let even a tiny search use the threads it is given."""
-    monkeypatch.setattr(hamming, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(hamming_inputs, "_WORTH_A_THREAD", 1)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -54,7 +54,7 @@ def test_any_search_finds_what_the_oracle_finds(data):
     queries = random_codes(seed + 1, data.draw(st.integers(0, 5), "queries"), width, alphabet)
     codes = random_codes(seed, count, width, alphabet)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hamming, "_WORTH_A_THREAD", 1)
+        patch.setattr(hamming_inputs, "_WORTH_A_THREAD", 1)
         assert_as_oracle(queries, codes, k, data.draw(st.sampled_from([1, 2, 3]), "threads"))
 
 

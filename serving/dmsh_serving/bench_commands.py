@@ -140,7 +140,7 @@ def _distance_pass(queries: "Codes", codes: "Codes") -> None:
     """Compute every distance, one block after the other over one buffer, and select nothing."""
     import numpy as np
 
-    from dmsh_serving.hamming import padded_queries
+    from dmsh_serving.hamming_inputs import padded_queries
     from dmsh_serving.hamming_kernel import kernel_for
     from dmsh_serving.hamming_scan import distances_only
 

@@ -15,6 +15,8 @@ from dmsh_serving.hamming_inputs import (
     check_codes_and_queries,
     checked_mask,
     checked_threads,
+    padded_queries,
+    worthwhile_threads,
 )
 from dmsh_serving.hamming_radius import RadiusResult, search_radius
 from dmsh_serving.workers import run
@@ -27,7 +29,6 @@ Rows = npt.NDArray[np.int64]
 _QUERIES_A_SCAN = 64  # that use a block of codes while it is in the first-level cache
 _CANDIDATE_BYTES = 64 << 20  # bounds the queries of one scan where k or the threads are many
 _BLOCKS_A_CHUNK = 8  # that a thread takes at a time for a lone query: some microseconds
-_WORTH_A_THREAD = 1 << 20  # bytes of codes to compare; below, handing over costs more than it saves
 
 
 def search(
@@ -73,7 +74,7 @@ def _search(queries: Codes, codes: Codes, allowed: Mask | None, threads: int, di
 
     k, width = distances.shape[1], codes.shape[1]
     kernel = kernel_for(width)
-    participants = max(1, min(threads, len(queries) * codes.size // _WORTH_A_THREAD))
+    participants = worthwhile_threads(threads, len(queries) * codes.size)
     capacity, levels = 2 * k + scan.GROUP, 8 * width + 1
     batch = max(1, min(_QUERIES_A_SCAN, len(queries), _CANDIDATE_BYTES // (12 * capacity * participants)))
     padded = padded_queries(queries, kernel.slot)
@@ -81,7 +82,7 @@ def _search(queries: Codes, codes: Codes, allowed: Mask | None, threads: int, di
     memory = np.empty(participants * words, np.int64)
     job = np.zeros(scan.STATES + participants * batch * scan.STATE, np.int64)
     job[: scan.STATES] = (
-        *(0, kernel.hit_groups, kernel.distances, kernel.spread, kernel.slot, kernel.block),
+        *(0, kernel.hit_groups, kernel.distances, kernel.spread, kernel.mask_block, kernel.slot, kernel.block),
         kernel.block * max(1, _BLOCKS_A_CHUNK // len(queries)),
         *(codes.ctypes.data, width, len(codes), 0 if allowed is None else allowed.ctypes.data),
         *(padded.ctypes.data, batch, k, levels, batch, capacity, memory.ctypes.data, words),
@@ -94,10 +95,3 @@ def _search(queries: Codes, codes: Codes, allowed: Mask | None, threads: int, di
             job[scan.STATES :] = 0
         run(scan.scan.address, job, participants)
         scan.finish(job, participants, first, distances, rows)
-
-
-def padded_queries(queries: Codes, slot: int) -> Codes:
-    """Return queries (Q, B) as contiguous rows of ``slot`` bytes, zeros after each."""
-    padded = np.zeros((len(queries), slot), np.uint8)
-    padded[:, : queries.shape[1]] = queries
-    return padded

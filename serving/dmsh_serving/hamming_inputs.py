@@ -11,6 +11,8 @@ from dmsh_serving.errors import InputError
 Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
+_WORTH_A_THREAD = 1 << 20  # bytes of codes to compare; below, handing over costs more than it saves
+
 
 def check_codes_and_queries(queries: Codes, codes: Codes) -> None:
     """Raise :class:`InputError` unless both are uint8 (N, B) of one width of 1 to ``contract.MAX_BITS`` / 8 bytes."""
@@ -56,3 +58,15 @@ def checked_threads(threads: int | None) -> int:
 def available_cpus() -> int:
     """Return how many CPUs this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worthwhile_threads(threads: int, compared_bytes: int) -> int:
+    """Return how many of ``threads`` a scan of so many bytes of codes (of all queries together) should have."""
+    return max(1, min(threads, compared_bytes // _WORTH_A_THREAD))
+
+
+def padded_queries(queries: Codes, slot: int) -> Codes:
+    """Return queries (Q, B) as contiguous rows of ``slot`` bytes, zeros after each."""
+    padded = np.zeros((len(queries), slot), np.uint8)
+    padded[:, : queries.shape[1]] = queries
+    return padded

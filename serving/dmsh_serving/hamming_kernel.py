@@ -14,10 +14,11 @@ import functools
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from dmsh_serving.hamming_spread import spread_for
-from dmsh_serving.native import cgutils, entry, literal_intrinsic, load_unaligned, place, types
+from dmsh_serving.native import carray, cgutils, entry, literal_intrinsic, load_unaligned, place, pointer_u8, types
 
 GROUP: Final = 64  # codes a look at the cut
 VECTOR_BYTES: Final = 64
@@ -39,6 +40,9 @@ class Kernel:
         distances: address of ``uint64(int64 codes, int64 groups, int64 query, int64 out)``: writes the distances of
             the groups as uint16, in order, and returns 0.
         spread: address of the function that brings codes into slots: see :mod:`dmsh_serving.hamming_spread`.
+        mask_block: address of ``uint64(int64 allowed, int64 count, int64 groups, int64 out)``: copies ``count``
+            booleans (true ones where ``allowed`` is 0) into whole groups, false beyond them, and returns 0 where
+            none is true.
     """
 
     slot: int
@@ -46,6 +50,7 @@ class Kernel:
     hit_groups: int
     distances: int
     spread: int
+    mask_block: int
 
 
 def slot_of(width: int) -> int:
@@ -59,7 +64,12 @@ def kernel_for(width: int) -> Kernel:
     slot = slot_of(width)
     hit_groups, distances = _compile(slot)
     return Kernel(
-        slot, min(MAX_BLOCK, _BLOCK_BYTES // slot), hit_groups.address, distances.address, spread_for(width, slot)
+        slot,
+        min(MAX_BLOCK, _BLOCK_BYTES // slot),
+        hit_groups.address,
+        distances.address,
+        spread_for(width, slot),
+        _mask_block.address,
     )
 
 
@@ -74,6 +84,21 @@ def _compile(slot: int) -> tuple[Any, Any]:
         return _distances(slot, codes, groups, query, out)
 
     return hit_groups, distances
+
+
+@entry("uint64(int64, int64, int64, int64)")
+def _mask_block(allowed: int, count: int, groups: int, out: int) -> Any:
+    target = carray(pointer_u8(out), groups * GROUP)
+    target[count:] = 0
+    if allowed == 0:
+        target[:count] = 1
+        return 1
+    source = carray(pointer_u8(allowed), count)
+    some = np.uint8(0)
+    for i in range(count):
+        target[i] = source[i]
+        some |= source[i]
+    return some
 
 
 class _Tile:

@@ -5,7 +5,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.hamming_inputs import Mask, check_codes_and_queries, checked_mask, checked_radius, checked_threads
+from dmsh_serving.hamming_inputs import (
+    Codes,
+    Mask,
+    check_codes_and_queries,
+    checked_mask,
+    checked_radius,
+    checked_threads,
+    padded_queries,
+    worthwhile_threads,
+)
+from dmsh_serving.workers import run
+
+_QUERIES_A_SCAN = 64  # that use a block of codes while it is in the first-level cache
+_PARTS_A_THREAD = 4  # so that a thread which comes late finds something left
 
 
 @dataclass(frozen=True)
@@ -48,13 +61,61 @@ def search_radius(
     Raises:
         InputError: a dtype, shape, radius or thread count other than the above.
     """
-    from dmsh_serving.hamming_oracle import search_radius_oracle
-
     check_codes_and_queries(queries, codes)
-    checked_threads(threads)
-    hits = search_radius_oracle(queries, codes, checked_radius(radius), checked_mask(allowed, len(codes)))
-    offsets = np.zeros(len(queries) + 1, np.int64)
-    np.cumsum([len(rows) for _, rows in hits], out=offsets[1:])
-    distances = np.concatenate([np.empty(0, np.int32), *(distances for distances, _ in hits)])
-    rows = np.concatenate([np.empty(0, np.int64), *(rows for _, rows in hits)])
-    return RadiusResult(offsets, distances, rows)
+    radius = min(checked_radius(radius), 8 * codes.shape[1])
+    threads = checked_threads(threads)
+    allowed = checked_mask(allowed, len(codes))
+    if len(codes) == 0 or len(queries) == 0:
+        return RadiusResult(np.zeros(len(queries) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.int64))
+    codes = np.ascontiguousarray(codes)
+    batches = [
+        _search(queries[first : first + _QUERIES_A_SCAN], codes, radius, threads, allowed)
+        for first in range(0, len(queries), _QUERIES_A_SCAN)
+    ]
+    return joined(batches)
+
+
+def joined(batches: list[RadiusResult]) -> RadiusResult:
+    """Return the results of consecutive batches of queries as one."""
+    if len(batches) == 1:
+        return batches[0]
+    ends = np.cumsum([0, *(batch.offsets[-1] for batch in batches)])
+    offsets = [batch.offsets[:-1] + end for batch, end in zip(batches, ends[:-1], strict=True)]
+    return RadiusResult(
+        np.concatenate([*offsets, ends[-1:]]),
+        np.concatenate([batch.distances for batch in batches]),
+        np.concatenate([batch.rows for batch in batches]),
+    )
+
+
+def _search(queries: Codes, codes: Codes, radius: int, threads: int, allowed: Mask | None) -> RadiusResult:
+    from dmsh_serving import hamming_radius_kernel as radius_kernel
+    from dmsh_serving.hamming_kernel import kernel_for
+
+    kernel = kernel_for(codes.shape[1])
+    participants = worthwhile_threads(threads, len(queries) * codes.size)
+    part = -(-len(codes) // (participants * (_PARTS_A_THREAD if participants > 1 else 1)))
+    part = -(-part // kernel.block) * kernel.block
+    parts = -(-len(codes) // part)
+    padded = padded_queries(queries, kernel.slot)
+    scratch_bytes = (kernel.slot + 1) * kernel.block + 2 * radius_kernel.GROUP
+    scratch = np.empty((participants, scratch_bytes), np.uint8)
+    places = np.zeros((parts, len(queries), radius + 1), np.int64)
+    job = np.array(
+        [
+            *(0, kernel.hit_groups, kernel.distances, kernel.spread, kernel.mask_block, kernel.slot, kernel.block),
+            *(codes.ctypes.data, codes.shape[1], len(codes), 0 if allowed is None else allowed.ctypes.data),
+            *(padded.ctypes.data, len(padded), radius, part, parts, places.ctypes.data, 0, 0),
+            *(scratch.ctypes.data, scratch_bytes),
+        ],
+        np.int64,
+    )
+    run(radius_kernel.scan_radius.address, job, participants)
+    offsets = np.empty(len(queries) + 1, np.int64)
+    radius_kernel.places_from_counts(places, offsets)
+    result = RadiusResult(offsets, np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64))
+    job[radius_kernel.NEXT] = 0
+    job[radius_kernel.OUT_DISTANCES] = result.distances.ctypes.data
+    job[radius_kernel.OUT_ROWS] = result.rows.ctypes.data
+    run(radius_kernel.scan_radius.address, job, participants)
+    return result

@@ -24,7 +24,6 @@ from dmsh_serving.native import (
     entry,
     pointer_i32,
     pointer_i64,
-    pointer_u8,
     pointer_u16,
     trailing_zeros,
 )
@@ -33,9 +32,9 @@ GROUP: Final = 64
 
 # Words of a job; behind them lie the states of every participant and query.
 (
-    NEXT, HIT_GROUPS, DISTANCES, SPREAD, SLOT, BLOCK, CHUNK, CODES, WIDTH, COUNT, ALLOWED, QUERIES, QUERY_COUNT, K,
-    LEVELS, BATCH, CAPACITY, MEMORY, MEMORY_STRIDE, STATES,
-) = range(20)  # fmt: skip
+    NEXT, HIT_GROUPS, DISTANCES, SPREAD, MASK_BLOCK, SLOT, BLOCK, CHUNK, CODES, WIDTH, COUNT, ALLOWED, QUERIES,
+    QUERY_COUNT, K, LEVELS, BATCH, CAPACITY, MEMORY, MEMORY_STRIDE, STATES,
+) = range(21)  # fmt: skip
 USED, CUT, BELOW, STATE = range(4)  # a state: candidates, the running k-th distance, candidates below it; its size
 
 
@@ -99,22 +98,6 @@ def _take(measured: int, mask: Any, first: int, k: int, state: Any, distances: A
     state[USED], state[CUT], state[BELOW] = used, cut, below
 
 
-@compiled("boolean(int64, int64, int64, int64, int64)")
-def _copy_mask(allowed: int, first: int, in_block: int, groups: int, out: int) -> Any:
-    """Write the part of a mask (or, of address 0, all true) for a block, false beyond its end; say if any is true."""
-    target = carray(pointer_u8(out), groups * GROUP)
-    target[in_block:] = 0
-    if allowed == 0:
-        target[:in_block] = 1
-        return True
-    source = carray(pointer_u8(allowed + first), in_block)
-    some = numba.uint8(0)
-    for i in range(in_block):
-        target[i] = source[i]
-        some |= source[i]
-    return some != 0
-
-
 @numba.njit(nogil=True, error_model="numpy")
 def _memory_of(job: Any, job_address: int, participant: int) -> Any:
     """Return a participant's states, candidate rows and distances, histograms, and the address of its scratch."""
@@ -150,7 +133,8 @@ def scan(job_address: int, participant: int) -> None:
             allowed = np.int64(0)
             if job[ALLOWED] != 0 or in_block < block:
                 allowed = spread_mask
-                if not _copy_mask(job[ALLOWED], first, in_block, groups, allowed):
+                source = job[ALLOWED] + first if job[ALLOWED] != 0 else 0
+                if call_kernel(job[MASK_BLOCK], source, in_block, groups, allowed) == 0:
                     continue
             codes = job[CODES] + first * width
             if width != slot or in_block < block:
