@@ -131,10 +131,72 @@ def test_append_remove_and_info_follow_each_other(command, codes, images, tmp_pa
     np.save(tmp_path / "ids.npy", np.array([1, 2]))
     assert command("remove", out, "--ids", tmp_path / "ids.npy")[0] == 0
     assert open_current(out).ids.tolist() == list(range(3, 13))
-    code, stdout, _ = command("info", out)
+    code, stdout, _ = command("info", out, "--json", tmp_path / "info.json")
     assert code == 0
     assert open_current(out).version in stdout
     assert F in stdout
+    said = json.loads((tmp_path / "info.json").read_text())
+    assert (said["count"], said["distinct"], said["layout"]) == (10, 7, said["layout"])
+    assert said["layout_reason"] in " ".join(stdout.split())
+    assert sum(said["parts"]) - said["removed"] == 10
+    assert command("compact", out, "--json", tmp_path / "info.json")[0] == 0
+    said = json.loads((tmp_path / "info.json").read_text())
+    assert (said["count"], said["distinct"], said["parts"], said["removed"]) == (10, 7, [10], 0)
+
+
+def test_galleries_go_out_to_parquet_and_npy_and_come_back(command, codes, images, tmp_path):
+    out, table = tmp_path / "g", tmp_path / "t.parquet"
+    command("build", "--model", "m.onnx", "--images", images, "--out", out, "--batch", 3)
+    assert command("export", out, "--out", table)[0] == 0
+    code, _, error = command("build", "--codes", table, "--out", tmp_path / "h")
+    assert code == 0, error
+    first, second = open_current(out).contents(), open_current(tmp_path / "h", fingerprint=F, bits=16).contents()
+    np.testing.assert_array_equal(first.codes, second.codes)
+    assert list(first.keys) == list(second.keys)
+    np.save(tmp_path / "more.npy", np.arange(7) + 50)
+    for line, message in (
+        (("append", out, "--codes", table, "--ids", tmp_path / "more.npy"), "leave --ids out"),
+        (("append", out, "--codes", table), "already has ids 0, 1, 2, 3, 4 and 2 more"),
+        (("build", "--codes", table, "--bits", 15, "--out", tmp_path / "i"), "has bits 16, --bits says 15"),
+        (("export", out, "--out", table), "exists already"),
+        (("export", out, "--out", tmp_path / "t.csv"), r"ends with .parquet or .npy"),
+        (("export", out, "--out", tmp_path / "u.parquet", "--ids", tmp_path / "i.npy"), "Parquet holds the ids itself"),
+    ):  # fmt: skip
+        code, _, error = command(*line)
+        assert (code, message in error) == (2, True), error
+    assert command("export", out, "--out", tmp_path / "c.npy", "--ids", tmp_path / "i.npy")[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "c.npy"), first.codes)
+    np.testing.assert_array_equal(np.load(tmp_path / "i.npy"), first.ids)
+
+
+def test_galleries_are_merged(command, codes, tmp_path):
+    for name in "ab":
+        command(*of_codes(codes, tmp_path / name))
+    code, _, error = command("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
+    assert (code, "--renumber gives new ones" in error) == (2, True)
+    assert command("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c", "--renumber")[0] == 0
+    assert open_current(tmp_path / "c").ids.tolist() == list(range(20))
+
+
+def test_verify_names_each_damaged_file_and_exits_1(command, codes, tmp_path):
+    out, result = tmp_path / "g", tmp_path / "result.json"
+    command(*of_codes(codes, out))
+    command("append", out, "--codes", codes)
+    command("compact", out)
+    (out / ".gallery-00000009-00000000.tmp").write_bytes(b"half")
+    assert command("verify", out, "--json", result)[0] == 0
+    assert json.loads(result.read_text())["leftovers"] == [".gallery-00000009-00000000.tmp"]
+    old, serving = sorted(out.glob("gallery-*"))[0], open_current(out).path
+    for damaged in (old, serving):
+        content = bytearray(damaged.read_bytes())
+        content[-1] ^= 1
+        damaged.unlink()
+        damaged.write_bytes(content)
+        code, _, error = command("verify", out, "--json", result)
+        assert (code, "checksum does not match" in error) == (1, True)
+        said = json.loads(result.read_text())
+        assert damaged.name in said["problems"]
+        assert (said["current"] is not None) == (damaged == serving)
 
 
 def test_a_gallery_is_replaced_only_with_overwrite(command, codes, tmp_path):

@@ -214,7 +214,7 @@ def test_parts_that_do_not_fit_the_ones_below_are_refused(tmp_path):
         (Part(16, F, codes, first_id=9, removed=np.array([2, 2]), base=base), "not strictly ascending"),
         (Part(16, F, codes, first_id=9, removed=np.array([-1]), base=base), "not strictly ascending"),
         (Part(16, F, codes, first_id=9, removed=rows), "there is none"),
-        (Part(16, F, codes, first_id=2**63 - 1, base=base), "not all from 0"),
+        (Part(16, F, codes[[0, 0]], first_id=2**63 - 1, base=base), "not all from 0"),
         (Part(16, F, codes, np.array([7, 8]), base=base), "1 codes but ids of shape"),
         (Part(16, F, codes, first_id=9, base=PartName(base.version, "a" * 64)), "over other content"),
         (Part(16, F, codes, np.array([3, 4]), starts=np.array([0, 1]), base=base), "do not divide 2 ids"),

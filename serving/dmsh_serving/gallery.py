@@ -19,6 +19,8 @@ from dmsh_serving.snapshot_growth import compacted, grown, laid_out, plain_part
 from dmsh_serving.snapshot_keys import Keys, joined_keys, packed_keys
 from dmsh_serving.snapshot_part import Ids, Part, no_rows
 
+GivenIds = npt.NDArray[np.integer]
+
 __all__ = [
     "CURRENT",
     "SearchResult",
@@ -36,7 +38,7 @@ __all__ = [
 def build(
     folder: Path,
     codes: Codes,
-    ids: Ids | None,
+    ids: GivenIds | None,
     keys: Sequence[str] | Keys | None,
     *,
     bits: int,
@@ -48,7 +50,7 @@ def build(
     Args:
         folder: made if it does not exist; its parent must.
         codes: (N, ceil(bits/8)) uint8.
-        ids: (N,) int64, unique, 0 or more, in any order; None gives 0 to N - 1.
+        ids: (N,) integers, unique, 0 or more and in int64, in any order; None gives 0 to N - 1.
         keys: N names, or None for a gallery without keys.
         bits: bits a code.
         fingerprint: of the model that made the codes.
@@ -71,7 +73,7 @@ def build(
 def append(
     folder: Path,
     codes: Codes,
-    ids: Ids | None,
+    ids: GivenIds | None,
     keys: Sequence[str] | Keys | None,
     *,
     bits: int | None = None,
@@ -99,17 +101,17 @@ def append(
         return publish(folder, grown(old, new, no_rows()), old)
 
 
-def remove(folder: Path, ids: Ids) -> Snapshot:
-    """Drop the codes of ``ids`` (M,) int64 in a new version.
+def remove(folder: Path, ids: GivenIds) -> Snapshot:
+    """Drop the codes of ``ids`` (M,) integers in a new version.
 
     Raises:
         InputError: an id that is not there (nothing is removed then), or another writer at work.
     """
     with writing(folder):
         old = open_current(folder)
-        ids = np.unique(ids)
-        rows = old.rows_of(ids)
-        unknown = ids[rows == PAD_ID]
+        wanted = np.unique(ids).astype(np.int64)
+        rows = old.rows_of(wanted)
+        unknown = wanted[rows == PAD_ID]
         if unknown.size:
             raise InputError(f"{folder} has no {_some(unknown)}")
         nothing = Part(old.bits, old.fingerprint, np.empty((0, old.parts[0].codes.shape[1]), np.uint8))
@@ -162,7 +164,7 @@ def merge(folders: Sequence[Path], out: Path, *, renumber: bool = False, overwri
 
 def _part(
     codes: Codes,
-    ids: npt.NDArray[np.integer] | None,
+    ids: GivenIds | None,
     first_id: int,
     keys: Sequence[str] | Keys | None,
     bits: int,
@@ -187,7 +189,7 @@ def _part(
     return part
 
 
-def _order(ids: npt.NDArray[np.integer], count: int) -> tuple[Ids, Ids]:
+def _order(ids: GivenIds, count: int) -> tuple[Ids, Ids]:
     """Return the order that sorts ``ids``, and the sorted ids; refuse what cannot be the ids of ``count`` codes."""
     if ids.shape != (count,) or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"ids must be integers [{count}], one a code, got {ids.dtype} {list(ids.shape)}")
@@ -203,7 +205,7 @@ def _order(ids: npt.NDArray[np.integer], count: int) -> tuple[Ids, Ids]:
     return order, ascending
 
 
-def _some(ids: npt.NDArray[np.integer]) -> str:
+def _some(ids: GivenIds) -> str:
     shown = ", ".join(str(value) for value in ids[:5].tolist())
     more = f" and {ids.size - 5} more" if ids.size > 5 else ""
     return f"id{'s' if ids.size > 1 else ''} {shown}{more}"

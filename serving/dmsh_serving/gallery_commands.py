@@ -1,28 +1,28 @@
-"""``dmsh-serve gallery``: build, append, remove, info."""
+"""``dmsh-serve gallery``: build, append, remove, compact, merge, verify, info, export."""
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmsh_serving.console import JsonOption, SkipBadOption, make_app, print_table, progress, write_json
+from dmsh_serving.console import JsonOption, SkipBadOption, make_app, print_table, write_json
 from dmsh_serving.contract import DEFAULT_MAX_BATCH
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import CheckError, InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from dmsh_serving.snapshot import Snapshot
 
 gallery_app = make_app("Build and change a gallery: the codes that queries are compared with.")
 
 GalleryArgument = Annotated[Path, typer.Argument(help="The gallery's folder.", show_default=False)]
+OutOption = Annotated[Path, typer.Option(help="Folder of the new gallery.", show_default=False)]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing gallery.")]
 ModelOption = Annotated[Path | None, typer.Option(help="ONNX model that turns --images into codes.")]
 ImagesOption = Annotated[Path | None, typer.Option(help="Folder of image files, or .npy, uint8 [N, H, W, 3].")]
-CodesOption = Annotated[Path | None, typer.Option(help="Ready codes instead: .npy, uint8 [N, ceil(bits/8)].")]
+CodesOption = Annotated[
+    Path | None,
+    typer.Option(help="Ready codes instead: .npy, uint8 [N, ceil(bits/8)], or .parquet with columns id, key, code."),
+]
 BitsOption = Annotated[int | None, typer.Option(help="Bits of a code in --codes.")]
 FingerprintOption = Annotated[
     str | None, typer.Option(help="Fingerprint of the model that made --codes, 64 hex digits.")
@@ -32,20 +32,9 @@ KeysOption = Annotated[Path | None, typer.Option(help="Keys, a text file, one a 
 BatchOption = Annotated[int, typer.Option(min=1, help="Images encoded at once.")]
 
 
-@dataclass(frozen=True)
-class _Input:
-    """What a command was given to put into the gallery."""
-
-    codes: "npt.NDArray[np.uint8]"
-    keys: list[str] | None
-    bits: int | None
-    fingerprint: str | None
-    bad: list[str]
-
-
 @gallery_app.command()
 def build(
-    out: Annotated[Path, typer.Option(help="Folder of the new gallery.", show_default=False)],
+    out: OutOption,
     model: ModelOption = None,
     images: ImagesOption = None,
     codes: CodesOption = None,
@@ -55,21 +44,22 @@ def build(
     keys: KeysOption = None,
     batch: BatchOption = DEFAULT_MAX_BATCH,
     skip_bad: SkipBadOption = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing gallery.")] = False,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Make a gallery from images (--model and --images) or from ready codes (--codes, --bits, --fingerprint)."""
     from dmsh_serving import gallery
+    from dmsh_serving.gallery_inputs import given_codes
 
     if (out / gallery.CURRENT).exists() and not overwrite:
         raise InputError(f"{out} already holds a gallery: append to it, or replace it with --overwrite")
-    given = _input(model, images, codes, bits, fingerprint, keys, batch, skip_bad)
+    given = given_codes(model, images, codes, bits, fingerprint, ids, keys, batch, skip_bad)
     if given.bits is None or given.fingerprint is None:
         raise InputError("--codes needs --bits and --fingerprint: they name the code space")
     snapshot = gallery.build(
         out,
         given.codes,
-        _read_ids(ids) if ids else None,
+        given.ids,
         given.keys,
         bits=given.bits,
         fingerprint=given.fingerprint,
@@ -94,11 +84,12 @@ def append(
 ) -> None:
     """Add images or codes as a new version. With --codes, --bits and --fingerprint are checked if given."""
     from dmsh_serving import gallery
+    from dmsh_serving.gallery_inputs import given_codes
 
     gallery.current_version(folder)
-    given = _input(model, images, codes, bits, fingerprint, keys, batch, skip_bad)
+    given = given_codes(model, images, codes, bits, fingerprint, ids, keys, batch, skip_bad)
     snapshot = gallery.append(
-        folder, given.codes, _read_ids(ids) if ids else None, given.keys, bits=given.bits, fingerprint=given.fingerprint
+        folder, given.codes, given.ids, given.keys, bits=given.bits, fingerprint=given.fingerprint
     )
     _report(f"{len(given.codes)} codes appended", folder, snapshot, json, given.bad)
 
@@ -114,116 +105,137 @@ def remove(
     import numpy as np
 
     from dmsh_serving import gallery
+    from dmsh_serving.gallery_table import read_ids
 
     if (ids is None) == (not id_):
         raise InputError("give the ids to drop: either --ids FILE.npy or --id ID")
     try:
-        dropped = np.array(id_, np.int64) if ids is None else _read_ids(ids)
+        dropped = np.array(id_, np.int64) if ids is None else read_ids(ids)
     except OverflowError:
         raise InputError("an id is too large: ids are int64") from None
-    _report(f"{dropped.size} codes removed", folder, gallery.remove(folder, dropped), json, [])
+    snapshot = gallery.remove(folder, dropped)
+    _report(f"{len(np.unique(dropped))} codes removed", folder, snapshot, json)
+
+
+@gallery_app.command()
+def compact(folder: GalleryArgument, json: JsonOption = None) -> None:
+    """Write all of the gallery as one file, in the layout that suits its codes now."""
+    from dmsh_serving import gallery
+
+    _report("Gallery compacted", folder, gallery.compact(folder), json)
+
+
+@gallery_app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Galleries of one model.", show_default=False)],
+    out: OutOption,
+    renumber: Annotated[bool, typer.Option("--renumber", help="Give new ids, 0 on, instead of keeping them.")] = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Make one gallery of the codes of several, which stay as they are."""
+    from dmsh_serving import gallery
+
+    snapshot = gallery.merge(folders, out, renumber=renumber, overwrite=overwrite)
+    _report(f"{len(folders)} galleries merged", out, snapshot, json)
 
 
 @gallery_app.command()
 def info(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """Check the gallery whole and say what it holds."""
+    """Check the gallery whole and say what it holds, in which layout, and why in that one."""
     from dmsh_serving import gallery
-
-    _report("Gallery", folder, gallery.open_current(folder), json, [])
-
-
-def _input(
-    model: Path | None,
-    images: Path | None,
-    codes: Path | None,
-    bits: int | None,
-    fingerprint: str | None,
-    keys: Path | None,
-    batch: int,
-    skip_bad: bool,
-) -> _Input:
-    """Read or compute the codes, by whichever of the two ways was asked for."""
-    given_keys = None if keys is None else _keys(keys)
-    if codes is not None and model is None and images is None:
-        if fingerprint is not None and not re.fullmatch(r"[0-9a-f]{64}", fingerprint):
-            raise InputError(f"--fingerprint {fingerprint!r} is not one: 64 hex digits, as the model's metadata says")
-        return _Input(_codes(codes), given_keys, bits, fingerprint, [])
-    if codes is not None or model is None or images is None:
-        raise InputError("give either --model and --images, or --codes")
-    if bits is not None or fingerprint is not None:
-        raise InputError("--bits and --fingerprint go with --codes: a model brings its own")
-    return _encode(model, images, given_keys, batch, skip_bad)
-
-
-def _encode(model: Path, images: Path, keys: list[str] | None, batch: int, skip_bad: bool) -> _Input:
-    import numpy as np
-
-    from dmsh_serving.encoder import OnnxEncoder
-    from dmsh_serving.images import iter_image_batches
-
-    found, names, bad = [], [], []
-    with OnnxEncoder(model) as encoder, progress() as display:
-        task = display.add_task("encoding", total=None)
-        batches = iter_image_batches(
-            images,
-            encoder.image_size,
-            batch,
-            skip_bad=skip_bad,
-            on_progress=lambda done, total: display.update(task, completed=done, total=total),
-        )
-        for part in batches:
-            bad += part.bad
-            names += part.names
-            if len(part.images):
-                found.append(encoder.infer(part.images).code)
-        return _Input(np.concatenate(found), names if keys is None else keys, encoder.bits, encoder.fingerprint, bad)
-
-
-def _codes(path: Path) -> "npt.NDArray[np.uint8]":
-    import numpy as np
-
-    from dmsh_serving.images import load_npy
-
-    array = load_npy(path, "codes, uint8 [N, ceil(bits/8)]")
-    if array.dtype != np.uint8 or array.ndim != 2:
-        raise InputError(f"{path} is {array.dtype} {list(array.shape)}, expected codes, uint8 [N, ceil(bits/8)]")
-    return array.view(np.uint8)
-
-
-def _read_ids(path: Path) -> "npt.NDArray[np.int64]":
-    import numpy as np
-
-    from dmsh_serving.images import load_npy
-
-    array = load_npy(path, "ids, integers [N]")
-    if not np.issubdtype(array.dtype, np.integer) or array.ndim != 1:
-        raise InputError(f"{path} is {array.dtype} {list(array.shape)}, expected ids, integers [N]")
-    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
-        raise InputError(f"{path}: id {array.max()} is too large: ids are int64")
-    return array.astype(np.int64)
-
-
-def _keys(path: Path) -> list[str]:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist or is not a file")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file (UTF-8): {error.reason} at byte {error.start}") from None
-    return lines if lines[-1] else lines[:-1]  # the last line may or may not end with a newline
-
-
-def _report(title: str, folder: Path, snapshot: "Snapshot", json: Path | None, bad: list[str]) -> None:
     from dmsh_serving.snapshot import distinct_codes
 
-    distinct = distinct_codes(snapshot.codes)
-    size = snapshot.path.stat().st_size
+    snapshot = gallery.open_current(folder)
+    distinct = None if _counted(snapshot) else distinct_codes(snapshot.codes)
+    _report("Gallery", folder, snapshot, json, distinct=distinct)
+
+
+@gallery_app.command()
+def verify(folder: GalleryArgument, json: JsonOption = None) -> None:
+    """Check every file of the gallery to its last byte, older versions too; exit 1 where one is damaged."""
+    from dmsh_serving.gallery_verify import verify as checked
+
+    found = checked(folder)
+    rows = [[name, problem or "sound"] for name, problem in found.files]
+    rows += [["the version that serves", found.current or "sound"]]
+    rows += [[name, "left by a writer that was killed; the next one sweeps it"] for name in found.leftovers]
+    print_table(f"Files of {folder}", ["", ""], rows)
+    problems = {name: problem for name, problem in found.files if problem}
+    write_json(
+        json,
+        {
+            "folder": str(folder),
+            "sound": found.sound,
+            "files": [name for name, _ in found.files],
+            "problems": problems,
+            "current": found.current,
+            "leftovers": list(found.leftovers),
+        },
+    )
+    if not found.sound:
+        raise CheckError(found.current or next(iter(problems.values())))
+
+
+@gallery_app.command()
+def export(
+    folder: GalleryArgument,
+    out: Annotated[Path, typer.Option(help="File to write: .parquet (id, key, code), or .npy (the codes).")],
+    ids: Annotated[Path | None, typer.Option(help="Beside .npy: write the ids, .npy, int64 [N].")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Write the codes, in ascending order of ids, for other tools; keys go into Parquet."""
+    from dmsh_serving import gallery
+    from dmsh_serving.gallery_table import PARQUET_SUFFIX, write_npy, write_parquet
+
+    if out.suffix not in (PARQUET_SUFFIX, ".npy"):
+        raise InputError(f"--out {out}: name a file that ends with .parquet or .npy")
+    if ids is not None and (out.suffix == PARQUET_SUFFIX or ids.suffix != ".npy" or ids == out):
+        raise InputError("--ids names a second .npy, beside the codes in --out; Parquet holds the ids itself")
+    present = [str(path) for path in (out, ids) if path is not None and path.exists()]
+    if present and not overwrite:
+        raise InputError(f"{', '.join(present)} exists already: replace it with --overwrite, or write elsewhere")
+    snapshot = gallery.open_current(folder)
+    if out.suffix == PARQUET_SUFFIX:
+        write_parquet(out, snapshot)
+    else:
+        contents = snapshot.contents()
+        write_npy(out, contents.codes)
+        if ids is not None:
+            write_npy(ids, contents.ids)
+    typer.echo(f"wrote {snapshot.count:,} codes to {out}")
+    write_json(json, {"folder": str(folder), "version": snapshot.version, "count": snapshot.count, "out": str(out)})
+
+
+def _counted(snapshot: "Snapshot") -> bool:
+    """Say whether the number of different codes was counted when this version was written."""
+    return len(snapshot.parts) == 1 and snapshot.parts[0].distinct is not None
+
+
+def _report(
+    title: str,
+    folder: Path,
+    snapshot: "Snapshot",
+    json: Path | None,
+    bad: tuple[str, ...] = (),
+    distinct: int | None = None,
+) -> None:
+    lowest = snapshot.parts[0]
+    if _counted(snapshot):
+        distinct = lowest.distinct
+    paths = [snapshot.path.with_name(f"gallery-{name.version}.safetensors") for name in snapshot.names]
+    size = sum(path.stat().st_size for path in paths)
+    held = sum(part.count for part in snapshot.parts)
     rows = [
         ["version", snapshot.version],
         ["codes", f"{snapshot.count:,}"],
-        ["distinct codes", f"{distinct:,}"],
+        ["distinct codes", "not counted again: see info" if distinct is None else f"{distinct:,}"],
         ["bits", str(snapshot.bits)],
         ["keys", "yes" if snapshot.has_keys else "no"],
+        ["layout", f"{lowest.layout}: {lowest.layout_reason}"],
+        ["parts", " + ".join(f"{part.count:,}" for part in snapshot.parts)],
+        ["removed, not yet swept", f"{held - snapshot.count:,}"],
         ["size on disk", f"{size / 2**20:.2f} MiB"],
     ]
     if bad:
@@ -241,8 +253,12 @@ def _report(title: str, folder: Path, snapshot: "Snapshot", json: Path | None, b
             "distinct": distinct,
             "bits": snapshot.bits,
             "keys": snapshot.has_keys,
+            "layout": lowest.layout,
+            "layout_reason": lowest.layout_reason,
+            "parts": [part.count for part in snapshot.parts],
+            "removed": held - snapshot.count,
             "fingerprint": snapshot.fingerprint,
             "bytes": size,
-            "skipped": bad,
+            "skipped": list(bad),
         },
     )

@@ -1,0 +1,54 @@
+"""A gallery's files, each checked to the last byte, whether the version that serves needs it or not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dmsh_serving.errors import InputError
+from dmsh_serving.gallery_folder import open_current, part_paths
+from dmsh_serving.snapshot_file import read_part
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` found.
+
+    Attributes:
+        files: of each part's file, its name and what is wrong with it, or None.
+        current: what is wrong with the version that serves, or None.
+        leftovers: names of files that a killed writer left; the next writer sweeps them.
+    """
+
+    files: tuple[tuple[str, str | None], ...]
+    current: str | None
+    leftovers: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.current is None and all(problem is None for _, problem in self.files)
+
+
+def verify(folder: Path) -> Verification:
+    """Check every part in ``folder``, and the version that serves as a whole."""
+    files = tuple((path.name, _problem(path)) for path in part_paths(folder))
+    try:
+        snapshot = open_current(folder)
+        ids = snapshot.ids
+        repeated = int((ids[1:] == ids[:-1]).sum())
+        current = f"{repeated} ids are there more than once" if repeated else None
+    except InputError as error:
+        current = str(error)
+    leftovers = tuple(sorted(path.name for path in folder.glob(".*") if path.name.endswith(".tmp")))
+    return Verification(files, current, leftovers)
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        part, _ = read_part(path)
+        if part.ids is not None and len(np.unique(part.ids)) != part.count:
+            return "an id is there more than once"
+    except (InputError, OSError) as error:
+        return str(error)
+    return None
