@@ -7,7 +7,7 @@ from PIL import Image
 
 from dmsh_serving.decode import MAX_FILE_BYTES
 from dmsh_serving.errors import InputError
-from dmsh_serving.images import image_paths, iter_image_batches, load_images
+from dmsh_serving.images import image_paths, iter_image_batches, iter_listed_batches, load_images
 
 
 def save_image(path, value, size=(8, 8)):
@@ -68,6 +68,16 @@ def test_where_nothing_can_be_read_skipping_does_not_help(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(InputError, match="none of 1 files can be read"):
         load_images(tmp_path, 8, skip_bad=True)
+
+
+def test_listed_files_come_in_the_order_of_the_list_and_an_absent_one_is_named(folder):
+    names = [path.relative_to(folder).as_posix() for path in image_paths(folder)][::-1]
+    batches = list(iter_listed_batches(folder, names, 8, 2))
+    assert [name for batch in batches for name in batch.names] == names
+    backwards = np.concatenate([batch.images for batch in batches])[::-1]
+    assert (backwards == load_images(folder, 8).images).all()
+    with pytest.raises(InputError, match=r"absent\.png: does not exist"):
+        list(iter_listed_batches(folder, [*names, "absent.png"], 8, 2))
 
 
 def test_a_link_to_nowhere_is_a_bad_file(folder):

@@ -107,6 +107,11 @@ def image_from_bytes(data: bytes, image_size: int, *, name: str = "image") -> np
         raise InputError(f"{name}: the image is truncated or damaged ({error or type(error).__name__})") from error
 
 
+def image_from_pixels(pixels: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:
+    """Bring decoded pixels (H, W, 3) uint8, RGB, to (image_size, image_size, 3) by rule 7 of this module."""
+    return np.asarray(_central_square(Image.fromarray(pixels), image_size))
+
+
 def _open(data: bytes, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)

@@ -1,7 +1,7 @@
 """A folder of image files, or an .npy array of images -> decoded images with names, in bounded memory."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,13 +78,30 @@ def iter_image_batches(
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: give at least 1")
     if source.is_dir():
-        yield from _batches_of_folder(source, image_size, batch_size, skip_bad, on_progress)
+        paths = image_paths(source)
+        if not paths:
+            raise InputError(f"{source} holds no files: give a folder of images")
+        yield from _batches_of_files(source, paths, image_size, batch_size, skip_bad, on_progress)
     elif source.suffix == ".npy":
         yield from _batches_of_array(source, image_size, batch_size, on_progress)
     elif source.exists():
         raise InputError(f"{source} is neither a folder of images nor an .npy file")
     else:
         raise InputError(f"{source} does not exist")
+
+
+def iter_listed_batches(
+    folder: Path,
+    names: Sequence[str],
+    image_size: int,
+    batch_size: int,
+    *,
+    skip_bad: bool = False,
+    on_progress: Progress | None = None,
+) -> Iterator[ImageSet]:
+    """Yield the files ``names``, paths below ``folder``, in that order; the rest as :func:`iter_image_batches`."""
+    paths = [folder / name for name in names]
+    yield from _batches_of_files(folder, paths, image_size, batch_size, skip_bad, on_progress)
 
 
 def image_paths(folder: Path) -> list[Path]:
@@ -120,16 +137,14 @@ def load_npy(path: Path, what: str) -> npt.NDArray[np.generic]:
     return array
 
 
-def _batches_of_folder(
+def _batches_of_files(
     folder: Path,
+    paths: list[Path],
     image_size: int,
     batch_size: int,
     skip_bad: bool,
     on_progress: Progress | None,
 ) -> Iterator[ImageSet]:
-    paths = image_paths(folder)
-    if not paths:
-        raise InputError(f"{folder} holds no files: give a folder of images")
     bad: list[str] = []
     with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes without the GIL
         for start in range(0, len(paths), batch_size):
@@ -161,7 +176,8 @@ def _read(path: Path, folder: Path, image_size: int) -> npt.NDArray[np.uint8] | 
     name = path.relative_to(folder).as_posix()
     try:
         if not path.is_file():
-            return f"{name}: not a regular file"
+            there = path.exists() or path.is_symlink()
+            return f"{name}: " + ("not a regular file" if there else "does not exist")
         if path.stat().st_size > MAX_FILE_BYTES:
             return f"{name}: larger than {MAX_FILE_BYTES} bytes"
         return image_from_bytes(path.read_bytes(), image_size, name=name)
