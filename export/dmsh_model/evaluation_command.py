@@ -2,16 +2,26 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dmsh_model.data_option import DataArgument, read_labelled
+from dmsh_model.data_option import CacheOption, DataArgument, read_labelled, refuse_split_options
 from dmsh_serving import console
 from dmsh_serving.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from dmsh_model.data import SplitOptions
+    from dmsh_model.data_set import Indices
     from dmsh_model.evaluation_report import Range, Retrieval
+    from dmsh_serving.codes import Codes
+
+_IMAGES_AT_ONCE = 1024
 
 
 def evaluate(
@@ -23,6 +33,7 @@ def evaluate(
     queries_per_class: Annotated[int | None, typer.Option(help="[default: as trained]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split.  [default: as trained]")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the precision-recall curve, to this .svg file.")] = None,
+    cache: CacheOption = None,
     skip_bad: console.SkipBadOption = False,
     json: console.JsonOption = None,
 ) -> None:
@@ -42,21 +53,10 @@ def evaluate(
     if not isinstance(record, dict):
         raise InputError(f"{checkpoint}: the config's 'training.split' is no object")
     model = dmsh_model.load(checkpoint)
-    labelled = read_labelled(data, model.config.image_size, skip_bad)
-    trained_as = images_of.SplitOptions(
-        **{name: record[name] for name in ("queries_per_class", "train_per_class", "seed") if name in record}
-    )
-    split = images_of.split_images(
-        labelled,
-        images_of.SplitOptions(
-            trained_as.queries_per_class if queries_per_class is None else queries_per_class,
-            trained_as.train_per_class,
-            trained_as.seed if seed is None else seed,
-        ),
-    )
-    with console.progress() as display:
-        parts = display.track((split.query, split.database), description="coding images")
-        queries, database = (model.codes(labelled.images[rows]) for rows in parts)
+    labelled = read_labelled(data, model.config.image_size, skip_bad, cache)
+    refuse_split_options(labelled, {"--queries-per-class": queries_per_class, "--seed": seed})
+    split = images_of.split_images(labelled, _split_options(record, queries_per_class, seed))
+    queries, database = _codes(model.codes, labelled.images, (split.query, split.database))
     retrieval = measure_retrieval(
         queries, database, labelled.labels[split.query], labelled.labels[split.database], ks=ranks
     )
@@ -77,6 +77,38 @@ def evaluate(
             **dataclasses.asdict(retrieval),
         },
     )
+
+
+def _split_options(record: dict[str, Any], queries_per_class: int | None, seed: int | None) -> "SplitOptions":
+    """Return the options of the training's split, but for those that are given here."""
+    from dmsh_model.data import SplitOptions
+
+    known = {field.name for field in dataclasses.fields(SplitOptions)}
+    asked = {"queries_per_class": queries_per_class, "seed": seed}
+    return SplitOptions(
+        **{
+            **{name: value for name, value in record.items() if name in known},
+            **{name: value for name, value in asked.items() if value is not None},
+        }
+    )
+
+
+def _codes(
+    codes_of: "Callable[[npt.NDArray[np.uint8]], Codes]", images: "npt.NDArray[np.uint8]", parts: "Sequence[Indices]"
+) -> "list[Codes]":
+    """Return the codes of the images of each part, a chunk at a time: mapped images may not fit into memory."""
+    import numpy as np
+
+    chunks = [np.split(part, range(_IMAGES_AT_ONCE, len(part), _IMAGES_AT_ONCE)) for part in parts]
+    with console.progress() as display:
+        task = display.add_task("coding images", total=sum(map(len, chunks)))
+
+        def coded(rows: "Indices") -> "Codes":
+            codes = codes_of(images[rows])
+            display.advance(task)
+            return codes
+
+        return [np.concatenate([coded(rows) for rows in part]) for part in chunks]
 
 
 def _print(retrieval: "Retrieval", what: str) -> None:
