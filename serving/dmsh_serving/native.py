@@ -120,6 +120,7 @@ def _pointer(kind: Any) -> Any:
 
 pointer_i64 = _pointer(types.int64)
 pointer_i32 = _pointer(types.int32)
+pointer_u64 = _pointer(types.uint64)
 pointer_u16 = _pointer(types.uint16)
 pointer_u8 = _pointer(types.uint8)
 
