@@ -5,7 +5,7 @@ import pytest
 import tiny_model
 
 from dmsh_serving.client import SearchClient
-from dmsh_serving.contract import CODE, DISTANCES, GALLERY_VERSION, IDS, IMAGE, KEYS, K
+from dmsh_serving.contract import CODE, DISTANCES, FILTER, GALLERY_VERSION, IDS, IMAGE, KEYS, PAD_ID, RADIUS, K
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.launcher import free_ports
 
@@ -14,7 +14,7 @@ class Answers:
     """In place of a connection: answers by echoing, as row r's id, the first pixel of image r; notes the batches."""
 
     def __init__(self):
-        self.batches, self.timeouts = [], []
+        self.batches, self.timeouts, self.asked = [], [], []
 
     def get_model_config(self, model, client_timeout):
         class Config:
@@ -27,6 +27,9 @@ class Answers:
         self.timeouts.append((client_timeout, timeout))
         arrays = {tensor.name(): np.frombuffer(tensor._get_content(), np.uint8) for tensor in inputs}
         shapes = {tensor.name(): tensor.shape() for tensor in inputs}
+        self.asked.append(
+            {name: arrays[name].view(np.int64).reshape(shapes[name]) for name in (RADIUS, FILTER) if name in arrays}
+        )
         images = arrays[IMAGE].reshape(shapes[IMAGE])
         k = arrays[K].view(np.int64).reshape(shapes[K])
         self.batches.append((len(images), k.ravel().tolist()))
@@ -65,6 +68,23 @@ def test_many_images_are_sent_in_batches_and_come_back_in_order(client):
     assert client._client.batches == [(4, [3] * 4), (4, [3] * 4), (2, [3] * 2)]
     np.testing.assert_array_equal(answer.ids[:, 0], images[:, 0, 0, 0])
     assert answer.gallery_version.tolist() == ["v1"] * 4 + ["v2"] * 4 + ["v3"] * 2
+
+
+def test_a_radius_and_allowed_ids_are_sent_for_each_image_and_only_if_given(client):
+    client.search(tiny_model.random_images(5), 3, radius=4, allowed=[7, 3])
+    client.search(tiny_model.random_images(1), 3, allowed=np.empty(0, np.int64))
+    client.search(tiny_model.random_images(1), 3)
+    first, second, empty, plain = client._client.asked
+    assert (first[RADIUS].tolist(), first[FILTER].tolist()) == ([[4]] * 4, [[7, 3]] * 4)
+    assert (second[RADIUS].tolist(), second[FILTER].tolist()) == ([[4]], [[7, 3]])
+    assert (empty[FILTER].tolist(), RADIUS in empty) == ([[PAD_ID]], False)
+    assert plain == {}
+
+
+@pytest.mark.parametrize("allowed", [[-1], [1.5], [[1]], np.array([2**63], np.uint64), ["a"]])
+def test_allowed_ids_that_are_none_are_refused(client, allowed):
+    with pytest.raises(InputError, match=r"allowed (must be|holds) ids"):
+        client.search(tiny_model.random_images(1), allowed=allowed)
 
 
 def test_nothing_to_ask_is_refused(client):

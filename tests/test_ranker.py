@@ -5,10 +5,12 @@ import pytest
 import tiny_model
 
 from dmsh_serving import gallery
-from dmsh_serving.contract import MAX_K, PAD_DISTANCE, PAD_ID
+from dmsh_serving.contract import MAX_FILTER_IDS, MAX_K, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming_oracle import search_oracle as oracle
-from dmsh_serving.ranker import Ranker
+from dmsh_serving.ranker import Ranker, RankerEvents
+from dmsh_serving.ranking import Ask
+from dmsh_serving.snapshot import Snapshot
 
 CODES = tiny_model.codes_of(tiny_model.random_images(50))
 SPACE = {"bits": tiny_model.BITS, "fingerprint": tiny_model.FINGERPRINT}
@@ -17,6 +19,23 @@ SPACE = {"bits": tiny_model.BITS, "fingerprint": tiny_model.FINGERPRINT}
 def publish(folder, codes=CODES, **changes):
     keys = [f"key-{number}" for number in range(len(codes))]
     return gallery.build(folder, codes, None, keys, overwrite=True, **{**SPACE, **changes}).version
+
+
+class Noted(RankerEvents):
+    """Notes what a ranker tells."""
+
+    def __init__(self):
+        self.served, self.refusals, self.queries, self.seconds = [], 0, 0, 0.0
+
+    def serving(self, snapshot, swapped):
+        self.served.append((snapshot.version, snapshot.count, swapped))
+
+    def refused(self):
+        self.refusals += 1
+
+    def ranked(self, queries, seconds):
+        self.queries += queries
+        self.seconds += seconds
 
 
 @pytest.fixture
@@ -64,6 +83,74 @@ def test_k_out_of_range_is_refused(ranker, k):
         ranker.search(CODES[:1], k)
 
 
+def test_a_radius_and_a_filter_of_each_query_keep_what_they_say(ranker):
+    filters = np.array([[40, 7, 7, 999], [3, PAD_ID, PAD_ID, PAD_ID], [PAD_ID] * 4])
+    found = ranker.search(CODES[:3], 2, filters=filters)
+    for row, allowed in enumerate(([7, 40], [3], [])):
+        distances, rows = oracle(CODES[row : row + 1], CODES[allowed], 2)
+        np.testing.assert_array_equal(found.ids[row], np.append(allowed, PAD_ID)[rows[0]])
+        np.testing.assert_array_equal(found.distances[row], distances[0])
+    distances, rows = oracle(CODES[:1], CODES, 50)
+    radius = int(distances[0, 10])
+    within = int((distances <= radius).sum())
+    found = ranker.search(CODES[:1], 50, radius=radius)
+    np.testing.assert_array_equal(found.ids[0, :within], rows[0, :within])
+    assert (found.ids[0, within:] == PAD_ID).all()
+    assert (found.distances[0, within:] == PAD_DISTANCE).all()
+    assert found.keys[0, within:].tolist() == [""] * (50 - within)
+
+
+def test_asks_of_any_kind_are_answered_as_if_alone_and_share_scans(ranker, monkeypatch):
+    scans = []
+    search = Snapshot.search
+
+    def counted(self, queries, k, **options):
+        scans.append((len(queries), k))
+        return search(self, queries, k, **options)
+
+    monkeypatch.setattr(Snapshot, "search", counted)
+    allowed = np.array([[1, 2, 3, 4]])
+    asks = [
+        Ask(CODES[:2], 3),
+        Ask(CODES[2:3], 2, radius=20),
+        Ask(CODES[:0], 5),
+        Ask(CODES[3:4], 1, filters=allowed),
+        Ask(CODES[4:6], 3, filters=np.array([[4, 3, 2, 1, PAD_ID], [5, PAD_ID, PAD_ID, PAD_ID, PAD_ID]])),
+        Ask(CODES[6:7], 1000),
+    ]
+    together = ranker.rank(asks)
+    assert sorted(scans) == [(1, 3), (1, 1000), (2, 3), (3, 3)]
+    for ask, answer in zip(asks, together, strict=True):
+        alone = ranker.search(ask.codes, ask.k, radius=ask.radius, filters=ask.filters)
+        np.testing.assert_array_equal(answer.ids, alone.ids)
+        np.testing.assert_array_equal(answer.distances, alone.distances)
+        np.testing.assert_array_equal(answer.keys, alone.keys)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"radius": -1}, "radius = -1 is out of range"),
+        ({"filters": np.array([[-2]])}, "filter has id -2"),
+        ({"filters": np.array([[1], [2]])}, r"filter must be int64 \[1, F\], got int64 \[2, 1\]"),
+        ({"filters": np.array([[1]], np.int32)}, "filter must be int64"),
+        ({"filters": np.zeros((1, MAX_FILTER_IDS + 1), np.int64)}, "at most 1000000"),
+    ],
+)
+def test_a_wrong_radius_or_filter_is_refused(ranker, wrong, message):
+    with pytest.raises(InputError, match=message):
+        ranker.search(CODES[:1], 1, **wrong)
+
+
+def test_queries_and_their_time_are_told(folder):
+    events = Noted()
+    with Ranker(folder, **SPACE, events=events) as ranker:
+        ranker.search(CODES[:7], 5)
+        ranker.search(CODES[:3], 5)
+    assert events.queries == 10
+    assert events.seconds > 0
+
+
 @pytest.mark.parametrize("changes", [{"bits": 60}, {"fingerprint": "cd" * 32}])
 def test_a_gallery_of_another_code_space_is_refused(folder, changes):
     with pytest.raises(InputError, match="belongs to another model"):
@@ -78,18 +165,20 @@ def test_a_new_version_is_swapped_in(ranker, folder):
 
 @pytest.mark.parametrize("breakage", ["flipped bit", "other fingerprint", "pointer", "no pointer", "cut short"])
 def test_a_broken_new_version_is_counted_once_and_the_old_one_serves(folder, breakage, caplog):
-    counted = []
-    with Ranker(folder, **SPACE, poll_seconds=0.01, on_failed_swap=lambda: counted.append(1)) as ranker:
+    events = Noted()
+    with Ranker(folder, **SPACE, poll_seconds=0.01, events=events) as ranker:
         serving = ranker.version
         break_gallery(folder, breakage)
         wait_until(lambda: ranker.failed_swaps)
         time.sleep(0.1)
-        assert (ranker.failed_swaps, counted) == (1, [1])
+        assert (ranker.failed_swaps, events.refusals) == (1, 1)
+        assert events.served == [(serving, 50, False)]
         assert ranker.search(CODES[:1], 1).gallery_version == serving
         assert f"version {serving} goes on serving" in caplog.text
         (folder / gallery.CURRENT).unlink(missing_ok=True)  # a writer refuses a damaged pointer too
         mended = publish(folder, CODES[:20])
         wait_until(lambda: ranker.version == mended)
+        wait_until(lambda: events.served[1:] == [(mended, 20, True)])
 
 
 def break_gallery(folder, breakage):

@@ -6,12 +6,26 @@ import tiny_model
 from PIL import Image
 
 from dmsh_serving import gallery
-from dmsh_serving.contract import CODE, DEFAULT_K, DISTANCES, FILE, GALLERY_VERSION, IDS, IMAGE, KEYS, LOGITS, K
+from dmsh_serving.contract import (
+    CODE,
+    DEFAULT_K,
+    DISTANCES,
+    FILE,
+    FILTER,
+    GALLERY_VERSION,
+    IDS,
+    IMAGE,
+    KEYS,
+    LOGITS,
+    PAD_ID,
+    RADIUS,
+    K,
+)
 from dmsh_serving.encoder import OnnxEncoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming_oracle import search_oracle as oracle
 from dmsh_serving.ranker import Ranker
-from dmsh_serving.services import DecodeService, EncoderService, RankerService, Settings, k_of
+from dmsh_serving.services import DecodeService, EncoderService, RankerService, Settings, ask_of
 
 IMAGES = tiny_model.random_images(20)
 CODES = tiny_model.codes_of(IMAGES)
@@ -87,13 +101,13 @@ def test_an_encoder_of_another_code_space_is_refused(tmp_path):
         EncoderService.open(Settings(tmp_path, tmp_path / "1", parameters))
 
 
-def test_the_ranker_searches_requests_of_one_k_together(ranker):
-    searches = Counted(ranker, "search")
+def test_the_ranker_answers_all_requests_in_one_call(ranker):
+    calls = Counted(ranker, "rank")
     k = np.full((2, 1), 3, np.int64)
     answers = RankerService(ranker).answer(
         [{CODE: CODES[:2], K: k}, {CODE: CODES[2:3]}, {CODE: CODES[3:5], K: k}, {CODE: CODES[5:6]}]
     )
-    assert sorted(searches.rows) == [2, 4]
+    assert calls.rows == [4]  # requests
     for answer, rows, count in zip(answers, ([0, 1], [2], [3, 4], [5]), (3, DEFAULT_K, 3, DEFAULT_K), strict=True):
         distances, ids = oracle(CODES[rows], CODES, count)
         np.testing.assert_array_equal(answer[IDS], ids)
@@ -111,15 +125,34 @@ def test_a_bad_request_to_the_ranker_fails_alone(ranker):
     assert "codes of 64 bits must be uint8 [N, 8]" in str(answers[2])
 
 
-def test_k_is_ten_unless_given():
-    assert k_of({}) == DEFAULT_K
-    assert k_of({K: np.full((3, 1), 7, np.int64)}) == 7
+def test_radius_and_filter_are_those_of_the_request(ranker):
+    radius, allowed = np.full((2, 1), 0, np.int64), np.array([[2, 3], [PAD_ID, 0]])
+    close, filtered, wrong = RankerService(ranker).answer(
+        [
+            {CODE: CODES[:2], RADIUS: radius},
+            {CODE: CODES[:2], FILTER: allowed},
+            {CODE: CODES[:1], FILTER: np.array([[-9]])},
+        ]
+    )
+    assert (close[IDS][:, 0].tolist(), close[DISTANCES][:, 0].tolist()) == ([0, 1], [0, 0])
+    assert sorted(filtered[IDS][0, :2].tolist()) == [2, 3]
+    assert filtered[IDS][1, :2].tolist() == [0, PAD_ID]
+    assert "filter has id -9" in str(wrong)
 
 
+def test_k_is_ten_and_all_is_searched_unless_said(ranker):
+    ask = ask_of({CODE: CODES[:1]})
+    assert (ask.k, ask.radius, ask.filters) == (DEFAULT_K, None, None)
+    assert ask_of({CODE: CODES[:3], K: np.full((3, 1), 7, np.int64)}).k == 7
+    with pytest.raises(InputError, match="the request has no input code"):
+        ask_of({})
+
+
+@pytest.mark.parametrize("name", [K, RADIUS])
 @pytest.mark.parametrize("values", [[[1], [2]], [[1.0]], np.zeros((0, 1), np.int64)])
-def test_k_that_is_not_one_whole_number_is_refused(values):
-    with pytest.raises(InputError, match="k must be one int64 value"):
-        k_of({K: np.asarray(values)})
+def test_k_or_a_radius_that_is_not_one_whole_number_is_refused(name, values):
+    with pytest.raises(InputError, match=f"{name} must be one int64 value"):
+        ask_of({CODE: CODES[:1], name: np.asarray(values)})
 
 
 @pytest.fixture

@@ -69,6 +69,8 @@ def query(
     files: Annotated[list[Path], typer.Argument(help="Image files.")],
     url: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = f"127.0.0.1:{DEFAULT_GRPC_PORT}",
     k: Annotated[int, typer.Option("-k", help="How many nearest images.")] = DEFAULT_K,
+    radius: Annotated[int | None, typer.Option(help="Only images at most so many bits away.")] = None,
+    allow: Annotated[Path | None, typer.Option(help="Only images with these ids: .npy, integers [M].")] = None,
     json: console.JsonOption = None,
 ) -> None:
     """Find the nearest gallery images of image files, with a running Triton."""
@@ -78,8 +80,13 @@ def query(
     absent = [str(file) for file in files if not file.is_file()]
     if absent:
         raise InputError(f"{', '.join(absent)}: no such file")
+    allowed = None
+    if allow is not None:
+        from dmsh_serving.gallery_table import read_ids
+
+        allowed = read_ids(allow)
     with SearchClient(url) as client:
-        answer = client.search_files(files, k)
+        answer = client.search_files(files, k, radius=radius, allowed=allowed)
     results = []
     for row, file in enumerate(files):
         found = int((answer.ids[row] != PAD_ID).sum())
@@ -95,7 +102,7 @@ def query(
             ["key", "id", "distance"],
             [[str(image["key"]), str(image["id"]), str(image["distance"])] for image in nearest],
         )
-    console.write_json(json, {"url": url, "k": k, "results": results})
+    console.write_json(json, {"url": url, "k": k, "radius": radius, "results": results})
 
 
 def main() -> None:

@@ -16,11 +16,14 @@ from dmsh_serving.contract import (
     DISTANCES,
     ENCODER_MODEL,
     FILE,
+    FILTER,
     GALLERY_VERSION,
     IDS,
     IMAGE,
     KEYS,
     LOGITS,
+    PAD_ID,
+    RADIUS,
     SEARCH_FILE_MODEL,
     SEARCH_MODEL,
     K,
@@ -44,7 +47,7 @@ class Answer:
     """The k nearest images of N queries, ordered by (distance, id).
 
     Attributes:
-        ids: (N, k) int64; -1 where k exceeds the gallery.
+        ids: (N, k) int64; -1 where there are no more.
         distances: (N, k) int32; 2147483647 there.
         keys: (N, k) object, str; empty there.
         gallery_version: (N,) object, str: which gallery answered each query (one for all queries of one request).
@@ -103,15 +106,36 @@ class SearchClient:
         """Close the connection."""
         self._client.close()
 
-    def search(self, images: npt.NDArray[np.uint8], k: int = DEFAULT_K) -> Answer:
-        """Return the ``k`` nearest gallery images of each of ``images`` (N, H, W, 3) uint8, RGB."""
-        return self._search(SEARCH_MODEL, IMAGE, images, k)
+    def search(
+        self,
+        images: npt.NDArray[np.uint8],
+        k: int = DEFAULT_K,
+        *,
+        radius: int | None = None,
+        allowed: Sequence[int] | npt.NDArray[np.integer] | None = None,
+    ) -> Answer:
+        """Return the ``k`` nearest gallery images of each of ``images`` (N, H, W, 3) uint8, RGB.
 
-    def search_files(self, files: Sequence[bytes | Path], k: int = DEFAULT_K) -> Answer:
-        """Return the ``k`` nearest gallery images of each image file, given as its bytes or its path."""
+        Args:
+            images: the queries.
+            k: results a query; where there are fewer, the rest is padding.
+            radius: only images at most this many bits away; more than ``k`` of them are cut at ``k``.
+            allowed: only images with these ids; ids that the gallery does not have do not matter.
+        """
+        return self._search(SEARCH_MODEL, IMAGE, images, k, radius, allowed)
+
+    def search_files(
+        self,
+        files: Sequence[bytes | Path],
+        k: int = DEFAULT_K,
+        *,
+        radius: int | None = None,
+        allowed: Sequence[int] | npt.NDArray[np.integer] | None = None,
+    ) -> Answer:
+        """Return the ``k`` nearest gallery images of each image file, given as bytes or path; see :meth:`search`."""
         data = np.empty((len(files), 1), dtype=np.object_)
         data[:, 0] = [file.read_bytes() if isinstance(file, Path) else file for file in files]
-        return self._search(SEARCH_FILE_MODEL, FILE, data, k)
+        return self._search(SEARCH_FILE_MODEL, FILE, data, k, radius, allowed)
 
     def encode(self, images: npt.NDArray[np.uint8], *, model: str = ENCODER_MODEL) -> Encoded:
         """Return the codes (N, B) uint8 and logits (N, K) float32 of ``images`` (N, H, W, 3) uint8, RGB."""
@@ -141,9 +165,21 @@ class SearchClient:
             self._configs[model] = found.config
         return self._configs[model]
 
-    def _search(self, model: str, source: str, data: Tensor, k: int) -> Answer:
-        rows_of_k = np.full((len(data), 1), k, dtype=np.int64)
-        found = self._infer_all(model, {source: data, K: rows_of_k}, [IDS, DISTANCES, KEYS, GALLERY_VERSION, CODE])
+    def _search(
+        self,
+        model: str,
+        source: str,
+        data: Tensor,
+        k: int,
+        radius: int | None,
+        allowed: Sequence[int] | npt.NDArray[np.integer] | None,
+    ) -> Answer:
+        inputs = {source: data, K: np.full((len(data), 1), k, dtype=np.int64)}
+        if radius is not None:
+            inputs[RADIUS] = np.full((len(data), 1), radius, dtype=np.int64)
+        if allowed is not None:
+            inputs[FILTER] = np.broadcast_to(_filter(allowed), (len(data), max(1, len(allowed))))
+        found = self._infer_all(model, inputs, [IDS, DISTANCES, KEYS, GALLERY_VERSION, CODE])
         return Answer(
             ids=found[IDS],
             distances=found[DISTANCES],
@@ -204,6 +240,16 @@ class SearchClient:
 def _batches(inputs: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
     for start in range(0, len(next(iter(inputs.values()))), size):
         yield {name: array[start : start + size] for name, array in inputs.items()}
+
+
+def _filter(allowed: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Return a filter's ids (F,) int64, F at least 1: of none, padding, which lets nothing through."""
+    given = np.asarray(allowed)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise InputError(f"allowed must be ids, whole numbers [F], got {given.dtype} {list(given.shape)}")
+    if given.size and (given.min() < 0 or given.max() > np.iinfo(np.int64).max):
+        raise InputError(f"allowed holds ids from {given.min()} to {given.max()}: ids are 0 or more, and int64")
+    return given.astype(np.int64) if given.size else np.array([PAD_ID])
 
 
 def _strings(array: Tensor) -> npt.NDArray[np.object_]:

@@ -4,7 +4,8 @@ Image: ``image``, UINT8 ``[N, H, W, 3]``, RGB, H = W = the checkpoint's ``image_
 Logits: ``logits``, FP32 ``[N, K]``.
 Code: ``code``, UINT8 ``[N, ceil(K/8)]``; see :mod:`dmsh_serving.codes`.
 Search result: ordered by (distance, id) ascending; ``ids`` INT64 ``[N, k]``, ``distances`` INT32 ``[N, k]``;
-where k exceeds the gallery the rest is :data:`PAD_ID` and :data:`PAD_DISTANCE`.
+where there are fewer to find the rest is :data:`PAD_ID` and :data:`PAD_DISTANCE`.
+Filter: ``filter`` INT64 ``[N, F]``, of each query the ids that may be found; :data:`PAD_ID` fills shorter lists.
 """
 
 from typing import Final
@@ -17,6 +18,8 @@ LOGITS: Final = "logits"
 CODE: Final = "code"
 FILE: Final = "file"
 K: Final = "k"
+RADIUS: Final = "radius"
+FILTER: Final = "filter"
 IDS: Final = "ids"
 DISTANCES: Final = "distances"
 KEYS: Final = "keys"
@@ -28,6 +31,7 @@ PAD_KEY: Final = ""
 
 DEFAULT_K: Final = 10
 MAX_K: Final = 16_384
+MAX_FILTER_IDS: Final = 1_000_000
 
 DECODE_MODEL: Final = "dmsh_decode"
 ENCODER_MODEL: Final = "dmsh_encoder"

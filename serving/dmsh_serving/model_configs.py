@@ -10,11 +10,13 @@ from dmsh_serving.contract import (
     DISTANCES,
     ENCODER_MODEL,
     FILE,
+    FILTER,
     GALLERY_VERSION,
     IDS,
     IMAGE,
     KEYS,
     LOGITS,
+    RADIUS,
     RANKER_MODEL,
     SEARCH_FILE_MODEL,
     SEARCH_MODEL,
@@ -44,7 +46,7 @@ def config_texts(spec: RepositorySpec, gallery: str) -> dict[str, str]:
         RANKER_MODEL: _python_config(
             spec,
             RANKER_MODEL,
-            inputs=[_code(spec), _K_INPUT],
+            inputs=[_code(spec), *_ASKED],
             outputs=_results(),
             parameters={"gallery": gallery, "threads": str(spec.ranker_threads)},
         ),
@@ -91,10 +93,10 @@ def _ensemble_config(spec: RepositorySpec, name: str, source: str, first_steps: 
     steps = [
         *first_steps,
         _step(ENCODER_MODEL, [IMAGE], [CODE]),
-        _step(RANKER_MODEL, [CODE, K], [IDS, DISTANCES, KEYS, GALLERY_VERSION]),
+        _step(RANKER_MODEL, [CODE, K, RADIUS, FILTER], [IDS, DISTANCES, KEYS, GALLERY_VERSION]),
     ]
     return _lines(
-        *_head(spec, name, 'platform: "ensemble"', [source, _K_INPUT], [_code(spec), *_results()]),
+        *_head(spec, name, 'platform: "ensemble"', [source, *_ASKED], [_code(spec), *_results()]),
         "ensemble_scheduling {\n" + _indent(_list("step", steps)) + "\n}",
         _parameters(spec, {}),
     )
@@ -218,7 +220,12 @@ def _tensor(name: str, dtype: str, dims: list[int], *, optional: bool = False) -
     return f'{{ name: "{name}", data_type: TYPE_{dtype}, dims: {dims}{", optional: true" if optional else ""} }}'
 
 
-_K_INPUT = _tensor(K, "INT64", [1], optional=True)
+# What a client may say about its search. Of filters, each query has its own number of ids.
+_ASKED = [
+    _tensor(K, "INT64", [1], optional=True),
+    _tensor(RADIUS, "INT64", [1], optional=True),
+    _tensor(FILTER, "INT64", [-1], optional=True),
+]
 
 
 def _step(model: str, inputs: list[str], outputs: list[str]) -> str:

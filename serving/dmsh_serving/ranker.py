@@ -7,8 +7,8 @@ goes on serving.
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,40 +16,30 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving import gallery
-from dmsh_serving.checks import checked_k
-from dmsh_serving.codes import check_codes
 from dmsh_serving.errors import DmshError
+from dmsh_serving.ranking import Ask, Ranked, rank
 
 POLL_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """The k nearest images of N codes, ordered by (distance, id).
+class RankerEvents:
+    """What a ranker tells, for whoever counts it; here: nobody. Calls come from several threads."""
 
-    Attributes:
-        ids: (N, k) int64.
-        distances: (N, k) int32.
-        keys: (N, k) object, str.
-        gallery_version: the one version that answered.
-    """
+    def serving(self, snapshot: gallery.Snapshot, swapped: bool) -> None:
+        """A version serves from now on: the first one, or one that was swapped in."""
 
-    ids: npt.NDArray[np.int64]
-    distances: npt.NDArray[np.int32]
-    keys: npt.NDArray[np.object_]
-    gallery_version: str
+    def refused(self) -> None:
+        """A new version cannot be used, and the one before it goes on serving."""
 
-    def rows(self, start: int, stop: int) -> "Ranked":
-        """Return the answers to the queries from ``start`` up to ``stop``."""
-        part = slice(start, stop)
-        return Ranked(self.ids[part], self.distances[part], self.keys[part], self.gallery_version)
+    def ranked(self, queries: int, seconds: float) -> None:
+        """So many queries were answered, in so long."""
 
 
 class Ranker:
     """Search the current version of the gallery in ``folder``: ``with Ranker(...) as ranker: ranker.search(codes, k)``.
 
-    ``on_failed_swap`` is called, from the watching thread, each time a new version cannot be used.
+    A new version shares the parts that it has in common with the one that serves: they are not read again.
 
     Raises:
         InputError: no gallery there, a damaged one, or one of another bit width or fingerprint.
@@ -63,12 +53,13 @@ class Ranker:
         fingerprint: str,
         threads: int | None = None,
         poll_seconds: float = POLL_SECONDS,
-        on_failed_swap: Callable[[], None] = lambda: None,
+        events: RankerEvents | None = None,
     ) -> None:
         self.folder, self.bits, self.fingerprint = folder, bits, fingerprint
         self.failed_swaps = 0
-        self._threads, self._poll_seconds, self._on_failed_swap = threads, poll_seconds, on_failed_swap
-        self._snapshot = self._open()
+        self._threads, self._poll_seconds, self._events = threads, poll_seconds, events or RankerEvents()
+        self._snapshot = gallery.open_current(folder, fingerprint=fingerprint, bits=bits)
+        self._events.serving(self._snapshot, swapped=False)
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._follow, name="gallery-watch", daemon=True)
         self._watch.start()
@@ -91,21 +82,35 @@ class Ranker:
         """The gallery version that serves now."""
         return self._snapshot.version
 
-    def search(self, codes: npt.NDArray[np.uint8], k: int) -> Ranked:
-        """Return the ``k`` nearest images of each of ``codes`` (N, B) uint8; N may be 0.
+    def search(
+        self,
+        codes: npt.NDArray[np.uint8],
+        k: int,
+        *,
+        radius: int | None = None,
+        filters: npt.NDArray[np.int64] | None = None,
+    ) -> Ranked:
+        """Return the ``k`` nearest images of each of ``codes`` (N, B) uint8; see :class:`dmsh_serving.ranking.Ask`.
 
         Raises:
-            InputError: codes of another width or dtype, or k out of range.
+            InputError: codes of another width or dtype, or k, radius or filters out of range.
         """
-        checked_k(k)
-        check_codes(codes, self.bits)
-        snapshot = self._snapshot  # one version for the whole call, whatever is swapped in meanwhile
-        found = snapshot.search(codes, k, threads=self._threads)
-        keys = np.array(snapshot.keys_of(found.rows.ravel()), dtype=np.object_).reshape(found.rows.shape)
-        return Ranked(found.ids, found.distances, keys, snapshot.version)
+        (answer,) = self.rank([Ask(codes, k, radius, filters)])
+        return answer
 
-    def _open(self) -> gallery.Snapshot:
-        return gallery.open_current(self.folder, fingerprint=self.fingerprint, bits=self.bits)
+    def rank(self, asks: Sequence[Ask]) -> list[Ranked]:
+        """Answer all ``asks`` out of one version of the gallery, in as few scans as there can be.
+
+        Raises:
+            InputError: one of them is wrong; see :meth:`Ask.check`, by which to find it before.
+        """
+        for ask in asks:
+            ask.check(self.bits)
+        start = time.perf_counter()
+        snapshot = self._snapshot  # one version for the whole call, whatever is swapped in meanwhile
+        answers = rank(snapshot, asks, threads=self._threads)
+        self._events.ranked(sum(len(ask.codes) for ask in asks), time.perf_counter() - start)
+        return answers
 
     def _follow(self) -> None:
         refused: str | None = None  # what CURRENT said when it was last refused: one report for each new state
@@ -114,7 +119,10 @@ class Ranker:
             try:
                 named = gallery.current_version(self.folder)
                 if named not in (self._snapshot.version, refused):
-                    self._snapshot = self._open()
+                    self._snapshot = gallery.open_current(
+                        self.folder, fingerprint=self.fingerprint, bits=self.bits, known=self._snapshot
+                    )
+                    self._events.serving(self._snapshot, swapped=True)
                     _log.warning("gallery %s now serves version %s", self.folder, self._snapshot.version)
                 if named == self._snapshot.version:
                     refused = None
@@ -126,4 +134,4 @@ class Ranker:
     def _report(self, error: Exception) -> None:
         self.failed_swaps += 1
         _log.error("gallery %s: %s; version %s goes on serving", self.folder, error, self.version)
-        self._on_failed_swap()
+        self._events.refused()

@@ -1,11 +1,11 @@
 """Generate the Triton model repository: five folders, whole or not at all, the same bytes for the same spec.
 
-    dmsh_decode       file -> image                     dmsh_search       image [, k] -> code, ids, ...
-    dmsh_encoder      image -> code, logits             dmsh_search_file  file [, k] -> code, ids, ...
-    dmsh_ranker       code [, k] -> ids, distances, keys, gallery_version
+    dmsh_decode       file -> image                     dmsh_search       image [, ...] -> code, ids, ...
+    dmsh_encoder      image -> code, logits             dmsh_search_file  file [, ...] -> code, ids, ...
+    dmsh_ranker       code [, k] [, radius] [, filter] -> ids, distances, keys, gallery_version
 
-``k`` is an optional INT64 input, one value a row like every input of a batching model; a Triton ensemble hands an
-optional input on, or leaves it out (seen on 24.10).
+``k``, ``radius`` and ``filter`` are optional INT64 inputs, with a row for each query like every input of a batching
+model; a Triton ensemble hands an optional input on, or leaves it out (seen on 24.10).
 Configuration: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
 """
 
@@ -59,10 +59,10 @@ def repository_texts(out: Path, spec: RepositorySpec) -> dict[str, str]:
     else:
         files[f"{ENCODER_MODEL}/1/.keep"] = ""
     for model, service in services.items():
-        counter = ", failed_swap_counter()" if model == RANKER_MODEL else ""
-        imported = "failed_swap_counter, respond, settings_from" if counter else "respond, settings_from"
+        metrics = ", RankerMetrics()" if model == RANKER_MODEL else ""
+        imported = "RankerMetrics, respond, settings_from" if metrics else "respond, settings_from"
         files[f"{model}/1/model.py"] = _MODEL_PY.format(
-            model=model, service=service, counter=counter, imported=imported
+            model=model, service=service, metrics=metrics, imported=imported
         )
     for ensemble in (SEARCH_MODEL, SEARCH_FILE_MODEL):  # a model needs a version's folder; git keeps no empty one
         files[f"{ensemble}/1/.keep"] = ""
@@ -82,7 +82,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load, check, and be ready to answer; an error here keeps the model from being served."""
-        self.service = {service}.open(settings_from(args){counter})
+        self.service = {service}.open(settings_from(args){metrics})
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests together, each with its tensors or its own error."""

@@ -7,7 +7,6 @@ its batch-mates their answers. The number of rows of a call is bounded by Triton
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,26 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving import decode
-from dmsh_serving.checks import check_images, checked_k
-from dmsh_serving.codes import check_codes, checked_bits, require_finite
+from dmsh_serving.checks import check_images
+from dmsh_serving.codes import checked_bits, require_finite
 from dmsh_serving.contract import (
     CODE,
     DEFAULT_K,
     DISTANCES,
     FILE,
+    FILTER,
     GALLERY_VERSION,
     IDS,
     IMAGE,
     KEYS,
     LOGITS,
+    RADIUS,
     K,
 )
 from dmsh_serving.encoder import OnnxEncoder
 from dmsh_serving.errors import InputError
-from dmsh_serving.ranker import Ranker
+from dmsh_serving.ranker import Ranker, RankerEvents
+from dmsh_serving.ranking import Ask, Ranked
 from dmsh_serving.repository_spec import MODEL_FILE
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -132,23 +134,24 @@ class EncoderService:
 
 
 class RankerService:
-    """``code`` (N, B) uint8, optionally ``k`` (N, 1) int64 -> ids, distances, keys (N, k), gallery_version (N, 1).
+    """``code`` (N, B) uint8 -> ids, distances, keys (N, k), gallery_version (N, 1).
 
-    Triton gives every input of a batching model a row for each query; one request has one k, so its rows must agree.
+    Optionally ``k`` and ``radius`` (N, 1) int64 and ``filter`` (N, F) int64. Triton gives every input of a batching
+    model a row for each query; one request has one k and one radius, so their rows must agree, and a filter a query.
     """
 
     def __init__(self, ranker: Ranker) -> None:
         self._ranker = ranker
 
     @classmethod
-    def open(cls, settings: Settings, on_failed_swap: Callable[[], None] = lambda: None) -> "RankerService":
+    def open(cls, settings: Settings, events: RankerEvents | None = None) -> "RankerService":
         """Open the gallery that ``settings`` name, by a path as seen from the model's folder."""
         ranker = Ranker(
             (settings.folder / settings.text("gallery")).resolve(),
             bits=checked_bits(settings.number("bits")),
             fingerprint=settings.text("fingerprint"),
             threads=settings.number("threads"),
-            on_failed_swap=on_failed_swap,
+            events=events,
         )
         return cls(ranker)
 
@@ -157,38 +160,46 @@ class RankerService:
         self._ranker.close()
 
     def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
-        """Answer each request with its k nearest images; requests with the same k are searched together."""
-        answers: dict[int, Answer] = {}
-        places_by_k: dict[int, list[int]] = {}
-        for place, request in enumerate(requests):
+        """Answer each request with its k nearest images; all that can share a scan of the gallery do."""
+        answers: list[Answer | None] = []
+        asks: list[Ask] = []
+        for request in requests:
             try:
-                places_by_k.setdefault(k_of(request), []).append(place)
+                ask = ask_of(request)
+                ask.check(self._ranker.bits)
+                asks.append(ask)
+                answers.append(None)
             except InputError as error:
-                answers[place] = error
-        for k, places in places_by_k.items():
-            found = answer_together(
-                [requests[place] for place in places],
-                self._checked_codes,
-                partial(self._nearest, k),
-            )
-            answers.update(zip(places, found, strict=True))
-        return [answers[place] for place in range(len(requests))]
+                answers.append(error)
+        ranked = iter(self._ranker.rank(asks))
+        return [_reply(next(ranked)) if answer is None else answer for answer in answers]
 
-    def _checked_codes(self, request: Arrays) -> npt.NDArray[np.uint8]:
-        if CODE not in request:
-            raise InputError(f"the request has no input {CODE}")
-        codes = request[CODE]
-        check_codes(codes, self._ranker.bits)
-        return codes.astype(np.uint8, copy=False)
 
-    def _nearest(self, k: int, parts: Sequence[npt.NDArray[np.uint8]]) -> list[Answer]:
-        ranked = self._ranker.search(np.concatenate(parts), k)
-        answers: list[Answer] = []
-        for start, stop in _spans(parts):
-            mine = ranked.rows(start, stop)
-            version = np.full((stop - start, 1), mine.gallery_version, dtype=np.object_)
-            answers.append({IDS: mine.ids, DISTANCES: mine.distances, KEYS: mine.keys, GALLERY_VERSION: version})
-        return answers
+def ask_of(request: Arrays) -> Ask:
+    """Return what a request to the ranker asks.
+
+    Raises:
+        InputError: no code, or a k or radius that is not one whole number.
+    """
+    if CODE not in request:
+        raise InputError(f"the request has no input {CODE}")
+    k = _one_number(request, K)
+    return Ask(request[CODE], DEFAULT_K if k is None else k, _one_number(request, RADIUS), request.get(FILTER))
+
+
+def _one_number(request: Arrays, name: str) -> int | None:
+    """Return the one value of an optional input, int64 (N, 1); None where the request does not have it."""
+    if name not in request:
+        return None
+    values = request[name]
+    if values.dtype != np.int64 or values.size == 0 or (values != values.flat[0]).any():
+        raise InputError(f"{name} must be one int64 value, the same in every row of a request, got {values.tolist()}")
+    return int(values.flat[0])
+
+
+def _reply(ranked: Ranked) -> Answer:
+    version = np.full((len(ranked.ids), 1), ranked.gallery_version, dtype=np.object_)
+    return {IDS: ranked.ids, DISTANCES: ranked.distances, KEYS: ranked.keys, GALLERY_VERSION: version}
 
 
 def answer_together(
@@ -207,20 +218,6 @@ def answer_together(
             answers.append(error)
     computed = iter(compute(good) if good else [])
     return [next(computed) if answer is None else answer for answer in answers]
-
-
-def k_of(request: Arrays) -> int:
-    """Return the one k of a request: its optional ``k`` int64 (N, 1), else ``DEFAULT_K``.
-
-    Raises:
-        InputError: out of range, or not the same in every row.
-    """
-    if K not in request:
-        return DEFAULT_K
-    values = request[K]
-    if values.dtype != np.int64 or values.size == 0 or (values != values.flat[0]).any():
-        raise InputError(f"k must be one int64 value, the same in every row of a request, got {values.tolist()}")
-    return checked_k(int(values.flat[0]))
 
 
 def _codes_or_error(code: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Answer:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.ranker import RankerEvents
 from dmsh_serving.services import Answer, Arrays, Settings
+from dmsh_serving.snapshot import Snapshot
 
 
 def settings_from(args: dict[str, str]) -> Settings:
@@ -28,21 +30,48 @@ def respond(requests: Sequence[Any], answer: Callable[[Sequence[Arrays]], list[A
     return [_response(found) for found in answer([_arrays(request) for request in requests])]
 
 
-def failed_swap_counter() -> Callable[[], None]:
-    """Return what counts one refused gallery version in the server's metrics."""
-    import triton_python_backend_utils as pb_utils
+class RankerMetrics(RankerEvents):
+    """Puts what a ranker tells into the server's metrics; the families must live as long as their metrics."""
 
-    family = pb_utils.MetricFamily(
-        name="dmsh_gallery_failed_swaps_total",
-        description="New gallery versions that could not be used, so the old one went on serving",
-        kind=pb_utils.MetricFamily.COUNTER,
-    )
-    metric = family.Metric(labels={})
+    def __init__(self) -> None:
+        import triton_python_backend_utils as pb_utils
 
-    def count(family: Any = family) -> None:  # the family must live as long as its metric
-        metric.increment(1)
+        def metric(name: str, description: str, kind: str) -> Any:
+            family = pb_utils.MetricFamily(
+                name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind)
+            )
+            self._families.append(family)
+            return family.Metric(labels={})
 
-    return count
+        self._families: list[Any] = []
+        self._codes = metric("dmsh_gallery_codes", "Codes in the gallery version that serves", "GAUGE")
+        self._version = metric(
+            "dmsh_gallery_version_number", "Counter that the name of the serving gallery version begins with", "GAUGE"
+        )
+        self._swaps = metric("dmsh_gallery_swaps_total", "New gallery versions that were swapped in", "COUNTER")
+        self._refused = metric(
+            "dmsh_gallery_failed_swaps_total",
+            "New gallery versions that could not be used, so the old one went on serving",
+            "COUNTER",
+        )
+        self._queries = metric("dmsh_rank_queries_total", "Queries ranked", "COUNTER")
+        self._seconds = metric("dmsh_rank_seconds_total", "Seconds spent ranking", "COUNTER")
+
+    def serving(self, snapshot: Snapshot, swapped: bool) -> None:
+        """Note the version that serves."""
+        self._codes.set(snapshot.count)
+        self._version.set(int(snapshot.version[:8]))
+        if swapped:
+            self._swaps.increment(1)
+
+    def refused(self) -> None:
+        """Count a version that could not be used."""
+        self._refused.increment(1)
+
+    def ranked(self, queries: int, seconds: float) -> None:
+        """Count queries and the time that they took."""
+        self._queries.increment(queries)
+        self._seconds.increment(seconds)
 
 
 def _arrays(request: Any) -> Arrays:

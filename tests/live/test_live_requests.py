@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_model
 import tritonclient.grpc as triton
-from live_world import CODES, IMAGES, all_at_once, check, png
+from live_world import CODES, IMAGES, all_at_once, check, expected, png
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from dmsh_serving.client import SearchClient
@@ -24,6 +25,7 @@ from dmsh_serving.contract import (
     SEARCH_MODEL,
 )
 from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.hamming_oracle import search_oracle
 
 
 def raw(server, model, **arrays):
@@ -85,6 +87,41 @@ def test_two_ks_in_one_request_are_refused(server):
     assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
+def test_a_radius_keeps_what_is_near_and_a_filter_what_it_names(client):
+    allowed = np.array([3, 50, 51, 120, 999])
+    within = [client.search(IMAGES[:20], 30, radius=20), client.search_files([png(IMAGES[0])], 30, radius=20)]
+    for answer, images in zip(within, (IMAGES[:20], IMAGES[:1]), strict=True):
+        ids, distances = expected(images, 30)
+        beyond = distances > 20
+        assert beyond.any()
+        np.testing.assert_array_equal(answer.ids, np.where(beyond, PAD_ID, ids))
+        np.testing.assert_array_equal(answer.distances, np.where(beyond, PAD_DISTANCE, distances))
+    for answer in (
+        client.search(IMAGES[:20], 5, allowed=allowed),
+        client.search(IMAGES[:20], 5, allowed=list(allowed)),
+    ):
+        distances, rows = search_oracle(CODES[:20], CODES[allowed[:4]], 5)
+        np.testing.assert_array_equal(answer.ids, np.append(allowed[:4], PAD_ID)[rows])
+        np.testing.assert_array_equal(answer.distances, distances)
+    assert (client.search(IMAGES[:1], 5, allowed=[]).ids == PAD_ID).all()
+
+
+def test_requests_of_every_kind_at_the_same_time_are_answered_each_as_asked(client):
+    def ask(row):
+        kinds = {0: {}, 1: {"radius": 24}, 2: {"allowed": range(row)}, 3: {"allowed": [row, 5], "radius": 30}}
+        return client.search(IMAGES[row : row + 1], 1 + row % 7, **kinds[row % 4])
+
+    answers = all_at_once([lambda row=row: ask(row) for row in range(64)])
+    for row, answer in enumerate(answers):
+        k = 1 + row % 7
+        allowed = {2: np.arange(row), 3: np.array(sorted({row, 5}))}.get(row % 4, np.arange(200))
+        distances, rows = search_oracle(CODES[row : row + 1], CODES[allowed], k)
+        distances[distances > {1: 24, 3: 30}.get(row % 4, 64)] = PAD_DISTANCE
+        ids = np.where(distances == PAD_DISTANCE, PAD_ID, np.append(allowed, PAD_ID)[rows])
+        np.testing.assert_array_equal(answer.ids, ids)
+        np.testing.assert_array_equal(answer.distances, distances)
+
+
 REFUSED = {
     "shape": (SEARCH_MODEL, {"image": IMAGES[:1, :8]}, r"Expected \[-1,16,16,3\], got \[1,8,16,3\]"),
     "no batch": (SEARCH_MODEL, {"image": IMAGES[0][:8]}, r"Expected \[-1,16,16,3\], got \[8,16,3\]"),
@@ -96,6 +133,9 @@ REFUSED = {
     "batch": (SEARCH_MODEL, {"image": IMAGES[:9]}, "batch-size must be <= 8"),
     "width": (RANKER_MODEL, {"code": CODES[:1, :7]}, r"Expected \[-1,8\], got \[1,7\]"),
     "k dtype": (RANKER_MODEL, {"code": CODES[:1], "k": np.ones((1, 1), np.int32)}, "expects 'INT64'"),
+    "radius": (RANKER_MODEL, {"code": CODES[:1], "radius": -np.ones((1, 1), np.int64)}, "radius = -1 is out of range"),
+    "filter": (SEARCH_MODEL, {"image": IMAGES[:1], "filter": np.full((1, 2), -7)}, "filter has id -7"),
+    "filter dtype": (RANKER_MODEL, {"code": CODES[:1], "filter": np.ones((1, 2), np.int32)}, "expects 'INT64'"),
     "name": (ENCODER_MODEL, {"picture": IMAGES[:1]}, "picture"),
     "no input": (DECODE_MODEL, {}, "expected 1 inputs but got 0"),
 }
@@ -162,6 +202,11 @@ def test_the_query_command_prints_a_table_and_writes_json(server, tmp_path):
     assert [result["file"] for result in results] == files
     assert results[0]["nearest"][0] == {"id": 7, "distance": 0, "key": "image-7"}
     assert [len(result["nearest"]) for result in results] == [3, 3]
+    np.save(tmp_path / "allowed.npy", np.array([9, 8]))
+    command += ["--allow", str(tmp_path / "allowed.npy"), "--radius", "0"]
+    subprocess.run([*command, "--json", str(tmp_path / "found.json")], capture_output=True, check=True)
+    results = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert [[image["id"] for image in result["nearest"]] for result in results] == [[], [8]]
 
 
 def test_an_unknown_model_is_named(server):
@@ -169,12 +214,17 @@ def test_an_unknown_model_is_named(server):
         client.max_batch("dmsh_other")
 
 
-def test_metrics_are_served_on_loopback_with_the_gallerys_own(server):
+def test_metrics_are_served_on_loopback_with_the_gallerys_own(server, client):
+    client.search(IMAGES[:2], 1)
     connection = http.client.HTTPConnection(server.metrics_url, timeout=5)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     assert 'nv_inference_count{model="dmsh_encoder",version="1"}' in text
-    assert "dmsh_gallery_failed_swaps_total" in text
+    found = dict(re.findall(r"^(dmsh_\w+)(?:{})? (\S+)$", text, flags=re.MULTILINE))
+    assert (found["dmsh_gallery_codes"], found["dmsh_gallery_version_number"]) == ("200", "1")
+    assert (found["dmsh_gallery_swaps_total"], found["dmsh_gallery_failed_swaps_total"]) == ("0", "0")
+    assert float(found["dmsh_rank_queries_total"]) >= 2
+    assert 0 < float(found["dmsh_rank_seconds_total"]) < 60
 
 
 def test_models_cannot_be_loaded_or_unloaded_from_outside(server):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dmsh_serving.services import RankerService
-from dmsh_serving.triton_backend import failed_swap_counter, respond, settings_from
+from dmsh_serving.triton_backend import RankerMetrics, respond, settings_from
 
 
 class TritonPythonModel:
@@ -11,7 +11,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load, check, and be ready to answer; an error here keeps the model from being served."""
-        self.service = RankerService.open(settings_from(args), failed_swap_counter())
+        self.service = RankerService.open(settings_from(args), RankerMetrics())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests together, each with its tensors or its own error."""
