@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dmsh_model.config import IMAGENET_MEAN, IMAGENET_STD, HashConfig, LossWeights
-from dmsh_model.data_option import DataArgument, read_labelled
+from dmsh_model.data_option import CacheOption, DataArgument, read_labelled, refuse_split_options
 from dmsh_model.options import FINE_TUNING, Augmentation, TrainingOptions
 from dmsh_serving import console
 from dmsh_serving.errors import InputError
@@ -61,6 +61,7 @@ def fit(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = _TRAINING.threads,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,
+    cache: CacheOption = None,
     skip_bad: console.SkipBadOption = False,
     json: console.JsonOption = None,
 ) -> None:
@@ -91,14 +92,17 @@ def fit(
         given(quantisation, default_weights.quantisation),
         given(classification, default_weights.classification),
     )
+    counts = {"--queries-per-class": queries_per_class, "--train-per-class": train_per_class}
     if integer is not None and teacher is not None:
         _refuse_what_the_checkpoint_fixes(context)
         from dmsh_model import integer_training, integer_training_command
 
         start = integer_training.read_start(integer, teacher)
+        labelled = read_labelled(data, start.model.config.image_size, skip_bad, cache)
+        refuse_split_options(labelled, counts)
         integer_training_command.fine_tune(
             start,
-            read_labelled(data, start.model.config.image_size, skip_bad),
+            labelled,
             integer_training_command.split_as_taught(start.training, queries_per_class, train_per_class, seed),
             options,
             weights,
@@ -119,7 +123,8 @@ def fit(
         default.train_per_class if train_per_class is None else train_per_class,
         seed,
     )
-    labelled = read_labelled(data, image_size, skip_bad)
+    labelled = read_labelled(data, image_size, skip_bad, cache)
+    refuse_split_options(labelled, counts)
     digits = data == images_of.MNIST_5K
     config = HashConfig(
         backbone,
