@@ -1,6 +1,10 @@
 # make demo   export, prove, serve and query the demo model; writes build/demo/report.html
 # make test   every check and test (ruff, mypy, pytest with a real Triton)
 # make check  ruff and mypy only          make bench  how fast the Hamming search is here
+# make test-cpus     the integer network under emulated CPUs: AVX2 without VNNI, ARM64
+# make test-bits     at least ten million bits of the integer network, every setting, 0 may differ
+# make bench-rank    the Hamming search against FAISS, usearch and numpy     (table and plots)
+# make bench-encode  the encoders against PyTorch and ONNX Runtime           (table and plot)
 # make clean  remove what was built       make distclean  and the two environments
 
 PYTHON ?= python3
@@ -8,10 +12,10 @@ BIN := .venv/bin
 ## Two environments, as in production: the toolkit's, and Triton's own (its numpy must stay below 2).
 TOOLKIT := .venv/ready
 TRITON := .venv-triton/ready
-EXTRAS := export,client,tensorrt-rtx,demo,dev
+EXTRAS := export,client,tensorrt-rtx,demo,parquet,bench,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean distclean system
+.PHONY: help demo test check bench test-cpus test-bits bench-rank bench-encode clean distclean system
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -29,6 +33,18 @@ check: $(TOOLKIT)
 
 bench: $(TOOLKIT)
 	$(BIN)/dmsh-serve bench
+
+test-cpus: $(TOOLKIT)
+	$(BIN)/python benchmarks/cpus.py
+
+test-bits: $(TOOLKIT) $(TRITON)
+	$(BIN)/python benchmarks/bits.py
+
+bench-rank: $(TOOLKIT)
+	$(BIN)/python benchmarks/rank.py
+
+bench-encode: $(TOOLKIT)
+	$(BIN)/python benchmarks/encode.py
 
 ## A missing system tool is named in one line, before anything is built.
 system:
