@@ -71,6 +71,35 @@ def test_the_float_graph_computes_the_networks_own_logits(backbone):
     assert signal_to_noise(model.logits(images), logits.numpy()) > 80
 
 
+@pytest.mark.parametrize("backbone", ["vgg_small", "resnet18", "tf_efficientnet_lite0"])
+def test_a_centred_graph_pads_with_the_mean_as_the_network_does(backbone):
+    model = network(backbone, 64, mean=(0.1, 0.5, 0.3))
+    images = generated_images(3, 64)
+    found = {}
+    for centred in (False, True):
+        *_, (_, logits) = floats.outputs(float_graph(model, centred=centred), images)
+        found[centred] = signal_to_noise(model.logits(images), logits.numpy())
+    assert found[True] > 80
+    assert found[False] < found[True] - 20
+
+
+@pytest.mark.parametrize("mean", [(0.1, 0.5, 0.9), (0.0, 1.0, 128 / 255)])
+def test_the_centring_layer_gives_0_for_the_mean_and_clips_no_pixel(mean):
+    model = network("vgg_small", mean=mean)
+    graph = float_graph(model, centred=True)
+    calibration = Calibration(graph)
+    calibration.add(generated_images(12, 48))
+    found = integer_from_float(graph, chosen_scales(calibration, ScaleOptions("mse", 0)))
+    ramp = np.zeros((256, 48, 48, 3), np.uint8)
+    ramp += np.arange(256, dtype=np.uint8)[:, None, None, None]
+    steps = next(value for index, value in integer_dmsh.outputs(found.network, ramp) if index == 1)[:, :, 0, 0]
+    pixels, centre = torch.arange(256.0).double().view(-1, 1), torch.tensor(mean).double() * 255
+    worth = found.scales[1]
+    assert float(((steps * worth) - (pixels - centre)).abs().max()) <= float(worth.max()) * 0.51
+    assert steps[centre.round().long(), [0, 1, 2]].tolist() == [0, 0, 0]
+    assert float(worth.max()) < 255 / 127 + 0.05  # as fine as 8 bits allow
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_integer_network_follows_the_float_network_whatever_the_batch(backbone):
     model, calibration = calibrated(backbone)

@@ -1,7 +1,7 @@
 """A float network as the integer network's own layers: the half-way house of a conversion.
 
 The image enters as it does in the integer network, as its values minus 128; normalisation is in the weights of the
-convolutions that take it, so zero padding pads with the value 128 here too.
+convolutions that take it, so zero padding pads with the value 128 here too, unless :class:`Centre` comes first.
 """
 
 import math
@@ -20,6 +20,13 @@ class Image:
     """uint8 (N, size, size, 3) -> float32 (N, 3, size, size), each value minus 128."""
 
     size: int
+
+
+@dataclass(frozen=True)
+class Centre:
+    """The image minus its mean: what padding then pads with is the float network's own, the mean. Values 0 to 255."""
+
+    mean: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +71,7 @@ class Concat:
     """The channels of all inputs, one after the other."""
 
 
-Operation = Image | Affine | MaxPool | GlobalMax | GlobalMean | Add | Concat
+Operation = Image | Centre | Affine | MaxPool | GlobalMax | GlobalMean | Add | Concat
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +133,8 @@ def computed(layer: FloatLayer, inputs: list[Tensor]) -> Tensor:
     """Return the output of a layer (not the image), in the type and on the device of its inputs."""
     value = inputs[0]
     match layer.operation:
+        case Centre(mean):
+            value = value + (128 - torch.tensor(mean, dtype=torch.float64)).to(value).view(-1, 1, 1)
         case Affine(weight, bias, stride, padding, dilation, groups):
             weight, bias = weight.to(value), bias.to(value)
             if weight.ndim == 2:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dmsh_export.float_graph import (
     Add,
     Affine,
+    Centre,
     Concat,
     FloatGraph,
     FloatLayer,
@@ -39,8 +40,11 @@ _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 _NOTHING = (nn.Identity, nn.Dropout, DropPath)
 
 
-def float_graph(model: DMSH) -> FloatGraph:
+def float_graph(model: DMSH, *, centred: bool = False) -> FloatGraph:
     """Return the network in eval mode as a float graph, BN and normalisation folded in float64.
+
+    ``centred`` puts :class:`Centre` in front, so that zero padding is padding with the mean, as it is in ``model``;
+    else it is padding with the value 128, at the price of a layer less.
 
     Raises:
         InputError: an operator that the integer network has not; names the node, the operator and what is supported.
@@ -49,7 +53,7 @@ def float_graph(model: DMSH) -> FloatGraph:
     if not isinstance(folded.backbone, fx.GraphModule):
         (reason,) = [step.why for step in steps if step.what == "BN of the backbone"]
         raise InputError(f"backbone {model.config.backbone} has no integer form: {reason}")
-    builder = _Builder(model.config.backbone, folded.normalise, model.config.image_size)
+    builder = _Builder(model.config.backbone, folded.normalise, model.config.image_size, centred)
     vectors = []
     features = builder.backbone(folded.backbone)
     for number, (scale, feature) in enumerate(zip(folded.scales, features, strict=True)):
@@ -69,13 +73,18 @@ def float_graph(model: DMSH) -> FloatGraph:
 class _Builder:
     """Adds layers one by one, each tried on an example, so that shapes are known."""
 
-    def __init__(self, backbone: str, normalise: Normalise | nn.Module, size: int) -> None:
+    def __init__(self, backbone: str, normalise: Normalise | nn.Module, size: int, centred: bool) -> None:
         assert isinstance(normalise, Normalise)  # fold leaves it as it is
         self._backbone = backbone
         self._mean, self._std = normalise.mean.flatten().double(), normalise.std.flatten().double()
         self._layers = [FloatLayer("image", Image(size), ())]
         self._examples = [torch.empty(1, 3, size, size, device="meta")]  # shapes alone
         self._shared: set[int] = set()
+        self._offset = 128 - self._mean  # from what stands for the image to the image minus its mean
+        self._image = 0
+        if centred:
+            self._image = self.add("centred", Centre(tuple(self._mean.tolist())), 0)
+            self._offset = torch.zeros_like(self._mean)
 
     def graph(self) -> FloatGraph:
         layers = used_layers(self._layers)
@@ -91,7 +100,7 @@ class _Builder:
                 return [index[feature] for feature in (features if isinstance(features, list | tuple) else [features])]
             inputs = [index[source] for source in node.all_input_nodes]
             if node.op == "placeholder":
-                index[node] = 0
+                index[node] = self._image
             elif node.op == "call_module":
                 index[node] = self.module(str(node.target), traced.get_submodule(str(node.target)), inputs[0])
             elif node.op in ("call_function", "call_method"):
@@ -149,7 +158,7 @@ class _Builder:
 
     def add(self, name: str, operation: Operation, *inputs: int) -> int:
         """Add a layer and return its index."""
-        if 0 in inputs and not isinstance(operation, Affine):
+        if self._image in inputs and not isinstance(operation, Affine | Centre):
             raise self._refusal(name, f"{type(operation).__name__} of the image itself")
         layer = FloatLayer(name, operation, inputs)
         self._examples.append(computed(layer, [self._examples[source] for source in inputs]))
@@ -157,8 +166,8 @@ class _Builder:
         return len(self._layers) - 1
 
     def _affine(self, name: str, affine: Affine, source: int) -> int:
-        if source == 0:  # (x - mean) / std of x = q + 128
-            scale, offset = 1 / self._std, (128 - self._mean) / self._std
+        if source == self._image:
+            scale, offset = 1 / self._std, self._offset / self._std
             if affine.groups > 1:
                 raise self._refusal(name, "grouped convolution of the image itself")
             bias = affine.bias + (affine.weight.sum((2, 3)) @ offset)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dmsh_export.float_graph import (
     Add,
     Affine,
+    Centre,
     Concat,
     FloatGraph,
     FloatLayer,
@@ -26,6 +27,7 @@ from dmsh_model.integer_network import FLOAT32_LIMIT, IntegerNetwork
 from dmsh_serving.errors import InputError
 
 _LARGEST_EXPONENT = 100  # of a logit
+_CENTRING_SHIFT = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,8 @@ def _fixed(layer: FloatLayer, graph: FloatGraph, inputs: list[Tensor], wanted: f
     match layer.operation:
         case Image(size):
             return integer.Image(name, size), torch.ones(3, dtype=torch.float64)
+        case Centre(mean):
+            return _centring(name, torch.tensor(mean, dtype=torch.float64))
         case MaxPool(kernel, stride, padding, dilation):
             return integer.MaxPool(name, layer.inputs[0], kernel, stride, padding, dilation), inputs[0]
         case GlobalMax():
@@ -100,6 +104,21 @@ def _fixed(layer: FloatLayer, graph: FloatGraph, inputs: list[Tensor], wanted: f
             return integer.Add(name, layer.inputs[0], layer.inputs[1], *steps, shift, low, high), scale
         case Affine():
             raise ValueError("an affine layer has weights")
+
+
+def _centring(name: str, mean: Tensor) -> tuple[integer.Convolution, Tensor]:
+    """Return the 1x1 convolution that moves a channel's mean to 0 in the finest steps that hold 0 to 255, (3,)."""
+    finest = torch.maximum(mean, 255 - mean) / (HIGHEST + 0.49)
+    weight = torch.floor(2.0**_CENTRING_SHIFT / finest).clamp(1, HIGHEST)
+    bias = ((128 - mean) * weight).round()
+    convolution = integer.Convolution(
+        name,
+        0,
+        torch.diag(weight).view(3, 3, 1, 1).to(torch.int8).numpy(),
+        bias.to(torch.int32).numpy(),
+        np.full(3, _CENTRING_SHIFT, np.int8),
+    )
+    return convolution, 2.0**_CENTRING_SHIFT / weight
 
 
 def _shift_between(finer: float, coarser: float) -> int:

@@ -8,20 +8,17 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from dmsh_export import float_graph as floats
 from dmsh_export.calibration import POLICIES, Calibration
 from dmsh_export.float_graph import FloatGraph
 from dmsh_export.float_graph_from_model import float_graph
 from dmsh_export.integer_from_float import Converted, integer_from_float
+from dmsh_export.quantise_batches import Images, Sample, batch_size, first_images
+from dmsh_export.quantise_cost import CodeCost, LayerCost, code_cost, layer_costs, signal_to_noise_db
 from dmsh_export.scales import ScaleOptions, chosen_scales
-from dmsh_model import integer_dmsh
-from dmsh_model.evaluation import mean_average_precision
 from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.network import DMSH
-from dmsh_serving.codes import pack, unpack
 from dmsh_serving.errors import InputError
 from dmsh_serving.images import ImageSet
 
@@ -30,48 +27,10 @@ HELD_OUT_EVERY: Final = 5  # of the images, one is held out
 MAX_HELD_OUT_BYTES: Final = 1 << 27
 MAX_HELD_OUT: Final = 1000
 _TRIAL_PIXELS = 16 * 224 * 224
-_BATCH_PIXELS = 2 * 224 * 224  # measured: larger batches leave the caches and are slower
 _MEASURED_A_LAYER = 16  # images
 _EQUALISATIONS = (0.5, 1.0)
-
-Images = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """One layer of the integer network on held-out images.
-
-    Attributes:
-        name: its name in the float network.
-        kind: what it is.
-        scale: what a step of its output is worth in the float network's units (its largest channel).
-        clipped_share: of the float network's values, beyond what the layer can hold.
-        signal_to_noise_db: of its output, against the float network's; infinite where they are equal.
-        accumulator_bits: log2 of the largest magnitude that its accumulator can reach; None without one.
-    """
-
-    name: str
-    kind: str
-    scale: float
-    clipped_share: float
-    signal_to_noise_db: float
-    accumulator_bits: float | None
-
-
-@dataclass(frozen=True)
-class CodeCost:
-    """Codes of held-out images, the integer network's against the float network's.
-
-    mAP is None where the images have no labels (a folder of class folders gives them): half of the images are
-    queries, the others the database.
-    """
-
-    images: int
-    bits_compared: int
-    equal_bits_share: float
-    logits_signal_to_noise_db: float
-    float_map: float | None
-    integer_map: float | None
+_LOOKED_AT = 16  # images that tell what grey padding costs
+_PADDING_MATTERS_BELOW = 30.0  # dB: above, rounding costs as much, and the layer in front would be for nothing
 
 
 @dataclass(frozen=True)
@@ -86,10 +45,23 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Quantised:
-    """The integer network, how it was chosen and what it cost."""
+    """The integer network, how it was chosen and what it cost.
+
+    Attributes:
+        model: the integer network.
+        calibration_images: how many set the scales.
+        padding_signal_to_noise_db: of the float logits when padding is grey, the value 128, instead of the mean.
+        centred: whether a layer in front moves the mean to 0, so that padding is the mean's.
+        chosen: the best of the trials.
+        trials: what was tried.
+        layers: what each layer costs.
+        codes: what the codes cost.
+    """
 
     model: IntegerDMSH
     calibration_images: int
+    padding_signal_to_noise_db: float
+    centred: bool
     chosen: Trial
     trials: tuple[Trial, ...]
     layers: tuple[LayerCost, ...]
@@ -99,17 +71,14 @@ class Quantised:
         """Return plain JSON types, without the network."""
         plain: dict[str, Any] = {
             "calibration_images": self.calibration_images,
+            "padding_signal_to_noise_db": self.padding_signal_to_noise_db,
+            "centred": self.centred,
             "chosen": dataclasses.asdict(self.chosen),
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
             "layers": [dataclasses.asdict(cost) for cost in self.layers],
             "codes": dataclasses.asdict(self.codes),
         }
         return {name: _finite(value) for name, value in plain.items()}
-
-
-def batch_size(image_size: int) -> int:
-    """Return how many images at a time keep calibration within the caches and little memory."""
-    return max(1, min(64, _BATCH_PIXELS // image_size**2))
 
 
 def quantise(model: DMSH, batches: Iterable[ImageSet], on_stage: Callable[[str], None] = lambda _: None) -> Quantised:
@@ -122,11 +91,15 @@ def quantise(model: DMSH, batches: Iterable[ImageSet], on_stage: Callable[[str],
         InputError: the network has an operator without integer form, or there are too few images.
     """
     model.eval()
+    first, batches = first_images(batches, _LOOKED_AT)
     graph = float_graph(model)
+    padding = _padding_cost(model, graph, first)
+    if padding < _PADDING_MATTERS_BELOW:
+        graph = float_graph(model, centred=True)
     calibration = Calibration(graph)
     pixels = model.config.image_size**2
-    held_out = _Sample(min(MAX_HELD_OUT, MAX_HELD_OUT_BYTES // (3 * pixels)))
-    trial = _Sample(max(16, min(256, _TRIAL_PIXELS // pixels)))
+    held_out = Sample(min(MAX_HELD_OUT, MAX_HELD_OUT_BYTES // (3 * pixels)))
+    trial = Sample(max(16, min(256, _TRIAL_PIXELS // pixels)))
     seen = 0
     for batch in batches:
         chosen = (np.arange(seen, seen + len(batch.images)) + 1) % HELD_OUT_EVERY == 0
@@ -148,51 +121,35 @@ def quantise(model: DMSH, batches: Iterable[ImageSet], on_stage: Callable[[str],
     return Quantised(
         integer,
         seen - seen // HELD_OUT_EVERY,
+        padding,
+        any(isinstance(layer.operation, floats.Centre) for layer in graph.layers),
         best,
         tuple(trials),
-        _layer_costs(graph, integer, converted.scales, held_out.images()[:_MEASURED_A_LAYER]),
-        _code_cost(model, integer, held_out),
+        layer_costs(graph, integer, converted.scales, held_out.images()[:_MEASURED_A_LAYER]),
+        code_cost(model, integer, held_out),
     )
 
 
-class _Sample:
-    """A uniform sample of at most ``most`` images of a stream, the same one every time (reservoir sampling)."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._seen = 0
-        self._random = np.random.RandomState(0)
-        self._images: list[Images] = []
-        self.names: list[str] = []
-
-    def add(self, images: Images, names: npt.NDArray[np.object_]) -> None:
-        for image, name in zip(images, names, strict=True):
-            self._seen += 1
-            place = self._random.randint(self._seen)
-            if len(self._images) < self._most:
-                # Inserted at random too, so that the order of a sorted folder is lost.
-                self._images.insert(place, image.copy())
-                self.names.insert(place, name)
-            elif place < self._most:
-                self._images[place], self.names[place] = image.copy(), name
-
-    def images(self) -> Images:
-        return np.stack(self._images)
+def _padding_cost(model: DMSH, graph: FloatGraph, images: Images) -> float:
+    if not len(images):
+        return math.inf
+    expected = model.logits(images, batch_size(model.config.image_size)).astype(np.float64)
+    return signal_to_noise_db(expected, _float_logits(graph, images))
 
 
 def _best(
     model: DMSH, graph: FloatGraph, calibration: Calibration, images: Images
 ) -> tuple[Converted, Trial, list[Trial]]:
     """Try the policies, then equalisation, then bias correction; keep each only where the logits gain."""
-    # Not against the model itself: that the image's padding is grey would drown what scales and biases do.
-    expected = np.concatenate([_float_logits(graph, images[i : i + 16]) for i in range(0, len(images), 16)])
+    # Not against the model itself: where the image's padding is grey, that would drown what scales and biases do.
+    expected = _float_logits(graph, images)
     means = tuple(tensor.mean for tensor in calibration.tensors)
     trials: list[Trial] = []
 
     def tried(policy: ScaleOptions, bias_correction: bool) -> Trial:
         converted = converted_with(policy, bias_correction)
         found = IntegerDMSH(model.config, converted.network).logits(images)
-        ratio = _decibels(float((expected**2).sum()), float(((found - expected) ** 2).sum()))
+        ratio = signal_to_noise_db(expected, found)
         trials.append(Trial(policy.policy, policy.equalisation, bias_correction, ratio))
         return trials[-1]
 
@@ -210,70 +167,14 @@ def _best(
 
 
 def _float_logits(graph: FloatGraph, images: Images) -> npt.NDArray[np.float64]:
-    (logits,) = [value for index, value in floats.outputs(graph, images) if index == len(graph.layers) - 1]
-    return logits.double().numpy()
-
-
-def _layer_costs(
-    graph: FloatGraph, found: IntegerDMSH, scales: tuple[Tensor, ...], images: Images
-) -> tuple[LayerCost, ...]:
-    network = found.network
-    count = len(network.layers)
-    signal, noise, clipped, values = [0.0] * count, [0.0] * count, [0] * count, [0] * count
-    at_once = batch_size(network.image_size)
-    for batch in (images[start : start + at_once] for start in range(0, len(images), at_once)):
-        pairs = zip(floats.outputs(graph, batch), integer_dmsh.outputs(network, batch), strict=True)
-        for (index, wanted), (_, steps) in pairs:
-            scale = scales[index].view(-1, *[1] * (wanted.ndim - 2))
-            if index == count - 1:
-                steps = torch.from_numpy(found.logits(batch))
-            else:  # logits are never clipped
-                low, high = network.ranges[index]
-                clipped[index] += int(((wanted < (low - 0.5) * scale) | (wanted > (high + 0.5) * scale)).sum())
-            signal[index] += _power(wanted)
-            noise[index] += _power(steps * scale - wanted)
-            values[index] += wanted.numel()
-    costs = []
-    for index, layer in enumerate(network.layers):
-        bounds = network.accumulator(index)
-        costs.append(
-            LayerCost(
-                layer.name,
-                type(layer).__name__,
-                float(scales[index].max()),
-                clipped[index] / values[index],
-                _decibels(signal[index], noise[index]),
-                math.log2(bounds.peak) if bounds and bounds.peak else None,
-            )
-        )
-    return tuple(costs)
-
-
-def _power(values: Tensor) -> float:
-    return float(values.double().square().sum())
-
-
-def _code_cost(model: DMSH, integer: IntegerDMSH, sample: _Sample) -> CodeCost:
-    images = sample.images()
-    expected, found = model.logits(images, batch_size(model.config.image_size)), integer.logits(images)
-    bits = model.config.bits
-    codes = (pack(expected), pack(found))
-    equal = float((unpack(codes[0], bits) == unpack(codes[1], bits)).mean())
-    classes = [name.split("/", 1)[0] for name in sample.names]
-    precision: list[float | None] = [None, None]
-    if all("/" in name for name in sample.names) and len(set(classes)) > 1:
-        labels = np.unique(np.array(classes), return_inverse=True)[1].astype(np.int64)
-        half = len(images) // 2
-        precision = [mean_average_precision(c[:half], c[half:], labels[:half], labels[half:]) for c in codes]
-    error = found - expected.astype(np.float64)
-    ratio = _decibels(float((expected.astype(np.float64) ** 2).sum()), float((error**2).sum()))
-    return CodeCost(len(images), len(images) * bits, equal, ratio, precision[0], precision[1])
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+    last = len(graph.layers) - 1
+    parts = [
+        value.double().numpy()
+        for start in range(0, len(images), 16)
+        for index, value in floats.outputs(graph, images[start : start + 16])
+        if index == last
+    ]
+    return np.concatenate(parts)
 
 
 def _finite(value: Any) -> Any:

@@ -23,7 +23,8 @@ def quantize(
     json: JsonOption = None,
 ) -> None:
     """Turn a checkpoint into integers, whose codes are the same on every machine; say what that costs."""
-    from dmsh_export.quantise import batch_size, quantise
+    from dmsh_export.quantise import quantise
+    from dmsh_export.quantise_batches import batch_size
     from dmsh_model import checkpoint as checkpoints
     from dmsh_model import integer_checkpoint
     from dmsh_serving.images import iter_image_batches
@@ -76,6 +77,7 @@ def _print(quantised: "Quantised") -> None:
     chosen, codes = quantised.chosen, quantised.codes
     rows = [
         ["calibration images", f"{quantised.calibration_images:,}"],
+        ["padding", "the mean (a layer in front)" if quantised.centred else "grey, the value 128"],
         ["scales cover", chosen.policy],
         ["equalisation", f"{chosen.equalisation:g}"],
         ["bias correction", "yes" if chosen.bias_correction else "no"],
