@@ -1,6 +1,7 @@
 """What the data sets are for: a network trained on one is evaluated on the split it was trained with."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -55,8 +56,10 @@ def test_a_network_of_several_labels_is_trained_and_evaluated_on_the_given_split
     assert code == 0
     evaluated = json.loads((tmp_path / "evaluate.json").read_text())
     assert evaluated["split_as_trained"]
+    assert evaluated["data_as_trained"]
     assert evaluated["map_all"] == fitted["map_all"]
     assert "not the split" not in text
+    assert "not the images" not in text
 
 
 def test_training_takes_no_options_of_a_split_that_is_given(command, listed, tmp_path):
@@ -65,6 +68,15 @@ def test_training_takes_no_options_of_a_split_that_is_given(command, listed, tmp
     assert "--train-per-class: " in error
     assert "comes with its split" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_images_in_the_same_split_are_told_of(command, listed, tmp_path):
+    assert command("fit", f"lists:{listed}", "--out", tmp_path / "model", *SMALL)[0] == 0
+    shutil.copytree(listed, tmp_path / "changed")
+    Image.new("RGB", (16, 16)).save(tmp_path / "changed" / "3.png")
+    code, text, _ = command("evaluate", tmp_path / "model", f"lists:{tmp_path / 'changed'}")
+    assert code == 0
+    assert "not the images of the training" in text
 
 
 def test_a_given_split_is_not_taken_for_a_drawn_one(command, listed, tmp_path):

@@ -11,17 +11,8 @@ from dmsh_serving import console
 from dmsh_serving.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import numpy as np
-    import numpy.typing as npt
-
     from dmsh_model.data import SplitOptions
-    from dmsh_model.data_set import Indices
     from dmsh_model.evaluation_report import Range, Retrieval
-    from dmsh_serving.codes import Codes
-
-_IMAGES_AT_ONCE = 1024
 
 
 def evaluate(
@@ -45,25 +36,36 @@ def evaluate(
     from dmsh_model import checkpoint as checkpoints
     from dmsh_model import data as images_of
     from dmsh_model import evaluation_plot
+    from dmsh_model.coding import chunks_of, codes_of_rows
     from dmsh_model.evaluation_report import measure_retrieval
 
     if plot:
         evaluation_plot.checked_plot_path(plot)
-    record = checkpoints.read_header(checkpoint).get("training", {}).get("split") or {}
+    training = checkpoints.read_header(checkpoint).get("training", {})
+    record = training.get("split") or {}
     if not isinstance(record, dict):
         raise InputError(f"{checkpoint}: the config's 'training.split' is no object")
     model = dmsh_model.load(checkpoint)
     labelled = read_labelled(data, model.config.image_size, skip_bad, cache)
     refuse_split_options(labelled, {"--queries-per-class": queries_per_class, "--seed": seed})
     split = images_of.split_images(labelled, _split_options(record, queries_per_class, seed))
-    queries, database = _codes(model.codes, labelled.images, (split.query, split.database))
+    with console.progress() as display:
+        total = sum(chunks_of(rows) for rows in (split.query, split.database))
+        task = display.add_task("coding images", total=total)
+        queries, database = (
+            codes_of_rows(model.codes, labelled.images, rows, on_chunk=lambda: display.advance(task))
+            for rows in (split.query, split.database)
+        )
     retrieval = measure_retrieval(
         queries, database, labelled.labels[split.query], labelled.labels[split.database], ks=ranks
     )
     _print(retrieval, f"{checkpoint} on {data}")
-    as_trained = split.sha256 == record.get("sha256")
-    if not as_trained:
+    data_as_trained = labelled.sha256 == training.get("data_sha256")
+    split_as_trained = split.sha256 == record.get("sha256")
+    if not split_as_trained:
         console.console().print("This is not the split of the training: some queries may have been trained on.")
+    elif not data_as_trained:
+        console.console().print("These are not the images of the training, or not decoded as they were.")
     if plot:
         evaluation_plot.write_curve(plot, retrieval, f"{labelled.source}, {model.config.bits} bits")
     console.write_json(
@@ -71,7 +73,8 @@ def evaluate(
         {
             "checkpoint": str(checkpoint),
             "data": data,
-            "split_as_trained": as_trained,
+            "data_as_trained": data_as_trained,
+            "split_as_trained": split_as_trained,
             "split_sha256": split.sha256,
             "bad": labelled.bad,
             **dataclasses.asdict(retrieval),
@@ -91,24 +94,6 @@ def _split_options(record: dict[str, Any], queries_per_class: int | None, seed: 
             **{name: value for name, value in asked.items() if value is not None},
         }
     )
-
-
-def _codes(
-    codes_of: "Callable[[npt.NDArray[np.uint8]], Codes]", images: "npt.NDArray[np.uint8]", parts: "Sequence[Indices]"
-) -> "list[Codes]":
-    """Return the codes of the images of each part, a chunk at a time: mapped images may not fit into memory."""
-    import numpy as np
-
-    chunks = [np.split(part, range(_IMAGES_AT_ONCE, len(part), _IMAGES_AT_ONCE)) for part in parts]
-    with console.progress() as display:
-        task = display.add_task("coding images", total=sum(map(len, chunks)))
-
-        def coded(rows: "Indices") -> "Codes":
-            codes = codes_of(images[rows])
-            display.advance(task)
-            return codes
-
-        return [np.concatenate([coded(rows) for rows in part]) for part in chunks]
 
 
 def _print(retrieval: "Retrieval", what: str) -> None:

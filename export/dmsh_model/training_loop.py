@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dmsh_model.augmentation import augment
+from dmsh_model.coding import codes_of_rows
 from dmsh_model.data import LabelledImages, Split
 from dmsh_model.evaluation import mean_average_precision
 from dmsh_model.integer_dmsh import IntegerDMSH
@@ -167,8 +168,8 @@ def _what_is_kept(epoch: int) -> str:
 def held_out_map(model: DMSH | IntegerDMSH, data: LabelledImages, split: Split) -> float:
     """Return mAP@all of the split's queries against its database."""
     return mean_average_precision(
-        model.codes(data.images[split.query]),
-        model.codes(data.images[split.database]),
+        codes_of_rows(model.codes, data.images, split.query),
+        codes_of_rows(model.codes, data.images, split.database),
         data.labels[split.query],
         data.labels[split.database],
     )
