@@ -35,7 +35,7 @@ def test_every_layer_computes_what_the_slow_oracle_in_whole_numbers_computes(see
     assert len(found) == len(expected)
     for layer, theirs, ours in zip(network.layers, expected, found, strict=True):
         assert np.array_equal(ours, theirs), layer.name
-        assert ours.dtype == (np.int64 if isinstance(layer, Logits) else np.int8)
+        assert ours.dtype == (np.int64 if isinstance(layer, Logits) else np.float32)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 2))

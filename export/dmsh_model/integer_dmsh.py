@@ -105,7 +105,8 @@ def run(network: IntegerNetwork, images: Images) -> npt.NDArray[np.int64]:
 def outputs(
     network: IntegerNetwork, images: Images, on_accumulator: Callable[[int, Tensor], None] | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index, output) of every layer in order: int8 (N, C, H, W) or (N, C); of the logits int64 (N, K).
+    """Yield (index, output) of every layer in order: integers held as float32, (N, C, H, W) or (N, C); of the logits
+    int64 (N, K).
 
     ``on_accumulator(index, values)`` sees what each convolution and linear layer rounds, in integers held as floats.
     An output is freed when the last layer that uses it has run.
@@ -114,7 +115,7 @@ def outputs(
     values: dict[int, Tensor] = {}
     for index, layer in enumerate(network.layers):
         if isinstance(layer, Image):
-            value = (torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(torch.int16) + LOWEST).to(torch.int8)
+            value = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(torch.float32) + LOWEST
         else:
             inputs = [values[source] for source in sources(layer)]
             value = _output(network, index, layer, inputs, on_accumulator)
@@ -132,40 +133,49 @@ def _output(
     inputs: list[Tensor],
     on_accumulator: Callable[[int, Tensor], None] | None,
 ) -> Tensor:
+    bounds = network.accumulator(index)
+    exact = torch.float32 if bounds is None or bounds.peak < FLOAT32_LIMIT else torch.float64
     match layer:
         case Convolution() | Linear() | Logits():
-            bounds = network.accumulator(index)
-            exact = torch.float32 if bounds is not None and bounds.peak < FLOAT32_LIMIT else torch.float64
-            sums = _products(layer, inputs[0].to(exact))
+            # Weights and bias already divided: a power of two changes no digit of a sum, and spares a pass over it.
+            shift = np.zeros(len(layer.weight), np.int32) if isinstance(layer, Logits) else layer.shift.astype(np.int32)
+            sums = _products(layer, inputs[0].to(exact), shift)
             if on_accumulator:
-                on_accumulator(index, sums)
+                on_accumulator(index, torch.ldexp(sums, torch.from_numpy(shift).view(-1, *[1] * (sums.ndim - 2))))
             if isinstance(layer, Logits):
                 return sums.to(torch.int64)
-            return _shifted(sums, torch.from_numpy(layer.shift), layer.low, layer.high)
+            return _rounded(sums, layer.low, layer.high)
         case MaxPool():
-            padded = F.pad(inputs[0].to(torch.float32), _sides(layer.padding), value=LOWEST)
-            return F.max_pool2d(padded, layer.kernel, layer.stride, 0, layer.dilation).to(torch.int8)
+            value = inputs[0]
+            if any(layer.padding):
+                value = F.pad(value, _sides(layer.padding), value=LOWEST)
+            return F.max_pool2d(value, layer.kernel, layer.stride, 0, layer.dilation)
         case GlobalMax():
             return inputs[0].amax((2, 3))
         case GlobalSum():
-            sums = inputs[0].sum((2, 3), dtype=torch.int64).double()
-            return _shifted(sums, torch.tensor([layer.shift]), layer.low, layer.high)
+            sums = inputs[0].to(exact).sum((2, 3))
+            return _rounded(sums * 2.0**-layer.shift, layer.low, layer.high)
         case Add():
-            left, right = (value.to(torch.int32) for value in inputs)
-            total = (left << layer.left_shift) + (right << layer.right_shift)
-            return _shifted(total.double(), torch.tensor([layer.shift]), layer.low, layer.high)
+            left, right = (value.to(exact) for value in inputs)
+            total = left * 2.0 ** (layer.left_shift - layer.shift) + right * 2.0 ** (layer.right_shift - layer.shift)
+            return _rounded(total, layer.low, layer.high)
         case Concat():
             return torch.cat(inputs, 1)
         case Image():
             raise ValueError("the image has no inputs")
 
 
-def _products(layer: Convolution | Linear | Logits, value: Tensor) -> Tensor:
-    weight, bias = torch.from_numpy(layer.weight).to(value.dtype), torch.from_numpy(layer.bias).to(value.dtype)
+def _products(layer: Convolution | Linear | Logits, value: Tensor, shift: npt.NDArray[np.int32]) -> Tensor:
+    """Return the accumulators over 2^shift, (O,), exactly."""
+    scale = torch.ldexp(torch.ones(len(shift), dtype=value.dtype), -torch.from_numpy(shift))
+    weight = torch.from_numpy(layer.weight) * scale.view(-1, *[1] * (layer.weight.ndim - 1))
+    bias = torch.from_numpy(layer.bias) * scale
     if not isinstance(layer, Convolution):
         return F.linear(value, weight, bias)
-    padded = F.pad(value, _sides(layer.padding)) if any(layer.padding) else value
-    return F.conv2d(padded, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+    top, left, bottom, right = layer.padding
+    if (top, left) != (bottom, right):
+        value, top, left = F.pad(value, _sides(layer.padding)), 0, 0
+    return F.conv2d(value, weight, bias, layer.stride, (top, left), layer.dilation, layer.groups)
 
 
 def _sides(padding: tuple[int, int, int, int]) -> list[int]:
@@ -174,8 +184,6 @@ def _sides(padding: tuple[int, int, int, int]) -> list[int]:
     return [left, right, top, bottom]
 
 
-def _shifted(sums: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
-    """Divide (N, C, ...) by 2^shift, (C,) or (1,), round half to even, clip: all exact. Returns int8."""
-    scale = torch.ldexp(torch.ones(len(shift)), -shift.to(torch.int32)).to(sums.dtype)
-    scaled = sums * scale.view(-1, *[1] * (sums.ndim - 2))
-    return scaled.round_().clamp_(low, high).to(torch.int8)
+def _rounded(quotients: Tensor, low: int, high: int) -> Tensor:
+    """Round half to even and clip, in place where it can be; returns float32."""
+    return quotients.round_().clamp_(low, high).to(torch.float32)
