@@ -1,12 +1,16 @@
+import os
+import platform
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmsh_serving import hamming_inputs
+from dmsh_serving import hamming, hamming_inputs
 from dmsh_serving.contract import MAX_K, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming import search
@@ -20,10 +24,10 @@ def random_codes(seed, count, width, alphabet=256):
     return np.random.default_rng(seed).integers(0, alphabet, (count, width), dtype=np.uint8)
 
 
-def assert_as_oracle(queries, codes, k, threads=1):
-    distances, rows = search(queries, codes, k, threads=threads)
+def assert_as_oracle(queries, codes, k, threads=1, allowed=None):
+    distances, rows = search(queries, codes, k, threads=threads, allowed=allowed)
     assert (distances.dtype, rows.dtype) == (np.int32, np.int64)
-    expected_distances, expected_rows = search_oracle(queries, codes, k)
+    expected_distances, expected_rows = search_oracle(queries, codes, k, allowed)
     assert np.array_equal(distances, expected_distances)
     assert np.array_equal(rows, expected_rows)
 
@@ -41,6 +45,7 @@ def test_every_width_finds_what_the_oracle_finds(width, threads, split_eagerly):
         codes, queries = random_codes(width, count, width), random_codes(99, 3, width)
         for k in sorted({1, 2, max(count, 1), count + 3}):
             assert_as_oracle(queries, codes, k, threads)
+        assert_as_oracle(queries, codes, 5, threads, allowed=random_codes(98, count, 1, 3)[:, 0] == 0)
 
 
 @given(st.data())
@@ -53,9 +58,11 @@ def test_any_search_finds_what_the_oracle_finds(data):
     k = data.draw(st.one_of(st.integers(1, 20), st.integers(1, count + 10)), "k")
     queries = random_codes(seed + 1, data.draw(st.integers(0, 5), "queries"), width, alphabet)
     codes = random_codes(seed, count, width, alphabet)
+    share = data.draw(st.sampled_from([None, 0.0, 0.01, 0.5, 1.0]), "allowed")
+    allowed = None if share is None else np.random.default_rng(seed).random(count) < share
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hamming_inputs, "_WORTH_A_THREAD", 1)
-        assert_as_oracle(queries, codes, k, data.draw(st.sampled_from([1, 2, 3]), "threads"))
+        assert_as_oracle(queries, codes, k, data.draw(st.sampled_from([1, 2, 3]), "threads"), allowed)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -80,6 +87,98 @@ def test_ties_at_the_cut_keep_the_lowest_rows_across_blocks_and_threads(split_ea
 
 def test_many_queries_are_searched_in_several_scans():
     assert_as_oracle(random_codes(5, 150, 8), random_codes(6, 5000, 8), 5, threads=2)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_scratch_memory_is_bounded_however_many_queries_and_results_are_asked_for(threads, monkeypatch, split_eagerly):
+    monkeypatch.setattr(hamming, "_CANDIDATE_BYTES", 5000)  # one or two queries a scan
+    assert_as_oracle(random_codes(5, 9, 8), random_codes(6, 5000, 8), 50, threads)
+
+
+def test_only_allowed_rows_are_found_even_where_all_others_are_nearer():
+    codes = np.zeros((30_000, 8), np.uint8)
+    codes[[17, 20_000, 29_999]] = 255
+    allowed = np.zeros(30_000, np.bool_)
+    allowed[[17, 20_000, 29_999]] = True
+    distances, rows = search(np.zeros((1, 8), np.uint8), codes, 4, allowed=allowed)
+    assert distances.tolist() == [[64, 64, 64, PAD_DISTANCE]]
+    assert rows.tolist() == [[17, 20_000, 29_999, PAD_ID]]
+
+
+def test_a_strided_mask_is_taken_as_it_is():
+    mask = np.zeros((600, 2), np.bool_)
+    mask[::3, 1] = True
+    assert_as_oracle(random_codes(1, 2, 8), random_codes(2, 600, 8), 9, allowed=mask[:, 1])
+
+
+def test_threads_that_search_at_once_do_not_disturb_each_other(split_eagerly):
+    codes, queries = random_codes(1, 20_000, 8), random_codes(2, 6, 8)
+    expected = search_oracle(queries, codes, 10)
+
+    def ask(index):
+        return all(
+            np.array_equal(found, wanted)
+            for _ in range(30)
+            for found, wanted in zip(search(queries, codes, 10, threads=1 + index % 3), expected, strict=True)
+        )
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(ask, range(6)))
+
+
+def test_helpers_that_fell_asleep_are_woken(split_eagerly):
+    codes, queries = random_codes(1, 200_000, 8), random_codes(2, 1, 8)
+    for _ in range(5):
+        assert_as_oracle(queries, codes, 10, threads=3)
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_searches_with_helpers_of_its_own():
+    code = (
+        "import os\n"
+        "import numpy as np\n"
+        "from dmsh_serving.hamming import search\n"
+        "codes = np.zeros((1_000_000, 8), np.uint8)\n"
+        "def ask(): return search(codes[:1], codes, 2, threads=2)[1].tolist()\n"
+        "assert ask() == [[0, 1]]\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if ask() == [[0, 1]] else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is of x86-64")
+def test_code_compiled_for_avx2_alone_finds_the_same(tmp_path):
+    """What most CPUs of before 2022 run: no 512-bit vectors and no population count of vectors."""
+    code = (
+        "import numpy as np\n"
+        "from dmsh_serving import hamming_kernel\n"
+        "from dmsh_serving.hamming import search\n"
+        "from dmsh_serving.hamming_oracle import search_oracle\n"
+        "random = np.random.default_rng(0)\n"
+        "for width in (6, 8, 16):\n"
+        "    codes = random.integers(0, 256, (5000, width), dtype=np.uint8)\n"
+        "    queries = random.integers(0, 256, (3, width), dtype=np.uint8)\n"
+        "    allowed = random.random(5000) < 0.3\n"
+        "    for mask in (None, allowed):\n"
+        "        found = search(queries, codes, 9, allowed=mask)\n"
+        "        for got, wanted in zip(found, search_oracle(queries, codes, 9, mask)):\n"
+        "            assert np.array_equal(got, wanted), (width, mask is None)\n"
+        "assembly = hamming_kernel._compile(8)[0]._library.get_asm_str()\n"
+        "assert 'ymm' in assembly and 'zmm' not in assembly and 'vpopcnt' not in assembly\n"
+    )
+    haswell = "+avx,+avx2,+bmi,+bmi2,+fma,+popcnt,+sse4.2,+ssse3"
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": haswell,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_largest_k_is_exact():
@@ -128,6 +227,9 @@ def test_nothing_outside_the_codes_is_read():
         "    for offset in (page, 2 * page - count * width):\n"
         "        codes = np.frombuffer(memory, np.uint8, count * width, offset).reshape(count, width)\n"
         "        search(np.ones((1, width), np.uint8), codes, 3)\n"
+        "        search(np.ones((1, width), np.uint8), codes, 3, allowed=codes[:, 0] == 0)\n"
+        "        mask = codes.reshape(-1)[:count].view(np.bool_)\n"
+        "        search(np.ones((1, width), np.uint8), codes.copy(), 3, allowed=mask)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -149,6 +251,12 @@ def test_nothing_outside_the_codes_is_read():
 def test_a_search_that_makes_no_sense_is_refused(queries, codes, k, message):
     with pytest.raises(InputError, match=message):
         search(queries, codes, k)
+
+
+@pytest.mark.parametrize("allowed", [np.ones(4, np.bool_), np.ones((5, 1), np.bool_), np.ones(5, np.uint8)])
+def test_a_mask_of_another_shape_or_dtype_is_refused(allowed):
+    with pytest.raises(InputError, match=r"allowed must be bool \[5\]"):
+        search(np.zeros((1, 8), np.uint8), np.zeros((5, 8), np.uint8), 1, allowed=allowed)
 
 
 def test_zero_threads_are_refused():
