@@ -80,6 +80,7 @@ BAD_LISTS = {
     "a column of something else": ({"test": ["r.png 0 1 x"]}, "line 1: x among columns of 0 and 1"),
     "a path with blanks": ({"test": ["r 1.png 0 1 0"]}, "a path must hold no blanks"),
     "a class that is no number": ({part: ["a.png -1"] for part in LISTS}, "-1 is no number of a class"),
+    "a class beyond reason": ({part: ["a.png " + "9" * 5000] for part in LISTS}, "no number of a class, 0 to"),
     "a path up": ({"test": ["../r.png 0 0 1"]}, r"line 1: \.\./r\.png leads out of"),
     "a path up from below": ({"test": ["sub/../../r.png 0 0 1"]}, "leads out of"),
     "an absolute path": ({"test": ["/etc/hostname 0 0 1"]}, "/etc/hostname leads out of"),
@@ -100,6 +101,12 @@ def test_a_bad_list_is_refused_with_its_line(root, case):
     write(root, lines)
     with pytest.raises(InputError, match=message):
         load(root)
+
+
+def test_a_name_that_begins_with_dots_leads_nowhere_else(root):
+    (root / "r.png").rename(root / "..r.png")
+    write(root, {"test": ["..r.png 0 0 1"]})
+    assert load(root).names[-1] == "..r.png"
 
 
 def test_a_link_out_of_the_root_is_refused_and_one_inside_is_taken(root, tmp_path):

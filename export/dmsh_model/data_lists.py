@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_model import image_cache
-from dmsh_model.data_set import Indices, LabelledImages, Split
+from dmsh_model.data_set import MOST_CLASSES, Indices, LabelledImages, Split
 from dmsh_model.evaluation_labels import Labels
 from dmsh_serving.errors import InputError
 from dmsh_serving.images import iter_listed_batches
@@ -71,23 +71,22 @@ def read_list(path: Path, root: Path) -> ListedImages:
         if not name:
             continue
         width = len(columns) if width is None else width
-        problem = _problem(columns, width)
         inside = _inside(name, root)
-        if inside is None:
-            problem = f"{name} leads out of {root}"
-        if problem:
+        problem = _problem(columns, width) if inside else f"{name} leads out of {root}"
+        if problem or inside is None:
             problems.append(f"line {number}: {problem}")
             continue
-        names.append(inside or "")
-        rows.append(columns)
+        names.append(inside)
+        rows.append("".join(columns))
     if problems:
         more = "; ..." if problems[_SHOWN:] else ""
         raise InputError(f"{path}: {len(problems)} bad lines: {'; '.join(problems[:_SHOWN])}{more}")
     if not names:
         raise InputError(f"{path} lists no images")
     if width == 1:
-        return ListedImages(names, np.array([int(row[0]) for row in rows], np.int64))
-    return ListedImages(names, np.array(rows).astype(np.uint8))
+        return ListedImages(names, np.array([int(row) for row in rows], np.int64))
+    digits = np.frombuffer("".join(rows).encode("ascii"), np.uint8)
+    return ListedImages(names, (digits == ord("1")).astype(np.uint8).reshape(len(rows), -1))
 
 
 def _problem(columns: list[str], width: int) -> str | None:
@@ -96,11 +95,15 @@ def _problem(columns: list[str], width: int) -> str | None:
     if len(columns) != width:
         return f"{len(columns)} columns of labels, {width} in the first line"
     if width == 1:
-        return None if columns[0].isascii() and columns[0].isdigit() else f"{columns[0]} is no number of a class"
+        return None if _is_class(columns[0]) else f"{columns[0][:20]} is no number of a class, 0 to {MOST_CLASSES - 1}"
     odd = set(columns) - {"0", "1"}
     if odd:
         return f"{min(odd)} among columns of 0 and 1 (a path must hold no blanks)"
     return None if "1" in columns else "no label at all (leave the image out)"
+
+
+def _is_class(column: str) -> bool:
+    return column.isascii() and column.isdigit() and len(column) < 10 and int(column) < MOST_CLASSES
 
 
 def _inside(name: str, root: Path) -> str | None:
@@ -110,7 +113,7 @@ def _inside(name: str, root: Path) -> str | None:
             return None
         name = Path(name).relative_to(root.absolute()).as_posix()
     clean = posixpath.normpath(name)
-    return None if clean.startswith("..") else clean
+    return None if clean == ".." or clean.startswith("../") else clean
 
 
 def load_lists(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_model.data_pixels import resized
-from dmsh_model.data_set import LabelledImages, Split
+from dmsh_model.data_set import MOST_CLASSES, LabelledImages, Split
 from dmsh_serving.errors import InputError
 
 _WITH_SPLIT = (("x_train", "y_train"), ("x_test", "y_test"))
@@ -91,8 +91,8 @@ def _pixels(path: Path, images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 def _labels(path: Path, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if labels.dtype.kind in "iu" and (labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)):
-        if labels.size and labels.min() < 0:
-            raise InputError(f"{path}: label {labels.min()} is below 0")
+        if labels.size and not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
+            raise InputError(f"{path}: labels {labels.min()} to {labels.max()} must be 0 to {MOST_CLASSES - 1}")
         return labels.reshape(-1).astype(np.int64)
     if labels.dtype.kind in "biu" and labels.ndim == 2:
         if labels.size and not 0 <= labels.min() <= labels.max() <= 1:

@@ -12,6 +12,8 @@ from dmsh_serving.errors import InputError
 
 Indices = npt.NDArray[np.int64]
 
+MOST_CLASSES = 1 << 16  # far beyond every data set; far below what a mistaken column would make of it
+
 _IMAGES_HASHED_AT_ONCE = 1024
 _SHOWN = 3
 
