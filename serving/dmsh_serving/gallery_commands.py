@@ -233,7 +233,7 @@ def _report(
         ["distinct codes", "not counted again: see info" if distinct is None else f"{distinct:,}"],
         ["bits", str(snapshot.bits)],
         ["keys", "yes" if snapshot.has_keys else "no"],
-        ["layout", f"{lowest.layout}: {lowest.layout_reason}"],
+        ["layout", lowest.layout_reason],
         ["parts", " + ".join(f"{part.count:,}" for part in snapshot.parts)],
         ["removed, not yet swept", f"{held - snapshot.count:,}"],
         ["size on disk", f"{size / 2**20:.2f} MiB"],

@@ -67,6 +67,8 @@ class Snapshot:
     path: Path
     parts: tuple[Part, ...]
     names: tuple[PartName, ...]
+    live: tuple[Mask | None, ...]
+    """Of each part, (rows,) bool, those that are still there; None where all are."""
 
     @property
     def bits(self) -> int:
@@ -109,18 +111,6 @@ class Snapshot:
             largest = max(largest, int(part.ids_of(last).max(initial=-1)))
         return largest + 1
 
-    @cached_property
-    def live(self) -> tuple[Mask | None, ...]:
-        """Of each part, (rows,) bool, those that are still there; None where all are."""
-        masks: list[Mask | None] = [None] * len(self.parts)
-        for above in self.parts:
-            for index, rows in self.split(above.removed):
-                mask = masks[index]
-                if mask is None:
-                    mask = masks[index] = np.ones(self.parts[index].count, np.bool_)
-                mask[rows] = False
-        return tuple(masks)
-
     @property
     def codes(self) -> Codes:
         """(N, ceil(bits/8)) uint8, in ascending id order; read-only where there is one plain part, else a copy."""
@@ -133,10 +123,7 @@ class Snapshot:
 
     def split(self, rows: Ids) -> Iterator[tuple[int, Ids]]:
         """Yield each part's index that ascending ``rows`` touch, with the rows counted within it."""
-        edges = np.searchsorted(rows, self.starts)
-        for index, (first, end) in enumerate(pairwise(edges)):
-            if end > first:
-                yield index, rows[first:end] - self.starts[index]
+        return _split(rows, self.starts)
 
     def rows_of(self, ids: Ids) -> Ids:
         """Return the row of each of ``ids`` (M,) int64, ``contract.PAD_ID`` where the snapshot does not have it."""
@@ -278,26 +265,41 @@ def chained(path: Path, parts: list[Part], names: list[PartName]) -> Snapshot:
     Raises:
         InputError: the parts do not fit each other: code space, keys, rows removed, an id twice.
     """
-    snapshot = Snapshot(names[-1].version, path, tuple(parts), tuple(names))
-    lowest = parts[0]
-    gone: list[Ids] = []
-    for part, rows in zip(parts, snapshot.starts, strict=False):
-        if (part.bits, part.fingerprint) != (lowest.bits, lowest.fingerprint):
-            raise InputError(f"{path} cannot be used as a gallery: its parts are of different models")
-        if part.count and (part.keys is not None) != snapshot.has_keys:
-            raise InputError(f"{path} cannot be used as a gallery: some of its parts have keys and some have none")
-        if part.removed.size and part.removed[-1] >= rows:
-            raise InputError(f"{path} cannot be used as a gallery: it removes rows that it does not have")
-        gone.append(part.removed)
-    removed = np.sort(np.concatenate(gone))
-    if (removed[1:] == removed[:-1]).any():
-        raise InputError(f"{path} cannot be used as a gallery: it removes a row twice")
-    for index, part in enumerate(parts[1:], 1):
-        below = Snapshot(part.base.version if part.base else "", path, tuple(parts[:index]), tuple(names[:index]))
-        taken = below.rows_of(part.ids_of(np.arange(part.count)))
-        if not np.isin(taken[taken != PAD_ID], part.removed).all():
-            raise InputError(f"{path} cannot be used as a gallery: some of its parts have the same id")
-    return snapshot
+    wrong = f"{path} cannot be used as a gallery:"
+    has_keys = any(part.keys is not None for part in parts)
+    live: list[Mask | None] = []
+    starts = [0]
+    for place, part in enumerate(parts):
+        if (part.bits, part.fingerprint) != (parts[0].bits, parts[0].fingerprint):
+            raise InputError(f"{wrong} its parts are of different models")
+        if part.count and (part.keys is not None) != has_keys:
+            raise InputError(f"{wrong} some of its parts have keys and some have none")
+        if part.removed.size and part.removed[-1] >= starts[-1]:
+            raise InputError(f"{wrong} it removes rows that it does not have")
+        for index, rows in _split(part.removed, starts):
+            mask = live[index]
+            if mask is None:
+                mask = live[index] = np.ones(parts[index].count, np.bool_)
+            if not mask[rows].all():
+                raise InputError(f"{wrong} it removes a row twice")
+            mask[rows] = False
+        ids = part.ids_of(np.arange(part.count)) if place else np.empty(0, np.int64)
+        for below, mask in zip(parts, live, strict=False):
+            taken = below.rows_of(ids)
+            taken = taken[taken != PAD_ID]
+            if taken.size and (mask is None or mask[taken].any()):
+                raise InputError(f"{wrong} some of its parts have the same id")
+        live.append(None)
+        starts.append(starts[-1] + part.count)
+    return Snapshot(names[-1].version, path, tuple(parts), tuple(names), tuple(live))
+
+
+def _split(rows: Ids, starts: list[int]) -> Iterator[tuple[int, Ids]]:
+    """Yield the index of each part that ascending ``rows`` touch, with the rows counted within it."""
+    edges = np.searchsorted(rows, starts)
+    for index, (first, end) in enumerate(pairwise(edges)):
+        if end > first:
+            yield index, rows[first:end] - starts[index]
 
 
 def distinct_codes(codes: Codes) -> int:

@@ -13,12 +13,13 @@ from dmsh_serving.client import SearchClient
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 
 CLIENTS = 4
-_DISTANCES = np.array([np.unpackbits(CODES ^ code, axis=1).sum(axis=1, dtype=np.int32) for code in CODES])
+_IDS = 60_000
+_DISTANCES = np.array([np.unpackbits(CODES ^ code, axis=1).sum(axis=1, dtype=np.uint8) for code in CODES])
 _FILES = [png(image) for image in IMAGES]
 
 
 def codes_of(ids):
-    """Image ``id % 300`` has id ``id``: any number of ids, and of each its distance to each image, without a model."""
+    """Image ``id % 300`` has id ``id``: many equal codes, so that large galleries are clustered and small ones not."""
     return CODES[ids % len(CODES)]
 
 
@@ -41,7 +42,7 @@ class Soak:
     seconds: float = 0.0
 
     def run(self):
-        self._publish(gallery.build, np.arange(2000), codes_of(np.arange(2000)), overwrite=True)
+        self._publish(gallery.build, np.arange(30_000), codes_of(np.arange(30_000)), overwrite=True)
         clients = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
         self._wait_for_version()
         start = time.monotonic()
@@ -68,7 +69,7 @@ class Soak:
         ids = self.held[max(self.held)]
         kind = random.integers(0, 4)
         if kind == 0:
-            new = random.permutation(np.setdiff1d(np.arange(10_000), ids))[: random.integers(1, 500)]
+            new = random.permutation(np.setdiff1d(np.arange(_IDS), ids))[: random.integers(1, 500)]
             keys = [f"image-{number}" for number in new.tolist()]
             self._publish(gallery.append, np.append(ids, new), codes_of(new), new, keys)
         elif kind == 1:
@@ -77,7 +78,7 @@ class Soak:
         elif kind == 2:
             self._publish(gallery.compact, ids)
         else:
-            anew = random.permutation(10_000)[: random.integers(500, 3000)]
+            anew = random.permutation(_IDS)[: random.choice([500, 3000, 30_000])]
             self._publish(gallery.build, anew, codes_of(anew), overwrite=True)
 
     def _wait_for_version(self):
@@ -97,7 +98,7 @@ class Soak:
                 if random.random() < 0.3:
                     asked["radius"] = int(random.integers(0, 40))
                 if random.random() < 0.3:
-                    asked["allowed"] = random.integers(0, 10_000, int(random.choice([1, 50, 3000])))
+                    asked["allowed"] = random.integers(0, _IDS, int(random.choice([1, 50, 3000])))
                 try:
                     if random.random() < 0.5:
                         answer = client.search(IMAGES[rows], k, **asked)
