@@ -46,7 +46,8 @@ def config_texts(spec: RepositorySpec, gallery: str) -> dict[str, str]:
         RANKER_MODEL: _python_config(
             spec,
             RANKER_MODEL,
-            inputs=[_code(spec), *_ASKED],
+            # Without this, requests with filters of different lengths would each be a call of their own.
+            inputs=[_code(spec), *_asked("allow_ragged_batch")],
             outputs=_results(),
             parameters={"gallery": gallery, "threads": str(spec.ranker_threads)},
         ),
@@ -96,7 +97,7 @@ def _ensemble_config(spec: RepositorySpec, name: str, source: str, first_steps: 
         _step(RANKER_MODEL, [CODE, K, RADIUS, FILTER], [IDS, DISTANCES, KEYS, GALLERY_VERSION]),
     ]
     return _lines(
-        *_head(spec, name, 'platform: "ensemble"', [source, *_ASKED], [_code(spec), *_results()]),
+        *_head(spec, name, 'platform: "ensemble"', [source, *_asked()], [_code(spec), *_results()]),
         "ensemble_scheduling {\n" + _indent(_list("step", steps)) + "\n}",
         _parameters(spec, {}),
     )
@@ -216,16 +217,23 @@ def _results() -> list[str]:
     ]
 
 
-def _tensor(name: str, dtype: str, dims: list[int], *, optional: bool = False) -> str:
-    return f'{{ name: "{name}", data_type: TYPE_{dtype}, dims: {dims}{", optional: true" if optional else ""} }}'
+def _tensor(name: str, dtype: str, dims: list[int], *options: str) -> str:
+    fields = [
+        f'name: "{name}"',
+        f"data_type: TYPE_{dtype}",
+        f"dims: {dims}",
+        *(f"{option}: true" for option in options),
+    ]
+    return "{ " + ", ".join(fields) + " }"
 
 
-# What a client may say about its search. Of filters, each query has its own number of ids.
-_ASKED = [
-    _tensor(K, "INT64", [1], optional=True),
-    _tensor(RADIUS, "INT64", [1], optional=True),
-    _tensor(FILTER, "INT64", [-1], optional=True),
-]
+def _asked(*of_filter: str) -> list[str]:
+    """Return the inputs by which a client says more about its search; ``of_filter`` are options of the filter's."""
+    return [
+        _tensor(K, "INT64", [1], "optional"),
+        _tensor(RADIUS, "INT64", [1], "optional"),
+        _tensor(FILTER, "INT64", [-1], "optional", *of_filter),
+    ]
 
 
 def _step(model: str, inputs: list[str], outputs: list[str]) -> str:

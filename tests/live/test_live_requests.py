@@ -122,6 +122,19 @@ def test_requests_of_every_kind_at_the_same_time_are_answered_each_as_asked(clie
         np.testing.assert_array_equal(answer.distances, distances)
 
 
+def test_requests_with_filters_of_different_lengths_share_the_rankers_calls(server, client):
+    def calls():
+        with triton.InferenceServerClient(server.url) as asked:
+            return asked.get_inference_statistics(RANKER_MODEL).model_stats[0].execution_count
+
+    before = calls()
+    answers = all_at_once(
+        [lambda row=row: client.search(IMAGES[row : row + 1], 1, allowed=range(1 + row % 9)) for row in range(64)]
+    )
+    assert all(answer.ids[0, 0] <= row % 9 for row, answer in enumerate(answers))
+    assert calls() - before < 64
+
+
 REFUSED = {
     "shape": (SEARCH_MODEL, {"image": IMAGES[:1, :8]}, r"Expected \[-1,16,16,3\], got \[1,8,16,3\]"),
     "no batch": (SEARCH_MODEL, {"image": IMAGES[0][:8]}, r"Expected \[-1,16,16,3\], got \[8,16,3\]"),
