@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -179,6 +180,61 @@ def test_an_empty_filter_finds_nothing(large):
     assert (found.ids == PAD_ID).all()
 
 
+def test_a_gallery_emptied_by_removal_takes_codes_again_with_or_without_keys(tmp_path):
+    build(tmp_path / "g", random_codes(5), None, list("abcde"), **SPACE)
+    append(tmp_path / "g", random_codes(1), None, ["f"])
+    empty = remove(tmp_path / "g", np.arange(6))
+    assert (empty.count, empty.next_id, empty.search(random_codes(1), 2).ids.tolist()) == (0, 0, [[PAD_ID, PAD_ID]])
+    assert compact(tmp_path / "g").count == 0
+    after = append(tmp_path / "g", random_codes(2), None, None)
+    assert (after.ids.tolist(), after.has_keys) == ([0, 1], False)
+
+
+def test_codes_in_any_memory_order_are_taken_and_searched(tmp_path):
+    plain = random_codes(50)
+    reversed_twice = np.ascontiguousarray(plain[:, ::-1])[:, ::-1]
+    frozen = plain.copy()
+    frozen.flags.writeable = False
+    spread = np.repeat(plain, 2, axis=0)[::2]
+    expected = None
+    for number, codes in enumerate((plain, np.asfortranarray(plain), reversed_twice, frozen, spread)):
+        folder = tmp_path / str(number)
+        build(folder, codes, None, None, **SPACE)
+        snapshot = append(folder, codes, np.arange(100, 150)[::-1], None)
+        found = snapshot.search(codes[:5], 9)
+        expected = expected or found
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        np.testing.assert_array_equal(found.distances, expected.distances)
+
+
+def test_readers_always_find_a_whole_version_while_a_writer_is_at_work(tmp_path):
+    folder, errors, seen = tmp_path / "g", [], set()
+    build(folder, random_codes(300), None, None, **SPACE)
+    stop = threading.Event()
+
+    def read():
+        known = None
+        while not stop.is_set():
+            try:
+                known = open_current(folder, known=known)
+                assert open_current(folder).count >= 300
+                seen.add(known.version)
+            except Exception as error:
+                errors.append(error)
+                return
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(40):
+        compact(folder) if number % 5 == 4 else append(folder, random_codes(20), None, None)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert errors == []
+    assert len(seen) > 5
+
+
 def test_galleries_are_merged_and_shared_ids_refused_unless_renumbered(tmp_path):
     build(tmp_path / "a", random_codes(3), np.array([1, 5, 9]), ["a1", "a5", "a9"], **SPACE)
     build(tmp_path / "b", random_codes(2, seed=1), np.array([5, 6]), ["b5", "b6"], **SPACE)
@@ -287,7 +343,9 @@ print(seconds, resident() - before, snapshot.count)
 """
 
 
-def test_ten_million_codes_are_checked_and_opened_at_once_in_little_more_than_their_size(tmp_path):
+def test_ten_million_codes_are_checked_and_opened_at_once_in_little_more_than_their_size(tmp_path, monkeypatch):
+    plain = LayoutChoice("plain", "told so: to measure takes longer than all else here", 0, None)
+    monkeypatch.setattr(snapshot_growth, "choose_layout", lambda _: plain)
     codes = np.random.default_rng(0).integers(0, 2**64, 10_000_000, dtype=np.uint64).view(np.uint8).reshape(-1, 8)
     build(tmp_path / "g", codes, None, None, bits=64, fingerprint=F)
     size = codes.nbytes
