@@ -29,7 +29,11 @@ def write_curve(path: Path, retrieval: Retrieval, title: str) -> None:
     for point in retrieval.curve:
         if point.radius == LOOKUP_RADIUS:
             axes.annotate(
-                f"radius {LOOKUP_RADIUS}", (point.recall, point.precision), (-6, -12), textcoords="offset points", ha="right"
+                f"radius {LOOKUP_RADIUS}",
+                (point.recall, point.precision),
+                (-6, -12),
+                textcoords="offset points",
+                ha="right",
             )
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title=title)
     axes.grid(alpha=0.3)
