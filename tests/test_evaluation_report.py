@@ -131,6 +131,39 @@ def test_a_k_below_one_is_refused():
         measure_retrieval(*random_arrays(2, 5), ks=[3, 0])
 
 
+def distances_and_relevance(arrays):
+    """(Q, N) each, in the order of the database."""
+    query_codes, database_codes, query_labels, database_labels = arrays
+    distances = np.array([[slow.distance(query, code) for code in database_codes] for query in query_codes])
+    return distances, np.array([[slow.alike(query, label) for label in database_labels] for query in query_labels])
+
+
+@settings(max_examples=40)
+@given(retrievals())
+def test_map_is_that_of_scikit_learn_over_ranks(arrays):
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    distances, relevant = distances_and_relevance(arrays)
+    rank = distances * len(arrays[1]) + np.arange(len(arrays[1]))  # (distance, row) as one number: no ties
+    expected = [
+        metrics.average_precision_score(alike, -ranks) if alike.any() else 0.0
+        for alike, ranks in zip(relevant, rank, strict=True)
+    ]
+    assert measure_retrieval(*arrays).map_all == pytest.approx(np.mean(expected), abs=1e-9, rel=0)
+
+
+def test_the_curve_of_one_query_is_that_of_scikit_learn_over_distances():
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    for seed in range(5):
+        arrays = [array[seed : seed + 1] if i % 2 == 0 else array for i, array in enumerate(random_arrays(5, 300))]
+        distances, relevant = distances_and_relevance(arrays)
+        precision, recall, thresholds = metrics.precision_recall_curve(relevant[0], -distances[0])
+        expected = {int(-t): (p, r) for t, p, r in zip(thresholds, precision, recall, strict=False)}
+        got = {point.radius: (point.precision, point.recall) for point in measure_retrieval(*arrays).curve}
+        assert len(expected) > 10
+        for radius, point in expected.items():
+            assert got[radius] == pytest.approx(point, abs=1e-9, rel=0)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("torchmetrics") is None, reason="torchmetrics is not installed: compared without it only"
 )
