@@ -3,23 +3,29 @@
 The compiled part is :mod:`dmsh_serving.hamming_kernel`, the slow obvious twin :mod:`dmsh_serving.hamming_oracle`.
 """
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.checks import checked_k
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 from dmsh_serving.hamming_inputs import (
-    Codes,
     Mask,
     available_cpus,
     check_codes_and_queries,
     checked_mask,
     checked_threads,
-    padded_queries,
     worthwhile_threads,
 )
 from dmsh_serving.hamming_radius import RadiusResult, search_radius
-from dmsh_serving.workers import run
+from dmsh_serving.workers import helpers
+
+if TYPE_CHECKING:
+    from dmsh_serving.hamming_kernel import Kernel
 
 __all__ = ["RadiusResult", "available_cpus", "search", "search_radius"]
 
@@ -28,7 +34,7 @@ Rows = npt.NDArray[np.int64]
 
 _QUERIES_A_SCAN = 64  # that use a block of codes while it is in the first-level cache
 _CANDIDATE_BYTES = 64 << 20  # bounds the queries of one scan where k or the threads are many
-_BLOCKS_A_CHUNK = 8  # that a thread takes at a time for a lone query: some microseconds
+_BLOCKS_A_CHUNK = 4  # that a thread takes at a time for a lone query: some microseconds
 
 
 def search(
@@ -60,38 +66,36 @@ def search(
     checked_k(k)
     threads = checked_threads(threads)
     allowed = checked_mask(allowed, len(codes))
-    distances = np.full((len(queries), k), PAD_DISTANCE, np.int32)
-    rows = np.full((len(queries), k), PAD_ID, np.int64)
-    if len(codes) and len(queries):
-        _search(queries, np.ascontiguousarray(codes), allowed, threads, distances, rows)
+    if len(codes) == 0 or len(queries) == 0:
+        return np.full((len(queries), k), PAD_DISTANCE, np.int32), np.full((len(queries), k), PAD_ID, np.int64)
+    queries, codes = np.ascontiguousarray(queries), np.ascontiguousarray(codes)
+    distances, rows = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
+    participants = worthwhile_threads(threads, len(queries) * codes.size)
+    batch = max(1, min(_QUERIES_A_SCAN, len(queries), _CANDIDATE_BYTES // (24 * k * participants)))
+    parts = _compiled()
+    with helpers(participants - 1) as mailboxes:
+        parts.search_batches(
+            *(parts.kernel_for(codes.shape[1]).words, parts.scan, parts.share, mailboxes),
+            *(codes.ctypes.data, codes.shape[1], len(codes), 0 if allowed is None else allowed.ctypes.data),
+            *(queries.ctypes.data, batch, max(1, _BLOCKS_A_CHUNK // len(queries)), distances, rows),
+        )
     return distances, rows
 
 
-def _search(queries: Codes, codes: Codes, allowed: Mask | None, threads: int, distances: Distances, rows: Rows) -> None:
-    """Fill ``distances`` and ``rows`` batch by batch, with scratch memory that does not grow with the queries."""
-    from dmsh_serving import hamming_scan as scan
-    from dmsh_serving.hamming_kernel import kernel_for
+@dataclass(frozen=True)
+class _Compiled:
+    """The compiled functions a search needs, fetched once: imports cost a small search too much."""
 
-    k, width = distances.shape[1], codes.shape[1]
-    kernel = kernel_for(width)
-    participants = worthwhile_threads(threads, len(queries) * codes.size)
-    capacity, levels = 2 * k + scan.GROUP, 8 * width + 1
-    batch = max(1, min(_QUERIES_A_SCAN, len(queries), _CANDIDATE_BYTES // (12 * capacity * participants)))
-    padded = padded_queries(queries, kernel.slot)
-    words = scan.memory_words(kernel.slot, kernel.block, batch, capacity, levels)
-    memory = np.empty(participants * words, np.int64)
-    job = np.zeros(scan.STATES + participants * batch * scan.STATE, np.int64)
-    job[: scan.STATES] = (
-        *(0, kernel.hit_groups, kernel.distances, kernel.spread, kernel.mask_block, kernel.slot, kernel.block),
-        kernel.block * max(1, _BLOCKS_A_CHUNK // len(queries)),
-        *(codes.ctypes.data, width, len(codes), 0 if allowed is None else allowed.ctypes.data),
-        *(padded.ctypes.data, batch, k, levels, batch, capacity, memory.ctypes.data, words),
-    )
-    for first in range(0, len(queries), batch):
-        if first:
-            job[scan.NEXT] = 0
-            job[scan.QUERIES] += batch * kernel.slot
-            job[scan.QUERY_COUNT] = min(batch, len(queries) - first)
-            job[scan.STATES :] = 0
-        run(scan.scan.address, job, participants)
-        scan.finish(job, participants, first, distances, rows)
+    search_batches: Callable[..., None]
+    kernel_for: "Callable[[int], Kernel]"
+    scan: int
+    share: int
+
+
+@functools.cache
+def _compiled() -> _Compiled:
+    from dmsh_serving.hamming_kernel import kernel_for
+    from dmsh_serving.hamming_scan import scan, search_batches
+    from dmsh_serving.worker_kernel import share
+
+    return _Compiled(search_batches, kernel_for, scan.address, share.address)

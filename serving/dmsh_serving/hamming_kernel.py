@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from dmsh_serving.hamming_spread import spread_for
@@ -51,6 +52,12 @@ class Kernel:
     distances: int
     spread: int
     mask_block: int
+
+    @functools.cached_property
+    def words(self) -> npt.NDArray[np.int64]:
+        """(6,) int64, as jobs hold them: hit_groups, distances, spread, mask_block, slot, block."""
+        words = (self.hit_groups, self.distances, self.spread, self.mask_block, self.slot, self.block)
+        return np.array(words, np.int64)
 
 
 def slot_of(width: int) -> int:

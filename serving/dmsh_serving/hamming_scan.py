@@ -14,6 +14,8 @@ from typing import Any, Final
 import numba
 import numpy as np
 
+from dmsh_serving.cache_lines import LINE
+from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 from dmsh_serving.native import (
     atomic_add,
     bits_below,
@@ -24,24 +26,32 @@ from dmsh_serving.native import (
     entry,
     pointer_i32,
     pointer_i64,
+    pointer_u8,
     pointer_u16,
     trailing_zeros,
 )
 
 GROUP: Final = 64
 
-# Words of a job; behind them lie the states of every participant and query.
+
+# Words of a job. The counter has a cache line of its own: every thread writes to it, and reads the others all the time.
+NEXT: Final = 0
 (
-    NEXT, HIT_GROUPS, DISTANCES, SPREAD, MASK_BLOCK, SLOT, BLOCK, CHUNK, CODES, WIDTH, COUNT, ALLOWED, QUERIES,
-    QUERY_COUNT, K, LEVELS, BATCH, CAPACITY, MEMORY, MEMORY_STRIDE, STATES,
-) = range(21)  # fmt: skip
+    HIT_GROUPS, DISTANCES, SPREAD, MASK_BLOCK, SLOT, BLOCK, CHUNK, CODES, WIDTH, COUNT, ALLOWED, QUERIES,
+    QUERY_COUNT, K, LEVELS, BATCH, CAPACITY, MEMORY, MEMORY_STRIDE,
+) = range(LINE, LINE + 19)  # fmt: skip
+WORDS: Final = LINE + 19
 USED, CUT, BELOW, STATE = range(4)  # a state: candidates, the running k-th distance, candidates below it; its size
 
 
-def memory_words(slot: int, block: int, batch: int, capacity: int, levels: int) -> int:
-    """Return the 8-byte words of memory a participant needs: its candidates, their histograms and a block."""
-    candidates = batch * (capacity + capacity // 2 + levels)
-    return candidates + (slot * block + 2 * GROUP + block) // 8
+@numba.njit(nogil=True, error_model="numpy")
+def _memory_words(slot: int, block: int, batch: int, capacity: int, levels: int) -> Any:
+    """Return the 8-byte words of memory a participant needs: states, candidates, their histograms and a block.
+
+    The states lie at its start; they are to be zeros when the participant begins.
+    """
+    candidates = batch * (STATE + capacity + capacity // 2 + levels)
+    return (candidates + (slot * block + 2 * GROUP + block) // 8 + LINE - 1) // LINE * LINE
 
 
 @compiled("int64(int32[::1], int64[::1], int64, int64[::1], int64, int64)")
@@ -99,11 +109,12 @@ def _take(measured: int, mask: Any, first: int, k: int, state: Any, distances: A
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _memory_of(job: Any, job_address: int, participant: int) -> Any:
+def _memory_of(job: Any, participant: int) -> Any:
     """Return a participant's states, candidate rows and distances, histograms, and the address of its scratch."""
     batch, capacity, levels = job[BATCH], job[CAPACITY], job[LEVELS]
     at = job[MEMORY] + 8 * participant * job[MEMORY_STRIDE]
-    states = carray(pointer_i64(job_address + 8 * (STATES + participant * batch * STATE)), (batch, STATE))
+    states = carray(pointer_i64(at), (batch, STATE))
+    at += 8 * batch * STATE
     rows = carray(pointer_i64(at), (batch, capacity))
     at += 8 * batch * capacity
     histograms = carray(pointer_i64(at), (batch, levels))
@@ -115,14 +126,16 @@ def _memory_of(job: Any, job_address: int, participant: int) -> Any:
 @entry("void(int64, int64)")
 def scan(job_address: int, participant: int) -> None:
     """Take chunks of codes until none is left, and gather the candidates of every query among them."""
-    job = carray(pointer_i64(job_address), STATES)
+    job = carray(pointer_i64(job_address), WORDS)
     slot, block, width, count, k = job[SLOT], job[BLOCK], job[WIDTH], job[COUNT], job[K]
     queries = job[QUERY_COUNT]
-    states, rows, distances, histograms, spread_codes = _memory_of(job, job_address, participant)
+    states, rows, distances, histograms, spread_codes = _memory_of(job, participant)
     measured = spread_codes + slot * block
     spread_mask = measured + 2 * GROUP
-    states[:queries, CUT] = job[LEVELS]
-    histograms[:queries] = 0
+    for q in range(queries):
+        states[q, CUT] = job[LEVELS]
+        for level in range(job[LEVELS]):
+            histograms[q, level] = 0
     while True:
         chunk = atomic_add(job_address + 8 * NEXT, 1) * job[CHUNK]
         if chunk >= count:
@@ -176,7 +189,7 @@ def _counting_sort(distances: Any, rows: Any, used: int, place: Any, out_distanc
 
 
 @compiled("void(int64[::1], int64, int64, int32[:,::1], int64[:,::1])")
-def finish(job: Any, participants: int, first: int, out_distances: Any, out_rows: Any) -> None:
+def _finish(job: Any, participants: int, first: int, out_distances: Any, out_rows: Any) -> None:
     """Merge the candidates of all participants and write each query's first k, in (distance, row) order.
 
     Args:
@@ -186,10 +199,10 @@ def finish(job: Any, participants: int, first: int, out_distances: Any, out_rows
         out_distances: (all queries, k) int32, filled with the padding.
         out_rows: (all queries, k) int64, likewise.
     """
-    address, k = job.ctypes.data, job[K]
+    k = job[K]
     place = np.empty(job[LEVELS], np.int64)
     if participants == 1:
-        states, rows, distances, _, _ = _memory_of(job, address, 0)
+        states, rows, distances, _, _ = _memory_of(job, 0)
         for q in range(job[QUERY_COUNT]):
             used = states[q, USED]
             _counting_sort(distances[q], rows[q], used, place, out_distances[first + q], out_rows[first + q])
@@ -200,7 +213,7 @@ def finish(job: Any, participants: int, first: int, out_distances: Any, out_rows
     for q in range(job[QUERY_COUNT]):
         heads[:] = 0
         for p in range(participants):
-            states, rows, distances, histograms, _ = _memory_of(job, address, p)
+            states, rows, distances, histograms, _ = _memory_of(job, p)
             if states[q, USED] > 0:
                 kept = _compact(distances[q], rows[q], states[q, USED], histograms[q], states[q, CUT], k)
                 states[q, USED] = kept
@@ -208,7 +221,7 @@ def finish(job: Any, participants: int, first: int, out_distances: Any, out_rows
         while True:  # by row, so that the sort by distance, which is stable, leaves ties in row order
             best, lowest, its_distance = -1, np.int64(0), np.int32(0)
             for p in range(participants):
-                states, rows, distances, _, _ = _memory_of(job, address, p)
+                states, rows, distances, _, _ = _memory_of(job, p)
                 head = heads[p]
                 if head < states[q, USED] and (best < 0 or rows[q, head] < lowest):
                     best, lowest, its_distance = p, rows[q, head], distances[q, head]
@@ -218,6 +231,77 @@ def finish(job: Any, participants: int, first: int, out_distances: Any, out_rows
             merged_distances[total], merged_rows[total] = its_distance, lowest
             total += 1
         _counting_sort(merged_distances, merged_rows, total, place, out_distances[first + q], out_rows[first + q])
+
+
+@compiled(
+    "void(int64[::1], int64, int64, int64[::1], int64, int64, int64, int64, int64, int64, int64, "
+    "int32[:,::1], int64[:,::1])"
+)
+def search_batches(
+    kernel: Any,
+    scan_address: int,
+    share: int,
+    mailboxes: Any,
+    codes: int,
+    width: int,
+    count: int,
+    allowed: int,
+    queries: int,
+    batch: int,
+    blocks: int,
+    out_distances: Any,
+    out_rows: Any,
+) -> None:
+    """Search batch by batch, with memory that does not grow with the queries.
+
+    Args:
+        kernel: (6,) int64, ``Kernel.words``.
+        scan_address: of :func:`scan`.
+        share: address of :func:`dmsh_serving.worker_kernel.share`.
+        mailboxes: (helpers,) int64.
+        codes: address of the codes, rows of ``width`` bytes.
+        width: bytes a code.
+        count: number of codes.
+        allowed: address of a boolean for each code; 0 where all are.
+        queries: address of the queries, rows of ``width`` bytes.
+        batch: queries a scan.
+        blocks: that a thread takes at a time.
+        out_distances: (queries, k) int32, overwritten.
+        out_rows: (queries, k) int64, overwritten.
+    """
+    all_queries, k = out_rows.shape
+    participants = mailboxes.shape[0] + 1
+    slot, block = kernel[4], kernel[5]
+    levels, capacity = 8 * width + 1, 2 * k + GROUP
+    words = _memory_words(slot, block, batch, capacity, levels)
+    memory = np.empty(participants * words + LINE, np.int64)
+    job_memory = np.empty(WORDS + LINE, np.int64)
+    job_address = (np.int64(job_memory.ctypes.data) + 63) // 64 * 64
+    job = carray(pointer_i64(job_address), WORDS)
+    for i in range(6):
+        job[LINE + i] = kernel[i]
+    job[CHUNK], job[CODES], job[WIDTH], job[COUNT], job[ALLOWED] = blocks * block, codes, width, count, allowed
+    job[K], job[LEVELS], job[BATCH], job[CAPACITY] = k, levels, batch, capacity
+    job[MEMORY], job[MEMORY_STRIDE] = (np.int64(memory.ctypes.data) + 63) // 64 * 64, words
+    padded = np.zeros((batch, slot), np.uint8)
+    job[QUERIES] = np.int64(padded.ctypes.data)
+    for first in range(0, all_queries, batch):
+        job[NEXT] = 0
+        job[QUERY_COUNT] = min(batch, all_queries - first)
+        source = carray(pointer_u8(queries + first * width), (job[QUERY_COUNT], width))
+        for q in range(job[QUERY_COUNT]):
+            for byte in range(width):
+                padded[q, byte] = source[q, byte]
+            for column in range(k):
+                out_distances[first + q, column] = PAD_DISTANCE
+                out_rows[first + q, column] = PAD_ID
+        for participant in range(participants):
+            states = carray(pointer_i64(job[MEMORY] + 8 * participant * words), batch * STATE)
+            for i in range(batch * STATE):
+                states[i] = 0
+        call_kernel(share, scan_address, job_address, np.int64(mailboxes.ctypes.data), mailboxes.shape[0])
+        _finish(job, participants, first, out_distances, out_rows)
+    memory[0] = job_memory[0] = 0  # numba frees an array after its last use, and addresses are none
 
 
 @compiled("void(int64, int64, int64, int64, int64, int64, int64, int64)")

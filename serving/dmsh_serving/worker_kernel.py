@@ -7,14 +7,19 @@ helper), or from POSTED back to FREE where the caller was done before the helper
 from typing import Any, Final
 
 import numba
+import numpy as np
 
 from dmsh_serving.native import (
     atomic_exchange,
     atomic_load,
     atomic_replace,
     call_entry,
+    call_kernel,
+    carray,
     compiled,
+    entry,
     load_i64,
+    pointer_i64,
     read_file,
     store_i64,
     write_file,
@@ -24,7 +29,7 @@ from dmsh_serving.native import (
 STATE, FUNCTION, JOB, PARTICIPANT, ASLEEP, SLEEPS_ON, WOKEN_BY, ONE = range(8)
 FREE, POSTED, RUNNING = range(3)
 
-_LOOKS: Final = 30_000  # some tens of microseconds
+_LOOKS: Final = 200_000  # about a tenth of a millisecond
 _LOOKS_BEFORE_YIELDING: Final = 2_000
 
 
@@ -48,12 +53,21 @@ def serve(memory: Any) -> None:
             atomic_exchange(box + 8 * STATE, FREE)
 
 
-@compiled("void(int64, int64[::1], int64[::1])")
-def share(function: int, job_words: Any, mailboxes: Any) -> None:
-    """Post a job to helpers, take part in it, and wait for those that began; see :func:`workers.run`."""
-    job = job_words.ctypes.data
-    for i in range(mailboxes.shape[0]):
-        box = mailboxes[i]
+@entry("uint64(int64, int64, int64, int64)")
+def share(function: int, job: int, mailboxes: int, helpers: int) -> int:
+    """Post a job to helpers, take part in it, and wait for those that began; see :func:`workers.run`.
+
+    Called by address from other compiled code, as :func:`dmsh_serving.native.call_kernel` does.
+
+    Args:
+        function: address of the ``void(int64 job, int64 participant)`` to call.
+        job: what it is told.
+        mailboxes: address of the addresses of the helpers' mailboxes.
+        helpers: number of them.
+    """
+    boxes = carray(pointer_i64(mailboxes), helpers)
+    for i in range(helpers):
+        box = boxes[i]
         store_i64(box + 8 * FUNCTION, function)
         store_i64(box + 8 * JOB, job)
         store_i64(box + 8 * PARTICIPANT, i + 1)
@@ -61,11 +75,18 @@ def share(function: int, job_words: Any, mailboxes: Any) -> None:
         if atomic_exchange(box + 8 * ASLEEP, 0) == 1:
             write_file(numba.int32(load_i64(box + 8 * WOKEN_BY)), box + 8 * ONE, 8)
     call_entry(function, job, 0)
-    for i in range(mailboxes.shape[0]):
-        state = mailboxes[i] + 8 * STATE
+    for i in range(helpers):
+        state = boxes[i] + 8 * STATE
         if not atomic_replace(state, POSTED, FREE):
             looks = 0
             while atomic_load(state) != FREE:
                 looks += 1
                 if looks > _LOOKS_BEFORE_YIELDING:
                     yield_cpu()
+    return 0
+
+
+@compiled("void(int64, int64, int64, int64[::1])")
+def call_share(address: int, function: int, job: int, mailboxes: Any) -> None:
+    """Call :func:`share`, at ``address``, from Python."""
+    call_kernel(address, function, job, np.int64(mailboxes.ctypes.data), mailboxes.shape[0])

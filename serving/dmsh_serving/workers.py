@@ -8,12 +8,13 @@ a helper that wakes late costs nothing.
 
 import os
 import threading
-from typing import Final
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
-_LINE: Final = 8  # words of a cache line: a mailbox has one of its own
+from dmsh_serving.cache_lines import LINE, aligned_words
 
 
 class Helper:
@@ -22,9 +23,8 @@ class Helper:
     def __init__(self) -> None:
         from dmsh_serving import worker_kernel
 
-        memory = np.zeros(2 * _LINE, np.int64)
-        start = -memory.ctypes.data % 64 // 8
-        box = memory[start : start + _LINE]
+        box = aligned_words(LINE)
+        box[:] = 0
         box[worker_kernel.SLEEPS_ON], box[worker_kernel.WOKEN_BY] = _bell()
         box[worker_kernel.ONE] = 1
         self.mailbox: int = box.ctypes.data
@@ -52,6 +52,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_helpers)
 
 
+@contextmanager
+def helpers(count: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Lend ``count`` threads for a while: the addresses (count,) int64 of their mailboxes, for ``share``."""
+    lent = [_take() for _ in range(count)]
+    try:
+        yield np.array([helper.mailbox for helper in lent], np.int64)
+    finally:
+        _idle.extend(lent)
+
+
 def run(function: int, job: npt.NDArray[np.int64], participants: int) -> None:
     """Call ``function(job, participant)`` on this thread, as participant 0, and on up to ``participants - 1`` helpers.
 
@@ -63,14 +73,10 @@ def run(function: int, job: npt.NDArray[np.int64], participants: int) -> None:
         job: what it is told, by address.
         participants: at least 1.
     """
-    from dmsh_serving.worker_kernel import share
+    from dmsh_serving.worker_kernel import call_share, share
 
-    helpers = [_take() for _ in range(participants - 1)]
-    mailboxes = np.array([helper.mailbox for helper in helpers], np.int64)
-    try:
-        share(function, job, mailboxes)
-    finally:
-        _idle.extend(helpers)
+    with helpers(participants - 1) as mailboxes:
+        call_share(share.address, function, job.ctypes.data, mailboxes)
 
 
 def _take() -> Helper:
