@@ -1,0 +1,70 @@
+"""Re-ranking of the nearest candidates by the query's logits: ``rerank="asymmetric"``, off unless asked for.
+
+A code says on which side of 0 a logit lies; the query's own logits also say how far. The weighted Hamming distance
+adds |logit j| for each bit j that differs, so that a bit the query is sure of counts for more than one near the
+threshold. It is an asymmetric distance of Gordo, Perronnin, Gong and Lazebnik, "Asymmetric Distances for Binary
+Embeddings", IEEE TPAMI 36(1), 2014: only the stored side is binary.
+
+What is asked for: the k nearest by (Hamming distance, id), as without it. Then these k, all of them and not only
+those at equal distance, are put in the order of (weighted distance, id). So the set of answers does not change, and
+the Hamming distances that come with them need no longer ascend.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.codes import check_codes, pack
+from dmsh_serving.contract import PAD_ID
+from dmsh_serving.errors import InputError
+
+ASYMMETRIC: Final = "asymmetric"
+
+
+def asymmetric_order(
+    logits: npt.NDArray[np.floating[Any]], candidate_codes: npt.NDArray[np.uint8], ids: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return the order in which each query's candidates come by (weighted distance, id); padding stays last.
+
+    Apply it with ``numpy.take_along_axis(ids, order, axis=1)``, and likewise to distances and rows.
+
+    Args:
+        logits: (Q, K) float32 of the queries.
+        candidate_codes: (Q, k, ceil(K/8)) uint8, the codes of the candidates; anything where the id is padding.
+        ids: (Q, k) int64, ``contract.PAD_ID`` for padding.
+
+    Returns:
+        (Q, k) int64, a permutation of each row.
+
+    Raises:
+        InputError: shapes or dtypes that do not fit each other, or a logit that is NaN or infinite.
+    """
+    query_codes = pack(logits)
+    if logits.dtype.kind != "f":
+        raise InputError(f"logits must be floating-point numbers, got {logits.dtype}: bits have no weights")
+    if ids.ndim != 2 or candidate_codes.shape[:2] != ids.shape or len(ids) != len(logits):
+        raise InputError(
+            "logits, candidate codes and ids must be [Q, K], [Q, k, bytes] and [Q, k], got "
+            f"{list(logits.shape)}, {list(candidate_codes.shape)} and {list(ids.shape)}"
+        )
+    bits = logits.shape[1]
+    check_codes(candidate_codes[ids != PAD_ID], bits)
+    weights = np.zeros((len(logits), 8 * query_codes.shape[1]))
+    weights[:, :bits] = np.abs(logits)
+    distances = np.zeros(ids.shape)
+    for byte in range(query_codes.shape[1]):
+        # Byte by byte in one order, never by a matrix product: equal codes get equal sums, in any batch, so ids decide.
+        table = _sums_of_subsets(weights[:, 8 * byte : 8 * byte + 8])
+        differing = candidate_codes[:, :, byte] ^ query_codes[:, byte, None]
+        distances += np.take_along_axis(table, differing.astype(np.intp), axis=1)
+    distances[ids == PAD_ID] = np.inf
+    return np.lexsort((ids, distances), axis=1).astype(np.int64, copy=False)
+
+
+def _sums_of_subsets(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return (Q, 256): for each byte, the sum of those weights (Q, 8) whose bit is set, the first bit highest."""
+    table = np.zeros((len(weights), 1))
+    for column in range(weights.shape[1] - 1, -1, -1):
+        table = np.concatenate([table, table + weights[:, column, None]], axis=1)
+    return table
