@@ -141,12 +141,16 @@ def test_ids_that_are_a_range_take_no_room(tmp_path):
     assert snapshot.rows_of(np.array([4, 5, 1004, 1005])).tolist() == [PAD_ID, 0, 999, PAD_ID]
 
 
-def test_codes_that_cluster_are_stored_once_and_say_why(tmp_path, monkeypatch):
+@pytest.mark.parametrize("largest_id", [5000, 10**15])
+def test_codes_that_cluster_are_stored_once_and_say_why(tmp_path, monkeypatch, largest_id):
     for layout in ("plain", "clustered"):
         monkeypatch.setattr(
             snapshot_growth, "choose_layout", lambda _, name=layout: LayoutChoice(name, "told so", 16, None)
         )
-        codes, ids = random_codes(3000, values=4), np.random.default_rng(1).permutation(5000)[:3000]
+        codes, ids = (
+            random_codes(3000, values=4),
+            np.random.default_rng(1).permutation(5000)[:3000] * (largest_id // 5000),
+        )
         snapshot = build(tmp_path / layout, codes, ids, [str(i) for i in ids], **SPACE)
         assert (snapshot.parts[0].layout, snapshot.parts[0].layout_reason) == (layout, "told so")
         assert len(snapshot.parts[0].codes) == (16 if layout == "clustered" else 3000)
@@ -156,7 +160,9 @@ def test_codes_that_cluster_are_stored_once_and_say_why(tmp_path, monkeypatch):
         np.testing.assert_array_equal(found.distances, distances)
         np.testing.assert_array_equal(found.ids, ids[order][rows])
         assert snapshot.keys_of(found.rows) == [str(i) for i in found.ids.ravel()]
-        np.testing.assert_array_equal(snapshot.rows_of(snapshot.ids) >= 0, True)
+        rows = snapshot.rows_of(snapshot.ids)
+        np.testing.assert_array_equal(snapshot.parts[0].ids_of(rows), snapshot.ids)
+        assert (snapshot.rows_of(np.setdiff1d(np.arange(5001) * (largest_id // 5000), ids)) == PAD_ID).all()
         hits = snapshot.search_radius(codes[:1], 1)[0]
         np.testing.assert_array_equal(
             hits.ids, ids[order][search_oracle(codes[:1], codes[order], 3000)[1][0]][: len(hits.ids)]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.clustered_codes import ClusteredCodes
+from dmsh_serving.clustered_layout import sort_keys
 from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
@@ -105,11 +106,15 @@ class Part:
         rows = np.full(ids.shape, PAD_ID, np.int64)
         lowest, highest = self._id_range
         possible = np.flatnonzero((ids >= lowest) & (ids <= highest))
-        if possible.size:
-            order = self._order_of_ids
-            places = np.searchsorted(self.ids, ids[possible], sorter=order)
-            candidates = places if order is None else order[places].astype(np.int64)
-            rows[possible] = np.where(self.ids[candidates] == ids[possible], candidates, PAD_ID)
+        if not possible.size:
+            return rows
+        if self._row_of_id is not None:
+            rows[possible] = self._row_of_id[ids[possible] - lowest]
+            return rows
+        order = self._order_of_ids
+        places = np.searchsorted(self.ids, ids[possible], sorter=order)
+        candidates = places if order is None else order[places]
+        rows[possible] = np.where(self.ids[candidates] == ids[possible], candidates, PAD_ID)
         return rows
 
     def search(
@@ -178,19 +183,30 @@ class Part:
         return int(self.ids.min()), int(self.ids.max())
 
     @cached_property
-    def _order_of_ids(self) -> npt.NDArray[np.integer] | None:
-        """The rows in ascending order of ids, None where that is their order; made when first asked for."""
-        if self.starts is None or self.ids is None:
+    def _row_of_id(self) -> npt.NDArray[np.integer] | None:
+        """The row of every id from the lowest on, -1 where there is none: for clustered rows whose ids lie close.
+
+        Made when first asked for; it is half as large as codes of 64 bits.
+        """
+        lowest, highest = self._id_range
+        if self.starts is None or self.ids is None or highest - lowest >= 2 * self.count:
             return None
-        order = np.argsort(self.ids)
-        return order.astype(np.int32) if self.count < 2**31 else order
+        kind = np.dtype(np.int32 if self.count < 2**31 else np.int64)
+        table: npt.NDArray[np.integer] = np.full(highest - lowest + 1, PAD_ID, kind)
+        table[self.ids - lowest] = np.arange(self.count, dtype=kind)
+        return table
+
+    @cached_property
+    def _order_of_ids(self) -> Ids | None:
+        """The rows in ascending order of ids, None where that is their order; made when first asked for."""
+        return None if self.starts is None or self.ids is None else np.argsort(self.ids)
 
 
 def _ascending(codes: Codes) -> bool:
     """Say whether the rows of (U, B) strictly ascend in byte order."""
-    undecided = np.ones(max(0, len(codes) - 1), bool)
-    for column in codes.T:
-        if (undecided & (column[1:] < column[:-1])).any():
+    undecided = np.ones(max(0, len(codes) - 1), np.bool_)
+    for words in sort_keys(codes):
+        if (undecided & (words[1:] < words[:-1])).any():
             return False
-        undecided &= column[1:] == column[:-1]
+        undecided &= words[1:] == words[:-1]
     return not undecided.any()
