@@ -8,7 +8,6 @@ plain scan, always: :func:`dmsh_serving.clustered_layout.choose_layout` says whe
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +27,6 @@ from dmsh_serving.hamming_inputs import (
 )
 from dmsh_serving.hamming_radius import RadiusResult
 from dmsh_serving.workers import run
-
-if TYPE_CHECKING:
-    from dmsh_serving.hamming_kernel import Kernel
 
 __all__ = ["ClusteredCodes", "LayoutChoice", "choose_layout", "cluster"]
 
@@ -103,34 +99,36 @@ class ClusteredCodes:
         self, queries: Codes, k: int, *, threads: int | None = None, allowed: Mask | None = None
     ) -> tuple[npt.NDArray[np.int32], Words, SearchWork]:
         """Search as :meth:`search` does, and say how much was looked at."""
-        from dmsh_serving import clustered_kernel as kernel
-
         check_codes_and_queries(queries, self.codes)
+        allowed = checked_mask(allowed, len(self.ids))
         distances = np.full((len(queries), checked_k(k)), PAD_DISTANCE, np.int32)
         places = np.full(distances.shape, PAD_ID, np.int64)
-        job = _Job(self, queries, k, allowed, threads)
-        if job.possible:
-            job.write(distances, places)
-            job.run(kernel.search_clusters.address)
-        return distances, places, SearchWork(self._buckets.count, int(job.words[kernel.VISITED]))
+        searcher = self._searcher
+        job = searcher.job(queries, k, allowed, threads)
+        if len(queries) and len(self.codes):
+            job.words[searcher.layout.OUT_DISTANCES] = distances.ctypes.data
+            job.words[searcher.layout.OUT_PLACES] = places.ctypes.data
+            job.run(searcher.layout.search_clusters.address)
+        return distances, places, SearchWork(searcher.buckets, int(job.words[searcher.layout.VISITED]))
 
     def search_radius(
         self, queries: Codes, radius: int, *, threads: int | None = None, allowed: Mask | None = None
     ) -> RadiusResult:
         """Return every place at most ``radius`` from each query, ordered by (distance, id); ``rows`` are places."""
-        from dmsh_serving import clustered_kernel as kernel
-
         check_codes_and_queries(queries, self.codes)
-        job = _Job(self, queries, checked_radius(radius), allowed, threads)
+        allowed = checked_mask(allowed, len(self.ids))
+        searcher = self._searcher
+        job = searcher.job(queries, checked_radius(radius), allowed, threads)
         offsets = np.zeros(len(queries) + 1, np.int64)
-        if job.possible:
-            job.words[kernel.OFFSETS] = offsets.ctypes.data
-            job.run(kernel.search_clusters_radius.address)
+        if len(queries) and len(self.codes):
+            job.words[searcher.layout.OFFSETS] = offsets.ctypes.data
+            job.run(searcher.layout.search_clusters_radius.address)
             np.cumsum(offsets, out=offsets)
         distances, places = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
         if len(places):
-            job.write(distances, places)
-            job.run(kernel.search_clusters_radius.address)
+            job.words[searcher.layout.OUT_DISTANCES] = distances.ctypes.data
+            job.words[searcher.layout.OUT_PLACES] = places.ctypes.data
+            job.run(searcher.layout.search_clusters_radius.address)
         for start, stop in itertools.pairwise(offsets.tolist()):
             of_query = slice(start, stop)
             order = np.lexsort((self.ids[places[of_query]], distances[of_query]))
@@ -138,60 +136,57 @@ class ClusteredCodes:
         return RadiusResult(offsets, distances, places)
 
     @functools.cached_property
-    def _buckets(self) -> "_Buckets":
-        return _Buckets(self.codes)
+    def _searcher(self) -> "_Searcher":
+        return _Searcher(self)
 
 
-class _Buckets:
-    """What the codes of each bucket share, as the kernel reads it: word by word, (words, buckets) uint64."""
+class _Searcher:
+    """What every search of the same codes shares: the buckets, the compiled functions, and the words of a job."""
 
-    def __init__(self, codes: Codes) -> None:
-        from dmsh_serving.clustered_kernel import BUCKET, describe_buckets
+    def __init__(self, clustered: ClusteredCodes) -> None:
+        from dmsh_serving import clustered_kernel
         from dmsh_serving.hamming_kernel import kernel_for
 
-        self.count = -(-len(codes) // BUCKET)
-        self.kernel: Kernel = kernel_for(codes.shape[1])
-        self.row_bytes = max(8, self.kernel.slot)
-        shared, values = (np.zeros((self.count, self.row_bytes), np.uint8) for _ in range(2))
-        describe_buckets(codes.ctypes.data, codes.shape[1], len(codes), shared, values)
-        self.shared = np.ascontiguousarray(shared.view(np.uint64).T)
-        self.values = np.ascontiguousarray(values.view(np.uint64).T)
-
-
-class _Job:
-    """One call of the kernel, and the memory it works in."""
-
-    def __init__(
-        self, clustered: ClusteredCodes, queries: Codes, limit: int, allowed: Mask | None, threads: int | None
-    ) -> None:
-        from dmsh_serving import clustered_kernel as layout
-
-        buckets, codes = clustered._buckets, clustered.codes
-        mask = checked_mask(allowed, len(clustered.ids))
-        self.limit = limit
-        self.possible = len(queries) > 0 and len(codes) > 0
-        self.participants = max(1, min(checked_threads(threads), len(queries)))
-        self._queries = padded_queries(queries, buckets.row_bytes)
-        words = layout.scratch_words(buckets.kernel.slot, buckets.count, limit)
-        self._memory = np.empty((self.participants, words), np.int64)
-        self._kept = (clustered, mask)
-        self.words = np.array(
-            [
-                *(0, buckets.kernel.distances, buckets.kernel.spread, buckets.kernel.slot),
-                *(codes.ctypes.data, codes.shape[1], len(codes)),
-                *(buckets.count, buckets.shared.ctypes.data, buckets.values.ctypes.data),
-                *(clustered.starts.ctypes.data, clustered.ids.ctypes.data, 0 if mask is None else mask.ctypes.data),
-                *(self._queries.ctypes.data, buckets.row_bytes, len(queries), limit),
-                *(0, 0, 0, 0, self._memory.ctypes.data, words),
-            ],
-            np.int64,
+        self.layout = clustered_kernel
+        codes = clustered.codes
+        kernel = kernel_for(codes.shape[1])
+        self.buckets = -(-len(codes) // clustered_kernel.BUCKET)
+        self._query_bytes = max(8, kernel.slot)
+        shared, values = (np.zeros((self.buckets, self._query_bytes), np.uint8) for _ in range(2))
+        clustered_kernel.describe_buckets(codes.ctypes.data, codes.shape[1], len(codes), shared, values)
+        # Word by word, (words, buckets) uint64, as the kernel reads them; the job holds their addresses.
+        self._shared = np.ascontiguousarray(shared.view(np.uint64).T)
+        self._values = np.ascontiguousarray(values.view(np.uint64).T)
+        levels = 8 * codes.shape[1] + 1
+        self._memory_words = clustered_kernel.scratch_words(kernel.slot, self.buckets, len(codes), levels)
+        self._words = np.zeros(clustered_kernel.WORDS, np.int64)
+        self._words[: clustered_kernel.ALLOWED] = (
+            *(0, kernel.distances, kernel.spread, kernel.slot, codes.ctypes.data, codes.shape[1], len(codes)),
+            *(self.buckets, self._shared.ctypes.data, self._values.ctypes.data),
+            *(clustered.starts.ctypes.data, clustered.ids.ctypes.data),
         )
+        self._words[clustered_kernel.QUERY_BYTES] = self._query_bytes
+        self._words[clustered_kernel.SCRATCH_WORDS] = self._memory_words
 
-    def write(self, distances: npt.NDArray[np.int32], places: Words) -> None:
-        """Name the arrays that the next run writes to."""
-        from dmsh_serving import clustered_kernel as layout
+    def job(self, queries: Codes, limit: int, allowed: Mask | None, threads: int | None) -> "_Job":
+        """Return a job for these queries; k or the radius is its limit."""
+        participants = max(1, min(checked_threads(threads), len(queries)))
+        padded = padded_queries(queries, self._query_bytes)
+        memory = np.empty(participants * self._memory_words, np.int64)
+        words, layout = self._words.copy(), self.layout
+        words[layout.QUERIES], words[layout.QUERY_COUNT] = padded.ctypes.data, len(queries)
+        words[layout.LIMIT], words[layout.SCRATCH] = limit, memory.ctypes.data
+        words[layout.ALLOWED] = 0 if allowed is None else allowed.ctypes.data
+        return _Job(words, participants, (padded, memory, allowed))
 
-        self.words[layout.OUT_DISTANCES], self.words[layout.OUT_PLACES] = distances.ctypes.data, places.ctypes.data
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """The words that compiled code reads, for how many threads, and the arrays whose addresses are among them."""
+
+    words: Words
+    participants: int
+    kept: tuple[object, ...]
 
     def run(self, function: int) -> None:
         """Call the compiled function on every thread."""

@@ -29,6 +29,7 @@ from dmsh_serving.native import (
 )
 
 BUCKET: Final = 64
+USED, CUT, BELOW = range(3)  # words of a state
 
 # Words of a job.
 (
@@ -37,9 +38,10 @@ BUCKET: Final = 64
 ) = range(24)  # fmt: skip
 
 
-def scratch_words(slot: int, buckets: int, k: int) -> int:
-    """Return the 8-byte words of memory a participant needs: bounds, one bucket's codes and distances, a heap."""
-    return -(-buckets // BUCKET) * BUCKET // 4 + BUCKET // 4 + BUCKET * slot // 8 + 3 * k
+def scratch_words(slot: int, buckets: int, groups: int, levels: int) -> int:
+    """Return the 8-byte words of memory a participant needs; what it does not touch costs nothing."""
+    bounds = -(-buckets // BUCKET) * BUCKET // 4
+    return 4 * groups + levels + 4 + bounds + BUCKET // 4 + BUCKET * slot // 8
 
 
 @compiled("void(int64, int64, int64, uint8[:,::1], uint8[:,::1])")
@@ -93,76 +95,122 @@ def _measure(job: Any, query: int, bucket: int, limit: int, scratch: int) -> Any
     return near if count == BUCKET else near & ((numba.uint64(1) << numba.uint64(count)) - numba.uint64(1))
 
 
-@compiled("boolean(int64, int64, int64, int64)")
-def _is_before(distance: int, its_id: int, other_distance: int, other_id: int) -> bool:
-    return distance < other_distance or (distance == other_distance and its_id < other_id)
+@compiled("int64(int64[::1], int64, int64)")
+def _count_allowed(job: Any, group: int, most: int) -> Any:
+    """Return how many places of a group may be found, or ``most`` if they are more."""
+    starts = carray(pointer_i64(job[STARTS]), job[COUNT] + 1)
+    if job[ALLOWED] == 0:
+        return min(most, starts[group + 1] - starts[group])
+    allowed = carray(pointer_u8(job[ALLOWED]), starts[job[COUNT]])
+    count = np.int64(0)
+    for place in range(starts[group], starts[group + 1]):
+        count += allowed[place]
+        if count == most:
+            break
+    return count
 
 
-@compiled("void(int64[:,::1], int64, int64, int64, int64)")
-def _sift_down(heap: Any, size: int, distance: int, its_id: int, place: int) -> None:
-    """Put an entry in the place of the heap's first (its last in order), of ``size`` entries."""
-    at = 0
+@compiled("int64(int64[::1], int64, int64)")
+def _next_allowed(job: Any, place: int, end: int) -> int:
+    """Return the first place from ``place`` on that may be found, or ``end``."""
+    if job[ALLOWED] != 0:
+        allowed = carray(pointer_u8(job[ALLOWED]), end)
+        while place < end and allowed[place] == 0:
+            place += 1
+    return place
+
+
+@compiled("void(int64[::1], int64[:,::1], int64, int64)")
+def _sift_down(job: Any, heads: Any, size: int, at: int) -> None:
+    """Let entry ``at`` of a heap of groups, the smallest next id first, sink to where it belongs."""
+    ids = carray(pointer_i64(job[IDS]), 1 << 60)
+    place, end = heads[at, 0], heads[at, 1]
     while 2 * at + 1 < size:
         child = 2 * at + 1
-        other = child + 1
-        if other < size and _is_before(heap[child, 0], heap[child, 1], heap[other, 0], heap[other, 1]):
-            child = other
-        if not _is_before(distance, its_id, heap[child, 0], heap[child, 1]):
+        if child + 1 < size and ids[heads[child + 1, 0]] < ids[heads[child, 0]]:
+            child += 1
+        if ids[place] <= ids[heads[child, 0]]:
             break
-        heap[at] = heap[child]
+        heads[at, 0], heads[at, 1] = heads[child, 0], heads[child, 1]
         at = child
-    heap[at, 0], heap[at, 1], heap[at, 2] = distance, its_id, place
+    heads[at, 0], heads[at, 1] = place, end
 
 
-@compiled("int64(int64[::1], int64[:,::1], int64, int64, int64)")
-def _push_group(job: Any, heap: Any, size: int, group: int, distance: int) -> int:
-    """Offer the places of a group to the heap, by ascending id, and return the heap's new size."""
-    starts = carray(pointer_i64(job[STARTS]), job[COUNT] + 1)
-    ids = carray(pointer_i64(job[IDS]), starts[job[COUNT]])
-    allowed = carray(pointer_u8(job[ALLOWED]), starts[job[COUNT]])
-    for place in range(starts[group], starts[group + 1]):
-        if job[ALLOWED] != 0 and allowed[place] == 0:
-            continue
-        its_id = ids[place]
-        if size < heap.shape[0]:
-            at = size
-            while at > 0:
-                parent = (at - 1) // 2
-                if not _is_before(heap[parent, 0], heap[parent, 1], distance, its_id):
-                    break
-                heap[at] = heap[parent]
-                at = parent
-            heap[at, 0], heap[at, 1], heap[at, 2] = distance, its_id, place
-            size += 1
-        elif _is_before(distance, its_id, heap[0, 0], heap[0, 1]):
-            _sift_down(heap, size, distance, its_id, place)
-        else:
-            break  # the ids that follow are larger
-    return size
+@compiled("int64(int64[::1], int64[:,::1], int64, int64, int64, int64[::1], int32[::1])")
+def _merge(job: Any, heads: Any, size: int, distance: int, filled: int, out_places: Any, out_distances: Any) -> int:
+    """Append the places of ``size`` groups at one distance, by ascending id, until the answer is full.
+
+    Args:
+        job: the job.
+        heads: (at least size, 2) int64: each group's next place that may be found, and its end.
+        size: groups, none of them empty.
+        distance: of all of them.
+        filled: places in the answer; the new number is returned.
+        out_places: (k,) int64.
+        out_distances: (k,) int32.
+    """
+    for at in range(size // 2 - 1, -1, -1):
+        _sift_down(job, heads, size, at)
+    while size > 0 and filled < out_places.shape[0]:
+        out_places[filled] = heads[0, 0]
+        out_distances[filled] = distance
+        filled += 1
+        heads[0, 0] = _next_allowed(job, heads[0, 0] + 1, heads[0, 1])
+        if heads[0, 0] == heads[0, 1]:
+            size -= 1
+            heads[0, 0], heads[0, 1] = heads[size, 0], heads[size, 1]
+        _sift_down(job, heads, size, 0)
+    return filled
 
 
-@compiled("int64(int64[::1], int64, int64, int64[:,::1], int64, int64)")
-def _visit(job: Any, query: int, bucket: int, heap: Any, size: int, scratch: int) -> int:
-    """Offer a bucket's groups that are near enough to the heap, and return the heap's new size."""
-    limit = heap[0, 0] if size == heap.shape[0] else 65534
-    near = _measure(job, query, bucket, limit, scratch)
+@compiled("void(int64[::1], int64, int64, int64, int64[::1], int64[::1], int64[:,::1])")
+def _visit(job: Any, query: int, bucket: int, scratch: int, state: Any, histogram: Any, candidates: Any) -> None:
+    """Make candidates of a bucket's groups that are no farther than the cut, and lower the cut.
+
+    Args:
+        job: the job.
+        query: address of the query.
+        bucket: its number.
+        scratch: address of memory for one bucket.
+        state: (3,) int64: candidates, the cut (the k-th distance so far, or one past the largest), places below it.
+        histogram: (levels + 1,) int64, places at each distance.
+        candidates: (groups, 2) int64: distance and group.
+    """
+    near = _measure(job, query, bucket, state[CUT], scratch)
     measured = carray(pointer_u16(scratch), BUCKET)
+    k = job[LIMIT]
     while near != 0:
         i = trailing_zeros(near)
         near &= near - numba.uint64(1)
-        size = _push_group(job, heap, size, bucket * BUCKET + i, np.int64(measured[numba.uint64(i)]))
-    return size
+        distance = np.int64(measured[numba.uint64(i)])
+        if distance > state[CUT]:
+            continue
+        places = _count_allowed(job, bucket * BUCKET + i, k)
+        if places == 0:
+            continue
+        candidates[state[USED], 0], candidates[state[USED], 1] = distance, bucket * BUCKET + i
+        state[USED] += 1
+        histogram[distance] += places
+        if distance < state[CUT]:
+            state[BELOW] += places
+            while state[BELOW] >= k:
+                state[CUT] -= 1
+                state[BELOW] -= histogram[state[CUT]]
 
 
 @entry("void(int64, int64)")
 def search_clusters(job_address: int, participant: int) -> None:
     """Take queries until none is left and write each one's first ``LIMIT`` places, in (distance, id) order."""
     job = carray(pointer_i64(job_address), WORDS)
-    k, buckets = job[LIMIT], job[BUCKETS]
-    heap_address = job[SCRATCH] + 8 * participant * job[SCRATCH_WORDS]
-    heap = carray(pointer_i64(heap_address), (k, 3))
-    bounds = heap_address + 8 * 3 * k
+    k, buckets, groups, levels = job[LIMIT], job[BUCKETS], job[COUNT], 8 * job[WIDTH] + 1
+    at = job[SCRATCH] + 8 * participant * job[SCRATCH_WORDS]
+    candidates = carray(pointer_i64(at), (groups, 2))
+    heads = carray(pointer_i64(at + 16 * groups), (groups, 2))
+    histogram = carray(pointer_i64(at + 32 * groups), levels + 1)
+    state = carray(pointer_i64(at + 32 * groups + 8 * (levels + 1)), 3)
+    bounds = at + 32 * groups + 8 * (levels + 4)
     scratch = bounds + 2 * ((buckets + BUCKET - 1) // BUCKET * BUCKET)
+    starts = carray(pointer_i64(job[STARTS]), groups + 1)
     out_distances = carray(pointer_i32(job[OUT_DISTANCES]), (job[QUERY_COUNT], k))
     out_places = carray(pointer_i64(job[OUT_PLACES]), (job[QUERY_COUNT], k))
     while True:
@@ -171,31 +219,35 @@ def search_clusters(job_address: int, participant: int) -> None:
             return
         query = job[QUERIES] + q * job[QUERY_BYTES]
         _bound_buckets(job, query, bounds)
-        size = visited = np.int64(0)
-        level = np.int64(0)  # bounds below it are done
-        while size < k and level <= 8 * job[WIDTH]:
+        for distance in range(levels + 1):
+            histogram[distance] = 0
+        state[USED], state[CUT], state[BELOW] = 0, levels, 0
+        visited = level = np.int64(0)  # bounds below the level are done
+        while level <= state[CUT] and level < levels:
+            # Level by level until there are k places; what is left then lies within the cut: one sweep, any order.
+            last = level if state[CUT] == levels else state[CUT]
             for first in range(0, buckets, BUCKET):
-                at = bounds + 2 * first
-                todo = bits_below(at, level + 1) & ~bits_below(at, level)
+                todo = bits_below(bounds + 2 * first, min(last, state[CUT]) + 1) & ~bits_below(
+                    bounds + 2 * first, level
+                )
                 while todo != 0:
-                    size = _visit(job, query, first + trailing_zeros(todo), heap, size, scratch)
+                    _visit(job, query, first + trailing_zeros(todo), scratch, state, histogram, candidates)
                     todo &= todo - numba.uint64(1)
                     visited += 1
-            level += 1
-        if size == k:
-            for first in range(0, buckets, BUCKET):
-                at = bounds + 2 * first
-                todo = bits_below(at, heap[0, 0] + 1) & ~bits_below(at, level)
-                while todo != 0:
-                    size = _visit(job, query, first + trailing_zeros(todo), heap, size, scratch)
-                    todo &= todo - numba.uint64(1)
-                    visited += 1
+            level = last + 1
         atomic_add(job_address + 8 * VISITED, visited)
-        while size > 0:
-            size -= 1
-            out_distances[q, size] = heap[0, 0]
-            out_places[q, size] = heap[0, 2]
-            _sift_down(heap, size, heap[size, 0], heap[size, 1], heap[size, 2])
+        filled = np.int64(0)
+        for distance in range(min(levels, state[CUT] + 1)):
+            if histogram[distance] == 0 or filled == k:
+                continue
+            size = 0
+            for i in range(state[USED]):
+                if candidates[i, 0] == distance:
+                    group = candidates[i, 1]
+                    heads[size, 0] = _next_allowed(job, starts[group], starts[group + 1])
+                    heads[size, 1] = starts[group + 1]
+                    size += 1
+            filled = _merge(job, heads, size, distance, filled, out_places[q], out_distances[q])
 
 
 @entry("void(int64, int64)")
