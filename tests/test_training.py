@@ -187,6 +187,32 @@ def test_a_taken_name_is_refused_before_anything_is_trained(whole, data):
     assert epochs == []
 
 
+def test_more_bits_than_training_images_are_refused(data, tmp_path):
+    with pytest.raises(InputError, match="72 training images cannot give 73 bits"):
+        training.fit(config(bits=73), data, SPLIT, OPTIONS, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_of_one_image_is_refused_by_its_name(data, tmp_path):
+    rows = [*range(80), 80]
+    few = LabelledImages("few", data.images[rows], data.labels[rows], [str(n) for n in rows], data.class_names)
+    with pytest.raises(InputError, match=r"1 classes have no more than 1 images.*: b \(1\)"):
+        training.fit(config(), few, SplitOptions(queries_per_class=1), OPTIONS, tmp_path / "model")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_centres_alone_teach_codes_with_one_label_and_with_several(data, tmp_path, several):
+    if several:
+        labels = np.eye(3, dtype=np.uint8)[data.labels]
+        data = LabelledImages("rows", data.images, labels, data.names, data.class_names)
+    weights = LossWeights(pairwise=0, classification=0, balance=0.1, centres=1, imbalance=1)
+    options, epochs = dataclasses.replace(OPTIONS, epochs=8), []
+    trained = training.fit(config(loss=weights), data, SPLIT, options, tmp_path / "model", on_epoch=epochs.append)
+    assert trained.map_all > 0.95
+    assert epochs[-1].centres < epochs[0].centres
+    assert checkpoint.load(tmp_path / "model").config.loss == weights
+
+
 def test_a_backbone_may_start_from_given_weights(data, tmp_path):
     backbone = training.DMSH(config()).backbone
     state = {name: torch.full_like(tensor, 0.01) for name, tensor in backbone.state_dict().items()}

@@ -16,17 +16,26 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the training losses; see :mod:`dmsh_model.losses`."""
+    """Weights of the training losses; see :mod:`dmsh_model.losses`.
+
+    ``imbalance`` weighs no loss of its own: from 0, every pair counts alike in the pairwise one, to 1, similar pairs
+    count as much in all as dissimilar ones, of which there are many more.
+    """
 
     pairwise: float = 1.0
     quantisation: float = 0.1
     classification: float = 1.0
+    balance: float = 0.0
+    centres: float = 0.0
+    imbalance: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse negative and non-finite weights."""
+        """Refuse negative and non-finite weights, and an imbalance above 1."""
         for name, value in dataclasses.asdict(self).items():
             if not 0 <= value < math.inf:
                 raise InputError(f"config: loss weight {name} = {value} must be 0 or more, and finite")
+        if self.imbalance > 1:
+            raise InputError(f"config: loss weight imbalance = {self.imbalance} must be 0 to 1")
 
 
 @dataclass(frozen=True)

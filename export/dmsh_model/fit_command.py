@@ -53,6 +53,13 @@ def fit(
     pairwise: Annotated[float | None, typer.Option(help=_weight("pairwise"))] = None,
     quantisation: Annotated[float | None, typer.Option(help=_weight("quantisation"))] = None,
     classification: Annotated[float | None, typer.Option(help=_weight("classification"))] = None,
+    balance: Annotated[float, typer.Option(help="Weight of the loss of bits that are mostly 0 or mostly 1.")] = 0.0,
+    centres: Annotated[
+        float, typer.Option(help="Weight of the distance from a code of each class's own (CSQ); 1 with --pairwise 0.")
+    ] = 0.0,
+    imbalance: Annotated[
+        float, typer.Option(help="From 0, all pairs count alike, to 1, similar pairs as much as dissimilar ones.")
+    ] = 0.0,
     shift: Annotated[float, typer.Option(help="Random shift, pixels.")] = _AUGMENTATION.shift_pixels,
     rotation: Annotated[float, typer.Option(help="Random rotation, degrees.")] = _AUGMENTATION.rotation_degrees,
     scale: Annotated[float, typer.Option(help="Random change of size, a fraction.")] = _AUGMENTATION.scale,
@@ -91,6 +98,9 @@ def fit(
         given(pairwise, default_weights.pairwise),
         given(quantisation, default_weights.quantisation),
         given(classification, default_weights.classification),
+        balance,
+        centres,
+        imbalance,
     )
     counts = {"--queries-per-class": queries_per_class, "--train-per-class": train_per_class}
     if integer is not None and teacher is not None:

@@ -13,6 +13,7 @@ from dmsh_model import checkpoint, training_loop
 from dmsh_model.backbone import load_pretrained
 from dmsh_model.config import HashConfig
 from dmsh_model.data import LabelledImages, SplitOptions, split_images, split_record
+from dmsh_model.loss_centres import hash_centres
 from dmsh_model.losses import Losses, total_loss
 from dmsh_model.network import DMSH
 from dmsh_model.options import TrainingOptions
@@ -60,7 +61,8 @@ def fit(
         on_epoch: called after every epoch.
 
     Raises:
-        InputError: ``config`` does not fit ``data``, ``out`` is taken, or the state is of another training.
+        InputError: ``config`` does not fit ``data`` (more bits than training images too), ``out`` is taken, or the
+            state is of another training.
         CheckError: a loss or a weight became NaN or infinite; the state of the epoch before is kept.
     """
     if config.num_classes not in (0, len(data.class_names)):
@@ -79,6 +81,11 @@ def fit(
         "pretrained_sha256": sha256_of_file(pretrained) if pretrained else None,
     }
     state = training_loop.unfinished(out, identity, resume=resume, overwrite=overwrite)
+    if config.bits > len(split.train):
+        raise InputError(
+            f"{data.source}: {len(split.train)} training images cannot give {config.bits} bits a meaning of their own: "
+            "fewer --bits, or more images"
+        )
 
     with training_loop.own_random_numbers_and_threads(options):
         torch.manual_seed(options.seed)
@@ -86,10 +93,12 @@ def fit(
         if pretrained:
             load_pretrained(model.backbone, checkpoint.read_tensors(pretrained))
 
+        centres = torch.from_numpy(hash_centres(len(data.class_names), config.bits)) if config.loss.centres else None
+
         def losses(pixels: Tensor, labels: Tensor) -> Losses:
             logits = model(pixels)
             scores = model.classifier(torch.tanh(logits)) if model.classifier else None
-            return total_loss(logits, labels, scores, config.loss)
+            return total_loss(logits, labels, scores, config.loss, centres)
 
         examples = Examples(*map(torch.from_numpy, (data.images, data.labels, split.train)))
         training_loop.run(Trainee(model, losses), examples, options, state_path(out), identity, state, on_epoch)

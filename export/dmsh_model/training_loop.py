@@ -1,5 +1,6 @@
 """The loop that every training shares: seeded epochs, one learning rate schedule, a state kept after each epoch."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ class Epoch:
     quantisation: float
     classification: float
     distillation: float
+    balance: float
+    centres: float
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def _train_one_epoch(
     steps = len(examples.rows) // batch_size  # the rest would be a batch too small for BN; another epoch has it
     order = examples.rows[torch.randperm(len(examples.rows), generator=generator)]
     trainee.model.train()
-    sums = torch.zeros(5)
+    sums = torch.zeros(len(dataclasses.fields(Losses)))
     for step in range(steps):
         chosen = order[step * batch_size : (step + 1) * batch_size]
         for group in optimiser.param_groups:
@@ -130,8 +133,7 @@ def _train_one_epoch(
         torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), _LARGEST_GRADIENT_NORM)
         optimiser.step()
         trainee.after_step()
-        parts = (losses.pairwise, losses.quantisation, losses.classification, losses.distillation)
-        sums += torch.stack([losses.total, *parts]).detach()
+        sums += torch.stack(losses.parts())
     return Epoch(epoch + 1, options.epochs, *(sums / steps).tolist())
 
 
