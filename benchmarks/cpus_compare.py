@@ -12,7 +12,6 @@ from cpus_machines import Machine
 from cpus_networks import DIALECTS, Bytes, Network, NetworkName
 from dmsh_export.onnx_from_integer import Dialect
 from dmsh_serving import known_answer
-from dmsh_serving.codes import unpack
 from dmsh_serving.errors import CheckError
 
 Session = Literal["served", "exact", "fast"]
@@ -153,7 +152,7 @@ def row(
         setting,
         len(code),
         len(code) * network.bits,
-        int((unpack(code, network.bits) != unpack(expected_code, network.bits)).sum()),
+        int(np.unpackbits(code ^ expected_code).sum()),
         int((logits != expected_logits).sum()),
         refused,
         seconds,

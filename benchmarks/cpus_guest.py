@@ -8,6 +8,7 @@ session with ``session.x64quantprecision`` on or off).
 """
 
 import json
+import os
 import platform
 import sys
 import time
@@ -64,10 +65,15 @@ def _served_encoder(settings: Settings) -> Any:
 
 
 def _run(settings: Settings) -> float:
+    parent = os.getppid()
     encode = (_served_encoder if settings["session"] == "served" else _plain_session)(settings)
     images = np.load(settings["images"])
     begun = time.perf_counter()
-    batches = [encode(images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE)]
+    batches = []
+    for start in range(0, len(images), _AT_ONCE):
+        if os.getppid() != parent:
+            sys.exit("the program that started this one is gone")
+        batches.append(encode(images[start : start + _AT_ONCE]))
     seconds = time.perf_counter() - begun
     code, logits = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     np.savez(settings["out"], code=code, logits=logits)
