@@ -123,7 +123,7 @@ MISTAKES = {
         "the model's input code is not mapped", "add input_map"),
     "map to an unknown tensor": (
         "python", "dmsh_search", 'input_map { key: "code", value: "code" }', 'input_map { key: "code", value: "cod" }',
-        "nothing makes the tensor cod", "map an input to one of code, filter, image, k, radius"),
+        "nothing makes the tensor cod", "map an input to one of code, filter, image, k, logits, radius, rerank"),
     "map of an unknown input": (
         "python", "dmsh_search", 'input_map { key: "image"', 'input_map { key: "img"',
         "input_map has img, which is no input of that model", "name one of image"),

@@ -12,7 +12,8 @@ from dmsh_serving.ranker import Ranker, RankerEvents
 from dmsh_serving.ranking import Ask
 from dmsh_serving.snapshot import Snapshot
 
-CODES = tiny_model.codes_of(tiny_model.random_images(50))
+IMAGES = tiny_model.random_images(50)
+CODES = tiny_model.codes_of(IMAGES)
 SPACE = {"bits": tiny_model.BITS, "fingerprint": tiny_model.FINGERPRINT}
 
 
@@ -100,6 +101,23 @@ def test_a_radius_and_a_filter_of_each_query_keep_what_they_say(ranker):
     assert found.keys[0, within:].tolist() == [""] * (50 - within)
 
 
+def test_logits_order_the_k_nearest_and_change_nothing_else(ranker):
+    logits = tiny_model.logits_of(IMAGES).astype(np.float32)
+    bits = np.unpackbits(CODES, axis=1).astype(np.int64)
+    plain = ranker.search(CODES[:9], 12, radius=30)
+    found = ranker.search(CODES[:9], 12, radius=30, logits=logits[:9])
+    for row in range(9):
+        nearest = [number for number in plain.ids[row].tolist() if number != PAD_ID]
+        weighted = {number: (np.abs(logits[row]) * (bits[row] != bits[number])).sum() for number in nearest}
+        expected = sorted(nearest, key=lambda number: (weighted[number], number))
+        assert found.ids[row, : len(expected)].tolist() == expected
+        assert (found.ids[row, len(expected) :] == PAD_ID).all()
+        given = dict(zip(plain.ids[row].tolist(), plain.distances[row].tolist(), strict=True))
+        assert found.distances[row].tolist() == [given[number] for number in found.ids[row].tolist()]
+        assert found.keys[row].tolist() == [f"key-{number}" if number != PAD_ID else "" for number in found.ids[row]]
+    assert (found.ids != plain.ids).any()
+
+
 def test_asks_of_any_kind_are_answered_as_if_alone_and_share_scans(ranker, monkeypatch):
     scans = []
     search = Snapshot.search
@@ -117,11 +135,12 @@ def test_asks_of_any_kind_are_answered_as_if_alone_and_share_scans(ranker, monke
         Ask(CODES[3:4], 1, filters=allowed),
         Ask(CODES[4:6], 3, filters=np.array([[4, 3, 2, 1, PAD_ID], [5, PAD_ID, PAD_ID, PAD_ID, PAD_ID]])),
         Ask(CODES[6:7], 1000),
+        Ask(CODES[6:7], 3, logits=tiny_model.logits_of(IMAGES[6:7]).astype(np.float32)),
     ]
     together = ranker.rank(asks)
-    assert sorted(scans) == [(1, 3), (1, 1000), (2, 3), (3, 3)]
+    assert sorted(scans) == [(1, 3), (1, 1000), (2, 3), (4, 3)]
     for ask, answer in zip(asks, together, strict=True):
-        alone = ranker.search(ask.codes, ask.k, radius=ask.radius, filters=ask.filters)
+        alone = ranker.search(ask.codes, ask.k, radius=ask.radius, filters=ask.filters, logits=ask.logits)
         np.testing.assert_array_equal(answer.ids, alone.ids)
         np.testing.assert_array_equal(answer.distances, alone.distances)
         np.testing.assert_array_equal(answer.keys, alone.keys)
@@ -134,6 +153,9 @@ def test_asks_of_any_kind_are_answered_as_if_alone_and_share_scans(ranker, monke
         ({"filters": np.array([[-2]])}, "filter has id -2"),
         ({"filters": np.array([[1], [2]])}, r"filter must be int64 \[1, F\], got int64 \[2, 1\]"),
         ({"filters": np.array([[1]], np.int32)}, "filter must be int64"),
+        ({"logits": np.zeros((1, 63), np.float32)}, r"logits must be float32 \[1, 64\], got float32 \[1, 63\]"),
+        ({"logits": np.zeros((1, 64), np.float32)}, "the logits give other codes"),
+        ({"logits": np.full((1, 64), np.nan, np.float32)}, "NaN"),
         ({"filters": np.zeros((1, MAX_FILTER_IDS + 1), np.int64)}, "at most 1000000"),
     ],
 )
@@ -181,9 +203,15 @@ def test_a_broken_new_version_is_counted_once_and_the_old_one_serves(folder, bre
         wait_until(lambda: events.served[1:] == [(mended, 20, True)])
 
 
+def point(folder, text):
+    """Move the pointer as a writer does: at once."""
+    (folder / "new").write_text(text)
+    (folder / "new").replace(folder / gallery.CURRENT)
+
+
 def break_gallery(folder, breakage):
     if breakage == "pointer":
-        (folder / gallery.CURRENT).write_text("../../etc/passwd\n")
+        point(folder, "../../etc/passwd\n")
     elif breakage == "no pointer":
         (folder / gallery.CURRENT).unlink()
     elif breakage == "other fingerprint":
@@ -197,4 +225,4 @@ def break_gallery(folder, breakage):
         else:
             del content[-10:]
         (folder / "gallery-00000009-00000000.safetensors").write_bytes(content)
-        (folder / gallery.CURRENT).write_text("00000009-00000000\n")
+        point(folder, "00000009-00000000\n")

@@ -42,7 +42,12 @@ def tensors(fields):
 
 IMAGE = ("TYPE_UINT8", [16, 16, 3], False)
 CODE = ("TYPE_UINT8", [8], False)
-ASKED = {"k": ("TYPE_INT64", [1], True), "radius": ("TYPE_INT64", [1], True), "filter": ("TYPE_INT64", [-1], True)}
+ASKED = {
+    "k": ("TYPE_INT64", [1], True),
+    "radius": ("TYPE_INT64", [1], True),
+    "filter": ("TYPE_INT64", [-1], True),
+    "rerank": ("TYPE_STRING", [1], True),
+}
 FILE = ("TYPE_STRING", [1], False)
 RESULTS = {
     "ids": ("TYPE_INT64", [-1], False),
@@ -53,7 +58,7 @@ RESULTS = {
 SIGNATURES = {
     DECODE_MODEL: ({"file": FILE}, {"image": IMAGE}),
     ENCODER_MODEL: ({"image": IMAGE}, {"code": CODE, "logits": ("TYPE_FP32", [64], False)}),
-    RANKER_MODEL: ({"code": CODE, **ASKED}, RESULTS),
+    RANKER_MODEL: ({"code": CODE, "logits": ("TYPE_FP32", [64], True), **ASKED}, RESULTS),
     SEARCH_MODEL: ({"image": IMAGE, **ASKED}, {"code": CODE, **RESULTS}),
     SEARCH_FILE_MODEL: ({"file": FILE, **ASKED}, {"code": CODE, **RESULTS}),
 }

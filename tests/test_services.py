@@ -19,6 +19,7 @@ from dmsh_serving.contract import (
     LOGITS,
     PAD_ID,
     RADIUS,
+    RERANK,
     K,
 )
 from dmsh_serving.encoder import OnnxEncoder
@@ -138,6 +139,19 @@ def test_radius_and_filter_are_those_of_the_request(ranker):
     assert sorted(filtered[IDS][0, :2].tolist()) == [2, 3]
     assert filtered[IDS][1, :2].tolist() == [0, PAD_ID]
     assert "filter has id -9" in str(wrong)
+
+
+def test_logits_count_only_where_re_ranking_is_asked_for():
+    logits = tiny_model.logits_of(IMAGES[:2]).astype(np.float32)
+    asymmetric = np.array([[b"asymmetric"]] * 2, np.object_)
+    request = {CODE: CODES[:2], LOGITS: logits}
+    assert ask_of(request).logits is None
+    np.testing.assert_array_equal(ask_of({**request, RERANK: asymmetric}).logits, logits)
+    with pytest.raises(InputError, match="rerank needs the input logits"):
+        ask_of({CODE: CODES[:2], RERANK: asymmetric})
+    for wrong in (np.array([[b"asymmetric"], [b"other"]], np.object_), np.array([[b""]], np.object_)):
+        with pytest.raises(InputError, match="rerank must be 'asymmetric' in every row"):
+            ask_of({**request, RERANK: wrong})
 
 
 def test_k_is_ten_and_all_is_searched_unless_said(ranker):

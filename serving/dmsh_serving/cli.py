@@ -70,6 +70,7 @@ def query(
     url: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = f"127.0.0.1:{DEFAULT_GRPC_PORT}",
     k: Annotated[int, typer.Option("-k", help="How many nearest images.")] = DEFAULT_K,
     radius: Annotated[int | None, typer.Option(help="Only images at most so many bits away.")] = None,
+    rerank: Annotated[str | None, typer.Option(help="Order what is found by the query's logits: asymmetric.")] = None,
     allow: Annotated[Path | None, typer.Option(help="Only images with these ids: .npy, integers [M].")] = None,
     json: console.JsonOption = None,
 ) -> None:
@@ -86,7 +87,7 @@ def query(
 
         allowed = read_ids(allow)
     with SearchClient(url) as client:
-        answer = client.search_files(files, k, radius=radius, allowed=allowed)
+        answer = client.search_files(files, k, radius=radius, allowed=allowed, rerank=rerank)
     results = []
     for row, file in enumerate(files):
         found = int((answer.ids[row] != PAD_ID).sum())
@@ -102,7 +103,7 @@ def query(
             ["key", "id", "distance"],
             [[str(image["key"]), str(image["id"]), str(image["distance"])] for image in nearest],
         )
-    console.write_json(json, {"url": url, "k": k, "radius": radius, "results": results})
+    console.write_json(json, {"url": url, "k": k, "radius": radius, "rerank": rerank, "results": results})
 
 
 def main() -> None:

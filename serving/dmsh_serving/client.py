@@ -24,6 +24,7 @@ from dmsh_serving.contract import (
     LOGITS,
     PAD_ID,
     RADIUS,
+    RERANK,
     SEARCH_FILE_MODEL,
     SEARCH_MODEL,
     K,
@@ -44,7 +45,7 @@ Tensor = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """The k nearest images of N queries, ordered by (distance, id).
+    """The k nearest images of N queries, ordered by (distance, id), or as they were re-ranked.
 
     Attributes:
         ids: (N, k) int64; -1 where there are no more.
@@ -113,6 +114,7 @@ class SearchClient:
         *,
         radius: int | None = None,
         allowed: Sequence[int] | npt.NDArray[np.integer] | None = None,
+        rerank: str | None = None,
     ) -> Answer:
         """Return the ``k`` nearest gallery images of each of ``images`` (N, H, W, 3) uint8, RGB.
 
@@ -121,8 +123,10 @@ class SearchClient:
             k: results a query; where there are fewer, the rest is padding.
             radius: only images at most this many bits away; more than ``k`` of them are cut at ``k``.
             allowed: only images with these ids; ids that the gallery does not have do not matter.
+            rerank: "asymmetric" orders the ``k`` by the query's logits; see :mod:`dmsh_serving.rerank`. None leaves
+                them in (distance, id) order.
         """
-        return self._search(SEARCH_MODEL, IMAGE, images, k, radius, allowed)
+        return self._search(SEARCH_MODEL, IMAGE, images, k, radius, allowed, rerank)
 
     def search_files(
         self,
@@ -131,11 +135,12 @@ class SearchClient:
         *,
         radius: int | None = None,
         allowed: Sequence[int] | npt.NDArray[np.integer] | None = None,
+        rerank: str | None = None,
     ) -> Answer:
         """Return the ``k`` nearest gallery images of each image file, given as bytes or path; see :meth:`search`."""
         data = np.empty((len(files), 1), dtype=np.object_)
         data[:, 0] = [file.read_bytes() if isinstance(file, Path) else file for file in files]
-        return self._search(SEARCH_FILE_MODEL, FILE, data, k, radius, allowed)
+        return self._search(SEARCH_FILE_MODEL, FILE, data, k, radius, allowed, rerank)
 
     def encode(self, images: npt.NDArray[np.uint8], *, model: str = ENCODER_MODEL) -> Encoded:
         """Return the codes (N, B) uint8 and logits (N, K) float32 of ``images`` (N, H, W, 3) uint8, RGB."""
@@ -173,12 +178,15 @@ class SearchClient:
         k: int,
         radius: int | None,
         allowed: Sequence[int] | npt.NDArray[np.integer] | None,
+        rerank: str | None,
     ) -> Answer:
         inputs = {source: data, K: np.full((len(data), 1), k, dtype=np.int64)}
         if radius is not None:
             inputs[RADIUS] = np.full((len(data), 1), radius, dtype=np.int64)
         if allowed is not None:
             inputs[FILTER] = np.broadcast_to(_filter(allowed), (len(data), max(1, len(allowed))))
+        if rerank is not None:
+            inputs[RERANK] = np.full((len(data), 1), rerank.encode(), dtype=np.object_)
         found = self._infer_all(model, inputs, [IDS, DISTANCES, KEYS, GALLERY_VERSION, CODE])
         return Answer(
             ids=found[IDS],

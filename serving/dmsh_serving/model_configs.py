@@ -18,6 +18,7 @@ from dmsh_serving.contract import (
     LOGITS,
     RADIUS,
     RANKER_MODEL,
+    RERANK,
     SEARCH_FILE_MODEL,
     SEARCH_MODEL,
     K,
@@ -47,7 +48,7 @@ def config_texts(spec: RepositorySpec, gallery: str) -> dict[str, str]:
             spec,
             RANKER_MODEL,
             # Without this, requests with filters of different lengths would each be a call of their own.
-            inputs=[_code(spec), *_asked("allow_ragged_batch")],
+            inputs=[_code(spec), *_asked("allow_ragged_batch"), _tensor(LOGITS, "FP32", [spec.bits], "optional")],
             outputs=_results(),
             parameters={"gallery": gallery, "threads": str(spec.ranker_threads)},
         ),
@@ -93,8 +94,8 @@ def _encoder_config(spec: RepositorySpec) -> str:
 def _ensemble_config(spec: RepositorySpec, name: str, source: str, first_steps: list[str]) -> str:
     steps = [
         *first_steps,
-        _step(ENCODER_MODEL, [IMAGE], [CODE]),
-        _step(RANKER_MODEL, [CODE, K, RADIUS, FILTER], [IDS, DISTANCES, KEYS, GALLERY_VERSION]),
+        _step(ENCODER_MODEL, [IMAGE], [CODE, LOGITS]),
+        _step(RANKER_MODEL, [CODE, LOGITS, K, RADIUS, FILTER, RERANK], [IDS, DISTANCES, KEYS, GALLERY_VERSION]),
     ]
     return _lines(
         *_head(spec, name, 'platform: "ensemble"', [source, *_asked()], [_code(spec), *_results()]),
@@ -233,6 +234,7 @@ def _asked(*of_filter: str) -> list[str]:
         _tensor(K, "INT64", [1], "optional"),
         _tensor(RADIUS, "INT64", [1], "optional"),
         _tensor(FILTER, "INT64", [-1], "optional", *of_filter),
+        _tensor(RERANK, "STRING", [1], "optional"),
     ]
 
 

@@ -89,13 +89,14 @@ class Ranker:
         *,
         radius: int | None = None,
         filters: npt.NDArray[np.int64] | None = None,
+        logits: npt.NDArray[np.float32] | None = None,
     ) -> Ranked:
         """Return the ``k`` nearest images of each of ``codes`` (N, B) uint8; see :class:`dmsh_serving.ranking.Ask`.
 
         Raises:
-            InputError: codes of another width or dtype, or k, radius or filters out of range.
+            InputError: codes of another width or dtype, or k, radius, filters or logits that cannot be.
         """
-        (answer,) = self.rank([Ask(codes, k, radius, filters)])
+        (answer,) = self.rank([Ask(codes, k, radius, filters, logits)])
         return answer
 
     def rank(self, asks: Sequence[Ask]) -> list[Ranked]:

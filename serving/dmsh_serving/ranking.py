@@ -2,7 +2,7 @@
 
 Asks that search among the same codes share a scan. Each gets its own k out of the scan's, which is the largest: the
 order is total, so the k nearest begin any longer list. A scan costs more the larger its k, so asks share one only if
-their k are alike. A radius cuts the list of an ask, after the scan.
+their k are alike. A radius cuts the list of an ask after the scan, and re-ranking orders what is left.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.checks import checked_k
-from dmsh_serving.codes import Codes, check_codes
+from dmsh_serving.codes import Codes, check_codes, pack
 from dmsh_serving.contract import DEFAULT_K, MAX_FILTER_IDS, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming_inputs import checked_radius
-from dmsh_serving.snapshot import Snapshot
+from dmsh_serving.rerank import asymmetric_order
+from dmsh_serving.snapshot import SearchResult, Snapshot
 
 _Key = tuple[int, bytes | None]  # how large k is, and the filter
 _Rows = tuple[int, npt.NDArray[np.int64]]  # place of an ask, and which of its queries
@@ -32,12 +33,15 @@ class Ask:
         radius: only codes at most this far; None for any distance.
         filters: (N, F) int64, of each query the ids that may be found, filled up with ``contract.PAD_ID``; None for
             all. Ids that the gallery does not have do not matter.
+        logits: (N, K) float32 that ``codes`` are made of, to order the answers by; see :mod:`dmsh_serving.rerank`.
+            None leaves them in (distance, id) order.
     """
 
     codes: Codes
     k: int = DEFAULT_K
     radius: int | None = None
     filters: npt.NDArray[np.int64] | None = None
+    logits: npt.NDArray[np.float32] | None = None
 
     def check(self, bits: int) -> None:
         """Raise :class:`InputError` unless a gallery of ``bits`` can be asked this."""
@@ -47,11 +51,13 @@ class Ask:
             checked_radius(self.radius)
         if self.filters is not None:
             _check_filters(self.filters, len(self.codes))
+        if self.logits is not None:
+            _check_logits(self.logits, self.codes, bits)
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The k nearest images of N codes, ordered by (distance, id).
+    """The k nearest images of N codes, ordered by (distance, id), or as they were re-ranked.
 
     Attributes:
         ids: (N, k) int64.
@@ -85,14 +91,25 @@ def rank(snapshot: Snapshot, asks: Sequence[Ask], *, threads: int | None = None)
             ids[place][queries] = found.ids[part, :k]
             rows[place][queries] = found.rows[part, :k]
             distances[place][queries] = found.distances[part, :k]
-    answers = []
-    for place, ask in enumerate(asks):
-        if ask.radius is not None:
-            beyond = distances[place] > ask.radius
-            ids[place][beyond], rows[place][beyond], distances[place][beyond] = PAD_ID, PAD_ID, PAD_DISTANCE
-        keys = np.array(snapshot.keys_of(rows[place]), dtype=np.object_).reshape(rows[place].shape)
-        answers.append(Ranked(ids[place], distances[place], keys, snapshot.version))
-    return answers
+    return [
+        _finished(snapshot, ask, SearchResult(ids[place], distances[place], rows[place]))
+        for place, ask in enumerate(asks)
+    ]
+
+
+def _finished(snapshot: Snapshot, ask: Ask, found: SearchResult) -> Ranked:
+    """Cut what was found for one ask at its radius, order it by its logits, and look up the keys."""
+    ids, distances, rows = found.ids, found.distances, found.rows
+    if ask.radius is not None:
+        beyond = distances > ask.radius
+        ids[beyond], rows[beyond], distances[beyond] = PAD_ID, PAD_ID, PAD_DISTANCE
+    if ask.logits is not None and len(ask.codes):
+        order = asymmetric_order(ask.logits, snapshot.codes_of(rows), ids)
+        ids = np.take_along_axis(ids, order, axis=1)
+        rows = np.take_along_axis(rows, order, axis=1)
+        distances = np.take_along_axis(distances, order, axis=1)
+    keys = np.array(snapshot.keys_of(rows), dtype=np.object_).reshape(rows.shape)
+    return Ranked(ids, distances, keys, snapshot.version)
 
 
 def _scans(asks: Sequence[Ask]) -> dict[_Key, list[_Rows]]:
@@ -123,3 +140,10 @@ def _check_filters(filters: npt.NDArray[np.int64], queries: int) -> None:
     wrong = filters[filters < PAD_ID]
     if wrong.size:
         raise InputError(f"filter has id {wrong[0]}: ids are 0 or more, and {PAD_ID} fills shorter lists")
+
+
+def _check_logits(logits: npt.NDArray[np.float32], codes: Codes, bits: int) -> None:
+    if logits.dtype != np.float32 or logits.shape != (len(codes), bits):
+        raise InputError(f"logits must be float32 [{len(codes)}, {bits}], got {logits.dtype} {list(logits.shape)}")
+    if len(codes) and not np.array_equal(pack(logits), codes):
+        raise InputError("the logits give other codes than those that are searched for: send both of one image")

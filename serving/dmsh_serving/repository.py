@@ -2,10 +2,10 @@
 
     dmsh_decode       file -> image                     dmsh_search       image [, ...] -> code, ids, ...
     dmsh_encoder      image -> code, logits             dmsh_search_file  file [, ...] -> code, ids, ...
-    dmsh_ranker       code [, k] [, radius] [, filter] -> ids, distances, keys, gallery_version
+    dmsh_ranker       code [, k] [, radius] [, filter] [, rerank, logits] -> ids, distances, keys, gallery_version
 
-``k``, ``radius`` and ``filter`` are optional INT64 inputs, with a row for each query like every input of a batching
-model; a Triton ensemble hands an optional input on, or leaves it out (seen on 24.10).
+``k``, ``radius``, ``filter`` and ``rerank`` are optional inputs, with a row for each query like every input of a
+batching model; a Triton ensemble hands an optional input on, or leaves it out (seen on 24.10).
 Configuration: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
 """
 

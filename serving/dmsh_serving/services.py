@@ -28,6 +28,7 @@ from dmsh_serving.contract import (
     KEYS,
     LOGITS,
     RADIUS,
+    RERANK,
     K,
 )
 from dmsh_serving.encoder import OnnxEncoder
@@ -35,6 +36,7 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.ranker import Ranker, RankerEvents
 from dmsh_serving.ranking import Ask, Ranked
 from dmsh_serving.repository_spec import MODEL_FILE
+from dmsh_serving.rerank import ASYMMETRIC
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Answer = Arrays | InputError
@@ -136,8 +138,9 @@ class EncoderService:
 class RankerService:
     """``code`` (N, B) uint8 -> ids, distances, keys (N, k), gallery_version (N, 1).
 
-    Optionally ``k`` and ``radius`` (N, 1) int64 and ``filter`` (N, F) int64. Triton gives every input of a batching
-    model a row for each query; one request has one k and one radius, so their rows must agree, and a filter a query.
+    Optionally ``k`` and ``radius`` (N, 1) int64, ``filter`` (N, F) int64, and ``rerank`` BYTES (N, 1) with ``logits``
+    (N, K) float32. Triton gives every input of a batching model a row for each query; one request has one k, one radius
+    and one way to re-rank, so their rows must agree, and a filter a query.
     """
 
     def __init__(self, ranker: Ranker) -> None:
@@ -179,12 +182,18 @@ def ask_of(request: Arrays) -> Ask:
     """Return what a request to the ranker asks.
 
     Raises:
-        InputError: no code, or a k or radius that is not one whole number.
+        InputError: no code, a k or radius that is not one whole number, or a way to re-rank that there is not.
     """
     if CODE not in request:
         raise InputError(f"the request has no input {CODE}")
     k = _one_number(request, K)
-    return Ask(request[CODE], DEFAULT_K if k is None else k, _one_number(request, RADIUS), request.get(FILTER))
+    return Ask(
+        request[CODE],
+        DEFAULT_K if k is None else k,
+        _one_number(request, RADIUS),
+        request.get(FILTER),
+        request[LOGITS] if _reranks(request) else None,
+    )
 
 
 def _one_number(request: Arrays, name: str) -> int | None:
@@ -195,6 +204,18 @@ def _one_number(request: Arrays, name: str) -> int | None:
     if values.dtype != np.int64 or values.size == 0 or (values != values.flat[0]).any():
         raise InputError(f"{name} must be one int64 value, the same in every row of a request, got {values.tolist()}")
     return int(values.flat[0])
+
+
+def _reranks(request: Arrays) -> bool:
+    """Say whether the request wants its answers ordered by its logits, which an ensemble always hands on."""
+    if RERANK not in request:
+        return False
+    ways = set(request[RERANK].ravel().tolist())
+    if ways != {ASYMMETRIC.encode()}:
+        raise InputError(f"{RERANK} must be {ASYMMETRIC!r} in every row of a request, got {sorted(map(repr, ways))}")
+    if LOGITS not in request:
+        raise InputError(f"{RERANK} needs the input {LOGITS}: the ensembles pass the encoder's on")
+    return True
 
 
 def _reply(ranked: Ranked) -> Answer:

@@ -156,6 +156,16 @@ class Snapshot:
             keys = joined_keys(taken).take(order)
         return Contents(ids[order], codes[order], keys)
 
+    def codes_of(self, rows: npt.NDArray[np.int64]) -> Codes:
+        """Return the codes of ``rows`` of any shape S, as uint8 S + (B,); zeros for padding."""
+        codes = np.zeros((rows.size, self.parts[0].codes.shape[1]), np.uint8)
+        flat = rows.reshape(-1)
+        index = np.searchsorted(self.starts[1:], flat, side="right")
+        for number, part in enumerate(self.parts):
+            own = (index == number) & (flat != PAD_ID)
+            codes[own] = part.codes_of(flat[own] - self.starts[number])
+        return codes.reshape(*rows.shape, -1)
+
     def keys_of(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """Return the keys of ``rows``, flattened; ``contract.PAD_KEY`` for padding or a gallery without keys."""
         flat = rows.reshape(-1)

@@ -78,7 +78,8 @@ def test_a_broken_new_version_is_counted_and_the_old_one_serves(world, server, c
     content = bytearray((world.gallery / f"gallery-{version}.safetensors").read_bytes())
     content[-1] ^= 1
     (world.gallery / "gallery-00000099-00000000.safetensors").write_bytes(content)
-    (world.gallery / gallery.CURRENT).write_text("00000099-00000000\n")
+    (world.gallery / "new").write_text("00000099-00000000\n")
+    (world.gallery / "new").replace(world.gallery / gallery.CURRENT)
     deadline = time.monotonic() + 10
     while failed_swaps(server) == before:
         assert time.monotonic() < deadline

@@ -26,6 +26,7 @@ from dmsh_serving.contract import (
 )
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.hamming_oracle import search_oracle
+from dmsh_serving.rerank import asymmetric_order
 
 
 def raw(server, model, **arrays):
@@ -104,6 +105,20 @@ def test_a_radius_keeps_what_is_near_and_a_filter_what_it_names(client):
         np.testing.assert_array_equal(answer.ids, np.append(allowed[:4], PAD_ID)[rows])
         np.testing.assert_array_equal(answer.distances, distances)
     assert (client.search(IMAGES[:1], 5, allowed=[]).ids == PAD_ID).all()
+
+
+def test_answers_are_ordered_by_the_logits_where_that_is_asked_for(client):
+    plain = client.search(IMAGES[:20], 10)
+    for answer in (
+        client.search(IMAGES[:20], 10, rerank="asymmetric"),
+        client.search_files([png(image) for image in IMAGES[:20]], 10, rerank="asymmetric"),
+    ):
+        logits = tiny_model.logits_of(IMAGES[:20]).astype(np.float32)
+        order = asymmetric_order(logits, CODES[plain.ids], plain.ids)
+        np.testing.assert_array_equal(answer.ids, np.take_along_axis(plain.ids, order, axis=1))
+        np.testing.assert_array_equal(answer.distances, np.take_along_axis(plain.distances, order, axis=1))
+    with pytest.raises(InputError, match="rerank must be 'asymmetric'"):
+        client.search(IMAGES[:1], 10, rerank="better")
 
 
 def test_requests_of_every_kind_at_the_same_time_are_answered_each_as_asked(client):
