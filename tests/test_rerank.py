@@ -17,57 +17,61 @@ def candidates(seed, queries, codes, bits, k):
 
 
 @pytest.mark.parametrize("bits", [1, 7, 8, 12, 64, 100])
-def test_the_order_is_that_of_the_weighted_hamming_distance_then_of_the_id(bits):
-    logits, database, _, rows = candidates(0, 5, 400, bits, 50)
-    order = asymmetric_order(logits, database[rows], rows)
+def test_the_order_inside_a_tie_is_that_of_the_weighted_distance_then_of_the_id(bits):
+    logits, database, distances, rows = candidates(0, 5, 400, bits, 50)
+    order = asymmetric_order(logits, database[rows], distances, rows)
     for query in range(5):
         differs = unpack(database[rows[query]], bits) != (logits[query] > 0)
         weighted = (differs * np.abs(logits[query].astype(np.float64))).sum(axis=1)
-        ranked = weighted[order[query]]
-        assert np.allclose(ranked, np.sort(weighted), atol=1e-9)
-        ids = rows[query][order[query]]
-        same = np.diff(ranked) == 0
-        assert (np.diff(ids)[same] > 0).all()
+        assert np.array_equal(distances[query][order[query]], distances[query])  # they stay as they were
+        for distance in np.unique(distances[query]):
+            ids = rows[query][order[query]][distances[query] == distance]
+            ranked = weighted[order[query]][distances[query] == distance]
+            assert (np.diff(ranked) > -1e-9).all()
+            assert (np.diff(ids)[np.abs(np.diff(ranked)) < 1e-12] > 0).all()
 
 
 def test_equal_codes_stay_in_the_order_of_their_ids():
     logits = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
     ids = np.array([[9, 4, 7, 1]] * 3)
-    order = asymmetric_order(logits, np.zeros((3, 4, 8), np.uint8), ids)
+    order = asymmetric_order(logits, np.zeros((3, 4, 8), np.uint8), np.full((3, 4), 30), ids)
     assert np.take_along_axis(ids, order, axis=1).tolist() == [[1, 4, 7, 9]] * 3
 
 
 def test_a_bit_that_the_query_is_sure_of_counts_for_more():
     logits = np.array([[5.0, 0.1, -0.1, -0.2]], np.float32)  # code 1100
-    codes = pack(np.array([[0, 1, 0, 0], [1, 0, 1, 0]]))  # distances 1 and 2, weighted 5.0 and 0.2
-    assert asymmetric_order(logits, codes[None], np.array([[0, 1]])).tolist() == [[1, 0]]
+    codes = pack(np.array([[0, 1, 0, 0], [1, 0, 0, 0], [1, 0, 1, 0]]))  # weighted 5.0, 0.1 and 0.2
+    assert asymmetric_order(logits, codes[None], np.array([[1, 1, 2]]), np.arange(3)[None]).tolist() == [[1, 0, 2]]
 
 
 def test_the_answer_of_one_query_does_not_depend_on_the_batch():
-    logits, database, _, rows = candidates(2, 40, 500, 64, 60)
-    together = asymmetric_order(logits, database[rows], rows)
+    logits, database, distances, rows = candidates(2, 40, 500, 64, 60)
+    together = asymmetric_order(logits, database[rows], distances, rows)
     for query in range(40):
         one = slice(query, query + 1)
-        assert np.array_equal(asymmetric_order(logits[one], database[rows[one]], rows[one])[0], together[query])
+        alone = asymmetric_order(logits[one], database[rows[one]], distances[one], rows[one])
+        assert np.array_equal(alone[0], together[query])
 
 
 def test_padding_stays_last_whatever_its_code():
-    logits, database, _, rows = candidates(3, 4, 6, 64, 9)
+    logits, database, distances, rows = candidates(3, 4, 6, 64, 9)
     codes = database[np.maximum(rows, 0)]
     codes[rows == PAD_ID] = pack(logits)[0]  # nearest of all to the first query
-    ids = np.take_along_axis(rows, asymmetric_order(logits, codes, rows), axis=1)
+    ids = np.take_along_axis(rows, asymmetric_order(logits, codes, distances, rows), axis=1)
     assert (ids[:, 6:] == PAD_ID).all()
     assert (np.sort(ids[:, :6]) == np.arange(6)).all()
 
 
 def test_what_does_not_fit_is_refused():
-    logits, codes, ids = np.ones((2, 16), np.float32), np.zeros((2, 3, 2), np.uint8), np.zeros((2, 3), np.int64)
+    logits, codes = np.ones((2, 16), np.float32), np.zeros((2, 3, 2), np.uint8)
+    distances, ids = np.zeros((2, 3), np.int32), np.zeros((2, 3), np.int64)
     for bad, message in (
-        ((logits[:1], codes, ids), "must be"),
-        ((logits, codes[:, :2], ids), "must be"),
-        ((logits, codes[:, :, :1], ids), "16 bits must be uint8"),
-        ((logits > 0, codes, ids), "have no weights"),
-        ((np.full((2, 16), np.nan, np.float32), codes, ids), "NaN"),
+        ((logits[:1], codes, distances, ids), "must be"),
+        ((logits, codes[:, :2], distances, ids), "must be"),
+        ((logits, codes, distances[:, :2], ids), "must be"),
+        ((logits, codes[:, :, :1], distances, ids), "16 bits must be uint8"),
+        ((logits > 0, codes, distances, ids), "have no weights"),
+        ((np.full((2, 16), np.nan, np.float32), codes, distances, ids), "NaN"),
     ):
         with pytest.raises(InputError, match=message):
             asymmetric_order(*bad)
