@@ -40,13 +40,17 @@ app = make_app("Run the integer networks under emulated CPUs and compare every b
 @app.command()
 def cpus(
     cpu: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(CPU_NAMES)}; may be repeated; all without it.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"One of {', '.join(CPU_NAMES)}; may be repeated; all without it."),
     ] = None,
     network: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(NETWORK_NAMES)}; may be repeated; all without it.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"One of {', '.join(NETWORK_NAMES)}; may be repeated; all without it."),
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="At most this many real images a run.")] = None,
-    cache: Annotated[Path, typer.Option(help="Where emulators are kept, and the report goes.")] = CACHE,
+    cache: Annotated[
+        Path, typer.Option(help="Where emulators are kept, and the report goes.", show_default="build/cpus")
+    ] = CACHE,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="End with 0 where a machine cannot be had; it is named all the same.")
     ] = False,
