@@ -104,10 +104,9 @@ def _finished(snapshot: Snapshot, ask: Ask, found: SearchResult) -> Ranked:
         beyond = distances > ask.radius
         ids[beyond], rows[beyond], distances[beyond] = PAD_ID, PAD_ID, PAD_DISTANCE
     if ask.logits is not None and len(ask.codes):
-        order = asymmetric_order(ask.logits, snapshot.codes_of(rows), ids)
+        order = asymmetric_order(ask.logits, snapshot.codes_of(rows), distances, ids)
         ids = np.take_along_axis(ids, order, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
-        distances = np.take_along_axis(distances, order, axis=1)
     keys = np.array(snapshot.keys_of(rows), dtype=np.object_).reshape(rows.shape)
     return Ranked(ids, distances, keys, snapshot.version)
 
