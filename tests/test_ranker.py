@@ -101,7 +101,7 @@ def test_a_radius_and_a_filter_of_each_query_keep_what_they_say(ranker):
     assert found.keys[0, within:].tolist() == [""] * (50 - within)
 
 
-def test_logits_order_the_k_nearest_and_change_nothing_else(ranker):
+def test_logits_order_those_at_equal_distance_and_change_nothing_else(ranker):
     logits = tiny_model.logits_of(IMAGES).astype(np.float32)
     bits = np.unpackbits(CODES, axis=1).astype(np.int64)
     plain = ranker.search(CODES[:9], 12, radius=30)
@@ -109,11 +109,11 @@ def test_logits_order_the_k_nearest_and_change_nothing_else(ranker):
     for row in range(9):
         nearest = [number for number in plain.ids[row].tolist() if number != PAD_ID]
         weighted = {number: (np.abs(logits[row]) * (bits[row] != bits[number])).sum() for number in nearest}
-        expected = sorted(nearest, key=lambda number: (weighted[number], number))
+        given = dict(zip(plain.ids[row].tolist(), plain.distances[row].tolist(), strict=True))
+        expected = sorted(nearest, key=lambda number: (given[number], weighted[number], number))
         assert found.ids[row, : len(expected)].tolist() == expected
         assert (found.ids[row, len(expected) :] == PAD_ID).all()
-        given = dict(zip(plain.ids[row].tolist(), plain.distances[row].tolist(), strict=True))
-        assert found.distances[row].tolist() == [given[number] for number in found.ids[row].tolist()]
+        assert found.distances[row].tolist() == plain.distances[row].tolist()
         assert found.keys[row].tolist() == [f"key-{number}" if number != PAD_ID else "" for number in found.ids[row]]
     assert (found.ids != plain.ids).any()
 

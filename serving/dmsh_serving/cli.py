@@ -70,7 +70,7 @@ def query(
     url: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = f"127.0.0.1:{DEFAULT_GRPC_PORT}",
     k: Annotated[int, typer.Option("-k", help="How many nearest images.")] = DEFAULT_K,
     radius: Annotated[int | None, typer.Option(help="Only images at most so many bits away.")] = None,
-    rerank: Annotated[str | None, typer.Option(help="Order what is found by the query's logits: asymmetric.")] = None,
+    rerank: Annotated[str | None, typer.Option(help="Order equal distances by the query's logits: asymmetric.")] = None,
     allow: Annotated[Path | None, typer.Option(help="Only images with these ids: .npy, integers [M].")] = None,
     json: console.JsonOption = None,
 ) -> None:

@@ -45,7 +45,7 @@ Tensor = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """The k nearest images of N queries, ordered by (distance, id), or as they were re-ranked.
+    """The k nearest images of N queries, ordered by (distance, id), or inside a distance as re-ranked.
 
     Attributes:
         ids: (N, k) int64; -1 where there are no more.
@@ -123,8 +123,8 @@ class SearchClient:
             k: results a query; where there are fewer, the rest is padding.
             radius: only images at most this many bits away; more than ``k`` of them are cut at ``k``.
             allowed: only images with these ids; ids that the gallery does not have do not matter.
-            rerank: "asymmetric" orders the ``k`` by the query's logits; see :mod:`dmsh_serving.rerank`. None leaves
-                them in (distance, id) order.
+            rerank: "asymmetric" orders those at equal distance by the query's logits, not by id; see
+                :mod:`dmsh_serving.rerank`.
         """
         return self._search(SEARCH_MODEL, IMAGE, images, k, radius, allowed, rerank)
 

@@ -2,7 +2,8 @@
 
 Asks that search among the same codes share a scan. Each gets its own k out of the scan's, which is the largest: the
 order is total, so the k nearest begin any longer list. A scan costs more the larger its k, so asks share one only if
-their k are alike. A radius cuts the list of an ask after the scan, and re-ranking orders what is left.
+their k are alike. A radius cuts the list of an ask after the scan, and re-ranking orders what is left inside
+equal distances.
 """
 
 from collections.abc import Sequence
@@ -33,8 +34,8 @@ class Ask:
         radius: only codes at most this far; None for any distance.
         filters: (N, F) int64, of each query the ids that may be found, filled up with ``contract.PAD_ID``; None for
             all. Ids that the gallery does not have do not matter.
-        logits: (N, K) float32 that ``codes`` are made of, to order the answers by; see :mod:`dmsh_serving.rerank`.
-            None leaves them in (distance, id) order.
+        logits: (N, K) float32 that ``codes`` are made of, to order answers at equal distance by; see
+            :mod:`dmsh_serving.rerank`. None leaves them in (distance, id) order.
     """
 
     codes: Codes
@@ -57,7 +58,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Ranked:
-    """The k nearest images of N codes, ordered by (distance, id), or as they were re-ranked.
+    """The k nearest images of N codes, ordered by (distance, id), or inside a distance as re-ranked.
 
     Attributes:
         ids: (N, k) int64.

@@ -15,6 +15,8 @@ from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 CLIENTS = 4
 _IDS = 60_000
 _DISTANCES = np.array([np.unpackbits(CODES ^ code, axis=1).sum(axis=1, dtype=np.uint8) for code in CODES])
+_DIFFERS = (np.unpackbits(CODES, axis=1)[:, None] != np.unpackbits(CODES, axis=1)[None]).astype(np.float64)
+_WEIGHTED = np.einsum("ib,ijb->ij", np.abs(tiny_model.logits_of(IMAGES)), _DIFFERS)  # whole numbers, so exact
 _FILES = [png(image) for image in IMAGES]
 
 
@@ -99,6 +101,8 @@ class Soak:
                     asked["radius"] = int(random.integers(0, 40))
                 if random.random() < 0.3:
                     asked["allowed"] = random.integers(0, _IDS, int(random.choice([1, 50, 3000])))
+                if random.random() < 0.2:
+                    asked["rerank"] = "asymmetric"
                 try:
                     if random.random() < 0.5:
                         answer = client.search(IMAGES[rows], k, **asked)
@@ -123,6 +127,8 @@ class Soak:
             distances = _DISTANCES[row][ids % len(CODES)]
             order = np.argsort(distances, kind="stable")[:k]
             order = order[distances[order] <= asked.get("radius", PAD_DISTANCE)]
+            if "rerank" in asked:
+                order = order[np.lexsort((ids[order], _WEIGHTED[row][ids[order] % len(CODES)], distances[order]))]
             found = len(order)
             right = (
                 answer.ids.shape == (len(rows), k)
