@@ -14,20 +14,28 @@ from torch import Tensor, nn
 from dmsh_model.augmentation import augment
 from dmsh_model.coding import codes_of_rows
 from dmsh_model.data import LabelledImages, Split
+from dmsh_model.distributed import Ranks
+from dmsh_model.early_stopping import Best, better, is_over
 from dmsh_model.evaluation import mean_average_precision
 from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.losses import Losses
 from dmsh_model.network import DMSH
 from dmsh_model.options import TrainingOptions
+from dmsh_model.refinements import Refinements
 from dmsh_model.training_state import TrainingState, read_state, state_path, write_state
 from dmsh_serving.errors import CheckError, InputError
 
 _LARGEST_GRADIENT_NORM = 5.0
+_TRUNK = "backbone."
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch: its number from 1, of how many, and the mean of each loss over its steps."""
+    """One finished epoch: its number from 1, of how many, and the mean of each loss over its steps.
+
+    ``validation_map`` is mAP@all of the validation images after it, where there are any.
+    """
 
     number: int
     of: int
@@ -38,6 +46,13 @@ class Epoch:
     distillation: float
     balance: float
     centres: float
+    validation_map: float | None = None
+
+    def scalars(self) -> dict[str, float]:
+        """Return what a log shows of it, by name."""
+        parts = ("pairwise", "quantisation", "classification", "distillation", "balance", "centres")
+        losses = {"loss/total": self.loss, **{f"loss/{part}": getattr(self, part) for part in parts}}
+        return losses if self.validation_map is None else {**losses, "validation/map_all": self.validation_map}
 
 
 @dataclass(frozen=True)
@@ -57,11 +72,15 @@ class Trainee:
         model: its parameters, its state dict, and train mode.
         losses: augmented images (N, H, W, 3) float32, 0 to 255, and labels (N,) int64 -> the losses of a step.
         after_step: called when the parameters have changed.
+        validation_map: mAP@all of validation images, asked for after each epoch; its best epoch's weights are kept.
+        device: where the model is, and the losses want their images.
     """
 
     model: nn.Module
     losses: Callable[[Tensor, Tensor], Losses]
     after_step: Callable[[], None] = lambda: None
+    validation_map: Callable[[], float] | None = None
+    device: torch.device = CPU
 
 
 def unfinished(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> TrainingState | None:
@@ -84,45 +103,71 @@ def run(
     identity: dict[str, Any],
     state: TrainingState | None,
     on_epoch: Callable[[Epoch], None] | None,
-) -> None:
+    *,
+    refinements: Refinements = Refinements(),
+    ranks: Ranks = Ranks(),
+) -> Best | None:
     """Train for the epochs that ``state`` has not behind it; write the state of each to ``kept``.
 
-    The model is left in eval mode.
+    The model is left in eval mode, with the last epoch's weights or the best one's, which is returned.
 
     Raises:
         CheckError: a loss or a weight became NaN or infinite; the state of the epoch before is kept.
+        InputError: the batch cannot be shared out to the processes, or the model has no backbone to slow down.
     """
     model = trainee.model
-    optimiser = _optimiser(model, options)
+    optimiser = _optimiser(model, options, refinements.trunk_rate)
+    best = None
     if state:
         model.load_state_dict(state.model)
         optimiser.load_state_dict(state.optimiser)
+        best = Best(**state.best) if state.best else None
     for epoch in range(state.epochs_done if state else 0, options.epochs):
-        finished = _train_one_epoch(trainee, optimiser, options, examples, epoch)
+        if is_over(best, epoch, refinements.patience):
+            break
+        finished = _train_one_epoch(trainee, optimiser, options, examples, epoch, ranks)
+        ranks.average_statistics(model)
         _require_finite_weights(model, epoch)
-        write_state(kept, TrainingState(identity, epoch + 1, model.state_dict(), optimiser.state_dict()))
-        if on_epoch:
-            on_epoch(finished)
+        if trainee.validation_map:
+            value = ranks.of_first(trainee.validation_map() if ranks.first else 0.0, trainee.device)
+            best = better(best, epoch + 1, value, model)
+            finished = dataclasses.replace(finished, validation_map=value)
+        if ranks.first:
+            done = best.to_dict() if best else None
+            write_state(kept, TrainingState(identity, epoch + 1, model.state_dict(), optimiser.state_dict(), done))
+            if on_epoch:
+                on_epoch(finished)
+    if best:
+        model.load_state_dict(best.model)
     model.eval()
+    return best
 
 
 def _train_one_epoch(
-    trainee: Trainee, optimiser: torch.optim.Optimizer, options: TrainingOptions, examples: Examples, epoch: int
+    trainee: Trainee,
+    optimiser: torch.optim.Optimizer,
+    options: TrainingOptions,
+    examples: Examples,
+    epoch: int,
+    ranks: Ranks,
 ) -> Epoch:
     # All random numbers of an epoch come from seed and epoch, so that resuming needs no generator's state.
     generator = torch.Generator().manual_seed((options.seed << 20) + epoch)
-    torch.manual_seed((options.seed << 20) + epoch)  # for backbones with dropout
-    batch_size = min(options.batch_size, len(examples.rows))
+    batch_size = min(options.batch_size, len(examples.rows) - len(examples.rows) % ranks.count)
+    ranks.part_of(batch_size)
     steps = len(examples.rows) // batch_size  # the rest would be a batch too small for BN; another epoch has it
     order = examples.rows[torch.randperm(len(examples.rows), generator=generator)]
+    if not ranks.first:  # the order is shared; what happens to an image is its process's own
+        generator.manual_seed((options.seed << 20) + epoch + (ranks.rank << 52))
+    torch.manual_seed((options.seed << 20) + epoch + (ranks.rank << 52))  # for backbones with dropout
     trainee.model.train()
     sums = torch.zeros(len(dataclasses.fields(Losses)))
     for step in range(steps):
-        chosen = order[step * batch_size : (step + 1) * batch_size]
+        chosen = order[step * batch_size : (step + 1) * batch_size][ranks.rank :: ranks.count]
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate_at(epoch + step / steps, options)
+            group["lr"] = learning_rate_at(epoch + step / steps, options) * group.get("share", 1.0)
         images = augment(examples.images[chosen], options.augmentation, generator)
-        losses = trainee.losses(images, examples.labels[chosen])
+        losses = trainee.losses(images.to(trainee.device), examples.labels[chosen].to(trainee.device))
         if not torch.isfinite(losses.total):
             raise CheckError(
                 f"the loss is {losses.total.item()} in epoch {epoch + 1}, step {step + 1} of {steps}: lower the "
@@ -133,8 +178,9 @@ def _train_one_epoch(
         torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), _LARGEST_GRADIENT_NORM)
         optimiser.step()
         trainee.after_step()
-        sums += torch.stack(losses.parts())
-    return Epoch(epoch + 1, options.epochs, *(sums / steps).tolist())
+        sums += torch.stack(losses.parts()).cpu()
+    means = ranks.mean((sums / steps).to(trainee.device))
+    return Epoch(epoch + 1, options.epochs, *means.tolist())
 
 
 def learning_rate_at(epoch: float, options: TrainingOptions) -> float:
@@ -146,12 +192,18 @@ def learning_rate_at(epoch: float, options: TrainingOptions) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _optimiser(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
+def _optimiser(model: nn.Module, options: TrainingOptions, trunk_rate: float) -> torch.optim.Optimizer:
+    named = list(model.named_parameters())
+    trunk = [p for name, p in named if trunk_rate != 1 and name.startswith(_TRUNK)]
+    if trunk_rate != 1 and not trunk:
+        raise InputError(f"trunk_rate = {trunk_rate}: this network has no part named {_TRUNK[:-1]}, leave it out")
+    rest = [p for name, p in named if trunk_rate == 1 or not name.startswith(_TRUNK)]
     return torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in part if (p.ndim > 1) == decays], "weight_decay": decay, "share": share}
+            for part, share in ((rest, 1.0), (trunk, trunk_rate))
+            if part
+            for decays, decay in ((True, options.weight_decay), (False, 0.0))
         ],
         lr=options.learning_rate,
     )

@@ -26,12 +26,14 @@ class TrainingState:
         epochs_done: number of finished epochs.
         model: the network's state dict.
         optimiser: the optimiser's state dict.
+        best: the best epoch so far, of a training that looks for it: see :mod:`dmsh_model.early_stopping`.
     """
 
     identity: dict[str, Any]
     epochs_done: int
     model: dict[str, Tensor]
     optimiser: dict[str, Any]
+    best: dict[str, Any] | None = None
 
 
 def state_path(checkpoint: Path) -> Path:
@@ -50,6 +52,7 @@ def write_state(path: Path, state: TrainingState) -> None:
             "epochs_done": state.epochs_done,
             "model": state.model,
             "optimiser": state.optimiser,
+            "best": state.best,
         },
         buffer,
     )
@@ -67,7 +70,9 @@ def read_state(path: Path, identity: dict[str, Any]) -> TrainingState:
     raw = read_torch_file(path)
     if not isinstance(raw, dict) or (raw.get("format"), raw.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise InputError(f"{path} is not a {FORMAT} of version {FORMAT_VERSION}: remove it and train anew")
-    state = TrainingState(json.loads(raw["identity"]), raw["epochs_done"], raw["model"], raw["optimiser"])
+    state = TrainingState(
+        json.loads(raw["identity"]), raw["epochs_done"], raw["model"], raw["optimiser"], raw.get("best")
+    )
     before, now = _flat(state.identity), _flat(json.loads(json.dumps(identity)))
     differing = [
         f"{name} was {before.get(name)}, is {now.get(name)}"
