@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.cache_lines import aligned_words
 from dmsh_serving.hamming_inputs import (
     Codes,
     Mask,
@@ -98,8 +99,8 @@ def _search(queries: Codes, codes: Codes, radius: int, threads: int, allowed: Ma
     part = -(-part // kernel.block) * kernel.block
     parts = -(-len(codes) // part)
     padded = padded_queries(queries, kernel.slot)
-    scratch_bytes = (kernel.slot + 1) * kernel.block + 2 * radius_kernel.GROUP
-    scratch = np.empty((participants, scratch_bytes), np.uint8)
+    scratch_bytes = (kernel.slot + 1) * kernel.block + 2 * radius_kernel.GROUP  # whole cache lines
+    scratch = aligned_words(participants * scratch_bytes // 8)
     places = np.zeros((parts, len(queries), radius + 1), np.int64)
     job = np.array(
         [

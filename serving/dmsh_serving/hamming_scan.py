@@ -45,13 +45,19 @@ USED, CUT, BELOW, STATE = range(4)  # a state: candidates, the running k-th dist
 
 
 @numba.njit(nogil=True, error_model="numpy")
+def _block_bytes(slot: int, block: int) -> Any:
+    """Return the bytes of a spread block, the distances of a group and a block's part of the mask, in this order."""
+    return slot * block + 2 * GROUP + block
+
+
+@numba.njit(nogil=True, error_model="numpy")
 def _memory_words(slot: int, block: int, batch: int, capacity: int, levels: int) -> Any:
     """Return the 8-byte words of memory a participant needs: states, candidates, their histograms and a block.
 
-    The states lie at its start; they are to be zeros when the participant begins.
+    A spread block comes first, on a cache line; then the states, which are to be zeros when the participant begins.
     """
     candidates = batch * (STATE + capacity + capacity // 2 + levels)
-    return (candidates + (slot * block + 2 * GROUP + block) // 8 + LINE - 1) // LINE * LINE
+    return (candidates + _block_bytes(slot, block) // 8 + LINE - 1) // LINE * LINE
 
 
 @compiled("int64(int32[::1], int64[::1], int64, int64[::1], int64, int64)")
@@ -112,15 +118,15 @@ def _take(measured: int, mask: Any, first: int, k: int, state: Any, distances: A
 def _memory_of(job: Any, participant: int) -> Any:
     """Return a participant's states, candidate rows and distances, histograms, and the address of its scratch."""
     batch, capacity, levels = job[BATCH], job[CAPACITY], job[LEVELS]
-    at = job[MEMORY] + 8 * participant * job[MEMORY_STRIDE]
+    spread_codes = job[MEMORY] + 8 * participant * job[MEMORY_STRIDE]
+    at = spread_codes + _block_bytes(job[SLOT], job[BLOCK])
     states = carray(pointer_i64(at), (batch, STATE))
     at += 8 * batch * STATE
     rows = carray(pointer_i64(at), (batch, capacity))
     at += 8 * batch * capacity
     histograms = carray(pointer_i64(at), (batch, levels))
     at += 8 * batch * levels
-    distances = carray(pointer_i32(at), (batch, capacity))
-    return states, rows, distances, histograms, at + 4 * batch * capacity
+    return states, rows, carray(pointer_i32(at), (batch, capacity)), histograms, spread_codes
 
 
 @entry("void(int64, int64)")
@@ -296,7 +302,8 @@ def search_batches(
                 out_distances[first + q, column] = PAD_DISTANCE
                 out_rows[first + q, column] = PAD_ID
         for participant in range(participants):
-            states = carray(pointer_i64(job[MEMORY] + 8 * participant * words), batch * STATE)
+            at = job[MEMORY] + 8 * participant * words + _block_bytes(slot, block)
+            states = carray(pointer_i64(at), batch * STATE)
             for i in range(batch * STATE):
                 states[i] = 0
         call_kernel(share, scan_address, job_address, np.int64(mailboxes.ctypes.data), mailboxes.shape[0])

@@ -1,0 +1,90 @@
+"""Time calls in turns, so that a busy moment hits all of them, and only after their answers were found equal."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from dmsh_serving.errors import CheckError
+from rank_engines import BARE, FAISS, NUMPY, OURS, USEARCH, Case, engines
+
+_SPAN_SECONDS: Final = 0.002  # of one timed turn: shorter calls are repeated within it
+_REST_SECONDS: Final = 0.003  # until the threads of whoever ran before have gone to sleep
+_ENOUGH_SECONDS: Final = 1.5  # an engine that has run for so long gets no further turns...
+_LEAST_ROUNDS: Final = 3  # ...after these
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The median turn of one engine, in milliseconds a call."""
+
+    engine: str
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case: what each engine took."""
+
+    case: Case
+    timings: tuple[Timing, ...]
+
+    def milliseconds(self, engine: str) -> float | None:
+        """Return what ``engine`` took in its fastest setting, or None where it did not run."""
+        found = [timing.milliseconds for timing in self.timings if timing.engine.startswith(engine)]
+        return min(found, default=None)
+
+    def times_ours(self, engine: str) -> float | None:
+        """Return how many times as long as ours ``engine`` took in its fastest setting."""
+        its, ours = self.milliseconds(engine), self.milliseconds(OURS)
+        return None if its is None or ours is None else its / ours
+
+    @property
+    def gigabytes_per_s(self) -> float:
+        """Bytes of codes that ours compared a second, counted once for each query."""
+        ours = self.milliseconds(OURS) or float("nan")
+        return self.case.codes * ((self.case.bits + 7) // 8) * self.case.queries / ours / 1e6
+
+
+def measure(case: Case, rounds: int) -> Measured:
+    """Run one case on every engine.
+
+    Raises:
+        CheckError: an engine found other distances than ours.
+    """
+    queries, codes = case.made()
+    calls = engines(case, queries, codes)
+    expected = np.asarray(calls[OURS]())
+    for name, call in calls.items():
+        found = call()
+        if found is not None and not np.array_equal(found, expected):
+            raise CheckError(f"{name} and {OURS} disagree on {case}: one of them is wrong")
+    times = in_turns(calls, rounds)
+    return Measured(case, tuple(Timing(name, milliseconds) for name, milliseconds in times.items()))
+
+
+def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median milliseconds a call of each, every one measured once a round."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            spent = seconds[name]
+            if len(spent) >= _LEAST_ROUNDS and sum(spent) > _ENOUGH_SECONDS:
+                continue
+            time.sleep(_REST_SECONDS)
+            call()  # the engine before may have emptied the caches
+            count, start = 0, time.perf_counter()
+            while True:
+                call()
+                count += 1
+                now = time.perf_counter()
+                if now - start >= _SPAN_SECONDS:
+                    break
+            spent.append((now - start) / count)
+    return {name: 1e3 * statistics.median(spent) for name, spent in seconds.items()}
+
+
+__all__ = ["BARE", "FAISS", "NUMPY", "OURS", "USEARCH", "Case", "Measured", "Timing", "in_turns", "measure"]

@@ -1,0 +1,87 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import rank_engines
+import rank_page
+import rank_timing
+from dmsh_serving.errors import CheckError, InputError
+from rank_codes import uniform_codes
+from rank_engines import Case
+from rank_layouts import measure_layouts
+
+
+def test_uniform_codes_have_no_bits_beyond_their_width():
+    codes = uniform_codes(1000, 12, seed=0)
+    assert codes.shape == (1000, 2)
+    assert not (codes[:, 1] & 0b1111).any()
+    assert codes[:, 1].any()
+
+
+@pytest.mark.parametrize("case", [Case(48, 3000, 40, 5, 1), Case(64, 3000, 1, 5, 2), Case(12, 3000, 2, 5, 1)])
+def test_every_engine_finds_the_same_distances(case):
+    pytest.importorskip("faiss")
+    measured = rank_timing.measure(case, rounds=1)
+    names = {timing.engine for timing in measured.timings}
+    assert any(name.startswith(rank_timing.FAISS) for name in names)
+    assert measured.milliseconds(rank_timing.OURS) > 0
+    assert measured.gigabytes_per_s > 0
+
+
+def test_an_engine_that_is_wrong_is_not_timed(monkeypatch):
+    real = rank_engines.engines
+
+    def with_a_wrong_one(case, queries, codes):
+        return real(case, queries, codes) | {"wrong": lambda: np.zeros((1, 5), np.int32)}
+
+    monkeypatch.setattr(rank_timing, "engines", with_a_wrong_one)
+    with pytest.raises(CheckError, match="wrong and dmsh disagree"):
+        rank_timing.measure(Case(64, 3000, 1, 5, 1), rounds=1)
+
+
+def test_layouts_are_timed_on_equal_answers():
+    codes = np.repeat(uniform_codes(50, 64, seed=3), 500, axis=0)
+    timings = measure_layouts("learned", codes, uniform_codes(4, 64, seed=4), (1, 100), rounds=1)
+    assert [(t.k, t.distinct, t.chosen) for t in timings] == [(1, 50, "clustered"), (100, 50, "clustered")]
+    assert all(t.gain > 0 for t in timings)
+
+
+def test_the_quick_benchmark_writes_its_tables_plots_and_json(tmp_path, monkeypatch):
+    pytest.importorskip("mlxtend")
+    import rank
+    import rank_layouts
+
+    monkeypatch.setattr(rank_layouts, "demo_logits", lambda: np.random.default_rng(0).normal(size=(5000, 64)))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{rank_page.BEGIN}\nold\n{rank_page.END}\nafter\n")
+    rank.rank(
+        *(True, 1000, False, 1, page, tmp_path / "img", tmp_path / "figures.json"),
+    )
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| 64 | 30,000 | 1 | 100 | 1 |" in text
+    assert "**mAP of the demo model" in text
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert len(figures["measured"]) == len(rank.cases(quick=True, huge=False))
+    for name in ("rank-faiss.png", "rank-size.png", "rank-layouts.png"):
+        assert (tmp_path / "img" / name).stat().st_size > 5000
+
+
+def test_a_page_without_markers_is_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("nothing here")
+    with pytest.raises(InputError, match="has no <!-- rank: begin"):
+        rank_page.write_table(page, None)
+
+
+def test_the_page_in_docs_has_its_markers():
+    text = (BENCHMARKS.parent / "docs" / "ranking.md").read_text()
+    assert text.index(rank_page.BEGIN) < text.index(rank_page.END)
