@@ -29,7 +29,7 @@ from dmsh_model.integer_network import FLOAT32_LIMIT, IntegerNetwork
 from dmsh_model.integer_training_network import TrainableIntegerNetwork
 from dmsh_model.losses import distillation_loss
 from dmsh_model.network import DMSH
-from dmsh_model.options import FINE_TUNING, Augmentation, TrainingOptions
+from dmsh_model.options import FINE_TUNING, TrainingOptions
 from dmsh_model.training_state import state_path
 from dmsh_serving.encoder import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError
@@ -176,7 +176,7 @@ def test_distillation_is_the_noise_against_the_signal():
 
 
 def test_fine_tuning_brings_the_logits_of_unseen_images_closer_to_the_float_networks(start, data, tmp_path):
-    options = dataclasses.replace(OPTIONS, epochs=16, augmentation=Augmentation(0, 0, 0))
+    options = dataclasses.replace(OPTIONS, epochs=16)
     tuned = integer_training.fine_tune(start, data, SPLIT, options, tmp_path / "integer")
     queries = data.images[training.split_images(data, SPLIT).query]
     expected = start.teacher.logits(queries)
@@ -325,6 +325,7 @@ def test_the_command_fine_tunes_on_the_teachers_split_and_says_what_it_gained(co
     }  # fmt: skip
     assert said["fingerprint"] == integer_checkpoint.load(out).fingerprint
     assert said["options"]["weight_decay"] == 0
+    assert not any(said["options"]["augmentation"].values())
     assert set(said["loss"].values()) == {0}
     code, _, error = command(images, *both, "--epochs", 1, "--out", out)
     assert (code, "exists already" in error) == (2, True)

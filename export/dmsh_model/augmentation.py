@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmsh_model.options import Augmentation
+from dmsh_model.options import UNCHANGED, Augmentation
 
 
 def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -> Tensor:
@@ -20,6 +20,8 @@ def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -
     Returns:
         (N, H, W, 3) float32, still 0 to 255.
     """
+    if options == UNCHANGED:
+        return images.to(torch.float32)
     count, height, width = images.shape[:3]
     spread = 2 * torch.rand((5, count), generator=generator) - 1
     angle = spread[0] * math.radians(options.rotation_degrees)

@@ -11,13 +11,17 @@ from dmsh_model.options import FINE_TUNING, Augmentation, TrainingOptions
 from dmsh_serving import console
 from dmsh_serving.errors import InputError
 
-_TRAINING, _AUGMENTATION, _WEIGHTS = TrainingOptions(), Augmentation(), LossWeights()
+_TRAINING, _WEIGHTS = TrainingOptions(), LossWeights()
 _AS_TAUGHT = "; with --integer as the teacher's"
 _FIXED_BY_THE_CHECKPOINT = ("bits", "backbone", "image_size", "lateral_features", "fusion_features", "pretrained")
 
 
 def _default(what: str, field: str) -> str:
     return f"{what}  [default: {getattr(_TRAINING, field):g}; with --integer {getattr(FINE_TUNING, field):g}]"
+
+
+def _augmentation(what: str, field: str) -> str:
+    return f"{what}  [default: {getattr(_TRAINING.augmentation, field):g}; with --integer 0]"
 
 
 def _weight(loss: str) -> str:
@@ -60,9 +64,13 @@ def fit(
     imbalance: Annotated[
         float, typer.Option(help="From 0, all pairs count alike, to 1, similar pairs as much as dissimilar ones.")
     ] = 0.0,
-    shift: Annotated[float, typer.Option(help="Random shift, pixels.")] = _AUGMENTATION.shift_pixels,
-    rotation: Annotated[float, typer.Option(help="Random rotation, degrees.")] = _AUGMENTATION.rotation_degrees,
-    scale: Annotated[float, typer.Option(help="Random change of size, a fraction.")] = _AUGMENTATION.scale,
+    shift: Annotated[float | None, typer.Option(help=_augmentation("Random shift, pixels.", "shift_pixels"))] = None,
+    rotation: Annotated[
+        float | None, typer.Option(help=_augmentation("Random rotation, degrees.", "rotation_degrees"))
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help=_augmentation("Random change of size, a fraction.", "scale"))
+    ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random (not for digits or text).")] = False,
     seed: Annotated[int, typer.Option(help="Of the split, the weights and the order.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = _TRAINING.threads,
@@ -92,7 +100,12 @@ def fit(
         warmup_epochs=defaults.warmup_epochs,
         seed=seed,
         threads=threads,
-        augmentation=Augmentation(shift, rotation, scale, flip),
+        augmentation=Augmentation(
+            given(shift, defaults.augmentation.shift_pixels),
+            given(rotation, defaults.augmentation.rotation_degrees),
+            given(scale, defaults.augmentation.scale),
+            flip,
+        ),
     )
     weights = LossWeights(
         given(pairwise, default_weights.pairwise),

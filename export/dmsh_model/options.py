@@ -73,9 +73,13 @@ class TrainingOptions:
             raise InputError("training options: " + "; ".join(problems))
 
 
-FINE_TUNING = TrainingOptions(epochs=10, learning_rate=3e-4, weight_decay=0.0, warmup_epochs=1)
+UNCHANGED = Augmentation(shift_pixels=0, rotation_degrees=0, scale=0)
+
+
+FINE_TUNING = TrainingOptions(epochs=10, learning_rate=3e-4, weight_decay=0.0, warmup_epochs=1, augmentation=UNCHANGED)
 """Of the integer network; see :mod:`dmsh_model.integer_training`.
 
-It starts where only rounding is wrong: at a rate ten times as high Adam, whose first steps move every weight by about
-the same, adds more noise than it removes. A decay would pull weights off their grid.
+Images stay as they are: what is to be followed are the teacher's codes of images like those to be served. The rate is
+low because it starts where only rounding is wrong: at ten times the rate Adam, whose first steps move every weight by
+about the same, adds more noise than it removes. A decay would pull weights off their grid.
 """
