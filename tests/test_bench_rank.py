@@ -1,12 +1,11 @@
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from project import ROOT
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import rank_engines
 import rank_page
@@ -60,9 +59,7 @@ def test_the_quick_benchmark_writes_its_tables_plots_and_json(tmp_path, monkeypa
     monkeypatch.setattr(rank_layouts, "demo_logits", lambda: np.random.default_rng(0).normal(size=(5000, 64)))
     page = tmp_path / "page.md"
     page.write_text(f"before\n{rank_page.BEGIN}\nold\n{rank_page.END}\nafter\n")
-    rank.rank(
-        *(True, 1000, False, 1, page, tmp_path / "img", tmp_path / "figures.json"),
-    )
+    rank.rank(quick=True, rounds=1, page=page, out=tmp_path / "img", json=tmp_path / "figures.json")
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -83,5 +80,5 @@ def test_a_page_without_markers_is_refused(tmp_path):
 
 
 def test_the_page_in_docs_has_its_markers():
-    text = (BENCHMARKS.parent / "docs" / "ranking.md").read_text()
+    text = (ROOT / "docs" / "ranking.md").read_text()
     assert text.index(rank_page.BEGIN) < text.index(rank_page.END)
