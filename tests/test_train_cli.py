@@ -1,4 +1,5 @@
 import contextlib
+import importlib.util
 import json
 import shutil
 import sys
@@ -99,6 +100,10 @@ BAD_USES = {
     "too few images a class": (("--queries-per-class", 12), "green (12), red (12)"),
     "missing weights": (("--pretrained", "absent.pth"), "absent.pth does not exist"),
     "negative loss weight": (("--pairwise", -1), "pairwise = -1"),
+    "more bits than images": (("--bits", 64), "18 training images cannot give 64 bits"),
+    "patience without validation": (("--patience", 2), "needs a validation_share"),
+    "mixed precision on a CPU": (("--mixed-precision",), "mixed_precision is for a GPU"),
+    "an imbalance above 1": (("--imbalance", 2), "imbalance = 2.0 must be 0 to 1"),
     "nothing to resume": (("--resume",), "no unfinished training"),
     "unknown option": (("--colour", 1), "--colour"),
     "bits that are no number": (("--bits", "many"), "'--bits'"),
@@ -111,6 +116,58 @@ def test_a_bad_use_is_one_line_and_exit_2_and_writes_nothing(command, folder, tm
     code, text, error = command("fit", folder, "--out", tmp_path / "model", *SMALL, *options)
     assert (code, text, error.count("\n")) == (2, "", 1)
     assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_epoch_by_validation_is_told(command, folder, tmp_path):
+    fit = ("fit", folder, "--out", tmp_path / "model", *SMALL, "--validation-share", 0.2, "--patience", 1)
+    code, text, _ = command(*fit, "--bits", 8, "--trunk-rate", 0.5, "--json", tmp_path / "fit.json")
+    assert code == 0
+    assert "best epoch, by validation mAP" in text
+    assert json.loads((tmp_path / "fit.json").read_text())["refinements"] == {
+        "patience": 1,
+        "trunk_rate": 0.5,
+        "validation_share": 0.2,
+    }
+
+
+def test_a_process_that_is_not_the_first_says_and_writes_nothing(command, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert command("fit", folder, "--out", tmp_path / "model", *SMALL, "--json", tmp_path / "fit.json") == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--trunk-rate", "--centres"])
+def test_fine_tuning_refuses_what_is_for_float_training(command, folder, tmp_path, option):
+    given = ("--integer", tmp_path, "--teacher", tmp_path, "--out", tmp_path / "model", option, 0.5)
+    code, _, error = command("fit", folder, *given)
+    assert (code, error.count("\n")) == (2, 1)
+    assert f"{option} is for float training" in error
+
+
+def test_fine_tuning_in_several_processes_is_refused(command, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, error = command("fit", folder, "--integer", tmp_path, "--teacher", tmp_path, "--out", tmp_path / "model")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "without torchrun" in error
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_a_log_holds_every_epochs_losses_and_validation_map(command, folder, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit = ("fit", folder, "--out", tmp_path / "model", *SMALL, "--bits", 8, "--validation-share", 0.2)
+    assert command(*fit, "--log", tmp_path / "log")[0] == 0
+    events = EventAccumulator(str(tmp_path / "log")).Reload()
+    assert {"loss/total", "loss/pairwise", "validation/map_all"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss/total")] == [1, 2]
+
+
+def test_a_log_without_tensorboard_is_one_line_and_exit_3_before_any_training(command, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    code, text, error = command("fit", folder, "--out", tmp_path / "model", *SMALL, "--log", tmp_path / "log")
+    assert (code, text, error.count("\n")) == (3, "", 1)
+    assert "--log needs the package tensorboard" in error
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,19 +1,26 @@
 """``dmsh-train fit``: train a network, or fine-tune an integer one."""
 
+import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dmsh_model.config import IMAGENET_MEAN, IMAGENET_STD, HashConfig, LossWeights
 from dmsh_model.data_option import CacheOption, DataArgument, read_labelled, refuse_split_options
+from dmsh_model.distributed import started_by_torchrun
 from dmsh_model.options import FINE_TUNING, Augmentation, TrainingOptions
+from dmsh_model.refinements import Refinements
 from dmsh_serving import console
 from dmsh_serving.errors import InputError
 
-_TRAINING, _WEIGHTS = TrainingOptions(), LossWeights()
+_TRAINING, _WEIGHTS, _REFINEMENTS = TrainingOptions(), LossWeights(), Refinements()
 _AS_TAUGHT = "; with --integer as the teacher's"
 _FIXED_BY_THE_CHECKPOINT = ("bits", "backbone", "image_size", "lateral_features", "fusion_features", "pretrained")
+_FOR_FLOAT_TRAINING = (
+    *("trunk_rate", "validation_share", "patience", "device", "mixed_precision", "log"),
+    *("centres",),
+)
 
 
 def _default(what: str, field: str) -> str:
@@ -74,6 +81,25 @@ def fit(
     flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random (not for digits or text).")] = False,
     seed: Annotated[int, typer.Option(help="Of the split, the weights and the order.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = _TRAINING.threads,
+    trunk_rate: Annotated[
+        float, typer.Option(help="Learning rate of the backbone, as a share of the rest's.")
+    ] = _REFINEMENTS.trunk_rate,
+    validation_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of the training images that tells the best epoch, whose weights are kept; 0: the last."
+        ),
+    ] = _REFINEMENTS.validation_share,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many epochs without a better validation mAP; 0 never does.")
+    ] = _REFINEMENTS.patience,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = _REFINEMENTS.device,
+    mixed_precision: Annotated[
+        bool, typer.Option("--mixed-precision", help="Compute in bfloat16 where that is safe; on a GPU.")
+    ] = _REFINEMENTS.mixed_precision,
+    log: Annotated[
+        Path | None, typer.Option(help="Folder for TensorBoard's event files; needs the package tensorboard.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,
     cache: CacheOption = None,
@@ -115,6 +141,7 @@ def fit(
         centres,
         imbalance,
     )
+    refinements = Refinements(trunk_rate, validation_share, patience, device, mixed_precision)
     counts = {"--queries-per-class": queries_per_class, "--train-per-class": train_per_class}
     if integer is not None and teacher is not None:
         _refuse_what_the_checkpoint_fixes(context)
@@ -138,7 +165,10 @@ def fit(
     # Checked before torch is imported and the images are read; num_classes is known only then.
     HashConfig(backbone, bits, image_size)
     from dmsh_model import data as images_of
-    from dmsh_model import training, training_loop
+    from dmsh_model import training, training_log, training_loop
+
+    if log:
+        training_log.require_tensorboard()
 
     default = images_of.SplitOptions()
     split_options = images_of.SplitOptions(
@@ -160,11 +190,16 @@ def fit(
         num_classes=len(labelled.class_names),
         loss=weights,
     )
-    with console.progress() as display:
-        task = display.add_task("training", total=options.epochs)
+    first = started_by_torchrun().first
+    with contextlib.ExitStack() as stack:
+        write_log = stack.enter_context(training_log.event_files(log)) if log and first else None
+        display = stack.enter_context(console.progress())
+        task = display.add_task("training", total=options.epochs, visible=first)
 
         def show(epoch: training_loop.Epoch) -> None:
             display.update(task, completed=epoch.number, description=f"training, loss {epoch.loss:.4f}")
+            if write_log:
+                write_log(epoch)
 
         trained = training.fit(
             config,
@@ -175,8 +210,11 @@ def fit(
             pretrained=pretrained,
             resume=resume,
             overwrite=overwrite,
+            refinements=refinements,
             on_epoch=show,
         )
+    if not first:
+        return
     sizes = trained.record["split"]
     console.print_table(
         f"{out}: {backbone}, {bits} bits, trained on {data}",
@@ -186,10 +224,16 @@ def fit(
             ["queries", str(sizes["queries"])],
             ["database", str(sizes["database"])],
             ["unreadable images left out", str(len(labelled.bad))],
+            *_validation_rows(trained.record),
             ["mAP@all", f"{trained.map_all:.4f}"],
         ],
     )
     console.write_json(json, {"out": str(out), "bad": labelled.bad, **trained.record})
+
+
+def _validation_rows(record: dict[str, Any]) -> list[list[str]]:
+    found = record.get("validation")
+    return [["best epoch, by validation mAP", f"{found['best_epoch']} ({found['map_all']:.4f})"]] if found else []
 
 
 def _refuse_what_the_checkpoint_fixes(context: typer.Context) -> None:
@@ -197,6 +241,11 @@ def _refuse_what_the_checkpoint_fixes(context: typer.Context) -> None:
     if given:
         names = ", ".join("--" + name.replace("_", "-") for name in given)
         raise InputError(f"{names}: with --integer the network is the checkpoint's, leave it out")
+    given = [name for name in _FOR_FLOAT_TRAINING if _is_given(context, name)]
+    if given:
+        raise InputError(f"--{given[0].replace('_', '-')} is for float training: with --integer, leave it out")
+    if started_by_torchrun().count > 1:
+        raise InputError("--integer trains in one process: start it without torchrun")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -70,8 +70,8 @@ def fit(
     Started by torchrun, every process calls this alike; see :mod:`dmsh_model.distributed`.
 
     Raises:
-        InputError: ``config`` does not fit ``data`` (more bits than training images too), ``out`` is taken, or the
-            state is of another training.
+        InputError: ``config`` does not fit ``data`` (more bits than training images too), ``out`` is taken, the
+            state is of another training, or a batch cannot be shared out to the processes.
         MissingError: the device that ``refinements`` name is not here.
         CheckError: a loss or a weight became NaN or infinite; the state of the epoch before is kept.
     """
@@ -103,6 +103,7 @@ def fit(
             f"{data.source}: {len(learnt.train)} training images cannot give {config.bits} bits a meaning of their "
             "own: fewer --bits, or more images"
         )
+    started_by_torchrun().part_of(options.batch_size)
     device = training_device(refinements, local_rank())
 
     with training_loop.own_random_numbers_and_threads(options), joined(device) as ranks:
