@@ -184,8 +184,9 @@ def test_verify_names_each_damaged_file_and_exits_1(command, codes, tmp_path):
     command("append", out, "--codes", codes)
     command("compact", out)
     (out / ".gallery-00000009-00000000.tmp").write_bytes(b"half")
+    (out / ".CURRENT.x1y2z3").write_bytes(b"half")
     assert command("verify", out, "--json", result)[0] == 0
-    assert json.loads(result.read_text())["leftovers"] == [".gallery-00000009-00000000.tmp"]
+    assert json.loads(result.read_text())["leftovers"] == [".CURRENT.x1y2z3", ".gallery-00000009-00000000.tmp"]
     old, serving = sorted(out.glob("gallery-*"))[0], open_current(out).path
     for damaged in (old, serving):
         content = bytearray(damaged.read_bytes())

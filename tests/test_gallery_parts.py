@@ -12,6 +12,7 @@ from dmsh_serving.clustered_codes import LayoutChoice
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID, PAD_KEY
 from dmsh_serving.errors import InputError
 from dmsh_serving.gallery import append, build, compact, merge, open_current, remove
+from dmsh_serving.gallery_verify import verify
 from dmsh_serving.hamming_oracle import search_oracle
 from dmsh_serving.snapshot_part import Part, PartName
 
@@ -301,6 +302,26 @@ def test_parts_that_do_not_fit_the_ones_below_are_refused(tmp_path):
     gallery_folder.part_path(folder, base.version).unlink()
     with pytest.raises(InputError, match=f"{base.version}.* is missing"):
         open_current(folder)
+
+
+def test_verify_finds_an_id_that_two_different_codes_of_a_clustered_part_have(tmp_path):
+    codes = np.array([[1, 0], [2, 0]], np.uint8)
+    (tmp_path / "g").mkdir()
+    for ids in ([3, 4], [3, 3]):
+        written(tmp_path / "g", Part(16, F, codes, np.array(ids), starts=np.arange(3)))
+        found = verify(tmp_path / "g")
+        assert found.sound == (ids == [3, 4])
+    assert [problem for _, problem in found.files].count("an id is there more than once") == 1
+    assert found.current == "1 ids are there more than once"
+
+
+def test_a_gallery_of_an_older_format_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot_file, "FORMAT_VERSION", "1")
+    build(tmp_path / "g", random_codes(5), None, None, **SPACE)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="format version 1, this tool reads 2: build the gallery anew"):
+        open_current(tmp_path / "g")
+    assert build(tmp_path / "g", random_codes(4), None, None, overwrite=True, **SPACE).count == 4
 
 
 def test_a_chain_without_end_is_refused(tmp_path, monkeypatch):

@@ -165,6 +165,11 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("gallery-*.safetensors") if is_version(version_of(path)))
 
 
+def leftover_paths(folder: Path) -> list[Path]:
+    """Return the files that a writer which was killed had not finished."""
+    return sorted([*folder.glob(".gallery-*.tmp"), *folder.glob(f".{CURRENT}.*")])
+
+
 def part_path(folder: Path, version: str) -> Path:
     """Return the file of the part that makes ``version``."""
     return folder / f"gallery-{version}.safetensors"
@@ -189,8 +194,7 @@ def _served_version(folder: Path) -> str | None:
 
 def _sweep(folder: Path, keep: set[Path]) -> None:
     """Delete parts other than ``keep`` and whatever a killed writer left behind."""
-    leftovers = [*folder.glob(".gallery-*.tmp"), *folder.glob(f".{CURRENT}.*")]
-    for path in (*leftovers, *(path for path in part_paths(folder) if path not in keep)):
+    for path in (*leftover_paths(folder), *(path for path in part_paths(folder) if path not in keep)):
         path.unlink(missing_ok=True)
 
 

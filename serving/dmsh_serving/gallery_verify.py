@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.gallery_folder import open_current, part_paths
+from dmsh_serving.gallery_folder import leftover_paths, open_current, part_paths
 from dmsh_serving.snapshot_file import read_part
 
 
@@ -40,8 +40,7 @@ def verify(folder: Path) -> Verification:
         current = f"{repeated} ids are there more than once" if repeated else None
     except InputError as error:
         current = str(error)
-    leftovers = tuple(sorted(path.name for path in folder.glob(".*") if path.name.endswith(".tmp")))
-    return Verification(files, current, leftovers)
+    return Verification(files, current, tuple(path.name for path in leftover_paths(folder)))
 
 
 def _problem(path: Path) -> str | None:

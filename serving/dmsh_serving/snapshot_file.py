@@ -223,7 +223,8 @@ def _metadata(path: Path, header: dict[str, Any]) -> dict[str, str]:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise _broken(path, "it is a foreign file, not a gallery")
     if metadata.get("format_version") != FORMAT_VERSION:
-        raise _broken(path, f"it has format version {metadata.get('format_version')}, this tool reads {FORMAT_VERSION}")
+        found = str(metadata.get("format_version"))[:20]
+        raise _broken(path, f"it has format version {found}, this tool reads {FORMAT_VERSION}: build the gallery anew")
     expected = (*_NUMBERS, "fingerprint", "sha256", "layout_reason", "distinct", "base")
     missing = [key for key in expected if not isinstance(metadata.get(key), str)]
     if missing:
