@@ -37,14 +37,18 @@ class TensorStatistics:
 
     def add(self, values: Tensor) -> None:
         """Take in a batch, float32 (N, C, ...)."""
-        flat = values.flatten(2) if values.ndim > 2 else values.unsqueeze(2)
-        lowest, highest = flat.amin((0, 2)).double(), flat.amax((0, 2)).double()
+        places = (0, *range(2, values.ndim))
+        lowest, highest = values.amin(places).double(), values.amax(places).double()
         self.largest = torch.maximum(self.largest, torch.maximum(-lowest, highest))
-        self._sum += flat.sum((0, 2), dtype=torch.float64)
-        self._positions += flat.shape[0] * flat.shape[2]
-        # An odd step does not keep to the same columns of a map whose width is even.
-        step = max(1, math.ceil(values.numel() / (len(values) * _SAMPLES_AN_IMAGE))) | 1
-        self._add_magnitudes(values.flatten()[::step].abs().numpy())
+        # Of one image in float32, ten times as fast; of all in float64.
+        of_images = values.sum(places[1:]) if values.ndim > 2 else values
+        self._sum += of_images.sum(0, dtype=torch.float64)
+        self._positions += values.numel() // values.shape[1]
+        an_image = values.numel() // len(values)
+        step = max(1, math.ceil(an_image / _SAMPLES_AN_IMAGE))
+        while math.gcd(step, an_image) > 1:  # else it would keep to some of the channels, or columns
+            step += 1
+        self._add_magnitudes(_in_memory_order(values)[::step].abs().numpy())
 
     def _add_magnitudes(self, magnitudes: npt.NDArray[np.float32]) -> None:
         magnitudes = magnitudes[magnitudes > 0]
@@ -91,6 +95,13 @@ class TensorStatistics:
 
     def _centres(self) -> npt.NDArray[np.float64]:
         return (np.arange(_BINS, dtype=np.float64) + 0.5) * (self._top / _BINS)
+
+
+def _in_memory_order(values: Tensor) -> Tensor:
+    """Return all values as one dimension, as they lie in memory where they lie without gaps: that copies nothing."""
+    if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
+        values = values.permute(0, 2, 3, 1)
+    return values.flatten()
 
 
 class Calibration:

@@ -4,6 +4,7 @@ The image enters as it does in the integer network, as its values minus 128; nor
 convolutions that take it, so zero padding pads with the value 128 here too, unless :class:`Centre` comes first.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,16 @@ class Affine:
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+
+    def of_type(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight and bias in the type and on the device of ``value``; in float32 they are converted once."""
+        if value.dtype == torch.float32 and value.device == self.weight.device:
+            return self._in_float32
+        return self.weight.to(value), self.bias.to(value)
+
+    @functools.cached_property
+    def _in_float32(self) -> tuple[Tensor, Tensor]:
+        return self.weight.to(torch.float32), self.bias.to(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -135,17 +146,19 @@ def computed(layer: FloatLayer, inputs: list[Tensor]) -> Tensor:
     match layer.operation:
         case Centre(mean):
             value = value + (128 - torch.tensor(mean, dtype=torch.float64)).to(value).view(-1, 1, 1)
-        case Affine(weight, bias, stride, padding, dilation, groups):
-            weight, bias = weight.to(value), bias.to(value)
+        case Affine(_, _, stride, padding, dilation, groups) as affine:
+            weight, bias = affine.of_type(value)
             if weight.ndim == 2:
                 value = F.linear(value, weight, bias)
             else:
                 top, left, bottom, right = padding
-                value = F.pad(value, [left, right, top, bottom])
-                value = F.conv2d(value, weight, bias, stride, 0, dilation, groups)
+                if (top, left) != (bottom, right):
+                    value, top, left = F.pad(value, [left, right, top, bottom]), 0, 0
+                value = F.conv2d(value, weight, bias, stride, (top, left), dilation, groups)
         case MaxPool(kernel, stride, padding, dilation):
-            top, left, bottom, right = padding
-            value = F.pad(value, [left, right, top, bottom], value=-math.inf)
+            if any(padding):
+                top, left, bottom, right = padding
+                value = F.pad(value, [left, right, top, bottom], value=-math.inf)
             value = F.max_pool2d(value, kernel, stride, 0, dilation)
         case GlobalMax():
             value = value.amax((2, 3))

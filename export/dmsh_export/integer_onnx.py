@@ -1,6 +1,7 @@
 """Integer checkpoint -> one ONNX file in a dialect, proven statically and bit for bit before it is written."""
 
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from dmsh_export.onnx_from_integer import Dialect, onnx_from_network
 from dmsh_export.opsets import DEFAULT_OPSET
 from dmsh_export.parity import ParityReport
 from dmsh_model.integer_dmsh import IntegerDMSH, outputs
+from dmsh_model.integer_layers import Logits
 from dmsh_serving.contract import Metadata
 
 GIVEN_IMAGES = 3  # of each of the two kinds that the known answer takes from the given images
+_AT_ONCE = 2
 _LOOKED_AT = 64  # of the given images: the known answer wants telling ones, not the most telling
 
 
@@ -88,22 +91,29 @@ def known_answer_images(model: IntegerDMSH, images: npt.NDArray[np.uint8]) -> np
     noise = np.random.default_rng(0).integers(0, 2, board.shape, dtype=np.uint8) * np.uint8(255)
     built = np.stack([np.zeros_like(board), np.full_like(board, 255), board, 255 - board, noise])
     given = np.ascontiguousarray(images[:_LOOKED_AT])
-    driven = np.argsort(-_drive(model, given), kind="stable")[:GIVEN_IMAGES]
-    nearest = np.argsort(np.abs(model.logits(given)).min(axis=1), kind="stable")[:GIVEN_IMAGES]
+    drive, margin = _drive_and_margin(model, given)
+    driven = np.argsort(-drive, kind="stable")[:GIVEN_IMAGES]
+    nearest = np.argsort(margin, kind="stable")[:GIVEN_IMAGES]
     return np.concatenate([built, given[np.union1d(driven, nearest)]])
 
 
-def _drive(model: IntegerDMSH, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Return how close each image brings an accumulator to its layer's bound, at most 1, (N,)."""
+def _drive_and_margin(
+    model: IntegerDMSH, images: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    """Return how close each image brings an accumulator to its layer's bound, at most 1, and its smallest |logit|."""
+    last = model.network.layers[-1]
+    assert isinstance(last, Logits)  # held by IntegerNetwork
+    exponent = last.exponent.astype(np.int32)
     drive = np.zeros(len(images))
-    for start in range(0, len(images), 8):
-        rows = slice(start, start + 8)
+    margins: list[npt.NDArray[np.float32]] = []
+    for start in range(0, len(images), _AT_ONCE):
+        rows = slice(start, start + _AT_ONCE)
 
         def note(index: int, sums: torch.Tensor, rows: slice = rows) -> None:
             bounds = model.network.accumulator(index)
             peak = max(1, bounds.peak) if bounds else 1
             drive[rows] = np.maximum(drive[rows], sums.abs().flatten(1).amax(1).double().numpy() / peak)
 
-        for _ in outputs(model.network, images[rows], note):
-            pass
-    return drive
+        ((_, accumulators),) = deque(outputs(model.network, images[rows], note), maxlen=1)
+        margins.append(np.abs(np.ldexp(accumulators.numpy().astype(np.float32), exponent)).min(axis=1))
+    return drive, np.concatenate(margins)

@@ -144,17 +144,15 @@ def _best(
     # Not against the model itself: where the image's padding is grey, that would drown what scales and biases do.
     expected = _float_logits(graph, images)
     means = tuple(tensor.mean for tensor in calibration.tensors)
-    trials: list[Trial] = []
+    found: dict[Trial, Converted] = {}
 
-    def tried(policy: ScaleOptions, bias_correction: bool) -> Trial:
-        converted = converted_with(policy, bias_correction)
-        found = IntegerDMSH(model.config, converted.network).logits(images)
-        ratio = signal_to_noise_db(expected, found)
-        trials.append(Trial(policy.policy, policy.equalisation, bias_correction, ratio))
-        return trials[-1]
-
-    def converted_with(options: ScaleOptions, bias_correction: bool) -> Converted:
-        return integer_from_float(graph, chosen_scales(calibration, options), means if bias_correction else None)
+    def tried(options: ScaleOptions, bias_correction: bool) -> Trial:
+        scales = chosen_scales(calibration, options)
+        converted = integer_from_float(graph, scales, means if bias_correction else None)
+        ratio = signal_to_noise_db(expected, IntegerDMSH(model.config, converted.network).logits(images))
+        trial = Trial(options.policy, options.equalisation, bias_correction, ratio)
+        found[trial] = converted
+        return trial
 
     def better(first: Trial, *others: Trial) -> Trial:
         return max((first, *others), key=lambda trial: trial.logits_signal_to_noise_db)
@@ -163,15 +161,16 @@ def _best(
     policy = next(policy for policy in POLICIES if policy == best.policy)
     best = better(best, *(tried(ScaleOptions(policy, share), False) for share in _EQUALISATIONS))
     best = better(best, tried(ScaleOptions(policy, best.equalisation), True))
-    return converted_with(ScaleOptions(policy, best.equalisation), best.bias_correction), best, trials
+    return found[best], best, list(found)
 
 
 def _float_logits(graph: FloatGraph, images: Images) -> npt.NDArray[np.float64]:
     last = len(graph.layers) - 1
+    at_once = batch_size(images.shape[1])
     parts = [
         value.double().numpy()
-        for start in range(0, len(images), 16)
-        for index, value in floats.outputs(graph, images[start : start + 16])
+        for start in range(0, len(images), at_once)
+        for index, value in floats.outputs(graph, images[start : start + at_once])
         if index == last
     ]
     return np.concatenate(parts)

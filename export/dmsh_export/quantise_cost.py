@@ -15,6 +15,7 @@ from dmsh_export.quantise_batches import Images, Sample, batch_size
 from dmsh_model import integer_dmsh
 from dmsh_model.evaluation import mean_average_precision
 from dmsh_model.integer_dmsh import IntegerDMSH
+from dmsh_model.integer_layers import Logits
 from dmsh_model.network import DMSH
 from dmsh_serving.codes import pack, unpack
 
@@ -67,14 +68,15 @@ def layer_costs(
     for batch in (images[start : start + at_once] for start in range(0, len(images), at_once)):
         pairs = zip(floats.outputs(graph, batch), integer_dmsh.outputs(network, batch), strict=True)
         for (index, wanted), (_, steps) in pairs:
-            scale = scales[index].view(-1, *[1] * (wanted.ndim - 2))
-            if index == count - 1:
-                steps = torch.from_numpy(found.logits(batch))
+            scale = scales[index].to(torch.float32).view(-1, *[1] * (wanted.ndim - 2))
+            if isinstance(last := network.layers[index], Logits):
+                steps = torch.ldexp(steps.to(torch.float32), torch.from_numpy(last.exponent))
             else:  # logits are never clipped
                 low, high = network.ranges[index]
-                clipped[index] += int(((wanted < (low - 0.5) * scale) | (wanted > (high + 0.5) * scale)).sum())
+                beyond = torch.count_nonzero(wanted > (high + 0.5) * scale)
+                clipped[index] += int(beyond + torch.count_nonzero(wanted < (low - 0.5) * scale))
             signal[index] += _power(wanted)
-            noise[index] += _power(steps * scale - wanted)
+            noise[index] += _power(torch.addcmul(wanted, steps, scale, value=-1))
             values[index] += wanted.numel()
     costs = []
     for index, layer in enumerate(network.layers):
@@ -93,7 +95,7 @@ def layer_costs(
 
 
 def _power(values: Tensor) -> float:
-    return float(values.double().square().sum())
+    return float(torch.linalg.vector_norm(values)) ** 2  # summed in float32: 0.001 dB off
 
 
 def code_cost(model: DMSH, integer: IntegerDMSH, sample: Sample) -> CodeCost:
