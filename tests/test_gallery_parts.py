@@ -40,12 +40,9 @@ class Model:
         assert snapshot.count == len(ids)
         np.testing.assert_array_equal(contents.ids, ids)
         np.testing.assert_array_equal(contents.codes, codes)
-        allowed = np.append(ids[::3], 9999)
-        for kept, chosen in (
-            ({"allowed": None}, np.arange(len(ids))),
-            ({"allowed": allowed}, np.arange(len(ids))[::3]),
-        ):
-            found = snapshot.search(queries, 7, **kept)
+        for step, allowed in ((1, None), (3, np.append(ids[::3], 9999)), (90, np.append(ids[90::-90], 9999)[::-1])):
+            chosen = np.arange(len(ids)) if step == 1 else np.flatnonzero(np.isin(ids, allowed))
+            found = snapshot.search(queries, 7, allowed=allowed)
             distances, rows = search_oracle(queries, codes[chosen], 7)
             expected = np.append(ids[chosen], PAD_ID)[rows]
             np.testing.assert_array_equal(found.ids, expected)
@@ -180,6 +177,20 @@ def test_a_radius_pads_what_is_farther(tmp_path):
     assert snapshot.search_radius(np.zeros((1, 2), np.uint8), 1)[0].ids.tolist() == [0, 1, 4]
     with pytest.raises(InputError, match="radius = -1"):
         snapshot.search(np.zeros((1, 2), np.uint8), 5, radius=-1)
+
+
+@pytest.mark.parametrize("count", [3, 3000, 3500, 100_000])
+def test_few_and_many_allowed_ids_are_searched_alike(large, count):
+    append(large, random_codes(5000, 8, seed=1), None, None)
+    snapshot = remove(large, np.arange(0, 60))
+    allowed = np.random.default_rng(count).integers(0, 205_000, count)  # some twice, some removed
+    found = snapshot.search(random_codes(2, 8, seed=2), 20, allowed=allowed)
+    contents = snapshot.contents()
+    kept = np.isin(contents.ids, allowed)
+    distances, rows = search_oracle(random_codes(2, 8, seed=2), contents.codes[kept], 20)
+    np.testing.assert_array_equal(found.ids, np.append(contents.ids[kept], PAD_ID)[rows])
+    np.testing.assert_array_equal(found.distances, distances)
+    np.testing.assert_array_equal(snapshot.codes_of(found.rows)[found.ids == PAD_ID], 0)
 
 
 def test_an_empty_filter_finds_nothing(large):

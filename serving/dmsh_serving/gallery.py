@@ -17,7 +17,7 @@ from dmsh_serving.gallery_folder import CURRENT, current_version, open_current, 
 from dmsh_serving.snapshot import SearchResult, Snapshot
 from dmsh_serving.snapshot_growth import compacted, grown, laid_out, plain_part
 from dmsh_serving.snapshot_keys import Keys, joined_keys, packed_keys
-from dmsh_serving.snapshot_part import Ids, Part, no_rows
+from dmsh_serving.snapshot_part import Ids, Part, ascending_ids, no_rows
 
 GivenIds = npt.NDArray[np.integer]
 
@@ -109,7 +109,7 @@ def remove(folder: Path, ids: GivenIds) -> Snapshot:
     """
     with writing(folder):
         old = open_current(folder)
-        wanted = np.unique(ids).astype(np.int64)
+        wanted = ascending_ids(ids)
         rows = old.rows_of(wanted)
         unknown = wanted[rows == PAD_ID]
         if unknown.size:
@@ -201,7 +201,7 @@ def _order(ids: GivenIds, count: int) -> tuple[Ids, Ids]:
         raise InputError(f"id {ascending[0]} is negative; ids are 0 or more")
     repeated = ascending[1:][ascending[1:] == ascending[:-1]]
     if repeated.size:
-        raise InputError(f"{_some(np.unique(repeated))} given more than once: ids are unique")
+        raise InputError(f"{_some(ascending_ids(repeated))} given more than once: ids are unique")
     return order, ascending
 
 

@@ -106,6 +106,7 @@ def remove(
 
     from dmsh_serving import gallery
     from dmsh_serving.gallery_table import read_ids
+    from dmsh_serving.snapshot_part import ascending_ids
 
     if (ids is None) == (not id_):
         raise InputError("give the ids to drop: either --ids FILE.npy or --id ID")
@@ -114,7 +115,7 @@ def remove(
     except OverflowError:
         raise InputError("an id is too large: ids are int64") from None
     snapshot = gallery.remove(folder, dropped)
-    _report(f"{len(np.unique(dropped))} codes removed", folder, snapshot, json)
+    _report(f"{len(ascending_ids(dropped))} codes removed", folder, snapshot, json)
 
 
 @gallery_app.command()

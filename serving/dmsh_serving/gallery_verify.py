@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from dmsh_serving.errors import InputError
 from dmsh_serving.gallery_folder import leftover_paths, open_current, part_paths
 from dmsh_serving.snapshot_file import read_part
+from dmsh_serving.snapshot_part import ascending_ids
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def verify(folder: Path) -> Verification:
 def _problem(path: Path) -> str | None:
     try:
         part, _ = read_part(path)
-        if part.ids is not None and len(np.unique(part.ids)) != part.count:
+        if part.ids is not None and len(ascending_ids(part.ids)) != part.count:
             return "an id is there more than once"
     except (InputError, OSError) as error:
         return str(error)

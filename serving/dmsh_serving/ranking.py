@@ -19,6 +19,7 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.hamming_inputs import checked_radius
 from dmsh_serving.rerank import asymmetric_order
 from dmsh_serving.snapshot import SearchResult, Snapshot
+from dmsh_serving.snapshot_part import ascending_ids
 
 _Key = tuple[int, bytes | None]  # how large k is, and the filter
 _Rows = tuple[int, npt.NDArray[np.int64]]  # place of an ask, and which of its queries
@@ -125,7 +126,7 @@ def _scans(asks: Sequence[Ask]) -> dict[_Key, list[_Rows]]:
             continue
         filters, which = np.unique(ask.filters, axis=0, return_inverse=True)
         for number, values in enumerate(filters):
-            allowed = np.unique(values[values != PAD_ID]).tobytes()
+            allowed = ascending_ids(values[values != PAD_ID]).tobytes()
             scans.setdefault((size, allowed), []).append((place, np.flatnonzero(which.reshape(-1) == number)))
     return scans
 

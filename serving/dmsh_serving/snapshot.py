@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,12 @@ import numpy.typing as npt
 from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID, PAD_KEY
 from dmsh_serving.errors import InputError
+from dmsh_serving.hamming import search
 from dmsh_serving.hamming_inputs import checked_radius
 from dmsh_serving.snapshot_keys import Keys, joined_keys
-from dmsh_serving.snapshot_part import Ids, Mask, Part, PartName
+from dmsh_serving.snapshot_part import Ids, Mask, Part, PartName, ascending_ids
+
+_FEW: Final = 1 / 64  # of the codes: gathering fewer than these costs less than looking at a mask of all
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ class Snapshot:
         for number, part in enumerate(self.parts):
             own = (index == number) & (flat != PAD_ID)
             codes[own] = part.codes_of(flat[own] - self.starts[number])
-        return codes.reshape(*rows.shape, -1)
+        return codes.reshape(*rows.shape, codes.shape[1])
 
     def keys_of(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """Return the keys of ``rows``, flattened; ``contract.PAD_KEY`` for padding or a gallery without keys."""
@@ -200,11 +204,14 @@ class Snapshot:
             InputError: codes of another width or dtype, or k or radius out of range.
         """
         check_codes(queries, self.bits)
-        found = [
-            part.search(queries, k, threads=threads, allowed=mask)
-            for part, mask in zip(self.parts, self._masks(allowed), strict=True)
-        ]
-        distances, rows, ids = self._nearest(found, k)
+        if allowed is not None and allowed.size <= _FEW * self.count:
+            distances, rows, ids = self._nearest_of_few(queries, k, allowed, threads)
+        else:
+            found = [
+                part.search(queries, k, threads=threads, allowed=mask)
+                for part, mask in zip(self.parts, self._masks(allowed), strict=True)
+            ]
+            distances, rows, ids = self._nearest(found, k)
         if radius is not None:
             beyond = distances > checked_radius(radius)
             distances[beyond], rows[beyond], ids[beyond] = PAD_DISTANCE, PAD_ID, PAD_ID
@@ -241,6 +248,17 @@ class Snapshot:
             mask[rows] = True if live is None else live[rows]
             masks.append(mask)
         return masks
+
+    def _nearest_of_few(
+        self, queries: Codes, k: int, allowed: Ids, threads: int | None
+    ) -> tuple[npt.NDArray[np.int32], Ids, Ids]:
+        """Return distances, rows and ids (Q, k) of the nearest among ``allowed``, whose codes alone are compared."""
+        wanted = ascending_ids(allowed)
+        rows = self.rows_of(wanted)
+        there = rows != PAD_ID
+        distances, places = search(queries, self.codes_of(rows[there]), k, threads=threads)
+        padded_rows, padded_ids = (np.append(each[there], PAD_ID) for each in (rows, wanted))
+        return distances, padded_rows[places], padded_ids[places]  # place -1, padding, is the last one
 
     def _nearest(
         self, found: list[tuple[npt.NDArray[np.int32], Ids]], k: int
