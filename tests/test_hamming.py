@@ -126,6 +126,20 @@ def test_threads_that_search_at_once_do_not_disturb_each_other(split_eagerly):
         assert all(pool.map(ask, range(6)))
 
 
+def test_threads_that_make_a_process_first_search_at_once_all_get_their_answer():
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "import numpy as np\n"
+        "from dmsh_serving.hamming import search\n"
+        "codes = np.zeros((300_000, 8), np.uint8)\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    found = list(pool.map(lambda _: search(codes[:1], codes, 2, threads=2)[1].tolist(), range(8)))\n"
+        "assert found == [[[0, 1]]] * 8, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_helpers_that_fell_asleep_are_woken(split_eagerly):
     codes, queries = random_codes(1, 200_000, 8), random_codes(2, 1, 8)
     for _ in range(5):

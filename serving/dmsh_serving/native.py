@@ -25,7 +25,7 @@ types: Any = _types
 intrinsic: Callable[[Callable[..., Any]], Any] = _numba_intrinsic
 literal_intrinsic: Callable[[Callable[..., Any]], Any] = _numba_intrinsic(prefer_literal=True)
 
-BYTE_POINTER = ir.IntType(8).as_pointer()
+_entries: list[Any] = []  # known to others by address alone: two threads may compile one at the same time, both stay
 _I64 = ir.IntType(64)
 
 
@@ -39,7 +39,14 @@ def entry(signature: str) -> Callable[[Callable[..., Any]], Any]:
 
     An exception inside would be printed and lost, so such functions allocate nothing and raise nothing.
     """
-    return _cached(lambda cache: numba.cfunc(signature, cache=cache, error_model="numpy"))
+    decorate = _cached(lambda cache: numba.cfunc(signature, cache=cache, error_model="numpy"))
+
+    def wrap(function: Callable[..., Any]) -> Any:
+        made = decorate(function)
+        _entries.append(made)
+        return made
+
+    return wrap
 
 
 def _cached(decorator: Callable[[bool], Callable[..., Any]]) -> Callable[[Callable[..., Any]], Any]:
