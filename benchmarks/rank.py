@@ -1,6 +1,6 @@
 """How fast is exact Hamming search here? Ours, FAISS, usearch and numpy, in turns; uniform and learned codes.
 
-    python benchmarks/rank.py [--quick] [--learned 1000000] [--huge]
+    python benchmarks/rank.py [--quick] [--learned 10000000] [--huge]
 
 All engines get the same codes and the same number of threads, FAISS in every setting that might be its best, and their
 distances are compared before anything is timed.
@@ -27,7 +27,7 @@ app = make_app("Time exact Hamming search against FAISS, usearch and numpy.")
 _ROOT: Final = Path(__file__).parents[1]
 _PACKAGES: Final = ("numba", "numpy", "faiss-cpu", "usearch")
 _UNIFORM_GALLERY: Final = 10_000_000
-_ASKED: Final = 200  # learned codes that are queries and not in the gallery
+_ASKED: Final = 200  # of the learned codes are queries and not in the gallery
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def rank(
     quick: Annotated[bool, typer.Option("--quick", help="Small galleries, few cases and rounds.")] = False,
     learned: Annotated[
         int, typer.Option(min=1000, help="Real images to encode for learned codes, kept in build/rank; not if --quick.")
-    ] = 1_000_000,
+    ] = 1_500_000,
     huge: Annotated[bool, typer.Option("--huge", help="Also 10^8 codes of 64 bits: 1.7 GB with FAISS's copy.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Timed turns of each engine.")] = None,
     page: Annotated[Path | None, typer.Option(help="The page to write the tables to, between its markers.")] = None,
@@ -110,7 +110,7 @@ def measured(quick: bool, learned: int, huge: bool, rounds: int) -> RankBench:
             codes = pack(logits)
         else:
             codes = learned_codes(
-                learned + _ASKED,
+                learned,
                 _ROOT / "build" / "rank",
                 lambda done, total: bar.update(task, completed=done, total=total),
             )
