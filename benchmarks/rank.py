@@ -7,6 +7,7 @@ distances are compared before anything is timed.
 """
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -36,6 +37,7 @@ class RankBench:
 
     machine: str
     versions: dict[str, str]
+    load_average: float  # when it began: above 0 others were busy too
     rounds: int
     measured: tuple["Measured", ...]
     layouts: tuple["LayoutTiming", ...]
@@ -102,6 +104,7 @@ def measured(quick: bool, learned: int, huge: bool, rounds: int) -> RankBench:
     from rank_layouts import demo_logits, measure_layouts, rerank_effect
     from rank_timing import measure
 
+    load = os.getloadavg()[0]
     timed: list[Measured] = []
     with progress() as bar:
         task = bar.add_task("encoding images", total=None)
@@ -133,7 +136,7 @@ def measured(quick: bool, learned: int, huge: bool, rounds: int) -> RankBench:
         layouts += measure_layouts("uniform", uniform, uniform_codes(20, 64, seed=1), (100,), min(rounds, 3))
         rerank = rerank_effect(logits, (10, 100, 1000, 0))
     versions = {package: version(package) for package in _PACKAGES}
-    return RankBench(machine_name(), versions, rounds, tuple(timed), tuple(layouts), tuple(rerank))
+    return RankBench(machine_name(), versions, load, rounds, tuple(timed), tuple(layouts), tuple(rerank))
 
 
 def _print(bench: RankBench) -> None:

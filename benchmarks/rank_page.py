@@ -31,7 +31,8 @@ def write_table(page: Path, bench: "RankBench") -> None:
 
 def markdown(bench: "RankBench") -> str:
     """Return the tables: engines, two threads, layouts, re-ranking."""
-    parts = [f"{bench.machine}; {', '.join(f'{name} {version}' for name, version in bench.versions.items())}."]
+    versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())
+    parts = [f"{bench.machine}; {versions}; load average {bench.load_average:.1f} when it began."]
     parts.append(_engine_table(bench.measured))
     pairs = _thread_pairs(bench.measured)
     if pairs:
@@ -124,7 +125,7 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 
     figure, axes = pyplot.subplots(figsize=(width, height))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
     return figure, axes
 
 
@@ -137,6 +138,7 @@ def _plot_ratios(measured: Sequence[Measured]) -> Any:
     colours = [_OURS_COLOUR if m.case.queries == 1 else _BARE_COLOUR for m in shown][::-1]
     bars = axes.barh(range(len(shown)), ratios, color=colours)
     axes.set_yticks(range(len(shown)), names)
+    axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.bar_label(bars, [f" {ratio:.1f}x" for ratio in ratios], fontsize=8)
     axes.axvline(1, color="#888888", linewidth=0.8)
     axes.set_xlim(0, 1.12 * max(ratios, default=1))
