@@ -12,7 +12,7 @@ from dmsh_serving.errors import CheckError
 from rank_engines import BARE, FAISS, NUMPY, OURS, USEARCH, Case, engines
 
 _SPAN_SECONDS: Final = 0.002  # of one timed turn: shorter calls are repeated within it
-_REST_SECONDS: Final = 0.003  # until the threads of whoever ran before have gone to sleep
+_REST_SECONDS: Final = 0.01  # until whoever ran before has gone to sleep: OpenMP's threads spin for milliseconds
 _ENOUGH_SECONDS: Final = 1.5  # an engine that has run for so long gets no further turns...
 _LEAST_ROUNDS: Final = 3  # ...after these
 _LONG_SECONDS: Final = 0.05  # a call that takes longer needs no call before it to warm the caches
