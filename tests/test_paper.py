@@ -1,0 +1,210 @@
+"""The experiment: its files, its runs, what it keeps, and its page."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+from project import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import paper
+import paper_page
+import paper_runs
+import paper_train
+from dmsh_model import checkpoint, training
+from dmsh_model.data import LabelledImages, Split, SplitOptions
+from dmsh_model.refinements import Refinements
+from dmsh_serving import console
+from dmsh_serving.errors import CheckError, InputError
+from paper_configurations import read_configuration, read_experiment
+
+EXPERIMENTS = ROOT / "experiments"
+CONFIGURATIONS = sorted(path for path in EXPERIMENTS.glob("*.toml") if path.name != "paper.toml")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run an app in this process; returns (exit code, stdout, stderr)."""
+
+    def run(app, *arguments):
+        monkeypatch.setattr(sys, "argv", ["paper", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            console.run(app)
+        return (stop.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def smoke(work, *more):
+    return (paper.app, "--smoke", "--jobs", 1, "--experiment", EXPERIMENTS / "paper.toml", "--work", work, *more)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Where the smoke run keeps its runs."""
+    return tmp_path_factory.mktemp("paper")
+
+
+def test_the_smoke_run_trains_every_configuration_and_every_export_has_no_wrong_bit(command, work):
+    code, text, error = command(*smoke(work, "--json", work / "all.json"))
+    assert (code, error) == (0, "")
+    results = json.loads((work / "all.json").read_text())["runs"]
+    assert {result["identity"]["configuration"]["name"] for result in results.values()} == {
+        each.name for each in read_experiment(EXPERIMENTS / "paper.toml").configurations
+    }
+    for name, result in results.items():
+        assert result["parity"] == {"bits_compared": 40 * 16, "wrong_bits": 0}
+        assert checkpoint.fingerprint(checkpoint.load(work / name)) == result["fingerprint"]
+    assert max(result["retrieval"]["map_all"] for result in results.values()) > 0.3, "chance is about 0.1"
+    assert "0 wrong bits of 3,840" in text
+
+
+def test_a_finished_run_is_not_repeated_and_a_changed_one_is(command, work, monkeypatch):
+    performed = []
+
+    def failing(run, folder):
+        performed.append(run.name)
+        raise CheckError("not again")
+
+    monkeypatch.setattr(paper_runs, "perform", failing)
+    assert command(*smoke(work))[0] == 0
+    assert performed == []
+    file = work / "mnist5k-dpsh-16-0-smoke.json"
+    kept = json.loads(file.read_text())
+    kept["identity"]["configuration"]["options"]["epochs"] = 99
+    file.write_text(json.dumps(kept))
+    code, _, error = command(*smoke(work))
+    assert (code, performed) == (1, ["mnist5k-dpsh-16-0-smoke"])
+    assert "1 of 6 runs failed: mnist5k-dpsh-16-0-smoke: not again" in error
+
+
+def test_every_combination_is_run_once_and_one_of_each_kind_first():
+    experiment = read_experiment(EXPERIMENTS / "paper.toml")
+    runs = paper_runs.runs_of(experiment)
+    assert len({run.name for run in runs}) == len(runs) == 6 * 2 * 4 * 3
+    kinds = [(run.configuration.name, run.data.name) for run in runs[:12]]
+    assert len(set(kinds)) == 12
+    taps = {each.name: each.network["taps"] for each in experiment.configurations}
+    assert taps == {
+        "dmsh": (2, 3, 4), "last_stage": (4,), "stages_3_4": (2, 3), "stages_3_5": (2, 4), "stages_4_5": (3, 4),
+        "dpsh": (4,),
+    }  # fmt: skip
+
+
+def test_ablations_differ_from_dmsh_in_their_scales_alone():
+    dmsh = read_configuration(EXPERIMENTS / "dmsh.toml")
+    for name in ("last_stage", "stages_3_4", "stages_3_5", "stages_4_5"):
+        ablation = read_configuration(EXPERIMENTS / f"{name}.toml")
+        assert ablation.network["taps"] != dmsh.network["taps"]
+        as_dmsh = {"name": "", "title": "", "network": dmsh.network}
+        assert dataclasses.replace(ablation, **as_dmsh) == dataclasses.replace(dmsh, **as_dmsh)
+
+
+@pytest.mark.parametrize("name", ["vgg19_cifar10", "vgg19_nuswide"])
+def test_the_configurations_for_a_gpu_train_one_batch_on_generated_data(name, tmp_path):
+    read = read_configuration(EXPERIMENTS / f"{name}.toml")
+    assert (read.network["backbone"], read.image_size) == ("vgg19", 224)
+    classes = 21 if "nuswide" in name else 10
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (4, 224, 224, 3), np.uint8)
+    labels = np.arange(4) % classes
+    if classes == 21:
+        labels = np.maximum(np.eye(21, dtype=np.uint8)[labels], np.eye(21, dtype=np.uint8)[labels + 1])
+    split = Split(np.arange(2), np.arange(2, 4), np.arange(2, 4), given=True)
+    names = [str(row) for row in range(classes)]
+    data = LabelledImages("generated", images, labels, list("abcd"), names, given_split=split)
+    config = read.hash_config(2, classes, digits=False)
+    here = Refinements(trunk_rate=read.refinements.trunk_rate)  # a CPU, and nothing to hold out
+    epochs = []
+    training.fit(
+        config, data, SplitOptions(), dataclasses.replace(read.options, epochs=1), tmp_path / "model",
+        refinements=here, on_epoch=epochs.append,
+    )  # fmt: skip
+    assert np.isfinite(epochs[0].loss)
+    assert checkpoint.load(tmp_path / "model").taps == (2, 3, 4)
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_every_configuration_can_be_read(path):
+    read = read_configuration(path)
+    assert read.hash_config(48, 10, digits=False).loss == read.loss
+
+
+BAD_FILES = {
+    "no TOML": ("title = ", "is not TOML"),
+    "an unknown section": ("[trainign]\nepochs = 1", "unknown sections trainign"),
+    "an unknown field": ("[training]\nepoch = 1", "training: unknown field epoch"),
+    "a field of the run": ("[network]\nbits = 16", "bits are a run's"),
+    "a value out of range": ("[training]\nepochs = 0", "epochs = 0 must be at least 1"),
+    "a wrong type": ("[network]\nimage_size = 'large'", "network: image_size = 'large' must be"),
+    "a truth for a number": ("[training]\nepochs = true", "epochs = True must be"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_a_configuration_that_cannot_be_used_is_refused_by_its_name(tmp_path, what):
+    text, said = BAD_FILES[what]
+    path = tmp_path / "odd.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_configuration(path)
+    assert said in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_an_experiment_that_lacks_something_is_refused(tmp_path):
+    path = tmp_path / "paper.toml"
+    path.write_text("configurations = []\nbits = [16]\nseeds = [0]\n[data]")
+    with pytest.raises(InputError, match="must name at least one each"):
+        read_experiment(path)
+    path.write_text("bits = [16]")
+    with pytest.raises(InputError, match="needs configurations"):
+        read_experiment(path)
+
+
+def made_up(experiment, gain):
+    """Results in which the configuration of index i has mAP 0.5 + seed / 100 - gain i, one query, no wrong bits."""
+    results = {}
+    for run in paper_runs.runs_of(experiment):
+        place = experiment.configurations.index(run.configuration)
+        retrieval = {"map_all": 0.5 + run.seed / 100 - gain * place, "queries": 10, "database": 90,
+                     "curve": [{"radius": 0, "precision": 1.0, "recall": 0.5}]}  # fmt: skip
+        results[run.name] = {"identity": run.identity(), "retrieval": retrieval, "seconds": 36.0,
+                             "parity": {"bits_compared": 100, "wrong_bits": 0}}  # fmt: skip
+    return results
+
+
+def test_the_page_tells_means_spread_and_gains_and_keeps_what_a_person_wrote(tmp_path):
+    experiment = read_experiment(EXPERIMENTS / "paper.toml")
+    results, page = made_up(experiment, 0.02), tmp_path / "results.md"
+    paper_page.write_page(page, experiment, results, "2 cores")
+    text = page.read_text()
+    assert "| DMSH: stages 3, 4, 5 |" + " 51.00 ± 1.00 |" * 4 in text
+    assert "| stage 5 alone |" + " +2.00 ± 0.00 |" * 4 in text
+    assert "0 wrong bits of 14,400" in text
+    assert "1.4 hours of one thread" in text
+    assert paper_page.UNREAD in text
+    assert "<svg" in (tmp_path / "results-clipart.svg").read_text()
+    page.write_text(text.replace(paper_page.UNREAD, "It helps by two points."))
+    paper_page.write_page(page, experiment, results, "2 cores")
+    assert "It helps by two points." in page.read_text()
+
+
+def test_one_configuration_trains_on_any_data(command, tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2), 40)
+    images = random.integers(0, 120, (80, 32, 32, 3)) + 130 * np.eye(3)[labels][:, None, None, :]
+    np.savez(tmp_path / "colours.npz", images=images.astype(np.uint8), labels=labels)
+    quick = tmp_path / "quick.toml"
+    quick.write_text((EXPERIMENTS / "dmsh_centres.toml").read_text().replace("epochs = 15", "epochs = 2"))
+    fit = (paper_train.app, quick, "--data", tmp_path / "colours.npz", "--out", tmp_path / "model", "--bits", 16)
+    code, text, error = command(*fit, "--queries-per-class", 10)
+    assert (code, error) == (0, "")
+    assert "mAP@all" in text
+    assert checkpoint.load(tmp_path / "model").config.loss.centres == 1
+    code, _, error = command(*fit, "--overwrite", "--queries-per-class", 40)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "0 (40), 1 (40)" in error
