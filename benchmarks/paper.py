@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from dmsh_serving import console
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import CheckError, InputError
 from paper_configurations import Experiment, read_experiment
-from paper_runs import Run, finished, perform_all, runs_of
+from paper_runs import Run, finished, perform_all, refused_exports, runs_of
 
 app = console.make_app("Train DMSH, its ablations and a baseline over data sets, bits and seeds; write the results.")
 
@@ -62,6 +62,8 @@ def paper(
 
         write_page(page, what, results, f"{os.cpu_count()} cores, {jobs} trainings at a time")
         console.console().print(f"wrote {page}: its reading is for a person to write")
+    if refused := refused_exports(results):
+        raise CheckError("; ".join(refused))
 
 
 def _smallest(experiment: Experiment) -> Experiment:
@@ -111,10 +113,12 @@ def _print_results(what: Experiment, results: dict[str, dict[str, Any]]) -> None
                 for each in what.configurations
             ],
         )
-    wrong = sum(result["parity"]["wrong_bits"] for result in results.values())
     compared = sum(result["parity"]["bits_compared"] for result in results.values())
     median = statistics.median(result["seconds"] for result in results.values())
-    console.console().print(f"{len(results)} exports: {wrong} wrong bits of {compared:,}; a run took {median:.0f} s")
+    refused = len(refused_exports(results))
+    console.console().print(
+        f"{len(results)} exports of {compared:,} bits, {refused} refused for a wrong bit; a run took {median:.0f} s"
+    )
 
 
 if __name__ == "__main__":

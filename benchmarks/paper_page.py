@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from dmsh_serving.files import write_atomically
 from paper_configurations import Configuration, Experiment
+from paper_runs import refused_exports
 
 BEGIN, END = "<!-- reading: begin -->", "<!-- reading: end -->"
 UNREAD: Final = "To be written by a person, from the tables above."
@@ -35,7 +36,7 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 def markdown(experiment: Experiment, results: Results, machine: str, reading: str) -> str:
     """Return the page: protocol, for each data set mAP and what fusion gains, then the reading."""
     compared = sum(result["parity"]["bits_compared"] for result in results.values())
-    wrong = sum(result["parity"]["wrong_bits"] for result in results.values())
+    refused = refused_exports(results)
     hours = sum(result["seconds"] for result in results.values()) / 3600
     head = "| configuration | " + " | ".join(f"{bits} bits" for bits in experiment.bits) + " |"
     line = "|---|" + "---:|" * len(experiment.bits)
@@ -46,8 +47,8 @@ def markdown(experiment: Experiment, results: Results, machine: str, reading: st
         f"{hours:.1f} hours of one thread; {machine}. The seed draws the split, the weights and the order alike for "
         "every configuration. Every configuration is a file of `experiments/`; all have the same backbone, widths, "
         "augmentation and schedule, so one with fewer scales has a smaller fusion layer.",
-        f"Each checkpoint was exported to ONNX and compared with PyTorch on its queries: {wrong} wrong bits of "
-        f"{compared:,}.",
+        f"Each checkpoint was exported to ONNX and compared with PyTorch on its queries, {compared:,} bits in all: "
+        + (f"**{len(refused)} exports were refused**: {'; '.join(refused)}." if refused else "0 wrong bits."),
         "mAP@all is over held-out queries in the order (distance, database row), in points; mean and standard "
         "deviation over the seeds. See [evaluation](evaluation.md) for the definitions.",
     ]

@@ -3,16 +3,18 @@
 import dataclasses
 import functools
 import json
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dmsh_serving.errors import CheckError
+from dmsh_serving.errors import CheckError, MissingError
 from dmsh_serving.files import write_atomically
 from paper_configurations import Configuration, DataChoice, Experiment, with_seed
 
@@ -71,8 +73,10 @@ def finished(run: Run, folder: Path) -> dict[str, Any] | None:
 def perform(run: Run, folder: Path) -> dict[str, Any]:
     """Train, measure and export ``run``; keep its checkpoint and its result in ``folder``, and return the result.
 
+    An export that gives another bit than PyTorch is told of in the result: see :func:`refused_exports`.
+
     Raises:
-        CheckError: the export gives another bit than PyTorch, or the training met a NaN.
+        CheckError: the training met a NaN.
     """
     from dmsh_export.onnx import export_onnx
     from dmsh_model import checkpoint, training
@@ -101,21 +105,33 @@ def perform(run: Run, folder: Path) -> dict[str, Any]:
     codes = [codes_of_rows(trained.model.codes, data.images, rows) for rows in (split.query, split.database)]
     labels = [data.labels[rows] for rows in (split.query, split.database)]
     retrieval = measure_retrieval(*codes, *labels, ks=RANKS)
-    with tempfile.TemporaryDirectory() as scratch:
-        # The queries: what a server is asked. Written, and so returned, only if no bit of them differs.
-        export = export_onnx(trained.model, Path(scratch) / "model.onnx", data.images[split.query])
-    (parity,) = export.parity.targets
+    parity: dict[str, Any] = {"bits_compared": len(split.query) * run.bits, "refused": None}
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            # On the queries, what a server is asked: an export with one wrong bit is refused.
+            export_onnx(trained.model, Path(scratch) / "model.onnx", data.images[split.query])
+    except CheckError as error:
+        parity["refused"] = str(error)
     result = {
         "identity": run.identity(),
         "data_sha256": data.sha256,
         "split_sha256": split.sha256,
         "fingerprint": checkpoint.fingerprint(trained.model),
         "retrieval": dataclasses.asdict(retrieval),
-        "parity": {"bits_compared": parity.bits_compared, "wrong_bits": parity.wrong_bits},
+        "parity": parity,
         "seconds": time.perf_counter() - began,
     }
     write_atomically(folder / f"{run.name}.json", (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
     return result
+
+
+def refused_exports(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Return one line for each export that was refused, as a bit of it was wrong."""
+    return [
+        f"{name}: {result['parity']['refused']}"
+        for name, result in sorted(results.items())
+        if result["parity"]["refused"] is not None
+    ]
 
 
 def perform_all(
@@ -128,6 +144,7 @@ def perform_all(
 
     Raises:
         CheckError: runs failed; says which and why, after all others are done and kept.
+        MissingError: a run's process was killed.
     """
     results, failed = {}, []
     for run, result in _results(runs, folder, jobs):
@@ -152,12 +169,18 @@ def _results(runs: list[Run], folder: Path, jobs: int) -> Iterator[tuple[Run, di
         for run in left:
             yield run, _attempt(run, folder)
         return
-    # Spawned: a fork of a process with PyTorch's threads may hang.
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    # Spawned: a fork of a process with PyTorch's threads may hang. Control-C ends a child without a word of its own.
+    interruptible = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, interruptible) as pool:
         futures = {pool.submit(_attempt, run, folder): run for run in left}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise MissingError(
+                f"a training was killed, perhaps for want of memory: those finished are kept in {folder}, start again "
+                "with fewer --jobs"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import sys
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -56,10 +58,10 @@ def test_the_smoke_run_trains_every_configuration_and_every_export_has_no_wrong_
         each.name for each in read_experiment(EXPERIMENTS / "paper.toml").configurations
     }
     for name, result in results.items():
-        assert result["parity"] == {"bits_compared": 40 * 16, "wrong_bits": 0}
+        assert result["parity"] == {"bits_compared": 40 * 16, "refused": None}
         assert checkpoint.fingerprint(checkpoint.load(work / name)) == result["fingerprint"]
     assert max(result["retrieval"]["map_all"] for result in results.values()) > 0.3, "chance is about 0.1"
-    assert "0 wrong bits of 3,840" in text
+    assert "6 exports of 3,840 bits, 0 refused" in text
 
 
 def test_a_finished_run_is_not_repeated_and_a_changed_one_is(command, work, monkeypatch):
@@ -119,12 +121,12 @@ def test_the_configurations_for_a_gpu_train_one_batch_on_generated_data(name, tm
     config = read.hash_config(2, classes, digits=False)
     here = Refinements(trunk_rate=read.refinements.trunk_rate)  # a CPU, and nothing to hold out
     epochs = []
-    training.fit(
+    trained = training.fit(
         config, data, SplitOptions(), dataclasses.replace(read.options, epochs=1), tmp_path / "model",
         refinements=here, on_epoch=epochs.append,
     )  # fmt: skip
     assert np.isfinite(epochs[0].loss)
-    assert checkpoint.load(tmp_path / "model").taps == (2, 3, 4)
+    assert trained.model.taps == (2, 3, 4)
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
@@ -173,7 +175,7 @@ def made_up(experiment, gain):
         retrieval = {"map_all": 0.5 + run.seed / 100 - gain * place, "queries": 10, "database": 90,
                      "curve": [{"radius": 0, "precision": 1.0, "recall": 0.5}]}  # fmt: skip
         results[run.name] = {"identity": run.identity(), "retrieval": retrieval, "seconds": 36.0,
-                             "parity": {"bits_compared": 100, "wrong_bits": 0}}  # fmt: skip
+                             "parity": {"bits_compared": 100, "refused": None}}  # fmt: skip
     return results
 
 
@@ -184,13 +186,80 @@ def test_the_page_tells_means_spread_and_gains_and_keeps_what_a_person_wrote(tmp
     text = page.read_text()
     assert "| DMSH: stages 3, 4, 5 |" + " 51.00 ± 1.00 |" * 4 in text
     assert "| stage 5 alone |" + " +2.00 ± 0.00 |" * 4 in text
-    assert "0 wrong bits of 14,400" in text
+    assert "14,400 bits in all: 0 wrong bits" in text
     assert "1.4 hours of one thread" in text
     assert paper_page.UNREAD in text
     assert "<svg" in (tmp_path / "results-clipart.svg").read_text()
     page.write_text(text.replace(paper_page.UNREAD, "It helps by two points."))
     paper_page.write_page(page, experiment, results, "2 cores")
     assert "It helps by two points." in page.read_text()
+
+
+def test_a_refused_export_is_kept_told_on_the_page_and_exit_1(command, tmp_path, monkeypatch):
+    experiment = read_experiment(EXPERIMENTS / "paper.toml")
+    results = made_up(experiment, 0.02)
+    results["clipart-dpsh-48-1"]["parity"]["refused"] = "1 of 100 bits differ"
+    monkeypatch.setattr(paper_runs, "perform", lambda run, folder: results[run.name])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "build" / "clipart").mkdir(parents=True)
+    options = ("--experiment", EXPERIMENTS / "paper.toml", "--page", tmp_path / "results.md", "--jobs", 1)
+    code, text, error = command(paper.app, *options, "--plan")
+    assert (code, error) == (0, "")
+    assert "132 runs are left, about 79 minutes" in text
+    assert not (tmp_path / "results.md").exists()
+    code, text, error = command(paper.app, *options)
+    assert (code, error.count("\n")) == (1, 1)
+    assert "clipart-dpsh-48-1: 1 of 100 bits differ" in error
+    assert "1 refused" in text
+    assert "**1 exports were refused**: clipart-dpsh-48-1" in (tmp_path / "results.md").read_text()
+
+
+def test_a_run_whose_export_has_a_wrong_bit_says_so_in_its_result(tmp_path, monkeypatch):
+    from dmsh_export import onnx
+
+    def wrong(*_):
+        raise CheckError("1 of 640 bits differ")
+
+    monkeypatch.setattr(onnx, "export_onnx", wrong)
+    experiment = read_experiment(EXPERIMENTS / "paper.toml")
+    run = next(each for each in paper_runs.runs_of(experiment, smoke=True) if each.data.name == "mnist5k")
+    result = paper_runs.perform(run, tmp_path)
+    assert paper_runs.refused_exports({run.name: result}) == [f"{run.name}: 1 of 640 bits differ"]
+    assert json.loads((tmp_path / f"{run.name}.json").read_text()) == json.loads(json.dumps(result))
+
+
+def test_a_killed_training_is_told_of_in_one_line_and_exit_3(command, work, monkeypatch):
+    class KilledPool:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, *_):
+            future = Future()
+            future.set_exception(BrokenProcessPool("terminated abruptly"))
+            return future
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(paper_runs, "ProcessPoolExecutor", KilledPool)
+    monkeypatch.setattr(paper_runs, "finished", lambda *_: None)
+    code, _, error = command(*smoke(work, "--jobs", 2))
+    assert (code, error.count("\n")) == (3, 1)
+    assert f"those finished are kept in {work}" in error
+
+
+def test_data_that_is_not_made_yet_is_named_with_its_command(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = command(paper.app, "--experiment", EXPERIMENTS / "paper.toml", "--page", tmp_path / "results.md")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "make it with python benchmarks/clipart.py" in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_configuration_trains_on_any_data(command, tmp_path):
