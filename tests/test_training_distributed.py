@@ -32,6 +32,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     done = torchrun(PROGRAM, folder, 6)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     return folder, [torch.load(folder / f"ended-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -8,11 +8,12 @@ where PyTorch has no such layer, each process normalises with its own part's, an
 trained network uses are averaged over the processes after every epoch. The first process alone measures and writes.
 """
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmsh_serving.errors import InputError
 
@@ -53,7 +54,11 @@ class Ranks:
             return network
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        # Each process keeps its own running statistics until they are averaged. The option's name depends on PyTorch's
+        # release: the older one warns in 2.14, the newer is not there before.
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        own: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+        return DistributedDataParallel(network, **own)
 
     def mean(self, values: "torch.Tensor") -> "torch.Tensor":
         """Return the mean of every process's ``values``, in place."""
