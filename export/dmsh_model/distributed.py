@@ -57,7 +57,8 @@ class Ranks:
         # Each process keeps its own running statistics until they are averaged. The option's name depends on PyTorch's
         # release: the older one warns in 2.14, the newer is not there before.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
-        own: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        own: dict[str, Any] = {name: False}
         return DistributedDataParallel(network, **own)
 
     def mean(self, values: "torch.Tensor") -> "torch.Tensor":
