@@ -91,6 +91,8 @@ def write_page(path: Path, page: DemoPage) -> None:
         (f"{figures['map_triton']:.4f}", f"mAP@all in integers (float: {figures['map_float']:.4f})"),
         (f"{page.latency.p50_ms:.1f} ms", f"median query over gRPC (p99 {page.latency.p99_ms:.1f} ms)"),
     ]
+    bound_columns = ("layer", "kind", "largest sum", "of 2<sup>24</sup>")
+    bounds = _table(bound_columns, [_bound_row(bound) for bound in page.certificate.bounds])
     shown_cards = "".join(
         f'<div class="card"><b>{value}</b><span>{html.escape(what)}</span></div>' for value, what in cards
     )
@@ -119,8 +121,7 @@ has none: its logits are equal, not near.</p>
 <p>Read back from the ONNX graph alone: every tensor, weight and bias an integer, every scale a power of two, and the
 largest sum that any image can drive an accumulator to. Below 2<sup>24</sup> it is exact in int32 and FP32 alike,
 in any order.</p>
-{_table(("layer", "kind", "largest sum", "of 2<sup>24</sup>"),
-        [_bound_row(bound) for bound in page.certificate.bounds])}
+{bounds}
 <p>TensorRT plan of the same network: {html.escape(page.plan)}.</p>
 <h2>Where the integer codes were compared</h2>
 {
