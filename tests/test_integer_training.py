@@ -171,16 +171,21 @@ def test_a_network_with_larger_accumulators_is_refused():
         TrainableIntegerNetwork(IntegerNetwork((*layers[:10], wide, *layers[11:])))
 
 
-def test_distillation_is_the_noise_against_the_signal():
-    assert distillation_loss(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 4.0]])).item() == pytest.approx(0.1)
+def test_distillation_is_the_noise_of_the_relaxed_codes_against_their_power():
+    logits, target = np.array([[0.5, -1.0, 8.0]]), np.array([[0.1, -2.0, 9.0]])
+    expected = ((np.tanh(logits) - np.tanh(target)) ** 2).sum() / (np.tanh(target) ** 2).sum()
+    found = distillation_loss(torch.from_numpy(logits), torch.from_numpy(target))
+    assert found.item() == pytest.approx(expected)
 
 
-def test_fine_tuning_brings_the_logits_of_unseen_images_closer_to_the_float_networks(start, data, tmp_path):
+def test_fine_tuning_brings_the_relaxed_codes_of_unseen_images_closer_to_the_float_networks(start, data, tmp_path):
     options = dataclasses.replace(OPTIONS, epochs=16)
     tuned = integer_training.fine_tune(start, data, SPLIT, options, tmp_path / "integer")
     queries = data.images[training.split_images(data, SPLIT).query]
     expected = start.teacher.logits(queries)
-    noise = [float(((model.logits(queries) - expected) ** 2).sum()) for model in (start.model, tuned.model)]
+    noise = [
+        float(((np.tanh(model.logits(queries)) - np.tanh(expected)) ** 2).sum()) for model in (start.model, tuned.model)
+    ]
     assert noise[1] < 0.5 * noise[0]
     assert tuned.after.equal_bits_share >= tuned.before.equal_bits_share
 

@@ -76,7 +76,7 @@ class TrainingOptions:
 UNCHANGED = Augmentation(shift_pixels=0, rotation_degrees=0, scale=0)
 
 
-FINE_TUNING = TrainingOptions(epochs=10, learning_rate=3e-4, weight_decay=0.0, warmup_epochs=1, augmentation=UNCHANGED)
+FINE_TUNING = TrainingOptions(epochs=5, learning_rate=3e-4, weight_decay=0.0, warmup_epochs=1, augmentation=UNCHANGED)
 """Of the integer network; see :mod:`dmsh_model.integer_training`.
 
 Images stay as they are: what is to be followed are the teacher's codes of images like those to be served. The rate is
