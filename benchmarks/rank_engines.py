@@ -102,7 +102,7 @@ def _faiss_search(
 ) -> npt.NDArray[np.int32]:
     import faiss
 
-    faiss.omp_set_num_threads(case.threads)
+    faiss.omp_set_num_threads(min(case.threads, case.queries))  # it cannot split a query: more would only contend
     index.use_heap, index.query_batch_size = use_heap, query_batch_size
     return index.search(queries, case.k)[0]  # type: ignore[no-any-return]
 

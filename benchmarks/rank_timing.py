@@ -11,11 +11,12 @@ import numpy as np
 from dmsh_serving.errors import CheckError
 from rank_engines import BARE, FAISS, NUMPY, OURS, USEARCH, Case, engines
 
-_SPAN_SECONDS: Final = 0.002  # of one timed turn: shorter calls are repeated within it
+_SPAN_SECONDS: Final = 0.004  # of one timed turn: shorter calls are repeated within it
 _REST_SECONDS: Final = 0.01  # until whoever ran before has gone to sleep: OpenMP's threads spin for milliseconds
 _ENOUGH_SECONDS: Final = 1.5  # an engine that has run for so long gets no further turns...
 _LEAST_ROUNDS: Final = 3  # ...after these
-_LONG_SECONDS: Final = 0.05  # a call that takes longer needs no call before it to warm the caches
+_WARM_SECONDS: Final = 0.01  # of calls before a turn: the engine before emptied the caches, and the clock went down
+_LONG_SECONDS: Final = 0.05  # a call that takes longer needs none before it
 _WORTH_A_TURN: Final = 1.5
 
 
@@ -87,16 +88,20 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, f
                 continue
             time.sleep(_REST_SECONDS)
             if not spent or spent[-1] < _LONG_SECONDS:
-                call()  # the engine before may have emptied the caches
-            count, start = 0, time.perf_counter()
-            while True:
-                call()
-                count += 1
-                now = time.perf_counter()
-                if now - start >= _SPAN_SECONDS:
-                    break
-            spent.append((now - start) / count)
+                _repeat(call, _WARM_SECONDS)
+            spent.append(_repeat(call, _SPAN_SECONDS))
     return {name: 1e3 * statistics.median(spent) for name, spent in seconds.items()}
+
+
+def _repeat(call: Callable[[], Any], least: float) -> float:
+    """Call until ``least`` seconds have passed; return the seconds a call."""
+    count, start = 0, time.perf_counter()
+    while True:
+        call()
+        count += 1
+        spent = time.perf_counter() - start
+        if spent >= least:
+            return spent / count
 
 
 __all__ = ["BARE", "FAISS", "NUMPY", "OURS", "USEARCH", "Case", "Measured", "Timing", "in_turns", "measure"]
