@@ -42,6 +42,7 @@ class Soak:
     errors: list = field(default_factory=list)
     asked: int = 0
     seconds: float = 0.0
+    all_served: threading.Event = field(default_factory=threading.Event)
 
     def run(self):
         self._publish(gallery.build, np.arange(30_000), codes_of(np.arange(30_000)), overwrite=True)
@@ -51,11 +52,14 @@ class Soak:
         for client in clients:
             client.start()
         random = np.random.default_rng(self.seed)
-        for number in range(1, self.swaps + 1):
-            while self.asked < self.queries * number / (self.swaps + 1) and not self.errors:
-                time.sleep(0.002)
-            self._change(random)
-            self._wait_for_version()
+        try:
+            for number in range(1, self.swaps + 1):
+                while self.asked < self.queries * number / (self.swaps + 1) and not self.errors:
+                    time.sleep(0.002)
+                self._change(random)
+                self._wait_for_version()
+        finally:
+            self.all_served.set()
         for client in clients:
             client.join()
         self.seconds = time.monotonic() - start
@@ -93,7 +97,10 @@ class Soak:
     def _ask(self, number):
         random = np.random.default_rng([self.seed, number])
         with SearchClient(self.server.url) as client:
-            while self.asked < self.queries:
+            last = False
+            while not last:
+                # The last request begins after the last swap, however late that came.
+                last = self.all_served.is_set() and self.asked >= self.queries
                 first, k = int(random.integers(0, 290)), int(random.choice([1, 3, 10, 50, 700]))
                 rows = np.arange(first, first + int(random.choice([1, 1, 1, 2, 8])))
                 asked = {}
