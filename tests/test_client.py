@@ -87,6 +87,12 @@ def test_allowed_ids_that_are_none_are_refused(client, allowed):
         client.search(tiny_model.random_images(1), allowed=allowed)
 
 
+@pytest.mark.parametrize("name", ["k", "radius"])
+def test_a_number_that_no_request_could_carry_is_refused(client, name):
+    with pytest.raises(InputError, match=f"{name} = {10**20} is out of range"):
+        client.search(tiny_model.random_images(1), **{name: 10**20})
+
+
 def test_nothing_to_ask_is_refused(client):
     with pytest.raises(InputError, match="0 images were given"):
         client.search(tiny_model.random_images(0))

@@ -180,9 +180,9 @@ class SearchClient:
         allowed: Sequence[int] | npt.NDArray[np.integer] | None,
         rerank: str | None,
     ) -> Answer:
-        inputs = {source: data, K: np.full((len(data), 1), k, dtype=np.int64)}
+        inputs = {source: data, K: _for_each(len(data), "k", k)}
         if radius is not None:
-            inputs[RADIUS] = np.full((len(data), 1), radius, dtype=np.int64)
+            inputs[RADIUS] = _for_each(len(data), "radius", radius)
         if allowed is not None:
             inputs[FILTER] = np.broadcast_to(_filter(allowed), (len(data), max(1, len(allowed))))
         if rerank is not None:
@@ -248,6 +248,14 @@ class SearchClient:
 def _batches(inputs: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
     for start in range(0, len(next(iter(inputs.values()))), size):
         yield {name: array[start : start + size] for name, array in inputs.items()}
+
+
+def _for_each(count: int, name: str, value: int) -> npt.NDArray[np.int64]:
+    """Return ``value`` for each of ``count`` images, (count, 1); what it may be, the server says."""
+    try:
+        return np.full((count, 1), value, dtype=np.int64)
+    except OverflowError:
+        raise InputError(f"{name} = {value} is out of range: it is sent as an int64") from None
 
 
 def _filter(allowed: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
