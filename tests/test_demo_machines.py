@@ -30,7 +30,8 @@ def test_emulated_machines_count_where_they_ran_the_same_network(tmp_path):
     assert machines_compared([report(1, 0)], tmp_path / "report.json")[1:] == (MachineResult("ARM64", 7, 0),)
 
 
-def test_a_damaged_report_is_named(tmp_path):
-    (tmp_path / "report.json").write_text("{")
-    with pytest.raises(InputError, match="is not JSON: delete it"):
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"machines": [{}]}', '{"machines": 3}'])
+def test_a_damaged_report_is_named(tmp_path, text):
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(InputError, match="is damaged: delete it"):
         machines_compared([report(1, 0)], tmp_path / "report.json")

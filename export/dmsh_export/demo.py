@@ -92,6 +92,9 @@ def run_demo(checkpoint: Path, out: Path, triton: Path | None) -> dict[str, Any]
     if figures["map_integer"] != figures["map_triton"]:
         raise CheckError(f"Triton's answers rank other images than PyTorch's codes: {figures}")
     machines = machines_compared((encoders.parity, triton_parity))
+    differing = [machine.machine for machine in machines if machine.wrong_bits]
+    if differing:
+        raise CheckError(f"integer codes differ on {', '.join(differing)}: make test-cpus shows where")
     latency = latency_from_seconds("Triton: image -> neighbours", 1, answers.seconds)
     page = DemoPage(
         fingerprint=integer.fingerprint,

@@ -45,13 +45,12 @@ def machines_compared(reports: Sequence[ParityReport], emulated: Path = EMULATED
 
 def _emulated(path: Path, fingerprint: str) -> list[MachineResult]:
     try:
-        report = json.loads(path.read_text())
+        return [
+            MachineResult(run["machine"], run["bits"], run["wrong_bits"])
+            for run in json.loads(path.read_text())["machines"]
+            if run["fingerprint"] == fingerprint
+        ]
     except OSError:
         return []
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: delete it, or make test-cpus again") from error
-    return [
-        MachineResult(run["machine"], run["bits"], run["wrong_bits"])
-        for run in report["machines"]
-        if run["fingerprint"] == fingerprint
-    ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: delete it, or make test-cpus again") from error
