@@ -44,14 +44,22 @@ def test_a_swap_under_load_loses_no_request_and_mixes_no_versions(world, server,
                 except Exception as error:
                     errors.append(error)
 
+    def wait_until_the_last_version_answered():
+        end = time.monotonic() + 30
+        while not errors and not any(answer.gallery_version[0] == max(counts) for answer in list(answers)):
+            assert time.monotonic() < end, f"no client was answered from version {max(counts)}"
+            time.sleep(0.01)
+
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
     try:
+        wait_until_the_last_version_answered()
         for count in (150, 40, 250):
             version = world.publish(count)
             counts[version] = count
             wait_for_version(client, version)
+            wait_until_the_last_version_answered()
     finally:
         stop.set()
         for thread in threads:
