@@ -31,11 +31,10 @@ def test_mean_and_largest_are_those_of_all_values_together():
 @given(st.integers(0, 2**31), st.floats(1e-3, 1e3), st.floats(0.01, 0.3))
 @settings(max_examples=30)
 def test_the_error_of_a_scale_is_that_of_really_rounding(seed, spread, share):
-    values = normal(4, spread, seed)
+    values = normal(64, spread, seed)  # enough that chance moves the real error by far less than the bound below
     scale = float(values.abs().max()) / 127 * (1 - share)
     really = ((values / scale).round().clamp(-127, 127) * scale - values).double().square().mean()
-    # An estimate: the histogram holds a sample of the values, a few of which are clipped and weigh most.
-    assert statistics_of(values).error(scale) == pytest.approx(float(really), rel=0.25)
+    assert statistics_of(values).error(scale) == pytest.approx(float(really), rel=0.1)
 
 
 def test_a_range_that_grows_later_keeps_what_was_counted_before():
