@@ -268,7 +268,7 @@ def test_one_configuration_trains_on_any_data(command, tmp_path):
     images = random.integers(0, 120, (80, 32, 32, 3)) + 130 * np.eye(3)[labels][:, None, None, :]
     np.savez(tmp_path / "colours.npz", images=images.astype(np.uint8), labels=labels)
     quick = tmp_path / "quick.toml"
-    quick.write_text((EXPERIMENTS / "dmsh_centres.toml").read_text().replace("epochs = 15", "epochs = 2"))
+    quick.write_text((EXPERIMENTS / "dmsh_centres.toml").read_text().replace("epochs = 20", "epochs = 2"))
     fit = (paper_train.app, quick, "--data", tmp_path / "colours.npz", "--out", tmp_path / "model", "--bits", 16)
     code, text, error = command(*fit, "--queries-per-class", 10)
     assert (code, error) == (0, "")
