@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import integer_networks
@@ -22,11 +23,12 @@ from dmsh_export.quantise import quantise
 from dmsh_export.scales import ScaleOptions, chosen_scales
 from dmsh_model import checkpoint, cli, integer_checkpoint, integer_training, training
 from dmsh_model.config import LossWeights
-from dmsh_model.data import SplitOptions
+from dmsh_model.data import SplitOptions, load_labelled, split_images, split_record
 from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.integer_layers import Image, Linear, Logits
 from dmsh_model.integer_network import FLOAT32_LIMIT, IntegerNetwork
 from dmsh_model.integer_training_network import TrainableIntegerNetwork
+from dmsh_model.integer_training_split import split_as_taught
 from dmsh_model.losses import distillation_loss
 from dmsh_model.network import DMSH
 from dmsh_model.options import FINE_TUNING, TrainingOptions
@@ -336,6 +338,77 @@ def test_the_command_fine_tunes_on_the_teachers_split_and_says_what_it_gained(co
     assert set(said["loss"].values()) == {0}
     code, _, error = command(images, *both, "--epochs", 1, "--out", out)
     assert (code, "exists already" in error) == (2, True)
+
+
+@pytest.fixture
+def taught(folders, images, tmp_path):
+    """The float checkpoint, as if it had been trained on the files."""
+    teacher, files = tmp_path / "float", load_labelled(str(images), config().image_size)
+    shutil.copytree(folders / "float", teacher)
+    header = json.loads((teacher / "config.json").read_text())
+    header["training"] |= {"split": split_record(SPLIT, split_images(files, SPLIT)), "data_sha256": files.sha256}
+    (teacher / "config.json").write_text(json.dumps(header))
+    return teacher
+
+
+def test_queries_that_the_teacher_was_trained_on_are_counted_and_said(command, folders, images, taught, tmp_path):
+    result = tmp_path / "result.json"
+    fit = (images, "--integer", folders / "integer", "--teacher", taught, "--epochs", 1, "--json", result)
+
+    def said(out, *options):
+        code, text, _ = command(*fit, "--out", tmp_path / out, *options)
+        assert code == 0
+        tuned = json.loads(result.read_text())
+        return tuned["queries_trained_on"], tuned["split"], text
+
+    seen, split, text = said("as-taught", "--seed", 9)
+    assert (seen, split["seed"], "held-out queries" in text, "trained on" in text) == (0, SPLIT.seed, True, False)
+    # Fewer training images of the same split: its queries are drawn first, and so are the teacher's.
+    assert said("fewer", "--train-per-class", 12)[0] == 0
+    seen, split, text = said("more-queries", "--queries-per-class", 10)
+    assert 0 < seen < split["queries"]
+    assert f"{seen} of {split['queries']} queries were trained on before" in text
+    assert "held-out" not in text
+
+
+def test_queries_of_images_that_no_checkpoint_records_are_not_called_held_out(command, folders, images, tmp_path):
+    both = ("--integer", folders / "integer", "--teacher", folders / "float")  # trained on them in another order
+    code, text, _ = command(images, *both, "--epochs", 1, "--out", tmp_path / "tuned")
+    assert (code, "held-out" in text) == (0, False)
+    assert "some queries may have been trained on" in text
+
+
+def test_queries_of_other_images_or_of_an_unrecorded_training_are_not_known_to_be_held_out(start, data, tmp_path):
+    options = dataclasses.replace(OPTIONS, epochs=1)
+    others = dataclasses.replace(data, images=data.images ^ 1)
+    assert (
+        integer_training.fine_tune(start, others, SPLIT, options, tmp_path / "a").record["queries_trained_on"] is None
+    )
+    silent = dataclasses.replace(start, training={})
+    assert integer_training.fine_tune(silent, data, SPLIT, options, tmp_path / "b").record["queries_trained_on"] is None
+
+
+def test_what_an_earlier_fine_tuning_learnt_from_is_not_held_out_in_the_next(folders, data, tmp_path):
+    options = dataclasses.replace(OPTIONS, epochs=1)
+    other = dataclasses.replace(SPLIT, seed=SPLIT.seed + 1)
+
+    def tuned(integer, split, out):
+        start = integer_training.read_start(integer, folders / "float")
+        return integer_training.fine_tune(start, data, split, options, out).record["queries_trained_on"]
+
+    assert tuned(folders / "integer", other, tmp_path / "one") > 0  # the teacher's other split
+    assert tuned(tmp_path / "one", SPLIT, tmp_path / "two") > 0  # held out of the teacher's, not of the first tuning's
+    assert tuned(tmp_path / "two", SPLIT, tmp_path / "three") > 0  # nor once there is a second
+
+
+def test_the_split_as_taught_keeps_every_option_of_it(data):
+    taught = SplitOptions(4, 7, 3, train_in_database=False)
+    record = {"split": split_record(taught, split_images(data, taught))}
+    assert split_as_taught(record, None, None, 0) == taught
+    assert split_as_taught(record, 2, None, 0) == dataclasses.replace(taught, queries_per_class=2)
+    assert split_as_taught({}, None, None, 5) == SplitOptions(seed=5)
+    with pytest.raises(InputError, match="is no object"):
+        split_as_taught({"split": [1]}, None, None, 0)
 
 
 BAD_USES = {

@@ -79,7 +79,12 @@ def fit(
         float | None, typer.Option(help=_augmentation("Random change of size, a fraction.", "scale"))
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random (not for digits or text).")] = False,
-    seed: Annotated[int, typer.Option(help="Of the split, the weights and the order.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Of the split, the weights and the order; with --integer of the order: the split's is the teacher's."
+        ),
+    ] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = _TRAINING.threads,
     trunk_rate: Annotated[
         float, typer.Option(help="Learning rate of the backbone, as a share of the rest's.")
@@ -145,7 +150,7 @@ def fit(
     counts = {"--queries-per-class": queries_per_class, "--train-per-class": train_per_class}
     if integer is not None and teacher is not None:
         _refuse_what_the_checkpoint_fixes(context)
-        from dmsh_model import integer_training, integer_training_command
+        from dmsh_model import integer_training, integer_training_command, integer_training_split
 
         start = integer_training.read_start(integer, teacher)
         labelled = read_labelled(data, start.model.config.image_size, skip_bad, cache)
@@ -153,7 +158,7 @@ def fit(
         integer_training_command.fine_tune(
             start,
             labelled,
-            integer_training_command.split_as_taught(start.training, queries_per_class, train_per_class, seed),
+            integer_training_split.split_as_taught(start.training, queries_per_class, train_per_class, seed),
             options,
             weights,
             out,

@@ -17,6 +17,7 @@ from dmsh_model.config import LossWeights
 from dmsh_model.data import LabelledImages, Split, SplitOptions, split_images, split_record
 from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.integer_training_network import TrainableIntegerNetwork
+from dmsh_model.integer_training_split import seen_queries
 from dmsh_model.losses import Losses, distillation_loss, total_loss
 from dmsh_model.network import DMSH
 from dmsh_model.options import TrainingOptions
@@ -49,7 +50,11 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class FineTuned:
-    """The fine-tuned network, the record its checkpoint keeps, and held-out queries before, after, and in float."""
+    """The fine-tuned network, the record its checkpoint keeps, and held-out queries before, after, and in float.
+
+    ``record["queries_trained_on"]`` is how many queries this chain of checkpoints was trained on before, None where
+    it cannot be known: 0 where they are held out.
+    """
 
     model: IntegerDMSH
     record: dict[str, Any]
@@ -130,6 +135,8 @@ def fine_tune(
         "split": split_record(split_options, split),
         "data_sha256": data.sha256,
     }
+    tunings = _fine_tunings(start.quantisation)
+    seen = seen_queries([start.training, *tunings], data, record["data_sha256"], split)
     state = training_loop.unfinished(out, record, resume=resume, overwrite=overwrite)
 
     with training_loop.own_random_numbers_and_threads(options):
@@ -142,7 +149,10 @@ def fine_tune(
         before, after = (_held_out(model, start.teacher, data, split) for model in (start.model, tuned))
         teacher = HeldOut(held_out_map(start.teacher, data, split), 1.0)
     measured = {"float": teacher, "before": before, "after": after}
-    record |= {"source": data.source} | {name: dataclasses.asdict(result) for name, result in measured.items()}
+    record |= {"source": data.source, "queries_trained_on": seen}
+    record |= {name: dataclasses.asdict(result) for name, result in measured.items()}
+    if tunings:
+        record["earlier"] = tunings[0]
     integer_checkpoint.save(
         tuned,
         out,
@@ -153,6 +163,16 @@ def fine_tune(
     )
     state_path(out).unlink()
     return FineTuned(tuned, record, teacher, before, after)
+
+
+def _fine_tunings(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of earlier fine-tunings, the last one first; each keeps the one before it as ``earlier``."""
+    found = []
+    tuning = record.get("fine_tuning")
+    while isinstance(tuning, dict):
+        found.append(tuning)
+        tuning = tuning.get("earlier")
+    return found
 
 
 def _losses(
