@@ -85,6 +85,20 @@ def test_ties_at_the_cut_keep_the_lowest_rows_across_blocks_and_threads(split_ea
         assert_as_oracle(np.array([[0], [1], [255]], np.uint8), codes, 700, threads)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("width", [1, 2, 3, 8, 13, 32, 100, 128])
+def test_a_search_that_begins_at_a_guessed_cut_finds_what_the_oracle_finds(width, threads, split_eagerly):
+    assert_as_oracle(random_codes(3, 3, width), random_codes(4, 40_000, width), 300, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_sample_that_is_nearer_than_the_rest_costs_no_answer(threads, split_eagerly):
+    """The first rows are among the sample: it promises far more near codes than there are."""
+    codes = random_codes(4, 40_000, 8)
+    codes[:250] = 0
+    assert_as_oracle(np.zeros((2, 8), np.uint8), codes, 300, threads)
+
+
 def test_many_queries_are_searched_in_several_scans():
     assert_as_oracle(random_codes(5, 150, 8), random_codes(6, 5000, 8), 5, threads=2)
 

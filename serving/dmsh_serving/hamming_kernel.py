@@ -38,6 +38,8 @@ class Kernel:
         block: codes a call of ``hit_groups``, a multiple of :data:`GROUP`.
         hit_groups: address of ``uint64(int64 codes, int64 groups, int64 query, int64 cut)``: bit g is set where
             one of the 64 codes of group g, of at most 64, is nearer than ``cut`` to the query.
+        near: address of ``uint64(int64 codes, int64 cut, int64 query, int64 out)``: writes the distances of one group
+            as uint16 and returns which of them are below ``cut``, a bit each.
         distances: address of ``uint64(int64 codes, int64 groups, int64 query, int64 out)``: writes the distances of
             the groups as uint16, in order, and returns 0.
         spread: address of the function that brings codes into slots: see :mod:`dmsh_serving.hamming_spread`.
@@ -49,14 +51,15 @@ class Kernel:
     slot: int
     block: int
     hit_groups: int
+    near: int
     distances: int
     spread: int
     mask_block: int
 
     @functools.cached_property
     def words(self) -> npt.NDArray[np.int64]:
-        """(6,) int64, as jobs hold them: hit_groups, distances, spread, mask_block, slot, block."""
-        words = (self.hit_groups, self.distances, self.spread, self.mask_block, self.slot, self.block)
+        """(7,) int64, as jobs hold them: hit_groups, near, distances, spread, mask_block, slot, block."""
+        words = (self.hit_groups, self.near, self.distances, self.spread, self.mask_block, self.slot, self.block)
         return np.array(words, np.int64)
 
 
@@ -69,11 +72,12 @@ def slot_of(width: int) -> int:
 def kernel_for(width: int) -> Kernel:
     """Return the compiled functions for codes of ``width`` bytes."""
     slot = slot_of(width)
-    hit_groups, distances = _compile(slot)
+    hit_groups, near, distances = _compile(slot)
     return Kernel(
         slot,
         min(MAX_BLOCK, _BLOCK_BYTES // slot),
         hit_groups.address,
+        near.address,
         distances.address,
         spread_for(width, slot),
         _mask_block.address,
@@ -81,7 +85,7 @@ def kernel_for(width: int) -> Kernel:
 
 
 @functools.cache
-def _compile(slot: int) -> tuple[Any, Any]:
+def _compile(slot: int) -> tuple[Any, Any, Any]:
     @entry("uint64(int64, int64, int64, int64)")
     def hit_groups(codes: int, groups: int, query: int, cut: int) -> Any:
         return _hit_groups(slot, codes, groups, query, cut)
@@ -90,7 +94,11 @@ def _compile(slot: int) -> tuple[Any, Any]:
     def distances(codes: int, groups: int, query: int, out: int) -> Any:
         return _distances(slot, codes, groups, query, out)
 
-    return hit_groups, distances
+    @entry("uint64(int64, int64, int64, int64)")
+    def near(codes: int, cut: int, query: int, out: int) -> Any:
+        return _near(slot, codes, cut, query, out)
+
+    return hit_groups, near, distances
 
 
 @entry("uint64(int64, int64, int64, int64)")
@@ -145,6 +153,14 @@ class _Tile:
         kind = ir.VectorType(ir.IntType(32), 16) if self.lane.width == 64 else self.vector
         cast = self.builder.bitcast
         return cast(self._call("umin", kind, cast(left, kind), cast(right, kind)), self.vector)
+
+    def store(self, distances: Any, at: Any) -> None:
+        """Write the distances of a tile as uint16 to address ``at``."""
+        narrow = ir.VectorType(_I16, self.lanes)
+        if self.lane.width != 16:
+            convert = self.builder.zext if self.lane.width < 16 else self.builder.trunc
+            distances = convert(distances, narrow)
+        self.builder.store(distances, place(self.builder, at, narrow)).align = 2
 
     def _call(self, name: str, kind: Any, *arguments: Any) -> Any:
         function_type = ir.FunctionType(kind, [kind] * len(arguments))
@@ -223,13 +239,30 @@ def _distances(typing: Any, slot: Any, codes: Any, groups: Any, query: Any, out:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, codes, groups, query, out = arguments
         tile = _Tile(builder, slot.literal_value, query)
-        narrow = ir.VectorType(_I16, tile.lanes)
         with cgutils.for_range(builder, builder.mul(groups, _I64(GROUP // tile.lanes)), intp=_I64) as loop:
             found = tile.distances(builder.add(codes, builder.mul(loop.index, _I64(tile.bytes))), in_order=True)
-            if tile.lane.width != 16:
-                found = (builder.zext if tile.lane.width < 16 else builder.trunc)(found, narrow)
-            at = builder.add(out, builder.mul(loop.index, _I64(2 * tile.lanes)))
-            builder.store(found, place(builder, at, narrow)).align = 2
+            tile.store(found, builder.add(out, builder.mul(loop.index, _I64(2 * tile.lanes))))
         return _I64(0)
+
+    return types.uint64(slot, types.int64, types.int64, types.int64, types.int64), generate
+
+
+@literal_intrinsic
+def _near(typing: Any, slot: Any, codes: Any, cut: Any, query: Any, out: Any) -> Any:
+    if not isinstance(slot, types.IntegerLiteral):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, codes, cut, query, out = arguments
+        tile = _Tile(builder, slot.literal_value, query)
+        limit = tile.splat(builder.trunc(cut, tile.lane) if tile.lane.width < 64 else cut)
+        near: Any = _I64(0)
+        for index in range(GROUP // tile.lanes):
+            found = tile.distances(builder.add(codes, _I64(index * tile.bytes)), in_order=True)
+            tile.store(found, builder.add(out, _I64(2 * index * tile.lanes)))
+            below = builder.bitcast(builder.icmp_unsigned("<", found, limit), ir.IntType(tile.lanes))
+            below = builder.zext(below, _I64) if tile.lanes < GROUP else below
+            near = builder.or_(near, builder.shl(below, _I64(index * tile.lanes)))
+        return near
 
     return types.uint64(slot, types.int64, types.int64, types.int64, types.int64), generate

@@ -7,6 +7,10 @@ enter the answer, so "below the cut" is the exact test and ties need no further 
 
 Participants (threads) take chunks of codes by an atomic counter, each with candidates of its own; every
 participant's chunks ascend, so the same holds within each of them.
+
+Where k is large, every participant would gather many candidates before its cut is low. So the cut begins at a guess
+from a few groups spread over the codes. A guess that proves too low, which fewer than k answers show, costs a second
+scan without it, never an answer.
 """
 
 from typing import Any, Final
@@ -28,19 +32,21 @@ from dmsh_serving.native import (
     pointer_i64,
     pointer_u8,
     pointer_u16,
+    popcount,
     trailing_zeros,
 )
 
 GROUP: Final = 64
-
+SAMPLE_GROUPS: Final = 256  # at most so many are looked at for a first cut,
+RUN_GROUPS: Final = 8  # so many in a row: a jump costs as much as they do
 
 # Words of a job. The counter has a cache line of its own: every thread writes to it, and reads the others all the time.
 NEXT: Final = 0
 (
-    HIT_GROUPS, DISTANCES, SPREAD, MASK_BLOCK, SLOT, BLOCK, CHUNK, CODES, WIDTH, COUNT, ALLOWED, QUERIES,
-    QUERY_COUNT, K, LEVELS, BATCH, CAPACITY, MEMORY, MEMORY_STRIDE,
-) = range(LINE, LINE + 19)  # fmt: skip
-WORDS: Final = LINE + 19
+    HIT_GROUPS, NEAR, DISTANCES, SPREAD, MASK_BLOCK, SLOT, BLOCK, CHUNK, CODES, WIDTH, COUNT, ALLOWED, QUERIES,
+    QUERY_COUNT, K, LEVELS, BATCH, CAPACITY, MEMORY, MEMORY_STRIDE, FIRST_CUTS,
+) = range(LINE, LINE + 21)  # fmt: skip
+WORDS: Final = LINE + 21
 USED, CUT, BELOW, STATE = range(4)  # a state: candidates, the running k-th distance, candidates below it; its size
 
 
@@ -135,11 +141,12 @@ def scan(job_address: int, participant: int) -> None:
     job = carray(pointer_i64(job_address), WORDS)
     slot, block, width, count, k = job[SLOT], job[BLOCK], job[WIDTH], job[COUNT], job[K]
     queries = job[QUERY_COUNT]
+    first_cuts = carray(pointer_i64(job[FIRST_CUTS]), queries)
     states, rows, distances, histograms, spread_codes = _memory_of(job, participant)
     measured = spread_codes + slot * block
     spread_mask = measured + 2 * GROUP
     for q in range(queries):
-        states[q, CUT] = job[LEVELS]
+        states[q, CUT] = first_cuts[q]
         for level in range(job[LEVELS]):
             histograms[q, level] = 0
     while True:
@@ -168,11 +175,54 @@ def scan(job_address: int, participant: int) -> None:
                     mask = ~numba.uint64(0) if allowed == 0 else bits_true(allowed + group * GROUP)
                     if mask == 0:
                         continue
-                    call_kernel(job[DISTANCES], codes + group * GROUP * slot, 1, query, measured)
-                    mask &= bits_below(measured, states[q, CUT])
+                    mask &= call_kernel(job[NEAR], codes + group * GROUP * slot, states[q, CUT], query, measured)
                     if mask != 0:
                         row = first + group * GROUP
                         _take(measured, mask, row, k, states[q], distances[q], rows[q], histograms[q])
+
+
+@compiled("void(int64[::1], int64[::1], boolean)")
+def _first_cuts(job: Any, cuts: Any, guess: bool) -> None:
+    """Write the cut that each query's scan begins with: a guess from a sample, or one that lets everything in.
+
+    Args:
+        job: the job, its queries in place; the first participant's scratch is used.
+        cuts: (at least queries,) int64.
+        guess: False to let everything in.
+    """
+    count, k, slot, levels = job[COUNT], job[K], job[SLOT], job[LEVELS]
+    for q in range(job[QUERY_COUNT]):
+        cuts[q] = levels
+    # So many that 16 of the sample are expected among the first k; fewer than 2 would tell nothing.
+    sample = max(1, min(SAMPLE_GROUPS, count // (4 * k)))
+    expected = sample * GROUP * k / count
+    rank = expected + 2.5 * np.sqrt(expected) + 1  # too few once in a hundred times, were the sample independent
+    if not guess or job[ALLOWED] != 0 or expected < 2 or rank > sample * GROUP / 2 or 16 * sample * GROUP > count:
+        return
+    in_run = min(sample, RUN_GROUPS, job[BLOCK] // GROUP)  # a block of scratch
+    runs = (sample + in_run - 1) // in_run
+    measured = np.empty(runs * in_run * GROUP, np.uint16)
+    for q in range(job[QUERY_COUNT]):
+        for i in range(runs):
+            first = (count // GROUP - in_run) * i // runs * GROUP
+            codes = job[CODES] + first * job[WIDTH]
+            if job[WIDTH] != slot:
+                call_kernel(job[SPREAD], codes, count - first, in_run * GROUP, job[MEMORY])
+                codes = job[MEMORY]
+            out = np.int64(measured.ctypes.data) + 2 * GROUP * in_run * i
+            call_kernel(job[DISTANCES], codes, in_run, job[QUERIES] + q * slot, out)
+        low, high = 0, levels  # the lowest cut below which enough of the sample are
+        while low < high:
+            middle = (low + high) // 2
+            below = np.int64(0)
+            for group in range(runs * in_run):
+                below += np.int64(popcount(bits_below(np.int64(measured.ctypes.data) + 2 * GROUP * group, middle)))
+            if below >= rank:
+                high = middle
+            else:
+                low = middle + 1
+        cuts[q] = low
+    measured[0] = 0  # numba frees an array after its last use, and addresses are none
 
 
 @compiled("void(int32[::1], int64[::1], int64, int64[::1], int32[::1], int64[::1])")
@@ -194,6 +244,64 @@ def _counting_sort(distances: Any, rows: Any, used: int, place: Any, out_distanc
             out_rows[target] = rows[i]
 
 
+@compiled("boolean(int64[::1], int64[::1], int64)")
+def _some_cut_too_low(job: Any, cuts: Any, participants: int) -> bool:
+    """Say whether a query that began at a guessed cut has fewer than k candidates."""
+    for q in range(job[QUERY_COUNT]):
+        found = np.int64(0)
+        for p in range(participants):
+            states, _, _, _, _ = _memory_of(job, p)
+            found += states[q, USED]
+        if found < job[K] and cuts[q] < job[LEVELS]:
+            return True
+    return False
+
+
+@compiled("int64(int64[::1], int64, int64)")
+def _common_cut(job: Any, participants: int, q: int) -> Any:
+    """Return the k-th distance over the candidates of all participants, or the largest where there are fewer."""
+    found = np.int64(0)
+    for distance in range(job[LEVELS]):
+        for p in range(participants):
+            states, _, _, histograms, _ = _memory_of(job, p)
+            if states[q, USED] > 0:  # else it may never have begun, and its histograms hold anything
+                found += histograms[q, distance]
+        if found >= job[K]:
+            return distance
+    return job[LEVELS]
+
+
+@compiled("int64(int64[::1], int32[::1], int64, int64[::1], int32[::1], int64, int64, int64[::1], int32[::1])")
+def _merge(
+    rows: Any,
+    distances: Any,
+    size: int,
+    more_rows: Any,
+    more_distances: Any,
+    more: int,
+    cut: int,
+    out_rows: Any,
+    out_distances: Any,
+) -> int:
+    """Merge ``more`` candidates, those up to the cut, into ``size`` of ascending rows; return how many are written."""
+    total = head = 0
+    for i in range(more):
+        if more_distances[i] > cut:
+            continue
+        row = more_rows[i]
+        while head < size and rows[head] < row:
+            out_rows[total], out_distances[total] = rows[head], distances[head]
+            total += 1
+            head += 1
+        out_rows[total], out_distances[total] = row, more_distances[i]
+        total += 1
+    while head < size:
+        out_rows[total], out_distances[total] = rows[head], distances[head]
+        total += 1
+        head += 1
+    return total
+
+
 @compiled("void(int64[::1], int64, int64, int32[:,::1], int64[:,::1])")
 def _finish(job: Any, participants: int, first: int, out_distances: Any, out_rows: Any) -> None:
     """Merge the candidates of all participants and write each query's first k, in (distance, row) order.
@@ -205,7 +313,6 @@ def _finish(job: Any, participants: int, first: int, out_distances: Any, out_row
         out_distances: (all queries, k) int32, filled with the padding.
         out_rows: (all queries, k) int64, likewise.
     """
-    k = job[K]
     place = np.empty(job[LEVELS], np.int64)
     if participants == 1:
         states, rows, distances, _, _ = _memory_of(job, 0)
@@ -213,30 +320,21 @@ def _finish(job: Any, participants: int, first: int, out_distances: Any, out_row
             used = states[q, USED]
             _counting_sort(distances[q], rows[q], used, place, out_distances[first + q], out_rows[first + q])
         return
-    heads = np.empty(participants, np.int64)
-    merged_distances = np.empty(participants * k, np.int32)
-    merged_rows = np.empty(participants * k, np.int64)
+    room = participants * job[CAPACITY]
+    merged, merged_distances = np.empty((2, room), np.int64), np.empty((2, room), np.int32)
     for q in range(job[QUERY_COUNT]):
-        heads[:] = 0
-        for p in range(participants):
-            states, rows, distances, histograms, _ = _memory_of(job, p)
-            if states[q, USED] > 0:
-                kept = _compact(distances[q], rows[q], states[q, USED], histograms[q], states[q, CUT], k)
-                states[q, USED] = kept
-        total = 0
-        while True:  # by row, so that the sort by distance, which is stable, leaves ties in row order
-            best, lowest, its_distance = -1, np.int64(0), np.int32(0)
-            for p in range(participants):
-                states, rows, distances, _, _ = _memory_of(job, p)
-                head = heads[p]
-                if head < states[q, USED] and (best < 0 or rows[q, head] < lowest):
-                    best, lowest, its_distance = p, rows[q, head], distances[q, head]
-            if best < 0:
-                break
-            heads[best] += 1
-            merged_distances[total], merged_rows[total] = its_distance, lowest
-            total += 1
-        _counting_sort(merged_distances, merged_rows, total, place, out_distances[first + q], out_rows[first + q])
+        cut = _common_cut(job, participants, q)
+        total, here = 0, 0
+        for p in range(participants):  # by row, so that the sort by distance, which is stable, leaves ties in row order
+            states, rows, distances, _, _ = _memory_of(job, p)
+            total = _merge(
+                merged[here], merged_distances[here], total, rows[q], distances[q], states[q, USED], cut,
+                merged[1 - here], merged_distances[1 - here],
+            )  # fmt: skip
+            here = 1 - here
+        _counting_sort(
+            merged_distances[here], merged[here], total, place, out_distances[first + q], out_rows[first + q]
+        )
 
 
 @compiled(
@@ -261,7 +359,7 @@ def search_batches(
     """Search batch by batch, with memory that does not grow with the queries.
 
     Args:
-        kernel: (6,) int64, ``Kernel.words``.
+        kernel: (7,) int64, ``Kernel.words``.
         scan_address: of :func:`scan`.
         share: address of :func:`dmsh_serving.worker_kernel.share`.
         mailboxes: (helpers,) int64.
@@ -277,22 +375,23 @@ def search_batches(
     """
     all_queries, k = out_rows.shape
     participants = mailboxes.shape[0] + 1
-    slot, block = kernel[4], kernel[5]
+    slot, block = kernel[5], kernel[6]
     levels, capacity = 8 * width + 1, 2 * k + GROUP
     words = _memory_words(slot, block, batch, capacity, levels)
     memory = np.empty(participants * words + LINE, np.int64)
     job_memory = np.empty(WORDS + LINE, np.int64)
     job_address = (np.int64(job_memory.ctypes.data) + 63) // 64 * 64
     job = carray(pointer_i64(job_address), WORDS)
-    for i in range(6):
+    for i in range(7):
         job[LINE + i] = kernel[i]
     job[CHUNK], job[CODES], job[WIDTH], job[COUNT], job[ALLOWED] = blocks * block, codes, width, count, allowed
     job[K], job[LEVELS], job[BATCH], job[CAPACITY] = k, levels, batch, capacity
     job[MEMORY], job[MEMORY_STRIDE] = (np.int64(memory.ctypes.data) + 63) // 64 * 64, words
     padded = np.zeros((batch, slot), np.uint8)
     job[QUERIES] = np.int64(padded.ctypes.data)
+    cuts = np.empty(batch, np.int64)
+    job[FIRST_CUTS] = np.int64(cuts.ctypes.data)
     for first in range(0, all_queries, batch):
-        job[NEXT] = 0
         job[QUERY_COUNT] = min(batch, all_queries - first)
         source = carray(pointer_u8(queries + first * width), (job[QUERY_COUNT], width))
         for q in range(job[QUERY_COUNT]):
@@ -301,14 +400,21 @@ def search_batches(
             for column in range(k):
                 out_distances[first + q, column] = PAD_DISTANCE
                 out_rows[first + q, column] = PAD_ID
-        for participant in range(participants):
-            at = job[MEMORY] + 8 * participant * words + _block_bytes(slot, block)
-            states = carray(pointer_i64(at), batch * STATE)
-            for i in range(batch * STATE):
-                states[i] = 0
-        call_kernel(share, scan_address, job_address, np.int64(mailboxes.ctypes.data), mailboxes.shape[0])
+        for guess in (True, False):
+            job[NEXT] = 0
+            for participant in range(participants):
+                at = job[MEMORY] + 8 * participant * words + _block_bytes(slot, block)
+                states = carray(pointer_i64(at), batch * STATE)
+                for i in range(batch * STATE):
+                    states[i] = 0
+            _first_cuts(job, cuts, guess)
+            call_kernel(share, scan_address, job_address, np.int64(mailboxes.ctypes.data), mailboxes.shape[0])
+            if not _some_cut_too_low(job, cuts, participants):
+                break
         _finish(job, participants, first, out_distances, out_rows)
-    memory[0] = job_memory[0] = 0  # numba frees an array after its last use, and addresses are none
+    memory[0] = job_memory[0] = cuts[0] = padded[0, 0] = (
+        0  # numba frees an array after its last use, and addresses are none
+    )
 
 
 @compiled("void(int64, int64, int64, int64, int64, int64, int64, int64)")
