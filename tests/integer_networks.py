@@ -21,7 +21,7 @@ SIZE, BITS = 17, 11
 
 
 def convolution(random, name, source, out, channels, kernel=3, *, shift=None, groups=1, **fields):
-    weight = random.integers(-128, 128, (out, channels // groups, kernel, kernel)).astype(np.int8)
+    weight = random.integers(-127, 128, (out, channels // groups, kernel, kernel)).astype(np.int8)
     bias = random.integers(-3000, 3000, out).astype(np.int32)
     shifts = random.integers(4, 10, out) if shift is None else np.full(out, shift)
     return Convolution(name, source, weight, bias, shifts.astype(np.int8), groups=groups, **fields)
@@ -44,7 +44,7 @@ def network(seed=0):
         Linear(
             "fusion",
             9,
-            random.integers(-128, 128, (16, 12)).astype(np.int8),
+            random.integers(-127, 128, (16, 12)).astype(np.int8),
             random.integers(-99, 99, 16).astype(np.int32),
             random.integers(5, 9, 16).astype(np.int8),
             low=0,
@@ -52,7 +52,7 @@ def network(seed=0):
         Logits(
             "hash",
             10,
-            random.integers(-128, 128, (BITS, 16)).astype(np.int8),
+            random.integers(-127, 128, (BITS, 16)).astype(np.int8),
             random.integers(-99, 99, BITS).astype(np.int32),
             random.integers(-12, 3, BITS).astype(np.int8),
         ),

@@ -78,6 +78,10 @@ def flip(tensors):
             tensors_changed(lambda tensors: tensors.update({"1.weight": tensors["1.weight"].astype(np.float32)})),
             "weights are float32",
         ),
+        (
+            tensors_changed(lambda tensors: tensors.update({"1.weight": np.full_like(tensors["1.weight"], -128)})),
+            "216 of 216 weights are -128",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"{}" * 99),

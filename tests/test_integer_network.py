@@ -165,6 +165,8 @@ def test_any_changed_integer_changes_the_hash(index, fields):
     [
         (1, {"source": 1}, "its inputs [1] are not earlier layers"),
         (1, {"weight": NETWORK.layers[1].weight.astype(np.int16)}, "weights are int16"),
+        (1, {"weight": np.full_like(NETWORK.layers[1].weight, -128)}, "216 of 216 weights are -128"),
+        (10, {"weight": np.full_like(NETWORK.layers[10].weight, -128)}, "192 of 192 weights are -128"),
         (1, {"bias": NETWORK.layers[1].bias.astype(np.float32)}, "bias is float32"),
         (1, {"shift": NETWORK.layers[1].shift + np.int8(20)}, "must be 0 to 16"),
         (1, {"low": 1}, "low = 1 must be -128 to 0"),

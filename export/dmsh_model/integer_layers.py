@@ -21,6 +21,8 @@ Int32 = npt.NDArray[np.int32]
 
 LOWEST: Final = -128
 HIGHEST: Final = 127
+# Of a weight: some ARM64 kernels add two products in int16, which 2 x (-128) x (-128) would not fit.
+LOWEST_WEIGHT: Final = -127
 # From here on a shifted accumulator that float32 could have rounded (2^24 and more) is beyond +-128 and is clipped.
 MAX_SHIFT: Final = 16
 
@@ -40,7 +42,7 @@ class Convolution:
     Attributes:
         name: for people.
         source: index of the input.
-        weight: (O, C / groups, kernel height, kernel width) int8.
+        weight: (O, C / groups, kernel height, kernel width) int8, -127 to 127.
         bias: (O,) int32, in units of the accumulator.
         shift: (O,) int8, 0 to 16.
         low: least output.
@@ -66,7 +68,7 @@ class Convolution:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """(N, C) -> (N, O). ``weight`` (O, C) int8, ``bias`` (O,) int32, ``shift`` (O,) int8, 0 to 16."""
+    """(N, C) -> (N, O). ``weight`` (O, C) int8, -127 to 127, ``bias`` (O,) int32, ``shift`` (O,) int8, 0 to 16."""
 
     name: str
     source: int

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from dmsh_model.integer_layers import (
     HIGHEST,
     LOWEST,
+    LOWEST_WEIGHT,
     MAX_SHIFT,
     Add,
     Concat,
@@ -185,6 +186,12 @@ def _maps(shape: Shape) -> Shape:
 def _check_arrays(layer: Convolution | Linear | Logits, rank: int) -> None:
     if layer.weight.dtype != np.int8 or layer.weight.ndim != rank or not layer.weight.size:
         raise ValueError(f"weights are {layer.weight.dtype} {list(layer.weight.shape)}, not int8 of {rank} dimensions")
+    below = int((layer.weight < LOWEST_WEIGHT).sum())
+    if below:
+        raise ValueError(
+            f"{below} of {layer.weight.size} weights are {LOWEST}: {LOWEST_WEIGHT} to {HIGHEST} alone is exact on "
+            "every CPU (some ARM64 kernels add two products in int16)"
+        )
     power = layer.exponent if isinstance(layer, Logits) else layer.shift
     for what, array, dtype in (("bias", layer.bias, np.int32), ("shift or exponent", power, np.int8)):
         if array.dtype != dtype or array.shape != layer.weight.shape[:1]:

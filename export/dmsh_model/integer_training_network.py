@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from dmsh_model.integer_layers import (
     HIGHEST,
     LOWEST,
+    LOWEST_WEIGHT,
     Add,
     Concat,
     Convolution,
@@ -121,8 +122,7 @@ class TrainableIntegerNetwork(nn.Module):
             if not isinstance(layer, Weighted):
                 continue
             weight, bias = self.weights[str(index)], self.biases[str(index)]
-            # Not -128: some ARM64 kernels add two products in int16, and twice (-128)(-128) would not fit.
-            weight.clamp_(-HIGHEST / _WEIGHT_UNIT, HIGHEST / _WEIGHT_UNIT)
+            weight.clamp_(LOWEST_WEIGHT / _WEIGHT_UNIT, HIGHEST / _WEIGHT_UNIT)
             low, high = self._network.ranges[layer.source]
             while True:
                 peak = _peak(*self._rounded(index), low, high)
