@@ -114,6 +114,25 @@ def test_a_layer_in_front_moves_the_mean_to_0_where_grey_padding_would_cost_more
     assert all(layer.name != "centred" for layer in plain.layers)
 
 
+def test_images_sorted_by_class_are_judged_by_all_classes(tmp_path, mnist):
+    """Grey padding costs the first images of class 3 less than 30 dB asks for, but not those of the other classes."""
+    rows = np.concatenate([np.flatnonzero(mnist.labels == label)[:16] for label in (3, 0, 1, 2)])
+    np.save(tmp_path / "sorted.npy", mnist.images[rows])
+    result = tmp_path / "result.json"
+    ran = dmsh_export(
+        "quantize",
+        DEMO_CHECKPOINT,
+        "--images",
+        tmp_path / "sorted.npy",
+        "--out",
+        tmp_path / "integer",
+        "--json",
+        result,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(result.read_text())["centred"]
+
+
 def test_too_few_images_are_refused_with_how_many_and_why(tmp_path, mnist):
     np.save(tmp_path / "few.npy", mnist.images[: MIN_IMAGES - 1])
     ran = dmsh_export("quantize", DEMO_CHECKPOINT, "--images", tmp_path / "few.npy", "--out", tmp_path / "integer")

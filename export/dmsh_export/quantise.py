@@ -23,13 +23,13 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.images import ImageSet
 
 MIN_IMAGES: Final = 40
+LOOKED_AT: Final = 16  # images that tell what grey padding costs
 HELD_OUT_EVERY: Final = 5  # of the images, one is held out
 MAX_HELD_OUT_BYTES: Final = 1 << 27
 MAX_HELD_OUT: Final = 1000
 _TRIAL_PIXELS = 16 * 224 * 224
 _MEASURED_A_LAYER = 16  # images
 _EQUALISATIONS = (0.5, 1.0)
-_LOOKED_AT = 16  # images that tell what grey padding costs
 _PADDING_MATTERS_BELOW = 30.0  # dB: above, rounding costs as much, and the layer in front would be for nothing
 
 
@@ -81,19 +81,33 @@ class Quantised:
         return {name: _finite(value) for name, value in plain.items()}
 
 
-def quantise(model: DMSH, batches: Iterable[ImageSet], on_stage: Callable[[str], None] = lambda _: None) -> Quantised:
+def quantise(
+    model: DMSH,
+    batches: Iterable[ImageSet],
+    on_stage: Callable[[str], None] = lambda _: None,
+    *,
+    looked_at: Images | None = None,
+) -> Quantised:
     """Return the integer form of ``model``, its scales calibrated on four of five images of ``batches``.
 
-    The images are seen once, a batch at a time; of the held-out ones a sample is kept. ``on_stage`` is told what
-    begins.
+    The images are seen once, a batch at a time; of the held-out ones a sample is kept.
+
+    Args:
+        model: the float network.
+        batches: the images, named.
+        on_stage: is told what begins.
+        looked_at: (n, H, W, 3) uint8, images of every kind (:data:`LOOKED_AT` do), which tell what grey padding costs
+            and with it whether a layer in front moves the mean to 0; None takes the first of ``batches``, which must
+            then come in no order.
 
     Raises:
         InputError: the network has an operator without integer form, or there are too few images.
     """
     model.eval()
-    first, batches = first_images(batches, _LOOKED_AT)
+    if looked_at is None:
+        looked_at, batches = first_images(batches, LOOKED_AT)
     graph = float_graph(model)
-    padding = _padding_cost(model, graph, first)
+    padding = _padding_cost(model, graph, looked_at)
     if padding < _PADDING_MATTERS_BELOW:
         graph = float_graph(model, centred=True)
     calibration = Calibration(graph)

@@ -23,8 +23,8 @@ def quantize(
     json: JsonOption = None,
 ) -> None:
     """Turn a checkpoint into integers, whose codes are the same on every machine; say what that costs."""
-    from dmsh_export.quantise import quantise
-    from dmsh_export.quantise_batches import batch_size
+    from dmsh_export.quantise import LOOKED_AT, quantise
+    from dmsh_export.quantise_batches import batch_size, spread_images
     from dmsh_model import checkpoint as checkpoints
     from dmsh_model import integer_checkpoint
     from dmsh_serving.images import iter_image_batches
@@ -44,6 +44,7 @@ def quantize(
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             ),
             on_stage=lambda stage: bar.update(task, description=stage),
+            looked_at=spread_images(images, size, LOOKED_AT),
         )
     integer_checkpoint.save(
         quantised.model,
