@@ -99,8 +99,43 @@ def test_a_sample_that_is_nearer_than_the_rest_costs_no_answer(threads, split_ea
     assert_as_oracle(np.zeros((2, 8), np.uint8), codes, 300, threads)
 
 
-def test_many_queries_are_searched_in_several_scans():
-    assert_as_oracle(random_codes(5, 150, 8), random_codes(6, 5000, 8), 5, threads=2)
+@pytest.mark.parametrize("width", [8, 13])
+def test_many_queries_are_searched_in_several_scans(width):
+    assert_as_oracle(random_codes(5, 300, width), random_codes(6, 5000, width), 5, threads=2)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("count", [1, 63, 64, 4096, 5003])
+def test_many_queries_which_read_codes_in_columns_find_what_the_oracle_finds(width, count):
+    codes = random_codes(width, count, width)
+    allowed = random_codes(98, count, 1, 2)[:, 0] == 0
+    assert_as_oracle(random_codes(99, 9, width), codes, 20)
+    assert_as_oracle(random_codes(99, 9, width), codes, 20, allowed=allowed)
+
+
+@pytest.mark.parametrize("width", [1, 3, 6, 13, 16, 100, 127])
+@pytest.mark.parametrize("queries", [1, 9])
+def test_nothing_beyond_the_codes_is_read(width, queries):
+    """Codes end where the readable memory does: reading on would end the process."""
+    code = (
+        "import ctypes, mmap\n"
+        "import numpy as np\n"
+        "from dmsh_serving.hamming import search\n"
+        "from dmsh_serving.hamming_radius import search_radius\n"
+        f"width, count = {width}, 9000\n"
+        "size = -(-count * width // mmap.PAGESIZE) * mmap.PAGESIZE\n"
+        "memory = mmap.mmap(-1, size + mmap.PAGESIZE)\n"
+        "start = ctypes.addressof(ctypes.c_char.from_buffer(memory))\n"
+        "protect = ctypes.CDLL(None, use_errno=True).mprotect\n"
+        "protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]\n"
+        "assert protect(start + size, mmap.PAGESIZE, 0) == 0\n"
+        "codes = np.frombuffer(memory, np.uint8, count * width, size - count * width).reshape(count, width)\n"
+        "for rows in (count, count - 1, 4096, 63, 1):\n"
+        f"    search(codes[:{queries}], codes[-rows:], 500 if rows == count else 5)\n"
+        f"    search_radius(codes[:{queries}], codes[-rows:], 3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -190,13 +225,13 @@ def test_code_compiled_for_avx2_alone_finds_the_same(tmp_path):
         "random = np.random.default_rng(0)\n"
         "for width in (6, 8, 16):\n"
         "    codes = random.integers(0, 256, (5000, width), dtype=np.uint8)\n"
-        "    queries = random.integers(0, 256, (3, width), dtype=np.uint8)\n"
+        "    queries = random.integers(0, 256, (9, width), dtype=np.uint8)\n"
         "    allowed = random.random(5000) < 0.3\n"
         "    for mask in (None, allowed):\n"
         "        found = search(queries, codes, 9, allowed=mask)\n"
         "        for got, wanted in zip(found, search_oracle(queries, codes, 9, mask)):\n"
         "            assert np.array_equal(got, wanted), (width, mask is None)\n"
-        "assembly = hamming_kernel._compile(8)[0]._library.get_asm_str()\n"
+        "assembly = hamming_kernel._compiled_block(8, False)[0]._library.get_asm_str()\n"
         "assert 'ymm' in assembly and 'zmm' not in assembly and 'vpopcnt' not in assembly\n"
     )
     haswell = "+avx,+avx2,+bmi,+bmi2,+fma,+popcnt,+sse4.2,+ssse3"

@@ -32,7 +32,7 @@ __all__ = ["RadiusResult", "available_cpus", "search", "search_radius"]
 Distances = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.int64]
 
-_QUERIES_A_SCAN = 64  # that use a block of codes while it is in the first-level cache
+_QUERIES_A_SCAN = 128  # that use a block of codes while it is in the first-level cache
 _CANDIDATE_BYTES = 64 << 20  # bounds the queries of one scan where k or the threads are many
 _BLOCKS_A_CHUNK = 4  # that a thread takes at a time for a lone query: some microseconds
 
@@ -75,7 +75,7 @@ def search(
     parts = _compiled()
     with helpers(participants - 1) as mailboxes:
         parts.search_batches(
-            *(parts.kernel_for(codes.shape[1]).words, parts.scan, parts.share, mailboxes),
+            *(parts.kernel_for(codes.shape[1]).words_for(batch), parts.scan, parts.share, mailboxes),
             *(codes.ctypes.data, codes.shape[1], len(codes), 0 if allowed is None else allowed.ctypes.data),
             *(queries.ctypes.data, batch, max(1, _BLOCKS_A_CHUNK // len(queries)), distances, rows),
         )

@@ -1,7 +1,10 @@
 """The vector part of Hamming search: which groups of codes have one below a cut, and their distances.
 
-Codes lie in *slots* of 1, 2, 4, 8, 16, 32, 64 or 128 bytes; other widths are spread into the next slot, with
-zero bytes after the code, a block at a time. One pair of functions is compiled for each slot size, on first use.
+Codes are looked at in groups of 64, in one of two arrangements. In *rows* they lie as the gallery holds them, of any
+width; each occupies a *slot* of a vector, its width rounded up to a power of two, and where the two differ a byte
+shuffle brings it there. In *columns* (of codes beyond 8 bytes) the first words of 8 codes come first, then their
+second words, and so on. A few queries read rows, in place. Many queries read columns, arranged once a block for
+all of them: no shuffle is left then, and a distance is a sum over whole vectors.
 
 The fast path computes no list of distances at all: 64 codes are reduced to one vector of lane minima, which is
 compared with the running k-th distance ("the cut"). That is one exclusive or, one population count and one
@@ -18,31 +21,52 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from dmsh_serving.hamming_spread import spread_for
+from dmsh_serving.hamming_arrange import columns_for, copy_for, slot_of, slot_vector, spread_for, words_of
 from dmsh_serving.native import carray, cgutils, entry, literal_intrinsic, load_unaligned, place, pointer_u8, types
 
 GROUP: Final = 64  # codes a look at the cut
 VECTOR_BYTES: Final = 64
 MAX_BLOCK: Final = 64 * GROUP  # one bit a group in a word
 _BLOCK_BYTES: Final = 32_768  # stays in the first-level cache
+_WORTH_COLUMNS: Final = 8  # queries, from which on arranging a block costs less than it saves
 
 _I16, _I64 = ir.IntType(16), ir.IntType(64)
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """The compiled functions for one slot size, called by address.
+class BlockKernel:
+    """The compiled functions that look at a block of codes, called by address.
 
     Attributes:
-        slot: bytes a code occupies.
-        block: codes a call of ``hit_groups``, a multiple of :data:`GROUP`.
         hit_groups: address of ``uint64(int64 codes, int64 groups, int64 query, int64 cut)``: bit g is set where
             one of the 64 codes of group g, of at most 64, is nearer than ``cut`` to the query.
         near: address of ``uint64(int64 codes, int64 cut, int64 query, int64 out)``: writes the distances of one group
             as uint16 and returns which of them are below ``cut``, a bit each.
+        arrange: address of ``uint64(int64 codes, int64 left, int64 count, int64 out)``: brings ``count`` of the
+            ``left`` codes at ``codes`` into this arrangement, reads nothing beyond those left, and returns 0.
+        in_place: whether a block can be read where the gallery holds it, if :data:`GROUP` more codes follow.
+        code_bytes: a code's, in this arrangement.
+    """
+
+    hit_groups: int
+    near: int
+    arrange: int
+    in_place: bool
+    code_bytes: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The compiled functions for one width.
+
+    Attributes:
+        slot: bytes of a vector that a code occupies; queries are padded to as many, with zeros.
+        block: codes a call of ``hit_groups``, a multiple of :data:`GROUP`.
+        rows: for few queries.
+        columns: for many queries; the same where columns would not be faster.
         distances: address of ``uint64(int64 codes, int64 groups, int64 query, int64 out)``: writes the distances of
-            the groups as uint16, in order, and returns 0.
-        spread: address of the function that brings codes into slots: see :mod:`dmsh_serving.hamming_spread`.
+            groups of codes that lie in slots as uint16, in order, and returns 0.
+        spread: address of a function as ``arrange`` is, which brings codes into slots.
         mask_block: address of ``uint64(int64 allowed, int64 count, int64 groups, int64 out)``: copies ``count``
             booleans (true ones where ``allowed`` is 0) into whole groups, false beyond them, and returns 0 where
             none is true.
@@ -50,55 +74,70 @@ class Kernel:
 
     slot: int
     block: int
-    hit_groups: int
-    near: int
+    rows: BlockKernel
+    columns: BlockKernel
     distances: int
     spread: int
     mask_block: int
 
+    def words_for(self, queries: int) -> npt.NDArray[np.int64]:
+        """Return (9,) int64, as jobs hold them: a block kernel's fields, mask_block, rows.near, slot, block."""
+        return self._row_words if queries < _WORTH_COLUMNS else self._column_words
+
     @functools.cached_property
-    def words(self) -> npt.NDArray[np.int64]:
-        """(7,) int64, as jobs hold them: hit_groups, near, distances, spread, mask_block, slot, block."""
-        words = (self.hit_groups, self.near, self.distances, self.spread, self.mask_block, self.slot, self.block)
-        return np.array(words, np.int64)
+    def _row_words(self) -> npt.NDArray[np.int64]:
+        return self._words(self.rows)
 
+    @functools.cached_property
+    def _column_words(self) -> npt.NDArray[np.int64]:
+        return self._words(self.columns)
 
-def slot_of(width: int) -> int:
-    """Return the slot size for codes of ``width`` bytes: the next power of two."""
-    return 1 << (width - 1).bit_length()
+    def _words(self, of: BlockKernel) -> npt.NDArray[np.int64]:
+        block_kernel = (of.hit_groups, of.near, of.arrange, of.in_place, of.code_bytes)
+        return np.array([*block_kernel, self.mask_block, self.rows.near, self.slot, self.block], np.int64)
 
 
 @functools.cache
 def kernel_for(width: int) -> Kernel:
     """Return the compiled functions for codes of ``width`` bytes."""
     slot = slot_of(width)
-    hit_groups, near, distances = _compile(slot)
-    return Kernel(
-        slot,
-        min(MAX_BLOCK, _BLOCK_BYTES // slot),
-        hit_groups.address,
-        near.address,
-        distances.address,
-        spread_for(width, slot),
-        _mask_block.address,
-    )
+    rows = _block_kernel(width, False, copy_for(width), width)
+    if slot > 8:
+        columns = _block_kernel(width, True, columns_for(width), 8 * words_of(width), in_place=False)
+    elif width < slot:
+        columns = _block_kernel(slot, False, spread_for(width), slot, in_place=False)
+    else:
+        columns = rows
+    block = min(MAX_BLOCK, _BLOCK_BYTES // slot)
+    distances = _compiled_distances(slot).address
+    return Kernel(slot, block, rows, columns, distances, spread_for(width), _mask_block.address)
+
+
+def _block_kernel(width: int, columns: bool, arrange: int, code_bytes: int, *, in_place: bool = True) -> BlockKernel:
+    hit_groups, near = _compiled_block(width, columns)
+    return BlockKernel(hit_groups.address, near.address, arrange, in_place, code_bytes)
 
 
 @functools.cache
-def _compile(slot: int) -> tuple[Any, Any, Any]:
+def _compiled_block(width: int, columns: bool) -> tuple[Any, Any]:
     @entry("uint64(int64, int64, int64, int64)")
     def hit_groups(codes: int, groups: int, query: int, cut: int) -> Any:
-        return _hit_groups(slot, codes, groups, query, cut)
+        return _hit_groups(width, columns, codes, groups, query, cut)
 
+    @entry("uint64(int64, int64, int64, int64)")
+    def near(codes: int, cut: int, query: int, out: int) -> Any:
+        return _near(width, columns, codes, cut, query, out)
+
+    return hit_groups, near
+
+
+@functools.cache
+def _compiled_distances(slot: int) -> Any:
     @entry("uint64(int64, int64, int64, int64)")
     def distances(codes: int, groups: int, query: int, out: int) -> Any:
         return _distances(slot, codes, groups, query, out)
 
-    @entry("uint64(int64, int64, int64, int64)")
-    def near(codes: int, cut: int, query: int, out: int) -> Any:
-        return _near(slot, codes, cut, query, out)
-
-    return hit_groups, near, distances
+    return distances
 
 
 @entry("uint64(int64, int64, int64, int64)")
@@ -119,26 +158,35 @@ def _mask_block(allowed: int, count: int, groups: int, out: int) -> Any:
 class _Tile:
     """Generates the code that turns the codes of some vectors into one vector of their distances."""
 
-    def __init__(self, builder: Any, slot: int, query: Any) -> None:
-        lane_bytes = min(slot, 8)
+    def __init__(self, builder: Any, width: int, columns: bool, query: Any) -> None:
+        self.slot = slot_of(width)
+        lane_bytes = min(self.slot, 8)
         self.builder = builder
+        self.width, self.columns = width, columns
         self.lane = ir.IntType(8 * lane_bytes)
-        self.lanes = VECTOR_BYTES // lane_bytes
+        self.lanes = VECTOR_BYTES // lane_bytes  # a tile holds as many codes as a vector has lanes
         self.vector = ir.VectorType(self.lane, self.lanes)
-        self.words = slot // lane_bytes  # lanes a code
-        self.bytes = VECTOR_BYTES * self.words  # a tile; it holds as many codes as a vector has lanes
-        self.query = [self._query_vector(query, i) for i in range(max(1, self.words // self.lanes))]
+        self.words = words_of(width) if columns else self.slot // lane_bytes  # vectors a tile
+        self.bytes = VECTOR_BYTES * self.words if columns else self.lanes * width
+        self.query = [self._query_vector(query, i) for i in range(self._query_vectors())]
+
+    def _query_vectors(self) -> int:
+        return self.words if self.columns else max(1, self.words // self.lanes)
 
     def _query_vector(self, query: Any, index: int) -> Any:
         vector = ir.Constant(self.vector, ir.Undefined)
         for lane in range(self.lanes):
-            offset = (index * self.lanes + lane) % self.words * (self.lane.width // 8)
-            word = load_unaligned(self.builder, self.builder.add(query, _I64(offset)), self.lane)
-            vector = self.builder.insert_element(vector, word, ir.IntType(32)(lane))
+            word = index if self.columns else (index * self.lanes + lane) % self.words
+            at = self.builder.add(query, _I64(word * (self.lane.width // 8)))
+            loaded = load_unaligned(self.builder, at, self.lane)
+            vector = self.builder.insert_element(vector, loaded, ir.IntType(32)(lane))
         return vector
 
-    def constant(self, value: int) -> Any:
-        return ir.Constant(self.vector, [value] * self.lanes)
+    def _codes(self, codes: Any, index: int) -> Any:
+        """Return vector ``index`` of the tile at ``codes``."""
+        if self.columns:
+            return load_unaligned(self.builder, self.builder.add(codes, _I64(index * VECTOR_BYTES)), self.vector)
+        return self.builder.bitcast(slot_vector(self.builder, codes, self.width, self.slot, index), self.vector)
 
     def splat(self, value: Any) -> Any:
         undefined = ir.Constant(self.vector, ir.Undefined)
@@ -172,9 +220,10 @@ class _Tile:
         """Return the distances of the tile at ``codes``, one a lane; cheaper when their order does not matter."""
         counts = []
         for index in range(self.words):
-            vector = load_unaligned(self.builder, self.builder.add(codes, _I64(index * VECTOR_BYTES)), self.vector)
             query = self.query[index % len(self.query)]
-            counts.append(self.count_bits(self.builder.xor(vector, query)))
+            counts.append(self.count_bits(self.builder.xor(self._codes(codes, index), query)))
+        if self.columns:
+            return functools.reduce(self.builder.add, counts)
         while len(counts) > self.lanes:  # vectors that hold parts of the same codes
             counts = [self.builder.add(a, b) for a, b in zip(counts[::2], counts[1::2], strict=True)]
         run = 1
@@ -207,17 +256,17 @@ def _interleaved(lanes: int, run: int) -> tuple[list[int], list[int]]:
 
 
 @literal_intrinsic
-def _hit_groups(typing: Any, slot: Any, codes: Any, groups: Any, query: Any, cut: Any) -> Any:
-    if not isinstance(slot, types.IntegerLiteral):
+def _hit_groups(typing: Any, width: Any, columns: Any, codes: Any, groups: Any, query: Any, cut: Any) -> Any:
+    if not isinstance(width, types.IntegerLiteral):
         return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, codes, groups, query, cut = arguments
-        tile = _Tile(builder, slot.literal_value, query)
+        _, _, codes, groups, query, cut = arguments
+        tile = _Tile(builder, width.literal_value, columns.literal_value, query)
         limit = tile.splat(builder.trunc(cut, tile.lane) if tile.lane.width < 64 else cut)
         hits = cgutils.alloca_once_value(builder, _I64(0))
         with cgutils.for_range(builder, groups, intp=_I64) as loop:
-            at = builder.add(codes, builder.mul(loop.index, _I64(GROUP * slot.literal_value)))
+            at = builder.add(codes, builder.mul(loop.index, _I64(GROUP // tile.lanes * tile.bytes)))
             lowest = None
             for index in range(GROUP // tile.lanes):
                 found = tile.distances(builder.add(at, _I64(index * tile.bytes)), in_order=False)
@@ -228,7 +277,7 @@ def _hit_groups(typing: Any, slot: Any, codes: Any, groups: Any, query: Any, cut
             builder.store(builder.or_(builder.load(hits), bit), hits)
         return builder.load(hits)
 
-    return types.uint64(slot, types.int64, types.int64, types.int64, types.int64), generate
+    return types.uint64(width, columns, *[types.int64] * 4), generate
 
 
 @literal_intrinsic
@@ -238,7 +287,7 @@ def _distances(typing: Any, slot: Any, codes: Any, groups: Any, query: Any, out:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, codes, groups, query, out = arguments
-        tile = _Tile(builder, slot.literal_value, query)
+        tile = _Tile(builder, slot.literal_value, False, query)
         with cgutils.for_range(builder, builder.mul(groups, _I64(GROUP // tile.lanes)), intp=_I64) as loop:
             found = tile.distances(builder.add(codes, builder.mul(loop.index, _I64(tile.bytes))), in_order=True)
             tile.store(found, builder.add(out, builder.mul(loop.index, _I64(2 * tile.lanes))))
@@ -248,13 +297,13 @@ def _distances(typing: Any, slot: Any, codes: Any, groups: Any, query: Any, out:
 
 
 @literal_intrinsic
-def _near(typing: Any, slot: Any, codes: Any, cut: Any, query: Any, out: Any) -> Any:
-    if not isinstance(slot, types.IntegerLiteral):
+def _near(typing: Any, width: Any, columns: Any, codes: Any, cut: Any, query: Any, out: Any) -> Any:
+    if not isinstance(width, types.IntegerLiteral):
         return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, codes, cut, query, out = arguments
-        tile = _Tile(builder, slot.literal_value, query)
+        _, _, codes, cut, query, out = arguments
+        tile = _Tile(builder, width.literal_value, columns.literal_value, query)
         limit = tile.splat(builder.trunc(cut, tile.lane) if tile.lane.width < 64 else cut)
         near: Any = _I64(0)
         for index in range(GROUP // tile.lanes):
@@ -265,4 +314,4 @@ def _near(typing: Any, slot: Any, codes: Any, cut: Any, query: Any, out: Any) ->
             near = builder.or_(near, builder.shl(below, _I64(index * tile.lanes)))
         return near
 
-    return types.uint64(slot, types.int64, types.int64, types.int64, types.int64), generate
+    return types.uint64(width, columns, *[types.int64] * 4), generate

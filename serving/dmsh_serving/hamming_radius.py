@@ -104,7 +104,7 @@ def _search(queries: Codes, codes: Codes, radius: int, threads: int, allowed: Ma
     places = np.zeros((parts, len(queries), radius + 1), np.int64)
     job = np.array(
         [
-            *(0, kernel.hit_groups, kernel.distances, kernel.spread, kernel.mask_block, kernel.slot, kernel.block),
+            *(0, *kernel.words_for(len(queries)).tolist()),
             *(codes.ctypes.data, codes.shape[1], len(codes), 0 if allowed is None else allowed.ctypes.data),
             *(padded.ctypes.data, len(padded), radius, part, parts, places.ctypes.data, 0, 0),
             *(scratch.ctypes.data, scratch_bytes),

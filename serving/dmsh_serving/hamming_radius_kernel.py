@@ -12,7 +12,6 @@ import numpy as np
 
 from dmsh_serving.native import (
     atomic_add,
-    bits_below,
     bits_true,
     call_kernel,
     carray,
@@ -28,9 +27,9 @@ GROUP: Final = 64
 
 # Words of a job.
 (
-    NEXT, HIT_GROUPS, DISTANCES, SPREAD, MASK_BLOCK, SLOT, BLOCK, CODES, WIDTH, COUNT, ALLOWED, QUERIES, QUERY_COUNT,
-    RADIUS, PART, PARTS, PLACES, OUT_DISTANCES, OUT_ROWS, SCRATCH, SCRATCH_STRIDE, WORDS,
-) = range(22)  # fmt: skip
+    NEXT, HIT_GROUPS, NEAR, ARRANGE, IN_PLACE, CODE_BYTES, MASK_BLOCK, ROW_NEAR, SLOT, BLOCK, CODES, WIDTH, COUNT,
+    ALLOWED, QUERIES, QUERY_COUNT, RADIUS, PART, PARTS, PLACES, OUT_DISTANCES, OUT_ROWS, SCRATCH, SCRATCH_STRIDE, WORDS,
+) = range(25)  # fmt: skip
 
 
 @entry("void(int64, int64)")
@@ -48,9 +47,9 @@ def scan_radius(job_address: int, participant: int) -> None:
         carray(pointer_i32(job[OUT_DISTANCES]), 1 << 62),
         carray(pointer_i64(job[OUT_ROWS]), 1 << 62),
     )
-    spread_codes = job[SCRATCH] + participant * job[SCRATCH_STRIDE]
-    measured = spread_codes + slot * block
-    spread_mask = measured + 2 * GROUP
+    arranged = job[SCRATCH] + participant * job[SCRATCH_STRIDE]
+    measured = arranged + slot * block
+    block_mask = measured + 2 * GROUP
     of_group = carray(pointer_u16(measured), GROUP)
     while True:
         part = atomic_add(job_address + 8 * NEXT, 1)
@@ -62,14 +61,14 @@ def scan_radius(job_address: int, participant: int) -> None:
             groups = (in_block + GROUP - 1) // GROUP
             allowed = np.int64(0)
             if job[ALLOWED] != 0 or in_block < block:
-                allowed = spread_mask
+                allowed = block_mask
                 source = job[ALLOWED] + first if job[ALLOWED] != 0 else 0
                 if call_kernel(job[MASK_BLOCK], source, in_block, groups, allowed) == 0:
                     continue
             codes = job[CODES] + first * width
-            if width != slot or in_block < block:
-                call_kernel(job[SPREAD], codes, job[COUNT] - first, in_block, spread_codes)
-                codes = spread_codes
+            if job[IN_PLACE] == 0 or in_block < block or job[COUNT] - first - in_block < GROUP:
+                call_kernel(job[ARRANGE], codes, job[COUNT] - first, in_block, arranged)
+                codes = arranged
             for q in range(queries):
                 query = job[QUERIES] + q * slot
                 hits = call_kernel(job[HIT_GROUPS], codes, groups, query, limit)
@@ -77,8 +76,7 @@ def scan_radius(job_address: int, participant: int) -> None:
                     group = trailing_zeros(hits)
                     hits &= hits - numba.uint64(1)
                     mask = ~numba.uint64(0) if allowed == 0 else bits_true(allowed + group * GROUP)
-                    call_kernel(job[DISTANCES], codes + group * GROUP * slot, 1, query, measured)
-                    mask &= bits_below(measured, limit)
+                    mask &= call_kernel(job[NEAR], codes + group * GROUP * job[CODE_BYTES], limit, query, measured)
                     while mask != 0:
                         i = trailing_zeros(mask)
                         mask &= mask - numba.uint64(1)

@@ -43,16 +43,16 @@ RUN_GROUPS: Final = 8  # so many in a row: a jump costs as much as they do
 # Words of a job. The counter has a cache line of its own: every thread writes to it, and reads the others all the time.
 NEXT: Final = 0
 (
-    HIT_GROUPS, NEAR, DISTANCES, SPREAD, MASK_BLOCK, SLOT, BLOCK, CHUNK, CODES, WIDTH, COUNT, ALLOWED, QUERIES,
-    QUERY_COUNT, K, LEVELS, BATCH, CAPACITY, MEMORY, MEMORY_STRIDE, FIRST_CUTS,
-) = range(LINE, LINE + 21)  # fmt: skip
-WORDS: Final = LINE + 21
+    HIT_GROUPS, NEAR, ARRANGE, IN_PLACE, CODE_BYTES, MASK_BLOCK, ROW_NEAR, SLOT, BLOCK, CHUNK, CODES, WIDTH, COUNT,
+    ALLOWED, QUERIES, QUERY_COUNT, K, LEVELS, BATCH, CAPACITY, MEMORY, MEMORY_STRIDE, FIRST_CUTS,
+) = range(LINE, LINE + 23)  # fmt: skip
+WORDS: Final = LINE + 23
 USED, CUT, BELOW, STATE = range(4)  # a state: candidates, the running k-th distance, candidates below it; its size
 
 
 @numba.njit(nogil=True, error_model="numpy")
 def _block_bytes(slot: int, block: int) -> Any:
-    """Return the bytes of a spread block, the distances of a group and a block's part of the mask, in this order."""
+    """Return the bytes of an arranged block, the distances of a group and a block's part of the mask, in this order."""
     return slot * block + 2 * GROUP + block
 
 
@@ -60,7 +60,7 @@ def _block_bytes(slot: int, block: int) -> Any:
 def _memory_words(slot: int, block: int, batch: int, capacity: int, levels: int) -> Any:
     """Return the 8-byte words of memory a participant needs: states, candidates, their histograms and a block.
 
-    A spread block comes first, on a cache line; then the states, which are to be zeros when the participant begins.
+    An arranged block comes first, on a cache line; then the states, which are to be zeros when the participant begins.
     """
     candidates = batch * (STATE + capacity + capacity // 2 + levels)
     return (candidates + _block_bytes(slot, block) // 8 + LINE - 1) // LINE * LINE
@@ -124,15 +124,15 @@ def _take(measured: int, mask: Any, first: int, k: int, state: Any, distances: A
 def _memory_of(job: Any, participant: int) -> Any:
     """Return a participant's states, candidate rows and distances, histograms, and the address of its scratch."""
     batch, capacity, levels = job[BATCH], job[CAPACITY], job[LEVELS]
-    spread_codes = job[MEMORY] + 8 * participant * job[MEMORY_STRIDE]
-    at = spread_codes + _block_bytes(job[SLOT], job[BLOCK])
+    arranged = job[MEMORY] + 8 * participant * job[MEMORY_STRIDE]
+    at = arranged + _block_bytes(job[SLOT], job[BLOCK])
     states = carray(pointer_i64(at), (batch, STATE))
     at += 8 * batch * STATE
     rows = carray(pointer_i64(at), (batch, capacity))
     at += 8 * batch * capacity
     histograms = carray(pointer_i64(at), (batch, levels))
     at += 8 * batch * levels
-    return states, rows, carray(pointer_i32(at), (batch, capacity)), histograms, spread_codes
+    return states, rows, carray(pointer_i32(at), (batch, capacity)), histograms, arranged
 
 
 @entry("void(int64, int64)")
@@ -142,9 +142,9 @@ def scan(job_address: int, participant: int) -> None:
     slot, block, width, count, k = job[SLOT], job[BLOCK], job[WIDTH], job[COUNT], job[K]
     queries = job[QUERY_COUNT]
     first_cuts = carray(pointer_i64(job[FIRST_CUTS]), queries)
-    states, rows, distances, histograms, spread_codes = _memory_of(job, participant)
-    measured = spread_codes + slot * block
-    spread_mask = measured + 2 * GROUP
+    states, rows, distances, histograms, arranged = _memory_of(job, participant)
+    measured = arranged + slot * block
+    block_mask = measured + 2 * GROUP
     for q in range(queries):
         states[q, CUT] = first_cuts[q]
         for level in range(job[LEVELS]):
@@ -158,14 +158,14 @@ def scan(job_address: int, participant: int) -> None:
             groups = (in_block + GROUP - 1) // GROUP
             allowed = np.int64(0)
             if job[ALLOWED] != 0 or in_block < block:
-                allowed = spread_mask
+                allowed = block_mask
                 source = job[ALLOWED] + first if job[ALLOWED] != 0 else 0
                 if call_kernel(job[MASK_BLOCK], source, in_block, groups, allowed) == 0:
                     continue
             codes = job[CODES] + first * width
-            if width != slot or in_block < block:
-                call_kernel(job[SPREAD], codes, count - first, in_block, spread_codes)
-                codes = spread_codes
+            if job[IN_PLACE] == 0 or in_block < block or count - first - in_block < GROUP:
+                call_kernel(job[ARRANGE], codes, count - first, in_block, arranged)
+                codes = arranged
             for q in range(queries):
                 query = job[QUERIES] + q * slot
                 hits = call_kernel(job[HIT_GROUPS], codes, groups, query, states[q, CUT])
@@ -175,7 +175,9 @@ def scan(job_address: int, participant: int) -> None:
                     mask = ~numba.uint64(0) if allowed == 0 else bits_true(allowed + group * GROUP)
                     if mask == 0:
                         continue
-                    mask &= call_kernel(job[NEAR], codes + group * GROUP * slot, states[q, CUT], query, measured)
+                    mask &= call_kernel(
+                        job[NEAR], codes + group * GROUP * job[CODE_BYTES], states[q, CUT], query, measured
+                    )
                     if mask != 0:
                         row = first + group * GROUP
                         _take(measured, mask, row, k, states[q], distances[q], rows[q], histograms[q])
@@ -186,7 +188,7 @@ def _first_cuts(job: Any, cuts: Any, guess: bool) -> None:
     """Write the cut that each query's scan begins with: a guess from a sample, or one that lets everything in.
 
     Args:
-        job: the job, its queries in place; the first participant's scratch is used.
+        job: the job, its queries in place.
         cuts: (at least queries,) int64.
         guess: False to let everything in.
     """
@@ -199,18 +201,16 @@ def _first_cuts(job: Any, cuts: Any, guess: bool) -> None:
     rank = expected + 2.5 * np.sqrt(expected) + 1  # too few once in a hundred times, were the sample independent
     if not guess or job[ALLOWED] != 0 or expected < 2 or rank > sample * GROUP / 2 or 16 * sample * GROUP > count:
         return
-    in_run = min(sample, RUN_GROUPS, job[BLOCK] // GROUP)  # a block of scratch
+    in_run = min(sample, RUN_GROUPS)
     runs = (sample + in_run - 1) // in_run
     measured = np.empty(runs * in_run * GROUP, np.uint16)
     for q in range(job[QUERY_COUNT]):
-        for i in range(runs):
-            first = (count // GROUP - in_run) * i // runs * GROUP
-            codes = job[CODES] + first * job[WIDTH]
-            if job[WIDTH] != slot:
-                call_kernel(job[SPREAD], codes, count - first, in_run * GROUP, job[MEMORY])
-                codes = job[MEMORY]
-            out = np.int64(measured.ctypes.data) + 2 * GROUP * in_run * i
-            call_kernel(job[DISTANCES], codes, in_run, job[QUERIES] + q * slot, out)
+        for run in range(runs):
+            first = (count // GROUP - in_run - 1) * run // runs * GROUP  # a group follows, as in place is read
+            for group in range(in_run):
+                codes = job[CODES] + (first + group * GROUP) * job[WIDTH]
+                out = np.int64(measured.ctypes.data) + 2 * GROUP * (in_run * run + group)
+                call_kernel(job[ROW_NEAR], codes, 0, job[QUERIES] + q * slot, out)
         low, high = 0, levels  # the lowest cut below which enough of the sample are
         while low < high:
             middle = (low + high) // 2
@@ -359,7 +359,7 @@ def search_batches(
     """Search batch by batch, with memory that does not grow with the queries.
 
     Args:
-        kernel: (7,) int64, ``Kernel.words``.
+        kernel: (9,) int64, of ``Kernel.words_for``.
         scan_address: of :func:`scan`.
         share: address of :func:`dmsh_serving.worker_kernel.share`.
         mailboxes: (helpers,) int64.
@@ -375,14 +375,14 @@ def search_batches(
     """
     all_queries, k = out_rows.shape
     participants = mailboxes.shape[0] + 1
-    slot, block = kernel[5], kernel[6]
+    slot, block = kernel[7], kernel[8]
     levels, capacity = 8 * width + 1, 2 * k + GROUP
     words = _memory_words(slot, block, batch, capacity, levels)
     memory = np.empty(participants * words + LINE, np.int64)
     job_memory = np.empty(WORDS + LINE, np.int64)
     job_address = (np.int64(job_memory.ctypes.data) + 63) // 64 * 64
     job = carray(pointer_i64(job_address), WORDS)
-    for i in range(7):
+    for i in range(9):
         job[LINE + i] = kernel[i]
     job[CHUNK], job[CODES], job[WIDTH], job[COUNT], job[ALLOWED] = blocks * block, codes, width, count, allowed
     job[K], job[LEVELS], job[BATCH], job[CAPACITY] = k, levels, batch, capacity
