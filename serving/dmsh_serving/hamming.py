@@ -76,8 +76,8 @@ def search(
     with helpers(participants - 1) as mailboxes:
         parts.search_batches(
             *(parts.kernel_for(codes.shape[1]).words_for(batch), parts.scan, parts.share, mailboxes),
-            *(codes.ctypes.data, codes.shape[1], len(codes), 0 if allowed is None else allowed.ctypes.data),
-            *(queries.ctypes.data, batch, max(1, _BLOCKS_A_CHUNK // len(queries)), distances, rows),
+            *(codes, 0 if allowed is None else allowed.ctypes.data, queries),
+            *(batch, max(1, _BLOCKS_A_CHUNK // len(queries)), distances, rows),
         )
     return distances, rows
 

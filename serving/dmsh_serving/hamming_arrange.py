@@ -13,15 +13,14 @@ from typing import Any, Final
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from dmsh_serving.native import (
-    carray,
     cgutils,
     compiled,
+    copy_bytes,
     entry,
     literal_intrinsic,
     load_u8,
     load_unaligned,
     place,
-    pointer_u8,
     store_u8,
     types,
 )
@@ -48,7 +47,7 @@ def copy_for(width: int) -> int:
 
     @entry("uint64(int64, int64, int64, int64)")
     def copy(codes: int, left: int, count: int, out: int) -> int:
-        carray(pointer_u8(out), count * width)[:] = carray(pointer_u8(codes), count * width)
+        copy_bytes(out, codes, count * width)
         return 0
 
     return _address(copy)

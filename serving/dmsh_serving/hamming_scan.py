@@ -24,16 +24,17 @@ from dmsh_serving.native import (
     atomic_add,
     bits_below,
     bits_true,
+    bytes_read,
     call_kernel,
     carray,
     compiled,
     entry,
     pointer_i32,
     pointer_i64,
-    pointer_u8,
     pointer_u16,
     popcount,
     trailing_zeros,
+    types,
 )
 
 GROUP: Final = 64
@@ -195,11 +196,11 @@ def _first_cuts(job: Any, cuts: Any, guess: bool) -> None:
     count, k, slot, levels = job[COUNT], job[K], job[SLOT], job[LEVELS]
     for q in range(job[QUERY_COUNT]):
         cuts[q] = levels
-    # So many that 16 of the sample are expected among the first k; fewer than 2 would tell nothing.
+    # So many that 16 of the sample are expected among the first k; fewer than 1 would tell little.
     sample = max(1, min(SAMPLE_GROUPS, count // (4 * k)))
     expected = sample * GROUP * k / count
     rank = expected + 2.5 * np.sqrt(expected) + 1  # too few once in a hundred times, were the sample independent
-    if not guess or job[ALLOWED] != 0 or expected < 2 or rank > sample * GROUP / 2 or 16 * sample * GROUP > count:
+    if not guess or job[ALLOWED] != 0 or expected < 1 or rank > sample * GROUP / 2 or 16 * sample * GROUP > count:
         return
     in_run = min(sample, RUN_GROUPS)
     runs = (sample + in_run - 1) // in_run
@@ -338,19 +339,19 @@ def _finish(job: Any, participants: int, first: int, out_distances: Any, out_row
 
 
 @compiled(
-    "void(int64[::1], int64, int64, int64[::1], int64, int64, int64, int64, int64, int64, int64, "
-    "int32[:,::1], int64[:,::1])"
-)
+    types.void(
+        types.int64[::1], types.int64, types.int64, types.int64[::1], bytes_read, types.int64, bytes_read, types.int64,
+        types.int64, types.int32[:, ::1], types.int64[:, ::1],
+    )
+)  # fmt: skip
 def search_batches(
     kernel: Any,
     scan_address: int,
     share: int,
     mailboxes: Any,
-    codes: int,
-    width: int,
-    count: int,
+    codes: Any,
     allowed: int,
-    queries: int,
+    queries: Any,
     batch: int,
     blocks: int,
     out_distances: Any,
@@ -363,16 +364,15 @@ def search_batches(
         scan_address: of :func:`scan`.
         share: address of :func:`dmsh_serving.worker_kernel.share`.
         mailboxes: (helpers,) int64.
-        codes: address of the codes, rows of ``width`` bytes.
-        width: bytes a code.
-        count: number of codes.
+        codes: (count, width) uint8.
         allowed: address of a boolean for each code; 0 where all are.
-        queries: address of the queries, rows of ``width`` bytes.
+        queries: (queries, width) uint8.
         batch: queries a scan.
         blocks: that a thread takes at a time.
         out_distances: (queries, k) int32, overwritten.
         out_rows: (queries, k) int64, overwritten.
     """
+    count, width = codes.shape
     all_queries, k = out_rows.shape
     participants = mailboxes.shape[0] + 1
     slot, block = kernel[7], kernel[8]
@@ -384,7 +384,8 @@ def search_batches(
     job = carray(pointer_i64(job_address), WORDS)
     for i in range(9):
         job[LINE + i] = kernel[i]
-    job[CHUNK], job[CODES], job[WIDTH], job[COUNT], job[ALLOWED] = blocks * block, codes, width, count, allowed
+    job[CHUNK], job[CODES], job[WIDTH] = blocks * block, np.int64(codes.ctypes.data), width
+    job[COUNT], job[ALLOWED] = count, allowed
     job[K], job[LEVELS], job[BATCH], job[CAPACITY] = k, levels, batch, capacity
     job[MEMORY], job[MEMORY_STRIDE] = (np.int64(memory.ctypes.data) + 63) // 64 * 64, words
     padded = np.zeros((batch, slot), np.uint8)
@@ -393,10 +394,9 @@ def search_batches(
     job[FIRST_CUTS] = np.int64(cuts.ctypes.data)
     for first in range(0, all_queries, batch):
         job[QUERY_COUNT] = min(batch, all_queries - first)
-        source = carray(pointer_u8(queries + first * width), (job[QUERY_COUNT], width))
         for q in range(job[QUERY_COUNT]):
             for byte in range(width):
-                padded[q, byte] = source[q, byte]
+                padded[q, byte] = queries[first + q, byte]
             for column in range(k):
                 out_distances[first + q, column] = PAD_DISTANCE
                 out_rows[first + q, column] = PAD_ID

@@ -8,8 +8,6 @@ a helper that wakes late costs nothing.
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +40,8 @@ def _bell() -> tuple[int, int]:
 
 
 _idle: list[Helper] = []  # append and pop are atomic
+_NONE: list[Helper] = []
+_NO_MAILBOXES = np.empty(0, np.int64)
 
 
 def _forget_helpers() -> None:
@@ -52,14 +52,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_helpers)
 
 
-@contextmanager
-def helpers(count: int) -> Iterator[npt.NDArray[np.int64]]:
+class helpers:  # noqa: N801 - a class, not a generator, for a microsecond of a search that has a few
     """Lend ``count`` threads for a while: the addresses (count,) int64 of their mailboxes, for ``share``."""
-    lent = [_take() for _ in range(count)]
-    try:
-        yield np.array([helper.mailbox for helper in lent], np.int64)
-    finally:
-        _idle.extend(lent)
+
+    def __init__(self, count: int) -> None:
+        self._lent = [_take() for _ in range(count)] if count else _NONE
+
+    def __enter__(self) -> npt.NDArray[np.int64]:
+        return np.array([helper.mailbox for helper in self._lent], np.int64) if self._lent else _NO_MAILBOXES
+
+    def __exit__(self, *error: object) -> None:
+        _idle.extend(self._lent)
 
 
 def run(function: int, job: npt.NDArray[np.int64], participants: int) -> None:
