@@ -59,8 +59,11 @@ def cpus(
     """Compare the chosen machines with PyTorch; exit 1 on one difference, 3 where a machine cannot be had."""
     begun = time.perf_counter()
     cpu_names, network_names = _chosen("--cpu", cpu, CPU_NAMES), _chosen("--network", network, NETWORK_NAMES)
-    machines, missing = _machines(cpu_names, cache)
-    rows = compared(machines, network_names, images) if machines else []
+    from cpus_processes import interrupted_by_signals
+
+    with interrupted_by_signals():
+        machines, missing = _machines(cpu_names, cache)
+        rows = compared(machines, network_names, images) if machines else []
     if rows:
         print_table("Integer codes against PyTorch's", COLUMNS, [_cells(row) for row in rows])
     for line in missing:
@@ -85,6 +88,7 @@ def compared(machines: Sequence["Machine"], names: Sequence["NetworkName"], most
         CheckError: a machine gives no result.
     """
     import cpus_compare
+    import cpus_processes
     from cpus_networks import networks
     from dmsh_serving.hamming_inputs import available_cpus
 
@@ -103,7 +107,9 @@ def compared(machines: Sequence["Machine"], names: Sequence["NetworkName"], most
                     rows.append(future.result())
                     console().print(_line(rows[-1]))
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                # What waits first, or it would begin while what runs is ended.
+                pool.shutdown(wait=False, cancel_futures=True)
+                cpus_processes.end_all()
                 raise
     return rows
 

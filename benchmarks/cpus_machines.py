@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import cpus_fetch
+import cpus_processes
 from dmsh_export.machine import machine_name
 from dmsh_serving.cpu_features import has_vnni
 from dmsh_serving.errors import CheckError, MissingError
@@ -168,14 +169,7 @@ def guest_result(
     variables = {**inherited, "PYTHONNOUSERSITE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     arguments = [*command, str(GUEST), *([str(settings)] if settings else [])]
     try:
-        done = subprocess.run(
-            arguments,
-            env={**variables, **environment},
-            capture_output=True,
-            text=True,
-            timeout=_MOST_SECONDS,
-            check=False,
-        )
+        done = cpus_processes.run(arguments, {**variables, **environment}, _MOST_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise CheckError(f"{title}: the run did not end in {_MOST_SECONDS} s") from error
     lines = done.stdout.splitlines()

@@ -1,0 +1,74 @@
+"""The programs of emulated machines, which end when this one does: at once, whatever they are computing."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_lock = threading.Lock()
+_running: set["subprocess.Popen[str]"] = set()
+_is_ending = False
+
+
+@contextlib.contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Within it SIGTERM and a closed terminal interrupt as Control-C does, which leaves nothing running."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(arguments: Sequence[str], environment: dict[str, str], seconds: float) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end and return what it wrote; an interruption or :func:`end_all` ends all it started too.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end within ``seconds``; it is ended.
+        InterruptedError: :func:`end_all` ran before.
+    """
+    with _lock:
+        if _is_ending:
+            raise InterruptedError("the comparison is being ended")
+        # A session of its own: its id is that of all processes that the program starts.
+        process = subprocess.Popen(
+            arguments,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        _running.add(process)
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except BaseException:
+        _end(process)
+        process.communicate()
+        raise
+    finally:
+        with _lock:
+            _running.discard(process)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def end_all() -> None:
+    """End every program that :func:`run` has running in any thread, and let none start from now on."""
+    global _is_ending
+    with _lock:
+        _is_ending = True
+        for process in _running:
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,99 @@
+"""However the comparison of CPUs is ended, no emulator is left running."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from project import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import cpus_processes
+
+SLEEPER = "#!/bin/sh\nsleep 600 &\necho $$ $! >> {pids}\nwait\n"  # a program and one that it started
+PROGRAM = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace as fake
+
+sys.path.insert(0, {benchmarks!r})
+sys.modules["cpus_networks"] = fake(networks=lambda *_: [fake(name="demo")])
+sys.modules["cpus_compare"] = fake(
+    IMAGES={{"demo": 1}}, settings=lambda *_: [1, 2, 3], run=lambda machine, *_: machine.run(Path("task.json"))
+)
+import cpus, cpus_machines
+
+machine = cpus_machines.Machine("avx2", "Haswell", "QEMU", "1", ({script!r},), True, True)
+cpus._machines = lambda names, cache: ([machine], [])
+cpus.main()
+"""
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def sleeper(tmp_path):
+    """A program that takes ten minutes, and the file where it notes its processes' ids."""
+    script, pids = tmp_path / "qemu", tmp_path / "pids"
+    pids.touch()
+    script.write_text(SLEEPER.format(pids=pids))
+    script.chmod(0o755)
+    return script, pids
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_every_emulator_at_once(sleeper, tmp_path, number):
+    script, pids = sleeper
+    text = PROGRAM.format(benchmarks=str(ROOT / "benchmarks"), script=str(script))
+    options = ["--cpu", "avx2", "--network", "demo", "--cache", str(tmp_path / "cache")]
+    started = subprocess.Popen([sys.executable, "-c", text, *options])
+    try:
+        wait_until(lambda: pids.read_text().count("\n") or started.poll() is not None)
+        started.send_signal(number)
+        assert started.wait(timeout=20) == 130
+    finally:
+        started.kill()
+        started.wait()
+    running = [int(pid) for pid in pids.read_text().split()]
+    assert running
+    wait_until(lambda: not any(map(is_alive, running)))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_program_that_takes_too_long_is_ended_with_all_that_it_started(sleeper):
+    script, pids = sleeper
+    with pytest.raises(subprocess.TimeoutExpired):
+        cpus_processes.run([str(script)], dict(os.environ), 1)
+    running = [int(pid) for pid in pids.read_text().split()]
+    assert len(running) == 2
+    wait_until(lambda: not any(map(is_alive, running)))
+
+
+def test_nothing_starts_once_all_are_ended(monkeypatch):
+    monkeypatch.setattr(cpus_processes, "_is_ending", False)
+    cpus_processes.end_all()
+    with pytest.raises(InterruptedError, match="being ended"):
+        cpus_processes.run([sys.executable, "-c", ""], dict(os.environ), 1)
+
+
+def test_the_handlers_of_before_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with cpus_processes.interrupted_by_signals():
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is before
