@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from project import ROOT
 
+from dmsh_export import demo_machines
 from dmsh_export.demo_machines import MachineResult, machines_compared
 from dmsh_export.machine import machine_name
 from dmsh_export.parity import BatchInvariance, ParityReport, TargetParity
@@ -28,6 +30,14 @@ def test_emulated_machines_count_where_they_ran_the_same_network(tmp_path):
     ]
     (tmp_path / "report.json").write_text(json.dumps({"machines": runs}))
     assert machines_compared([report(1, 0)], tmp_path / "report.json")[1:] == (MachineResult("ARM64", 7, 0),)
+
+
+def test_the_report_is_looked_for_where_the_comparison_writes_it_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import cpus
+
+    monkeypatch.chdir(tmp_path)
+    assert demo_machines.EMULATED.absolute() == cpus.CACHE / cpus.REPORT == ROOT / "build" / "cpus" / "report.json"
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"machines": [{}]}', '{"machines": 3}'])

@@ -11,7 +11,8 @@ from dmsh_export.machine import machine_name
 from dmsh_export.parity import ParityReport
 from dmsh_serving.errors import InputError
 
-EMULATED: Final = Path("build/cpus/report.json")
+# Where the comparison writes it, in the repository, wherever the demo is run from.
+EMULATED: Final = Path(__file__).resolve().parents[2] / "build" / "cpus" / "report.json"
 
 
 @dataclass(frozen=True)
