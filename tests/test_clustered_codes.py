@@ -1,9 +1,13 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmsh_serving import clustered_codes, clustered_layout
 from dmsh_serving.clustered_codes import ClusteredCodes, choose_layout, cluster
+from dmsh_serving.clustered_kernel import room_for
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming_oracle import search_oracle, search_radius_oracle
@@ -94,6 +98,67 @@ def test_a_filter_inside_one_large_group_takes_the_smallest_allowed_ids():
     assert distances[0].tolist() == [0, 0, 0, PAD_DISTANCE]
 
 
+@pytest.mark.parametrize(
+    ("largest", "width"), [(2**31 - 1, np.int32), (2**31, np.int64), (2**32 + 5, np.int64), (2**63 - 1, np.int64)]
+)
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_ids_of_either_width_are_searched_exactly_up_to_the_largest(largest, width, share):
+    random = np.random.default_rng(7)
+    ids = largest - 1 - random.permutation(6000)[:3000]
+    ids[0] = largest
+    codes = random_codes(8, 3000, 2, alphabet=4)  # 16 different codes: answers are cut among equal distances
+    pair = Pair(codes, ids, None if share is None else ids[random.random(3000) < share])
+    assert pair.clustered.ids.dtype == width
+    assert pair.clustered.starts.dtype == np.int32
+    queries = random_codes(9, 5, 2, alphabet=4)
+    for k in (1, 100, 2999, 3100):
+        pair.assert_same_search(queries, k, threads=2)
+    for radius in (0, 2, 16):
+        pair.assert_same_radius(queries, radius)
+
+
+@pytest.mark.parametrize("k", [1, 10, 2000])
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_more_codes_at_the_kth_distance_than_a_search_remembers_give_the_smallest_ids(k, share):
+    random = np.random.default_rng(k)
+    values = np.arange(1 << 16)
+    ones = np.unpackbits(values.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1).sum(axis=1)
+    codes = values[ones == 8].astype(">u2").view(np.uint8).reshape(-1, 2)  # all 12,870 are at distance 8 of 0
+    nearer = np.array([[0, 1], [0, 3], [1, 3]], np.uint8)
+    codes = np.concatenate([codes, codes[::2], nearer])[random.permutation(len(codes) + len(codes) // 2 + 3)]
+    ids = random.permutation(3 * len(codes))[: len(codes)]
+    pair = Pair(codes, ids, None if share is None else ids[random.random(len(ids)) < share])
+    assert len(pair.clustered.codes) > 2 * room_for(len(pair.clustered.codes), k)
+    pair.assert_same_search(np.zeros((3, 2), np.uint8), k)
+
+
+def test_what_is_held_and_what_a_search_takes_besides_is_small():
+    count = 500_000
+    codes = random_codes(5, count, 8)  # all different: the layout's worst case
+    ids = np.random.default_rng(6).permutation(count)
+    clustered = cluster(codes, ids)
+    held = clustered.codes.nbytes + clustered.starts.nbytes + clustered.ids.nbytes
+    assert held <= 1.01 * (codes.nbytes + ids.nbytes)  # int64 starts and ids: 1.5
+    query = np.zeros((1, 8), np.uint8)
+    clustered.search(query, 10)  # compiles
+    tracemalloc.start()
+    again = ClusteredCodes(clustered.codes, clustered.starts, clustered.ids)
+    again.search(query, 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held + peak <= 1.1 * (codes.nbytes + ids.nbytes)  # 32 bytes a code for candidates: 3
+
+
+def test_more_codes_than_can_be_numbered_are_left_plain(monkeypatch):
+    monkeypatch.setattr(clustered_layout, "MAX_PLACES", 29_999)
+    monkeypatch.setattr(clustered_codes, "MAX_PLACES", 29_999)
+    codes = clusters(3, 30_000, 10)
+    assert choose_layout(codes).layout == "plain"
+    assert choose_layout(codes[1:]).layout == "clustered"
+    with pytest.raises(InputError, match="30000 codes are too many"):
+        cluster(codes, np.arange(30_000))
+
+
 def test_equal_codes_are_stored_once_sorted_with_their_ids_ascending():
     clustered = cluster(np.array([[2, 0], [0, 9], [2, 0], [0, 1]], np.uint8), np.array([7, 5, 3, 1]))
     assert clustered.codes.tolist() == [[0, 1], [0, 9], [2, 0]]
@@ -124,14 +189,15 @@ def test_the_layout_is_the_same_each_time():
     [
         ({"codes": np.zeros((2, 8), np.int8)}, "contiguous"),
         ({"codes": np.zeros((2, 16), np.uint8)[:, ::2]}, "contiguous"),
-        ({"ids": np.zeros(3, np.int32)}, "contiguous"),
-        ({"starts": np.array([0, 3])}, "must go from 0 to 3 in 3 steps"),
-        ({"starts": np.array([0, 1, 4])}, "must go from 0 to 3"),
-        ({"starts": np.array([0, 0, 3])}, "must ascend"),
+        ({"ids": np.zeros(3, np.uint32)}, "contiguous"),
+        ({"starts": np.array([0, 1, 3])}, "contiguous"),
+        ({"starts": np.array([0, 3], np.int32)}, "must go from 0 to 3 in 3 steps"),
+        ({"starts": np.array([0, 1, 4], np.int32)}, "must go from 0 to 3"),
+        ({"starts": np.array([0, 0, 3], np.int32)}, "must ascend"),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_refused(change, message):
-    good = {"codes": np.zeros((2, 8), np.uint8), "starts": np.array([0, 1, 3]), "ids": np.arange(3)}
+    good = {"codes": np.zeros((2, 8), np.uint8), "starts": np.array([0, 1, 3], np.int32), "ids": np.arange(3)}
     ClusteredCodes(**good)
     with pytest.raises(InputError, match=message):
         ClusteredCodes(**good | change)

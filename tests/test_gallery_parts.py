@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -324,6 +325,43 @@ def test_verify_finds_an_id_that_two_different_codes_of_a_clustered_part_have(tm
         assert found.sound == (ids == [3, 4])
     assert [problem for _, problem in found.files].count("an id is there more than once") == 1
     assert found.current == "1 ids are there more than once"
+
+
+@pytest.mark.parametrize("largest", [2**31 - 1, 2**31, 2**63 - 1])
+@pytest.mark.parametrize("older", [False, True])
+def test_a_clustered_file_has_the_narrowest_numbers_and_one_with_wide_numbers_is_read_too(
+    tmp_path, monkeypatch, largest, older
+):
+    choice = LayoutChoice("clustered", "told so", 16, None)
+    monkeypatch.setattr(snapshot_growth, "choose_layout", lambda _: choice)
+    codes = random_codes(3001, values=4)
+    ids = largest - 1 - np.random.default_rng(2).permutation(9000)[:3001]
+    ids[5] = largest
+    snapshot = build(tmp_path / "g", codes, ids, [f"key {i}" for i in ids], **SPACE)
+    (part,) = snapshot.parts
+    if older:  # releases before held everything in 8 bytes
+        (tmp_path / "h").mkdir()
+        written(tmp_path / "h", replace(part, ids=part.ids.astype(np.int64), starts=part.starts.astype(np.int64)))
+        snapshot = open_current(tmp_path / "h")
+    else:
+        narrow = largest < 2**31
+        assert (part.starts.dtype, part.ids.dtype) == (np.int32, np.int32 if narrow else np.int64)
+        keys = 3002 * 8 + sum(len(f"key {i}") for i in ids)
+        assert snapshot.path.stat().st_size < 16 * 2 + 17 * 4 + 3001 * (4 if narrow else 8) + keys + 1200
+    order = np.argsort(ids)
+    queries = random_codes(3, values=4, seed=3)
+    distances, rows = search_oracle(queries, codes[order], 40)
+    found = snapshot.search(queries, 40)
+    np.testing.assert_array_equal(found.ids, ids[order][rows])
+    np.testing.assert_array_equal(found.distances, distances)
+    assert found.ids.dtype == np.int64
+    assert snapshot.keys_of(found.rows[0, :5]) == [f"key {i}" for i in found.ids[0, :5]]
+    np.testing.assert_array_equal(snapshot.codes_of(snapshot.rows_of(ids)), codes)
+    asked = np.array([largest - 2**32 if largest > 2**32 else largest + 2**32, 0, largest])  # as int32, some alike
+    assert (snapshot.rows_of(asked) == PAD_ID).tolist() == [True, True, False]
+    added = append(tmp_path / ("h" if older else "g"), codes[:1], np.array([17]), ["seventeen"])
+    assert 17 in added.search(codes[:1], 3000).ids
+    assert verify(tmp_path / ("h" if older else "g")).sound
 
 
 def test_a_gallery_of_an_older_format_says_what_to_do(tmp_path, monkeypatch):

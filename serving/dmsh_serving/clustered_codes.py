@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.ascending import ascends
 from dmsh_serving.checks import checked_k
-from dmsh_serving.clustered_layout import LayoutChoice, choose_layout, grouped
+from dmsh_serving.clustered_layout import MAX_PLACES, LayoutChoice, choose_layout, grouped
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming_inputs import (
@@ -31,6 +32,8 @@ from dmsh_serving.workers import run
 __all__ = ["ClusteredCodes", "LayoutChoice", "choose_layout", "cluster"]
 
 Words = npt.NDArray[np.int64]
+Starts = npt.NDArray[np.int32]
+Ids = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -55,26 +58,29 @@ class ClusteredCodes:
 
     Attributes:
         codes: (U, B) uint8, all different, in ascending byte order; contiguous.
-        starts: (U + 1,) int64, from 0 to N, strictly ascending; contiguous.
-        ids: (N,) int64, not negative, ascending within a group, none twice; contiguous.
+        starts: (U + 1,) int32, from 0 to N, strictly ascending; contiguous.
+        ids: (N,) int32 (half the memory, see :func:`narrowed`) or int64, not negative, ascending within a group, none
+            twice; contiguous.
     """
 
     codes: Codes
-    starts: Words
-    ids: Words
+    starts: Starts
+    ids: Ids
 
     def __post_init__(self) -> None:
         """Refuse arrays that compiled code could not read safely; that ids and codes ascend is the maker's to keep."""
-        wanted = ((self.codes, np.uint8, 2), (self.starts, np.int64, 1), (self.ids, np.int64, 1))
-        if any(a.dtype != kind or a.ndim != axes or not a.flags.c_contiguous for a, kind, axes in wanted):
-            raise InputError("clustered codes must be contiguous uint8 [U, bytes], int64 [U + 1] and int64 [N]")
+        wanted = ((self.codes, (np.uint8,), 2), (self.starts, (np.int32,), 1), (self.ids, (np.int32, np.int64), 1))
+        if any(a.dtype not in kinds or a.ndim != axes or not a.flags.c_contiguous for a, kinds, axes in wanted):
+            raise InputError(
+                "clustered codes must be contiguous uint8 [U, bytes], int32 [U + 1], and int32 or int64 [N]"
+            )
         starts = self.starts
         if len(starts) != len(self.codes) + 1 or starts[0] != 0 or starts[-1] != len(self.ids):
             raise InputError(
                 f"starts of {len(self.codes)} groups must go from 0 to {len(self.ids)} in {len(self.codes) + 1} steps, "
                 f"got {len(starts)} from {starts[:1].tolist()} to {starts[-1:].tolist()}"
             )
-        if not (starts[1:] > starts[:-1]).all():
+        if not ascends(starts):
             raise InputError("starts of clustered codes must ascend: every group holds at least one id")
 
     def search(
@@ -104,7 +110,7 @@ class ClusteredCodes:
         distances = np.full((len(queries), checked_k(k)), PAD_DISTANCE, np.int32)
         places = np.full(distances.shape, PAD_ID, np.int64)
         searcher = self._searcher
-        job = searcher.job(queries, k, allowed, threads)
+        job = searcher.job(queries, k, allowed, threads, searcher.layout.room_for(len(self.codes), k))
         if len(queries) and len(self.codes):
             job.words[searcher.layout.OUT_DISTANCES] = distances.ctypes.data
             job.words[searcher.layout.OUT_PLACES] = places.ctypes.data
@@ -118,7 +124,7 @@ class ClusteredCodes:
         check_codes_and_queries(queries, self.codes)
         allowed = checked_mask(allowed, len(self.ids))
         searcher = self._searcher
-        job = searcher.job(queries, checked_radius(radius), allowed, threads)
+        job = searcher.job(queries, checked_radius(radius), allowed, threads, 0)
         offsets = np.zeros(len(queries) + 1, np.int64)
         if len(queries) and len(self.codes):
             job.words[searcher.layout.OFFSETS] = offsets.ctypes.data
@@ -157,23 +163,23 @@ class _Searcher:
         # Word by word, (words, buckets) uint64, as the kernel reads them; the job holds their addresses.
         self._shared = np.ascontiguousarray(shared.view(np.uint64).T)
         self._values = np.ascontiguousarray(values.view(np.uint64).T)
-        levels = 8 * codes.shape[1] + 1
-        self._memory_words = clustered_kernel.scratch_words(kernel.slot, self.buckets, len(codes), levels)
+        self._slot, self._levels = kernel.slot, 8 * codes.shape[1] + 1
         self._words = np.zeros(clustered_kernel.WORDS, np.int64)
         self._words[: clustered_kernel.ALLOWED] = (
             *(0, kernel.distances, kernel.spread, kernel.slot, codes.ctypes.data, codes.shape[1], len(codes)),
             *(self.buckets, self._shared.ctypes.data, self._values.ctypes.data),
-            *(clustered.starts.ctypes.data, clustered.ids.ctypes.data),
+            *(clustered.starts.ctypes.data, clustered.ids.ctypes.data, clustered.ids.itemsize),
         )
         self._words[clustered_kernel.QUERY_BYTES] = self._query_bytes
-        self._words[clustered_kernel.SCRATCH_WORDS] = self._memory_words
 
-    def job(self, queries: Codes, limit: int, allowed: Mask | None, threads: int | None) -> "_Job":
-        """Return a job for these queries; k or the radius is its limit."""
+    def job(self, queries: Codes, limit: int, allowed: Mask | None, threads: int | None, room: int) -> "_Job":
+        """Return a job for these queries; k or the radius is its limit, ``room`` how many candidates it keeps."""
         participants = max(1, min(checked_threads(threads), len(queries)))
         padded = padded_queries(queries, self._query_bytes)
-        memory = np.empty(participants * self._memory_words, np.int64)
         words, layout = self._words.copy(), self.layout
+        words[layout.ROOM] = room
+        words[layout.SCRATCH_WORDS] = layout.scratch_words(self._slot, self.buckets, room, self._levels)
+        memory = np.empty(participants * words[layout.SCRATCH_WORDS], np.int64)
         words[layout.QUERIES], words[layout.QUERY_COUNT] = padded.ctypes.data, len(queries)
         words[layout.LIMIT], words[layout.SCRATCH] = limit, memory.ctypes.data
         words[layout.ALLOWED] = 0 if allowed is None else allowed.ctypes.data
@@ -194,15 +200,28 @@ class _Job:
         run(function, self.words, self.participants)
 
 
+def narrowed(ids: Words) -> Ids:
+    """Return ids (N,) int64 as int32 where all fit."""
+    return ids.astype(np.int32) if ids.max(initial=0) <= MAX_PLACES else ids
+
+
 def cluster(codes: Codes, ids: Words) -> ClusteredCodes:
-    """Return the clustered layout of codes (N, B) uint8 and their ids (N,) int64, in any order."""
+    """Return the clustered layout of codes (N, B) uint8 and their ids (N,) int64, in any order.
+
+    Raises:
+        InputError: arrays that do not fit together, or more codes than the layout can number.
+    """
     if codes.dtype != np.uint8 or codes.ndim != 2 or ids.dtype != np.int64 or ids.shape != codes.shape[:1]:
         raise InputError(
             f"give codes uint8 [N, bytes] and ids int64 [N], got {codes.dtype} {list(codes.shape)} and {ids.dtype} "
             f"{list(ids.shape)}"
         )
+    if len(codes) > MAX_PLACES:
+        raise InputError(f"{len(codes)} codes are too many for the clustered layout: it takes {MAX_PLACES}")
     if not (ids[1:] > ids[:-1]).all():
         by_id = np.argsort(ids, kind="stable")
         codes, ids = codes[by_id], ids[by_id]
     order, starts = grouped(codes)  # stable: the ids of a group stay in order
-    return ClusteredCodes(np.ascontiguousarray(codes[order[starts[:-1]]]), starts, np.ascontiguousarray(ids[order]))
+    return ClusteredCodes(
+        np.ascontiguousarray(codes[order[starts[:-1]]]), starts.astype(np.int32), narrowed(ids)[order]
+    )

@@ -30,18 +30,27 @@ from dmsh_serving.native import (
 
 BUCKET: Final = 64
 USED, CUT, BELOW = range(3)  # words of a state
+FIRST_ID, PLACE, END, DISTANCE, CANDIDATE = range(5)  # words of a candidate, and their number
 
 # Words of a job.
 (
-    NEXT, DISTANCES, SPREAD, SLOT, CODES, WIDTH, COUNT, BUCKETS, SHARED, VALUES, STARTS, IDS, ALLOWED, QUERIES,
-    QUERY_BYTES, QUERY_COUNT, LIMIT, OUT_DISTANCES, OUT_PLACES, OFFSETS, VISITED, SCRATCH, SCRATCH_WORDS, WORDS,
-) = range(24)  # fmt: skip
+    NEXT, DISTANCES, SPREAD, SLOT, CODES, WIDTH, COUNT, BUCKETS, SHARED, VALUES, STARTS, IDS, ID_BYTES, ALLOWED,
+    QUERIES, QUERY_BYTES, QUERY_COUNT, LIMIT, OUT_DISTANCES, OUT_PLACES, OFFSETS, VISITED, ROOM, SCRATCH,
+    SCRATCH_WORDS, WORDS,
+) = range(26)  # fmt: skip
+
+_MIN_ROOM: Final = 4096
 
 
-def scratch_words(slot: int, buckets: int, groups: int, levels: int) -> int:
-    """Return the 8-byte words of memory a participant needs; what it does not touch costs nothing."""
+def room_for(groups: int, k: int) -> int:
+    """Return how many candidates a search for ``k`` keeps at a time; :func:`_forget_far` makes room for more."""
+    return min(groups, max(_MIN_ROOM, 2 * k)) + BUCKET
+
+
+def scratch_words(slot: int, buckets: int, room: int, levels: int) -> int:
+    """Return the 8-byte words of memory a participant needs for ``room`` candidates (0 where there are none)."""
     bounds = -(-buckets // BUCKET) * BUCKET // 4
-    return 4 * groups + levels + 4 + bounds + BUCKET // 4 + BUCKET * slot // 8
+    return CANDIDATE * room + levels + 4 + bounds + BUCKET // 4 + BUCKET * slot // 8
 
 
 @compiled("void(int64, int64, int64, uint8[:,::1], uint8[:,::1])")
@@ -95,18 +104,24 @@ def _measure(job: Any, query: int, bucket: int, limit: int, scratch: int) -> Any
     return near if count == BUCKET else near & ((numba.uint64(1) << numba.uint64(count)) - numba.uint64(1))
 
 
-@compiled("int64(int64[::1], int64, int64)")
-def _count_allowed(job: Any, group: int, most: int) -> Any:
-    """Return how many places of a group may be found, or ``most`` if they are more."""
-    starts = carray(pointer_i64(job[STARTS]), job[COUNT] + 1)
+@compiled("int64(int64[::1], int64)")
+def _id_at(job: Any, place: int) -> Any:
+    """Return the id at a place, whichever of its two widths the ids have."""
+    if job[ID_BYTES] == 4:
+        return np.int64(carray(pointer_i32(job[IDS]), place + 1)[place])
+    return carray(pointer_i64(job[IDS]), place + 1)[place]
+
+
+@compiled("int64(int64[::1], int64, int64, int64)")
+def _count_allowed(job: Any, place: int, end: int, most: int) -> Any:
+    """Return how many places from ``place`` up to ``end`` may be found, or ``most`` if they are more."""
     if job[ALLOWED] == 0:
-        return min(most, starts[group + 1] - starts[group])
-    allowed = carray(pointer_u8(job[ALLOWED]), starts[job[COUNT]])
+        return min(most, end - place)
+    allowed = carray(pointer_u8(job[ALLOWED]), end)
     count = np.int64(0)
-    for place in range(starts[group], starts[group + 1]):
+    while place < end and count < most:
         count += allowed[place]
-        if count == most:
-            break
+        place += 1
     return count
 
 
@@ -120,46 +135,86 @@ def _next_allowed(job: Any, place: int, end: int) -> int:
     return place
 
 
-@compiled("void(int64[::1], int64[:,::1], int64, int64)")
-def _sift_down(job: Any, heads: Any, size: int, at: int) -> None:
-    """Let entry ``at`` of a heap of groups, the smallest next id first, sink to where it belongs."""
-    ids = carray(pointer_i64(job[IDS]), 1 << 60)
-    place, end = heads[at, 0], heads[at, 1]
+@compiled("void(int64[:,::1], int64, int64)")
+def _sift_down(heap: Any, size: int, at: int) -> None:
+    """Let entry ``at`` of a heap of candidates at one distance, the smallest id first, sink to where it belongs."""
+    first_id, place, end = heap[at, FIRST_ID], heap[at, PLACE], heap[at, END]
     while 2 * at + 1 < size:
         child = 2 * at + 1
-        if child + 1 < size and ids[heads[child + 1, 0]] < ids[heads[child, 0]]:
+        if child + 1 < size and heap[child + 1, FIRST_ID] < heap[child, FIRST_ID]:
             child += 1
-        if ids[place] <= ids[heads[child, 0]]:
+        if first_id <= heap[child, FIRST_ID]:
             break
-        heads[at, 0], heads[at, 1] = heads[child, 0], heads[child, 1]
+        heap[at, FIRST_ID], heap[at, PLACE], heap[at, END] = heap[child, FIRST_ID], heap[child, PLACE], heap[child, END]
         at = child
-    heads[at, 0], heads[at, 1] = place, end
+    heap[at, FIRST_ID], heap[at, PLACE], heap[at, END] = first_id, place, end
 
 
-@compiled("int64(int64[::1], int64[:,::1], int64, int64, int64, int64[::1], int32[::1])")
-def _merge(job: Any, heads: Any, size: int, distance: int, filled: int, out_places: Any, out_distances: Any) -> int:
-    """Append the places of ``size`` groups at one distance, by ascending id, until the answer is full.
+@compiled("int64(int64[:,::1], int64, int64, int64)")
+def _gather(candidates: Any, start: int, used: int, distance: int) -> int:
+    """Bring the candidates at ``distance`` to ``start``, as a heap; return their number."""
+    size = 0
+    for i in range(start, used):
+        if candidates[i, DISTANCE] == distance:
+            at = start + size
+            for word in range(CANDIDATE):
+                candidates[i, word], candidates[at, word] = candidates[at, word], candidates[i, word]
+            size += 1
+    for i in range(size // 2 - 1, -1, -1):
+        _sift_down(candidates[start:], size, i)
+    return size
+
+
+@compiled("void(int64[::1], int64[::1], int64[:,::1])")
+def _forget_far(job: Any, state: Any, candidates: Any) -> None:
+    """Leave at most k candidates: those below the cut, and at the cut as many as can still be in the answer.
+
+    Each candidate holds a place or more. So the groups below the cut are fewer than k, and those at the cut which the
+    answer takes its remaining m ids from are among the m with the smallest first ids.
+    """
+    below = 0
+    for i in range(state[USED]):
+        if candidates[i, DISTANCE] < state[CUT]:
+            for word in range(CANDIDATE):
+                candidates[i, word], candidates[below, word] = candidates[below, word], candidates[i, word]
+            below += 1
+    size = _gather(candidates, below, state[USED], state[CUT])
+    heap = candidates[below:]
+    wanted = min(size, job[LIMIT] - state[BELOW])
+    for last in range(size - 1, size - 1 - wanted, -1):  # the smallest in turn, from the end of the heap downwards
+        for word in range(CANDIDATE):
+            heap[0, word], heap[last, word] = heap[last, word], heap[0, word]
+        _sift_down(heap, last, 0)
+    for i in range(wanted):
+        for word in range(CANDIDATE):
+            heap[i, word] = heap[size - wanted + i, word]
+    state[USED] = below + wanted
+
+
+@compiled("int64(int64[::1], int64[:,::1], int64, int64, int64[::1], int32[::1])")
+def _merge(job: Any, heap: Any, size: int, filled: int, out_places: Any, out_distances: Any) -> int:
+    """Append the places of a heap of candidates at one distance, by ascending id, until the answer is full.
 
     Args:
         job: the job.
-        heads: (at least size, 2) int64: each group's next place that may be found, and its end.
+        heap: (at least size, CANDIDATE) int64: of each group the next place that may be found, its id, and the end.
         size: groups, none of them empty.
-        distance: of all of them.
         filled: places in the answer; the new number is returned.
         out_places: (k,) int64.
         out_distances: (k,) int32.
     """
-    for at in range(size // 2 - 1, -1, -1):
-        _sift_down(job, heads, size, at)
     while size > 0 and filled < out_places.shape[0]:
-        out_places[filled] = heads[0, 0]
-        out_distances[filled] = distance
+        out_places[filled] = heap[0, PLACE]
+        out_distances[filled] = heap[0, DISTANCE]
         filled += 1
-        heads[0, 0] = _next_allowed(job, heads[0, 0] + 1, heads[0, 1])
-        if heads[0, 0] == heads[0, 1]:
+        place = _next_allowed(job, heap[0, PLACE] + 1, heap[0, END])
+        if place < heap[0, END]:
+            heap[0, PLACE], heap[0, FIRST_ID] = place, _id_at(job, place)
+        else:
             size -= 1
-            heads[0, 0], heads[0, 1] = heads[size, 0], heads[size, 1]
-        _sift_down(job, heads, size, 0)
+            for word in range(CANDIDATE):
+                heap[0, word] = heap[size, word]
+        _sift_down(heap, size, 0)
     return filled
 
 
@@ -174,10 +229,15 @@ def _visit(job: Any, query: int, bucket: int, scratch: int, state: Any, histogra
         scratch: address of memory for one bucket.
         state: (3,) int64: candidates, the cut (the k-th distance so far, or one past the largest), places below it.
         histogram: (levels + 1,) int64, places at each distance.
-        candidates: (groups, 2) int64: distance and group.
+        candidates: (room, CANDIDATE) int64: id and place of a group's first place that may be found, its end, distance.
     """
     near = _measure(job, query, bucket, state[CUT], scratch)
+    if near == 0:
+        return
+    if state[USED] + BUCKET > candidates.shape[0]:
+        _forget_far(job, state, candidates)
     measured = carray(pointer_u16(scratch), BUCKET)
+    starts = carray(pointer_i32(job[STARTS]), job[COUNT] + 1)
     k = job[LIMIT]
     while near != 0:
         i = trailing_zeros(near)
@@ -185,11 +245,16 @@ def _visit(job: Any, query: int, bucket: int, scratch: int, state: Any, histogra
         distance = np.int64(measured[numba.uint64(i)])
         if distance > state[CUT]:
             continue
-        places = _count_allowed(job, bucket * BUCKET + i, k)
-        if places == 0:
+        group = bucket * BUCKET + i
+        end = np.int64(starts[group + 1])
+        place = _next_allowed(job, np.int64(starts[group]), end)
+        if place == end:
             continue
-        candidates[state[USED], 0], candidates[state[USED], 1] = distance, bucket * BUCKET + i
+        used = state[USED]
+        candidates[used, FIRST_ID], candidates[used, PLACE] = _id_at(job, place), place
+        candidates[used, END], candidates[used, DISTANCE] = end, distance
         state[USED] += 1
+        places = _count_allowed(job, place, end, k)
         histogram[distance] += places
         if distance < state[CUT]:
             state[BELOW] += places
@@ -202,15 +267,14 @@ def _visit(job: Any, query: int, bucket: int, scratch: int, state: Any, histogra
 def search_clusters(job_address: int, participant: int) -> None:
     """Take queries until none is left and write each one's first ``LIMIT`` places, in (distance, id) order."""
     job = carray(pointer_i64(job_address), WORDS)
-    k, buckets, groups, levels = job[LIMIT], job[BUCKETS], job[COUNT], 8 * job[WIDTH] + 1
+    k, buckets, levels = job[LIMIT], job[BUCKETS], 8 * job[WIDTH] + 1
     at = job[SCRATCH] + 8 * participant * job[SCRATCH_WORDS]
-    candidates = carray(pointer_i64(at), (groups, 2))
-    heads = carray(pointer_i64(at + 16 * groups), (groups, 2))
-    histogram = carray(pointer_i64(at + 32 * groups), levels + 1)
-    state = carray(pointer_i64(at + 32 * groups + 8 * (levels + 1)), 3)
-    bounds = at + 32 * groups + 8 * (levels + 4)
+    candidates = carray(pointer_i64(at), (job[ROOM], CANDIDATE))
+    at += 8 * CANDIDATE * job[ROOM]
+    histogram = carray(pointer_i64(at), levels + 1)
+    state = carray(pointer_i64(at + 8 * (levels + 1)), 3)
+    bounds = at + 8 * (levels + 4)
     scratch = bounds + 2 * ((buckets + BUCKET - 1) // BUCKET * BUCKET)
-    starts = carray(pointer_i64(job[STARTS]), groups + 1)
     out_distances = carray(pointer_i32(job[OUT_DISTANCES]), (job[QUERY_COUNT], k))
     out_places = carray(pointer_i64(job[OUT_PLACES]), (job[QUERY_COUNT], k))
     while True:
@@ -236,18 +300,13 @@ def search_clusters(job_address: int, participant: int) -> None:
                     visited += 1
             level = last + 1
         atomic_add(job_address + 8 * VISITED, visited)
-        filled = np.int64(0)
+        filled = done = np.int64(0)
         for distance in range(min(levels, state[CUT] + 1)):
             if histogram[distance] == 0 or filled == k:
                 continue
-            size = 0
-            for i in range(state[USED]):
-                if candidates[i, 0] == distance:
-                    group = candidates[i, 1]
-                    heads[size, 0] = _next_allowed(job, starts[group], starts[group + 1])
-                    heads[size, 1] = starts[group + 1]
-                    size += 1
-            filled = _merge(job, heads, size, distance, filled, out_places[q], out_distances[q])
+            size = _gather(candidates, done, state[USED], distance)
+            filled = _merge(job, candidates[done:], size, filled, out_places[q], out_distances[q])
+            done += size
 
 
 @entry("void(int64, int64)")
@@ -262,8 +321,8 @@ def search_clusters_radius(job_address: int, participant: int) -> None:
     bounds = job[SCRATCH] + 8 * participant * job[SCRATCH_WORDS]
     scratch = bounds + 2 * ((buckets + BUCKET - 1) // BUCKET * BUCKET)
     measured = carray(pointer_u16(scratch), BUCKET)
-    starts = carray(pointer_i64(job[STARTS]), job[COUNT] + 1)
-    total = starts[job[COUNT]]
+    starts = carray(pointer_i32(job[STARTS]), job[COUNT] + 1)
+    total = np.int64(starts[job[COUNT]])
     allowed = carray(pointer_u8(job[ALLOWED]), total)
     offsets = carray(pointer_i64(job[OFFSETS]), queries + 1)
     writing = job[OUT_PLACES] != 0

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from dmsh_serving.hamming_inputs import Codes
 
+MAX_PLACES: Final = 2**31 - 1  # the clustered layout numbers its codes, and where they fit their ids, in 4 bytes
 SAMPLE_QUERIES: Final = 64
 SAMPLE_K: Final = 100
 MIN_CODES: Final = 20_000  # below, a plain scan takes a few microseconds anyway
@@ -46,7 +47,9 @@ def choose_layout(codes: Codes) -> LayoutChoice:
     distinct = len(starts) - 1
     if count < MIN_CODES:
         return LayoutChoice("plain", f"plain: {count:,} codes are few enough to compare them all", distinct, None)
-    trial = ClusteredCodes(np.ascontiguousarray(codes[order[starts[:-1]]]), starts, order)
+    if count > MAX_PLACES:
+        return LayoutChoice("plain", f"plain: {count:,} codes are too many to be numbered in 4 bytes", distinct, None)
+    trial = ClusteredCodes(np.ascontiguousarray(codes[order[starts[:-1]]]), starts.astype(np.int32), order)
     queries = codes[np.random.default_rng(0).integers(0, count, SAMPLE_QUERIES)]
     _, _, done = trial.measured_search(queries, SAMPLE_K, threads=1)
     visited = done.visited / SAMPLE_QUERIES

@@ -1,10 +1,11 @@
 """The bytes of one part of a gallery: a safetensors file, written by streaming and read by mapping.
 
 Layout (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header, the
-tensors back to back. Tensors: ``codes`` uint8; ``ids`` int64, unless the ids are a range, which the metadata gives;
-``starts`` int64 in the clustered layout; ``key_offsets`` int64 with ``keys`` uint8, where there are keys; ``removed``
-int64, where rows of the parts below are. See :class:`dmsh_serving.snapshot_part.Part`. Written by hand rather than by
-the safetensors package so that int64 tensors come first (aligned), equal content gives equal bytes, and a
+tensors back to back. Tensors: ``codes`` uint8; ``ids`` int64, or int32 where they fit in the clustered layout, unless
+the ids are a range, which the metadata gives; ``starts`` int32 in the clustered layout (int64 in files of older
+releases, which are read as well); ``key_offsets`` int64 with ``keys`` uint8, where there are keys; ``removed`` int64,
+where rows of the parts below are. See :class:`dmsh_serving.snapshot_part.Part`. Written by hand rather than by the
+safetensors package so that the widest numbers come first (all are aligned), equal content gives equal bytes, and a
 reader checks every size before it allocates or maps anything.
 
 The checksum is a SHA-256 over the metadata and, of each tensor, the SHA-256s of its blocks of 4 MiB: blocks are hashed
@@ -39,9 +40,16 @@ _WORTH_THREADS: Final = 1 << 23  # bytes; hashing less than this on one thread i
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {"I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {"I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "U8": np.dtype("u1")}
 _NAME_OF_DTYPE: Final = {dtype: name for name, dtype in _DTYPES.items()}
-_KNOWN: Final = ("ids", "starts", "key_offsets", "removed", "codes", "keys")  # int64 before uint8, so all are aligned
+_KINDS: Final = {  # of each tensor, the dtypes it may have, and its axes
+    "ids": (("I64", "I32"), 1),
+    "starts": (("I64", "I32"), 1),
+    "key_offsets": (("I64",), 1),
+    "removed": (("I64",), 1),
+    "codes": (("U8",), 2),
+    "keys": (("U8",), 1),
+}
 _NUMBERS: Final = ("bits", "count", "first_id")
 _NUMBER: Final = re.compile(r"[0-9]{1,19}")
 _VERSION: Final = re.compile(r"[0-9]{8}-[0-9a-f]{8}")
@@ -143,8 +151,8 @@ def read_base(path: Path) -> PartName | None:
 
 
 def _tensors(part: Part) -> Tensors:
-    """Return the tensors by name, in file order."""
-    found: dict[str, Array | None] = {
+    """Return the tensors by name, in file order: the widest numbers first, so that all are aligned."""
+    tensors: dict[str, Array | None] = {
         "ids": part.ids,
         "starts": part.starts,
         "key_offsets": None if part.keys is None else part.keys.offsets,
@@ -152,7 +160,8 @@ def _tensors(part: Part) -> Tensors:
         "codes": part.codes,
         "keys": None if part.keys is None else part.keys.text,
     }
-    return {name: array for name, array in found.items() if array is not None}
+    found = [(name, array) for name, array in tensors.items() if array is not None]
+    return dict(sorted(found, key=lambda each: -each[1].itemsize))
 
 
 def _metadata_of(part: Part) -> dict[str, str]:
@@ -243,7 +252,7 @@ def _tensor_specs(
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]:
     """Return dtype, shape and start of every tensor, once their sizes (in unbounded integers) fill the file."""
     names = set(header)
-    if "codes" not in names or names - set(_KNOWN) or ("keys" in names) != ("key_offsets" in names):
+    if "codes" not in names or names - set(_KINDS) or ("keys" in names) != ("key_offsets" in names):
         raise _broken(path, f"it holds the tensors {', '.join(sorted(header)) or 'none'}")
     specs: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
     spans = []
@@ -259,8 +268,8 @@ def _tensor_specs(
         bytes_needed = dtype.itemsize
         for length in shape:
             bytes_needed *= length
-        expected = (np.dtype("u1"), 1 + (name == "codes")) if name in ("codes", "keys") else (np.dtype("<i8"), 1)
-        if (dtype, len(shape)) != expected or end - start != bytes_needed:
+        dtypes, axes = _KINDS[name]
+        if entry["dtype"] not in dtypes or len(shape) != axes or end - start != bytes_needed:
             raise _broken(path, f"{name} is {entry['dtype']} {list(shape)} in {end - start} bytes")
         specs[name] = (dtype, shape, start)
         spans.append((start, end))

@@ -80,5 +80,5 @@ def laid_out(part: Part) -> Part:
     if choice.layout != CLUSTERED:
         return part
     clusters = cluster(part.codes, part.ids_of(np.arange(part.count)))
-    keys = None if part.keys is None else part.keys.take(part.rows_of(clusters.ids))
+    keys = None if part.keys is None else part.keys.take(part.rows_of(clusters.ids.astype(np.int64)))
     return replace(part, codes=clusters.codes, ids=clusters.ids, first_id=0, starts=clusters.starts, keys=keys)

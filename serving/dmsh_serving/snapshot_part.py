@@ -10,8 +10,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.ascending import ascends, ascends_within, codes_ascend
 from dmsh_serving.clustered_codes import ClusteredCodes
-from dmsh_serving.clustered_layout import sort_keys
+from dmsh_serving.clustered_layout import MAX_PLACES
 from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
@@ -20,6 +21,7 @@ from dmsh_serving.hamming_radius import RadiusResult, search_radius
 from dmsh_serving.snapshot_keys import Keys
 
 Ids = npt.NDArray[np.int64]
+Stored = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 PLAIN = "plain"
@@ -63,9 +65,10 @@ class Part:
         bits: bits a code.
         fingerprint: of the model that made the codes.
         codes: (N, ceil(bits/8)) uint8; clustered: (U, ceil(bits/8)), the different codes.
-        ids: (N,) int64, or None where they are ``first_id`` to ``first_id`` + N - 1.
+        ids: (N,) int64, or int32 where all fit; None where they are ``first_id`` to ``first_id`` + N - 1.
         first_id: the first of such a range.
-        starts: (U + 1,) int64, first row of each different code; None in the plain layout.
+        starts: (U + 1,) int32, first row of each different code, and N; None in the plain layout. Files of older
+            releases have int64 here and in ``ids``.
         keys: N strings, or None in a gallery without keys.
         removed: (R,) int64, ascending: rows that this part takes away from the parts below it, counted through all of
             them from the lowest.
@@ -77,9 +80,9 @@ class Part:
     bits: int
     fingerprint: str
     codes: Codes
-    ids: Ids | None = None
+    ids: Stored | None = None
     first_id: int = 0
-    starts: Ids | None = None
+    starts: Stored | None = None
     keys: Keys | None = None
     removed: Ids = field(default_factory=no_rows)
     base: PartName | None = None
@@ -102,13 +105,14 @@ class Part:
         return PLAIN if self.starts is None else CLUSTERED
 
     def ids_of(self, rows: Ids) -> Ids:
-        """Return the ids of ``rows``, of any shape."""
-        return rows + self.first_id if self.ids is None else self.ids[rows]
+        """Return the ids, int64, of ``rows``, of any shape."""
+        return rows + self.first_id if self.ids is None else self.ids[rows].astype(np.int64, copy=False)
 
     def codes_of(self, rows: Ids) -> Codes:
         """Return the codes of ``rows`` (M,) as (M, B) uint8."""
         if self.starts is not None:
-            rows = np.searchsorted(self.starts, rows, side="right") - 1
+            # NumPy would copy all starts to a wider type of rows.
+            rows = np.searchsorted(self.starts, rows.astype(self.starts.dtype, copy=False), side="right") - 1
         return self.codes[rows]
 
     def rows_of(self, ids: Ids) -> Ids:
@@ -124,10 +128,10 @@ class Part:
         if self._row_of_id is not None:
             rows[possible] = self._row_of_id[ids[possible] - lowest]
             return rows
-        order = self._order_of_ids
-        places = np.searchsorted(self.ids, ids[possible], sorter=order)
+        order, wanted = self._order_of_ids, ids[possible].astype(self.ids.dtype, copy=False)
+        places = np.searchsorted(self.ids, wanted, sorter=order)
         candidates = places if order is None else order[places]
-        rows[possible] = np.where(self.ids[candidates] == ids[possible], candidates, PAD_ID)
+        rows[possible] = np.where(self.ids[candidates] == wanted, candidates, PAD_ID)
         return rows
 
     def search(
@@ -161,32 +165,31 @@ class Part:
         if gone.size and self.base is None:
             raise InputError(f"{where}: it removes {gone.size} rows of a part below, and there is none")
 
-    def _check_ids(self, ids: Ids, where: str) -> None:
+    def _check_ids(self, ids: Stored, where: str) -> None:
         if self.starts is None and ids.shape != (len(self.codes),):
             raise InputError(f"{where}: {len(self.codes)} codes but ids of shape {list(ids.shape)}")
         if ids.size and ids.min() < 0:
             raise InputError(f"{where}: id {ids.min()} is negative; ids are 0 or more")
-        falls = ids[1:] <= ids[:-1]
-        if self.starts is not None:
-            falls[self.starts[1:-1] - 1] = False  # ids begin anew with each code
-        if falls.any():
+        if not (ascends(ids) if self.starts is None else ascends_within(self.starts, ids)):
             raise InputError(f"{where}: ids are not strictly ascending")
 
-    def _check_clusters(self, starts: Ids, where: str) -> None:
+    def _check_clusters(self, starts: Stored, where: str) -> None:
         if self.ids is None or self.ids.ndim != 1 or starts.shape != (len(self.codes) + 1,):
             raise InputError(
                 f"{where}: {len(self.codes)} different codes do not fit starts of shape {list(starts.shape)}"
             )
-        if starts[0] != 0 or starts[-1] != len(self.ids) or not (starts[1:] > starts[:-1]).all():
+        if starts[0] != 0 or starts[-1] != len(self.ids) or not ascends(starts):
             raise InputError(f"{where}: the starts of the codes do not divide {len(self.ids)} ids")
-        if not _ascending(self.codes):
+        if len(self.ids) > MAX_PLACES:
+            raise InputError(f"{where}: {len(self.ids)} codes are more than a clustered part can have, {MAX_PLACES}")
+        if not codes_ascend(self.codes):
             raise InputError(f"{where}: its {len(self.codes)} different codes are not in ascending order")
 
     @cached_property
     def _clusters(self) -> ClusteredCodes | None:
         if self.starts is None or self.ids is None:
             return None
-        return ClusteredCodes(self.codes, self.starts, self.ids)
+        return ClusteredCodes(self.codes, self.starts.astype(np.int32, copy=False), self.ids)
 
     @cached_property
     def _id_range(self) -> tuple[int, int]:
@@ -213,13 +216,3 @@ class Part:
     def _order_of_ids(self) -> Ids | None:
         """The rows in ascending order of ids, None where that is their order; made when first asked for."""
         return None if self.starts is None or self.ids is None else np.argsort(self.ids)
-
-
-def _ascending(codes: Codes) -> bool:
-    """Say whether the rows of (U, B) strictly ascend in byte order."""
-    undecided = np.ones(max(0, len(codes) - 1), np.bool_)
-    for words in sort_keys(codes):
-        if (undecided & (words[1:] < words[:-1])).any():
-            return False
-        undecided &= words[1:] == words[:-1]
-    return not undecided.any()
