@@ -56,7 +56,7 @@ def engines(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:
 def _bare_pass(queries: Codes, codes: Codes) -> None:
     """Compute every distance, one block after the other over one buffer, and select nothing."""
     from dmsh_serving.hamming_kernel import kernel_for
-    from dmsh_serving.hamming_scan import distances_only
+    from dmsh_serving.hamming_pass import distances_only
 
     kernel = kernel_for(codes.shape[1])
     padded = padded_queries(queries, kernel.slot)

@@ -142,7 +142,7 @@ def _distance_pass(queries: "Codes", codes: "Codes") -> None:
 
     from dmsh_serving.hamming_inputs import padded_queries
     from dmsh_serving.hamming_kernel import kernel_for
-    from dmsh_serving.hamming_scan import distances_only
+    from dmsh_serving.hamming_pass import distances_only
 
     kernel = kernel_for(codes.shape[1])
     padded = padded_queries(queries, kernel.slot)

@@ -415,25 +415,3 @@ def search_batches(
     memory[0] = job_memory[0] = cuts[0] = padded[0, 0] = (
         0  # numba frees an array after its last use, and addresses are none
     )
-
-
-@compiled("void(int64, int64, int64, int64, int64, int64, int64, int64)")
-def distances_only(
-    kernel: int, codes: int, slot: int, block: int, count: int, queries: int, query_count: int, out: int
-) -> None:
-    """Compute every distance block by block, as :func:`scan` does, and select nothing: what a benchmark compares.
-
-    Args:
-        kernel: address of the kernel's ``distances``.
-        codes: address of the codes, as wide as a slot.
-        slot: bytes a code.
-        block: codes a block.
-        count: number of codes; those beyond the last whole group are left out.
-        queries: address of the queries, as wide as a slot.
-        query_count: number of queries.
-        out: address of room for a block of uint16.
-    """
-    for first in range(0, count, block):
-        groups = min(block, count - first) // GROUP
-        for q in range(query_count):
-            call_kernel(kernel, codes + first * slot, groups, queries + q * slot, out)
