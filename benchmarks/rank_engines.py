@@ -17,6 +17,7 @@ Engine = Callable[[], "npt.NDArray[np.int32] | None"]
 
 OURS: Final = "dmsh"
 BARE: Final = "bare pass"
+READ: Final = "read"
 FAISS: Final = "FAISS"
 USEARCH: Final = "usearch"
 NUMPY: Final = "numpy"
@@ -44,6 +45,8 @@ def engines(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:
     found: dict[str, Engine] = {OURS: lambda: search(queries, codes, case.k, threads=case.threads)[0]}
     if case.threads == 1 and codes.shape[1].bit_count() == 1:  # codes of other widths are spread on the way
         found[BARE] = functools.partial(_bare_pass, queries, codes)
+    if case.threads == 1 and case.queries == 1 and codes.shape[1] % 8 == 0:
+        found[READ] = functools.partial(_read, codes)
     found |= _faiss(case, queries, codes)
     if case.codes * case.queries <= _SLOW_COMPARISONS:
         if importlib.util.find_spec("usearch"):
@@ -51,6 +54,11 @@ def engines(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:
         if case.threads == 1:
             found[NUMPY] = functools.partial(_numpy, queries, codes, case.k)
     return found
+
+
+def _read(codes: Codes) -> None:
+    """Read every word of the codes once and do next to nothing with it: what memory and caches allow."""
+    np.bitwise_or.reduce(codes.reshape(-1).view(np.uint64))
 
 
 def _bare_pass(queries: Codes, codes: Codes) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmsh_serving.errors import InputError
 from rank_layouts import CLUSTERED, LayoutTiming
-from rank_timing import BARE, FAISS, NUMPY, OURS, USEARCH, Measured
+from rank_timing import BARE, FAISS, NUMPY, OURS, READ, USEARCH, Measured
 
 if TYPE_CHECKING:
     from rank import RankBench
@@ -63,16 +63,17 @@ def markdown(bench: "RankBench") -> str:
 
 def _engine_table(measured: Sequence[Measured]) -> str:
     lines = [
-        "| bits | codes | queries | k | threads | ours, ms | GB/s | / bare pass | FAISS, ms | FAISS / ours | "
+        "| bits | codes | queries | k | threads | ours, ms | GB/s | / bare pass | / read | FAISS, ms | FAISS / ours | "
         "usearch / ours | numpy / ours |",
-        "|---:|" + "---:|" * 11,
+        "|---:|" + "---:|" * 12,
     ]
     for one in measured:
-        bare = one.times_ours(BARE)
+        bare, read = one.times_ours(BARE), one.times_ours(READ)
         cells = [
             f"{one.milliseconds(OURS):.3f}",
             f"{one.gigabytes_per_s:.1f}",
             "" if bare is None else f"{1 / bare:.2f}",
+            "" if read is None else f"{1 / read:.2f}",
             "" if one.milliseconds(FAISS) is None else f"{one.milliseconds(FAISS):.3f}",
             "" if one.times_ours(FAISS) is None else f"**{one.times_ours(FAISS):.1f}x**",
             *("" if one.times_ours(name) is None else f"{one.times_ours(name):,.0f}x" for name in (USEARCH, NUMPY)),
