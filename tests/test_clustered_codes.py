@@ -132,6 +132,38 @@ def test_more_codes_at_the_kth_distance_than_a_search_remembers_give_the_smalles
     pair.assert_same_search(np.zeros((3, 2), np.uint8), k)
 
 
+@pytest.mark.parametrize("allowed_count", [0, 1, 5, 200, 900])
+@pytest.mark.parametrize("queries", [1, 7, 8, 40])
+def test_a_filter_that_leaves_few_is_searched_exactly_however_many_queries_share_it(allowed_count, queries):
+    random = np.random.default_rng(allowed_count)
+    codes, ids = clusters(4, 60_000, 10), 2**31 - 10 + random.permutation(60_000)
+    pair = Pair(codes, ids, random.permutation(ids)[:allowed_count])
+    for k in (1, 10, 300):
+        pair.assert_same_search(codes[:queries], k, threads=2)
+    pair.assert_same_radius(codes[:queries], 6)
+
+
+def test_for_several_queries_only_the_few_codes_that_a_filter_leaves_are_compared():
+    clustered = cluster(clusters(4, 60_000, 10), np.arange(60_000))
+    for count, few in ((300, True), (600, False)):
+        allowed = np.zeros(60_000, np.bool_)
+        allowed[100 * np.arange(count)] = True
+        work = clustered.measured_search(clustered.codes[:8], 10, allowed=allowed)[2]
+        assert (work.visited == 0) == few
+
+
+@pytest.mark.parametrize("first", [0, 1, 62, 63, 64, 65, 1000])
+def test_a_filter_is_exact_at_the_edges_of_its_words_of_64_flags(first):
+    count = first + 130
+    codes = np.repeat(np.arange(3, dtype=np.uint8), [first, 129, 1])[:, None]
+    for kept in ({first}, {first + 63}, {first + 64}, {first + 128}, {count - 1}, {first, first + 127}, set()):
+        pair = Pair(codes, np.arange(count), sorted(kept))
+        for k in (1, 2, 5):
+            pair.assert_same_search(np.array([[1]], np.uint8), k)
+        for radius in (0, 8):
+            pair.assert_same_radius(np.array([[1]], np.uint8), radius)
+
+
 def test_what_is_held_and_what_a_search_takes_besides_is_small():
     count = 500_000
     codes = random_codes(5, count, 8)  # all different: the layout's worst case

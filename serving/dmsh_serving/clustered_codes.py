@@ -8,6 +8,7 @@ plain scan, always: :func:`dmsh_serving.clustered_layout.choose_layout` says whe
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from dmsh_serving.checks import checked_k
 from dmsh_serving.clustered_layout import MAX_PLACES, LayoutChoice, choose_layout, grouped
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
+from dmsh_serving.hamming import search
 from dmsh_serving.hamming_inputs import (
     Codes,
     Mask,
@@ -31,6 +33,12 @@ from dmsh_serving.workers import run
 
 __all__ = ["ClusteredCodes", "LayoutChoice", "choose_layout", "cluster"]
 
+# A filter that leaves few places makes each query look at many groups until it has k of them: for several queries it
+# is then quicker to find those places once and to compare only their codes.
+_QUERIES_WORTH_GATHERING: Final = 8
+_FEW_OF: Final = 64  # places for each that is allowed
+_FEW_FOR_K: Final = 32  # allowed places for each one asked for
+
 Words = npt.NDArray[np.int64]
 Starts = npt.NDArray[np.int32]
 Ids = npt.NDArray[np.int32] | npt.NDArray[np.int64]
@@ -38,7 +46,7 @@ Ids = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SearchWork:
-    """How much a search looked at, to judge the layout by.
+    """How much a search looked at, to judge the layout by; nothing where it compared the few allowed codes instead.
 
     Attributes:
         buckets: in all.
@@ -107,7 +115,12 @@ class ClusteredCodes:
         """Search as :meth:`search` does, and say how much was looked at."""
         check_codes_and_queries(queries, self.codes)
         allowed = checked_mask(allowed, len(self.ids))
-        distances = np.full((len(queries), checked_k(k)), PAD_DISTANCE, np.int32)
+        checked_k(k)
+        if allowed is not None and len(queries) >= _QUERIES_WORTH_GATHERING:
+            count = np.count_nonzero(allowed)
+            if count <= min(len(allowed) // _FEW_OF, _FEW_FOR_K * k):
+                return *self._search_few(queries, k, threads, np.flatnonzero(allowed)), SearchWork(0, 0)
+        distances = np.full((len(queries), k), PAD_DISTANCE, np.int32)
         places = np.full(distances.shape, PAD_ID, np.int64)
         searcher = self._searcher
         job = searcher.job(queries, k, allowed, threads, searcher.layout.room_for(len(self.codes), k))
@@ -141,6 +154,16 @@ class ClusteredCodes:
             distances[of_query], places[of_query] = distances[of_query][order], places[of_query][order]
         return RadiusResult(offsets, distances, places)
 
+    def _search_few(
+        self, queries: Codes, k: int, threads: int | None, places: Words
+    ) -> tuple[npt.NDArray[np.int32], Words]:
+        """Return what :meth:`search` does, by comparing the codes of all ``places`` (M,) that may be found."""
+        places = places[np.argsort(self.ids[places])]
+        # NumPy would copy all starts to a wider type of places.
+        groups = np.searchsorted(self.starts, places.astype(np.int32), side="right") - 1
+        distances, found = search(queries, self.codes[groups], k, threads=threads)
+        return distances, np.append(places, PAD_ID)[found]  # found is -1, the last, for padding
+
     @functools.cached_property
     def _searcher(self) -> "_Searcher":
         return _Searcher(self)
@@ -168,7 +191,7 @@ class _Searcher:
         self._words[: clustered_kernel.ALLOWED] = (
             *(0, kernel.distances, kernel.spread, kernel.slot, codes.ctypes.data, codes.shape[1], len(codes)),
             *(self.buckets, self._shared.ctypes.data, self._values.ctypes.data),
-            *(clustered.starts.ctypes.data, clustered.ids.ctypes.data, clustered.ids.itemsize),
+            *(clustered.starts.ctypes.data, clustered.ids.ctypes.data, clustered.ids.itemsize, len(clustered.ids)),
         )
         self._words[clustered_kernel.QUERY_BYTES] = self._query_bytes
 

@@ -15,6 +15,7 @@ import numpy as np
 from dmsh_serving.native import (
     atomic_add,
     bits_below,
+    bits_true,
     call_kernel,
     carray,
     compiled,
@@ -34,10 +35,10 @@ FIRST_ID, PLACE, END, DISTANCE, CANDIDATE = range(5)  # words of a candidate, an
 
 # Words of a job.
 (
-    NEXT, DISTANCES, SPREAD, SLOT, CODES, WIDTH, COUNT, BUCKETS, SHARED, VALUES, STARTS, IDS, ID_BYTES, ALLOWED,
-    QUERIES, QUERY_BYTES, QUERY_COUNT, LIMIT, OUT_DISTANCES, OUT_PLACES, OFFSETS, VISITED, ROOM, SCRATCH,
+    NEXT, DISTANCES, SPREAD, SLOT, CODES, WIDTH, COUNT, BUCKETS, SHARED, VALUES, STARTS, IDS, ID_BYTES, PLACES,
+    ALLOWED, QUERIES, QUERY_BYTES, QUERY_COUNT, LIMIT, OUT_DISTANCES, OUT_PLACES, OFFSETS, VISITED, ROOM, SCRATCH,
     SCRATCH_WORDS, WORDS,
-) = range(26)  # fmt: skip
+) = range(27)  # fmt: skip
 
 _MIN_ROOM: Final = 4096
 
@@ -112,27 +113,44 @@ def _id_at(job: Any, place: int) -> Any:
     return carray(pointer_i64(job[IDS]), place + 1)[place]
 
 
+@compiled("uint64(int64[::1], int64)")
+def _flags_from(job: Any, place: int) -> Any:
+    """Return a word whose bit i is set where place + i is one that may be found; 0 beyond the last place."""
+    if place + 64 <= job[PLACES]:
+        return bits_true(job[ALLOWED] + place)
+    allowed = carray(pointer_u8(job[ALLOWED]), job[PLACES])
+    flags = numba.uint64(0)
+    for i in range(job[PLACES] - place):
+        flags |= numba.uint64(allowed[place + i] != 0) << numba.uint64(i)
+    return flags
+
+
 @compiled("int64(int64[::1], int64, int64, int64)")
 def _count_allowed(job: Any, place: int, end: int, most: int) -> Any:
     """Return how many places from ``place`` up to ``end`` may be found, or ``most`` if they are more."""
     if job[ALLOWED] == 0:
         return min(most, end - place)
-    allowed = carray(pointer_u8(job[ALLOWED]), end)
     count = np.int64(0)
     while place < end and count < most:
-        count += allowed[place]
-        place += 1
-    return count
+        flags = _flags_from(job, place)
+        if end - place < 64:
+            flags &= (numba.uint64(1) << numba.uint64(end - place)) - numba.uint64(1)
+        count += np.int64(popcount(flags))
+        place += 64
+    return min(most, count)
 
 
 @compiled("int64(int64[::1], int64, int64)")
-def _next_allowed(job: Any, place: int, end: int) -> int:
+def _next_allowed(job: Any, place: int, end: int) -> Any:
     """Return the first place from ``place`` on that may be found, or ``end``."""
-    if job[ALLOWED] != 0:
-        allowed = carray(pointer_u8(job[ALLOWED]), end)
-        while place < end and allowed[place] == 0:
-            place += 1
-    return place
+    if job[ALLOWED] == 0:
+        return place
+    while place < end:
+        flags = _flags_from(job, place)
+        if flags != 0:
+            return min(end, place + trailing_zeros(flags))
+        place += 64
+    return end
 
 
 @compiled("void(int64[:,::1], int64, int64)")
@@ -322,8 +340,6 @@ def search_clusters_radius(job_address: int, participant: int) -> None:
     scratch = bounds + 2 * ((buckets + BUCKET - 1) // BUCKET * BUCKET)
     measured = carray(pointer_u16(scratch), BUCKET)
     starts = carray(pointer_i32(job[STARTS]), job[COUNT] + 1)
-    total = np.int64(starts[job[COUNT]])
-    allowed = carray(pointer_u8(job[ALLOWED]), total)
     offsets = carray(pointer_i64(job[OFFSETS]), queries + 1)
     writing = job[OUT_PLACES] != 0
     out_distances = carray(pointer_i32(job[OUT_DISTANCES]), offsets[queries])
@@ -345,15 +361,15 @@ def search_clusters_radius(job_address: int, participant: int) -> None:
                     i = trailing_zeros(near)
                     near &= near - numba.uint64(1)
                     group = bucket * BUCKET + i
-                    if not writing and job[ALLOWED] == 0:
-                        found += starts[group + 1] - starts[group]
+                    place, end = np.int64(starts[group]), np.int64(starts[group + 1])
+                    if not writing:
+                        found += _count_allowed(job, place, end, end - place)
                         continue
-                    for place in range(starts[group], starts[group + 1]):
-                        if job[ALLOWED] != 0 and allowed[place] == 0:
-                            continue
-                        if writing:
-                            out_distances[found] = measured[numba.uint64(i)]
-                            out_places[found] = place
+                    place = _next_allowed(job, place, end)
+                    while place < end:
+                        out_distances[found] = measured[numba.uint64(i)]
+                        out_places[found] = place
                         found += 1
+                        place = _next_allowed(job, place + 1, end)
         if not writing:
             offsets[q + 1] = found
