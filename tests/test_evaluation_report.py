@@ -1,4 +1,3 @@
-import importlib.util
 import itertools
 import tracemalloc
 
@@ -164,9 +163,6 @@ def test_the_curve_of_one_query_is_that_of_scikit_learn_over_distances():
             assert got[radius] == pytest.approx(point, abs=1e-9, rel=0)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("torchmetrics") is None, reason="torchmetrics is not installed: compared without it only"
-)
 def test_map_precision_and_recall_are_those_of_torchmetrics_where_no_distances_tie():
     import torch
     from torchmetrics.retrieval import RetrievalMAP, RetrievalPrecision, RetrievalRecall
