@@ -30,7 +30,7 @@ from dmsh_serving.native import (
 )
 
 BUCKET: Final = 64
-USED, CUT, BELOW = range(3)  # words of a state
+USED, CUT, BELOW, ID_CUT, STATE = range(5)  # words of a state, and their number
 FIRST_ID, PLACE, END, DISTANCE, CANDIDATE = range(5)  # words of a candidate, and their number
 
 # Words of a job.
@@ -41,6 +41,7 @@ FIRST_ID, PLACE, END, DISTANCE, CANDIDATE = range(5)  # words of a candidate, an
 ) = range(27)  # fmt: skip
 
 _MIN_ROOM: Final = 4096
+_ANY_ID: Final = 2**63 - 1
 
 
 def room_for(groups: int, k: int) -> int:
@@ -51,7 +52,7 @@ def room_for(groups: int, k: int) -> int:
 def scratch_words(slot: int, buckets: int, room: int, levels: int) -> int:
     """Return the 8-byte words of memory a participant needs for ``room`` candidates (0 where there are none)."""
     bounds = -(-buckets // BUCKET) * BUCKET // 4
-    return CANDIDATE * room + levels + 4 + bounds + BUCKET // 4 + BUCKET * slot // 8
+    return CANDIDATE * room + levels + 1 + STATE + bounds + BUCKET // 4 + BUCKET * slot // 8
 
 
 @compiled("void(int64, int64, int64, uint8[:,::1], uint8[:,::1])")
@@ -207,6 +208,8 @@ def _forget_far(job: Any, state: Any, candidates: Any) -> None:
         for word in range(CANDIDATE):
             heap[i, word] = heap[size - wanted + i, word]
     state[USED] = below + wanted
+    if wanted == job[LIMIT] - state[BELOW]:
+        state[ID_CUT] = heap[0, FIRST_ID]  # the largest, for it came last
 
 
 @compiled("int64(int64[::1], int64[:,::1], int64, int64, int64[::1], int32[::1])")
@@ -245,7 +248,8 @@ def _visit(job: Any, query: int, bucket: int, scratch: int, state: Any, histogra
         query: address of the query.
         bucket: its number.
         scratch: address of memory for one bucket.
-        state: (3,) int64: candidates, the cut (the k-th distance so far, or one past the largest), places below it.
+        state: (STATE,) int64: candidates, the cut (the k-th distance so far, or one past the largest), places below
+            it, and the largest first id that a group at the cut may have.
         histogram: (levels + 1,) int64, places at each distance.
         candidates: (room, CANDIDATE) int64: id and place of a group's first place that may be found, its end, distance.
     """
@@ -268,8 +272,11 @@ def _visit(job: Any, query: int, bucket: int, scratch: int, state: Any, histogra
         place = _next_allowed(job, np.int64(starts[group]), end)
         if place == end:
             continue
+        first_id = _id_at(job, place)
+        if distance == state[CUT] and first_id > state[ID_CUT]:
+            continue
         used = state[USED]
-        candidates[used, FIRST_ID], candidates[used, PLACE] = _id_at(job, place), place
+        candidates[used, FIRST_ID], candidates[used, PLACE] = first_id, place
         candidates[used, END], candidates[used, DISTANCE] = end, distance
         state[USED] += 1
         places = _count_allowed(job, place, end, k)
@@ -277,6 +284,7 @@ def _visit(job: Any, query: int, bucket: int, scratch: int, state: Any, histogra
         if distance < state[CUT]:
             state[BELOW] += places
             while state[BELOW] >= k:
+                state[ID_CUT] = _ANY_ID
                 state[CUT] -= 1
                 state[BELOW] -= histogram[state[CUT]]
 
@@ -290,8 +298,8 @@ def search_clusters(job_address: int, participant: int) -> None:
     candidates = carray(pointer_i64(at), (job[ROOM], CANDIDATE))
     at += 8 * CANDIDATE * job[ROOM]
     histogram = carray(pointer_i64(at), levels + 1)
-    state = carray(pointer_i64(at + 8 * (levels + 1)), 3)
-    bounds = at + 8 * (levels + 4)
+    state = carray(pointer_i64(at + 8 * (levels + 1)), STATE)
+    bounds = at + 8 * (levels + 1 + STATE)
     scratch = bounds + 2 * ((buckets + BUCKET - 1) // BUCKET * BUCKET)
     out_distances = carray(pointer_i32(job[OUT_DISTANCES]), (job[QUERY_COUNT], k))
     out_places = carray(pointer_i64(job[OUT_PLACES]), (job[QUERY_COUNT], k))
@@ -303,7 +311,7 @@ def search_clusters(job_address: int, participant: int) -> None:
         _bound_buckets(job, query, bounds)
         for distance in range(levels + 1):
             histogram[distance] = 0
-        state[USED], state[CUT], state[BELOW] = 0, levels, 0
+        state[USED], state[CUT], state[BELOW], state[ID_CUT] = 0, levels, 0, _ANY_ID
         visited = level = np.int64(0)  # bounds below the level are done
         while level <= state[CUT] and level < levels:
             # Level by level until there are k places; what is left then lies within the cut: one sweep, any order.
