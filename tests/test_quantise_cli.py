@@ -15,6 +15,7 @@ from dmsh_model import checkpoint
 from dmsh_model.evaluation import mean_average_precision
 from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.network import DMSH
+from dmsh_serving.errors import InputError
 from dmsh_serving.images import ImageSet
 
 
@@ -131,6 +132,16 @@ def test_images_sorted_by_class_are_judged_by_all_classes(tmp_path, mnist):
     )
     assert ran.returncode == 0, ran.stderr
     assert json.loads(result.read_text())["centred"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_weights_that_give_no_finite_values_are_refused_by_the_layer(demo_model, mnist, value):
+    broken = DMSH(demo_model.config)
+    broken.load_state_dict(demo_model.state_dict())
+    first = next(weight for weight in broken.parameters() if weight.ndim == 4)
+    first.data.flatten()[:9] = value
+    with pytest.raises(InputError, match=r"layer stages\.0\.0 of the float network: it gives values that are infinite"):
+        quantise(broken, [ImageSet(mnist.images[:60], [str(row) for row in range(60)], [])])
 
 
 def test_too_few_images_are_refused_with_how_many_and_why(tmp_path, mnist):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmsh_export.float_graph import FloatGraph, outputs
 from dmsh_model.integer_layers import HIGHEST
+from dmsh_serving.errors import InputError
 
 Policy = Literal["max", "percentile", "mse"]
 POLICIES: Final[tuple[Policy, ...]] = ("mse", "percentile", "max")
@@ -36,9 +37,15 @@ class TensorStatistics:
         self._zeros = 0
 
     def add(self, values: Tensor) -> None:
-        """Take in a batch, float32 (N, C, ...)."""
+        """Take in a batch, float32 (N, C, ...).
+
+        Raises:
+            InputError: a value is infinite or no number.
+        """
         places = (0, *range(2, values.ndim))
         lowest, highest = values.amin(places).double(), values.amax(places).double()
+        if not (lowest.isfinite() & highest.isfinite()).all():
+            raise InputError("it gives values that are infinite or no numbers: train the network again")
         self.largest = torch.maximum(self.largest, torch.maximum(-lowest, highest))
         # Of one image in float32, ten times as fast; of all in float64.
         of_images = values.sum(places[1:]) if values.ndim > 2 else values
@@ -112,6 +119,13 @@ class Calibration:
         self.tensors = tuple(TensorStatistics(shape[0]) for shape in graph.shapes)
 
     def add(self, images: npt.NDArray[np.uint8]) -> None:
-        """Run a batch (N, H, W, 3) uint8 through the float graph and take in what every layer gives."""
+        """Run a batch (N, H, W, 3) uint8 through the float graph and take in what every layer gives.
+
+        Raises:
+            InputError: a layer gives a value that is infinite or no number.
+        """
         for index, value in outputs(self.graph, images):
-            self.tensors[index].add(value)
+            try:
+                self.tensors[index].add(value)
+            except InputError as error:
+                raise InputError(f"layer {self.graph.layers[index].name} of the float network: {error}") from error
