@@ -137,7 +137,8 @@ class ClusteredCodes:
         check_codes_and_queries(queries, self.codes)
         allowed = checked_mask(allowed, len(self.ids))
         searcher = self._searcher
-        job = searcher.job(queries, checked_radius(radius), allowed, threads, 0)
+        radius = min(checked_radius(radius), 8 * self.codes.shape[1])
+        job = searcher.job(queries, radius, allowed, threads, 0)
         offsets = np.zeros(len(queries) + 1, np.int64)
         if len(queries) and len(self.codes):
             job.words[searcher.layout.OFFSETS] = offsets.ctypes.data
@@ -189,7 +190,7 @@ class _Searcher:
         self._slot, self._levels = kernel.slot, 8 * codes.shape[1] + 1
         self._words = np.zeros(clustered_kernel.WORDS, np.int64)
         self._words[: clustered_kernel.ALLOWED] = (
-            *(0, kernel.distances, kernel.spread, kernel.slot, codes.ctypes.data, codes.shape[1], len(codes)),
+            *(0, kernel.rows.near, kernel.rows.arrange, codes.ctypes.data, codes.shape[1], len(codes)),
             *(self.buckets, self._shared.ctypes.data, self._values.ctypes.data),
             *(clustered.starts.ctypes.data, clustered.ids.ctypes.data, clustered.ids.itemsize, len(clustered.ids)),
         )

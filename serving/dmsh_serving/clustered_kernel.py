@@ -35,10 +35,10 @@ FIRST_ID, PLACE, END, DISTANCE, CANDIDATE = range(5)  # words of a candidate, an
 
 # Words of a job.
 (
-    NEXT, DISTANCES, SPREAD, SLOT, CODES, WIDTH, COUNT, BUCKETS, SHARED, VALUES, STARTS, IDS, ID_BYTES, PLACES,
+    NEXT, NEAR, ARRANGE, CODES, WIDTH, COUNT, BUCKETS, SHARED, VALUES, STARTS, IDS, ID_BYTES, PLACES,
     ALLOWED, QUERIES, QUERY_BYTES, QUERY_COUNT, LIMIT, OUT_DISTANCES, OUT_PLACES, OFFSETS, VISITED, ROOM, SCRATCH,
     SCRATCH_WORDS, WORDS,
-) = range(27)  # fmt: skip
+) = range(26)  # fmt: skip
 
 _MIN_ROOM: Final = 4096
 _ANY_ID: Final = 2**63 - 1
@@ -98,11 +98,10 @@ def _measure(job: Any, query: int, bucket: int, limit: int, scratch: int) -> Any
     first = bucket * BUCKET
     count = min(BUCKET, job[COUNT] - first)
     codes = job[CODES] + first * job[WIDTH]
-    if job[WIDTH] != job[SLOT] or count < BUCKET:
-        call_kernel(job[SPREAD], codes, job[COUNT] - first, count, scratch + 2 * BUCKET)
+    if job[COUNT] - first < 2 * BUCKET:  # in place, up to a vector beyond the bucket is read
+        call_kernel(job[ARRANGE], codes, job[COUNT] - first, count, scratch + 2 * BUCKET)
         codes = scratch + 2 * BUCKET
-    call_kernel(job[DISTANCES], codes, 1, query, scratch)
-    near = bits_below(scratch, limit + 1)
+    near = call_kernel(job[NEAR], codes, limit + 1, query, scratch)
     return near if count == BUCKET else near & ((numba.uint64(1) << numba.uint64(count)) - numba.uint64(1))
 
 

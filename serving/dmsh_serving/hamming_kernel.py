@@ -65,8 +65,7 @@ class Kernel:
         rows: for few queries.
         columns: for many queries; the same where columns would not be faster.
         distances: address of ``uint64(int64 codes, int64 groups, int64 query, int64 out)``: writes the distances of
-            groups of codes that lie in slots as uint16, in order, and returns 0.
-        spread: address of a function as ``arrange`` is, which brings codes into slots.
+            groups of codes that lie in slots as uint16, in order, and returns 0; no search needs it.
         mask_block: address of ``uint64(int64 allowed, int64 count, int64 groups, int64 out)``: copies ``count``
             booleans (true ones where ``allowed`` is 0) into whole groups, false beyond them, and returns 0 where
             none is true.
@@ -77,7 +76,6 @@ class Kernel:
     rows: BlockKernel
     columns: BlockKernel
     distances: int
-    spread: int
     mask_block: int
 
     def words_for(self, queries: int) -> npt.NDArray[np.int64]:
@@ -110,7 +108,7 @@ def kernel_for(width: int) -> Kernel:
         columns = rows
     block = min(MAX_BLOCK, _BLOCK_BYTES // slot)
     distances = _compiled_distances(slot).address
-    return Kernel(slot, block, rows, columns, distances, spread_for(width), _mask_block.address)
+    return Kernel(slot, block, rows, columns, distances, _mask_block.address)
 
 
 def _block_kernel(width: int, columns: bool, arrange: int, code_bytes: int, *, in_place: bool = True) -> BlockKernel:
