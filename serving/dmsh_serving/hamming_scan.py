@@ -412,6 +412,5 @@ def search_batches(
             if not _some_cut_too_low(job, cuts, participants):
                 break
         _finish(job, participants, first, out_distances, out_rows)
-    memory[0] = job_memory[0] = cuts[0] = padded[0, 0] = (
-        0  # numba frees an array after its last use, and addresses are none
-    )
+    # numba frees an array after its last use, and addresses are none.
+    memory[0] = job_memory[0] = cuts[0] = padded[0, 0] = 0
