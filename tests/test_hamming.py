@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmsh_serving import hamming, hamming_inputs
+from dmsh_serving import hamming, hamming_inputs, hamming_scan
 from dmsh_serving.contract import MAX_K, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming import search
+from dmsh_serving.hamming_kernel import kernel_for
 from dmsh_serving.hamming_oracle import search_oracle
 
 WIDTHS = [*range(1, 41), 128]
@@ -89,6 +90,23 @@ def test_ties_at_the_cut_keep_the_lowest_rows_across_blocks_and_threads(split_ea
 @pytest.mark.parametrize("width", [1, 2, 3, 8, 13, 32, 100, 128])
 def test_a_search_that_begins_at_a_guessed_cut_finds_what_the_oracle_finds(width, threads, split_eagerly):
     assert_as_oracle(random_codes(3, 3, width), random_codes(4, 40_000, width), 300, threads)
+
+
+@pytest.mark.parametrize("groups", [5, 8, 9, 13, 24])
+def test_a_guessed_cut_is_rarely_too_low_whatever_the_size_of_its_sample(groups):
+    """A guess that is too low costs a second scan; codes of 32 bytes have distances fine enough to show it."""
+    k, width = 300, 32
+    codes, queries = random_codes(1, 4 * k * groups + 50, width), random_codes(2, 100, width)
+    kernel, cuts = kernel_for(width), np.empty(len(queries), np.int64)
+    job = np.zeros(hamming_scan.WORDS, np.int64)
+    job[hamming_scan.LINE : hamming_scan.LINE + 9] = kernel.words_for(1)
+    job[hamming_scan.CODES], job[hamming_scan.WIDTH], job[hamming_scan.COUNT] = codes.ctypes.data, width, len(codes)
+    job[hamming_scan.QUERIES], job[hamming_scan.QUERY_COUNT] = queries.ctypes.data, len(queries)
+    job[hamming_scan.K], job[hamming_scan.LEVELS] = k, 8 * width + 1
+    hamming_scan._first_cuts(job, cuts, True)
+    assert (cuts < 8 * width).all()  # guessed
+    farthest = search(queries, codes, k)[0][:, -1]
+    assert (farthest >= cuts).mean() <= 0.04
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -196,15 +196,17 @@ def _first_cuts(job: Any, cuts: Any, guess: bool) -> None:
     count, k, slot, levels = job[COUNT], job[K], job[SLOT], job[LEVELS]
     for q in range(job[QUERY_COUNT]):
         cuts[q] = levels
-    # So many that 16 of the sample are expected among the first k; fewer than 1 would tell little.
+    # So many that 16 of the sample are expected among the first k, or somewhat fewer in whole runs; fewer than 1 would
+    # tell little.
     sample = max(1, min(SAMPLE_GROUPS, count // (4 * k)))
+    in_run = min(sample, RUN_GROUPS)
+    runs = sample // in_run
+    sample = in_run * runs
     expected = sample * GROUP * k / count
     rank = expected + 2.5 * np.sqrt(expected) + 1  # too few once in a hundred times, were the sample independent
     if not guess or job[ALLOWED] != 0 or expected < 1 or rank > sample * GROUP / 2 or 16 * sample * GROUP > count:
         return
-    in_run = min(sample, RUN_GROUPS)
-    runs = (sample + in_run - 1) // in_run
-    measured = np.empty(runs * in_run * GROUP, np.uint16)
+    measured = np.empty(sample * GROUP, np.uint16)
     for q in range(job[QUERY_COUNT]):
         for run in range(runs):
             first = (count // GROUP - in_run - 1) * run // runs * GROUP  # a group follows, as in place is read
@@ -216,7 +218,7 @@ def _first_cuts(job: Any, cuts: Any, guess: bool) -> None:
         while low < high:
             middle = (low + high) // 2
             below = np.int64(0)
-            for group in range(runs * in_run):
+            for group in range(sample):
                 below += np.int64(popcount(bits_below(np.int64(measured.ctypes.data) + 2 * GROUP * group, middle)))
             if below >= rank:
                 high = middle
