@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +129,16 @@ def test_ids_appended_below_the_others_are_sorted_in(folder):
     assert list(after.contents().keys)[:2] == ["seven", "é0.png"]
 
 
+def test_after_the_largest_id_there_is_only_codes_with_ids_of_their_own_are_appended(tmp_path):
+    folder = tmp_path / "g"
+    build(folder, random_codes(2), np.array([7, 2**63 - 1]), None, bits=16, fingerprint=F)
+    append(folder, random_codes(0), None, None)
+    with pytest.raises(InputError, match="no 1 ids are left after it"):
+        append(folder, random_codes(1), None, None)
+    append(folder, random_codes(1), np.array([2**63 - 2]), None)
+    assert open_current(folder).ids.tolist() == [7, 2**63 - 2, 2**63 - 1]
+
+
 def test_remove_drops_exactly_the_ids_asked_for(folder):
     after = remove(folder, np.array([100, 120]))
     assert after.ids.tolist() == [i for i in range(100, 140) if i not in (100, 120)]
@@ -241,6 +252,7 @@ def set_entry(name, **values):
     [
         set_entry("codes", shape=[2**62, 2**62]),
         set_entry("codes", shape=[2**63, 2]),
+        set_entry("codes", shape=[0, 10**30], data_offsets=[0, 0]),
         set_entry("key_offsets", shape=[2**61], data_offsets=[0, 2**64]),
         set_entry("codes", shape=[-40, -2]),
         set_entry("codes", shape=[40, 2.0]),
@@ -281,6 +293,12 @@ def test_sizes_that_overflow_or_disagree_are_refused_before_allocation(folder, c
 def test_a_checksummed_file_whose_ids_are_out_of_order_is_refused(folder, ids):
     publish_as_it_is(folder, Part(16, F, random_codes(3), np.array(ids, np.int64)))
     with pytest.raises(InputError, match=r"ascending|negative"):
+        open_current(folder)
+
+
+def test_a_checksummed_file_whose_ids_begin_beyond_the_largest_is_refused_even_when_empty(folder):
+    publish_as_it_is(folder, Part(16, F, np.empty((0, 2), np.uint8), first_id=2**63))
+    with pytest.raises(InputError, match="not all from 0"):
         open_current(folder)
 
 
@@ -457,8 +475,9 @@ def test_a_full_disk_leaves_the_old_version_and_no_leftovers(folder, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(snapshot_file.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         append(folder, random_codes(1), None, ["x"])
+    assert Path(caught.value.filename).parent == folder  # or the one line would not say where
     assert (current_version(folder), sorted(folder.iterdir())) == (version, before)
 
 

@@ -216,6 +216,7 @@ def test_a_gallery_is_replaced_only_with_overwrite(command, codes, tmp_path):
         ("build --out {t}/g --codes {t}/codes.npy", "needs --bits and --fingerprint"),
         ("build --out {t}/g --codes {t}/codes.npy --bits 16 --fingerprint short", "64 hex digits"),
         ("build --out {t}/g --codes {t}/codes.npy --bits 99999 --fingerprint {f}", "out of range"),
+        ("build --out {t}/g --codes {t}/codes.npy --bits 0 --fingerprint {f}", "bits = 0 is out of range"),
         ("build --out {t}/g --codes {t}/codes.npy --bits 64 --fingerprint {f}", "codes of 64 bits must be"),
         ("build --out {t}/g --codes {t}/none.npy --bits 16 --fingerprint {f}", "none.npy does not exist"),
         ("build --out {t}/g --codes {t}/bad.npy --bits 16 --fingerprint {f}", "bad.npy is not an .npy file"),

@@ -112,6 +112,16 @@ def test_files_that_are_none_are_refused(tmp_path, monkeypatch):
         read_table(tmp_path / "bad.parquet")
 
 
+def test_a_disk_that_fills_up_is_reported_with_the_file_that_did_not_fit(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("480000 requested and 102272 written")  # as NumPy says it
+
+    monkeypatch.setattr(gallery_table.np, "save", full)
+    with pytest.raises(OSError, match=r"102272 written.*codes\.npy"):
+        gallery_table.write_npy(tmp_path / "codes.npy", CODES)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     (tmp_path / "codes.npy").write_text("old")
     with pytest.raises(ValueError, match="Object arrays"):

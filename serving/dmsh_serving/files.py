@@ -1,9 +1,11 @@
 """Files and folders that are whole or not there, and what names a file's content."""
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from dmsh_serving.errors import InputError
@@ -15,7 +17,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise InputError(f"{path.parent} is not a folder: create it, or write elsewhere")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -24,6 +26,17 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name ``path`` in an OSError that names no file: a disk that is full while one is written is not told which."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -91,7 +91,9 @@ def append(
             raise InputError(
                 f"{folder} has {'' if old.has_keys else 'no '}keys: append {'with' if old.has_keys else 'without'} keys"
             )
-        new = _part(codes, ids, old.next_id, keys, old.bits, old.fingerprint)
+        if ids is None and old.next_id + len(codes) > 2**63:
+            raise InputError(f"{folder} has id {old.next_id - 1}: no {len(codes)} ids are left after it, give your own")
+        new = _part(codes, ids, old.next_id if len(codes) else 0, keys, old.bits, old.fingerprint)
         if not old.count:
             return publish(folder, laid_out(new), old)
         own = new.ids_of(np.arange(new.count))

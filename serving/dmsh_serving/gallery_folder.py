@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import umask, write_atomically
+from dmsh_serving.files import naming, umask, write_atomically
 from dmsh_serving.snapshot import Snapshot, chained
 from dmsh_serving.snapshot_file import (
     digest_of,
@@ -145,7 +145,7 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
     _sweep(folder, keep={path for path in existing if served and version_of(path) <= served})
     temporary = folder / f".gallery-{version}.tmp"
     try:
-        with temporary.open("wb") as file:
+        with naming(part_path(folder, version)), temporary.open("wb") as file:
             write_part(file, part, digest)
         temporary.chmod(0o444 & ~umask())
         temporary.replace(part_path(folder, version))

@@ -69,7 +69,8 @@ def _table(path: Path, bits: int | None, fingerprint: str | None) -> Given:
     for name, said, asked in (("bits", table.bits, bits), ("fingerprint", table.fingerprint, fingerprint)):
         if said is not None and asked is not None and said != asked:
             raise InputError(f"{path} says that it has {name} {said}, --{name} says {asked}")
-    return Given(table.codes, table.ids, table.keys, bits or table.bits, fingerprint or table.fingerprint)
+    bits = table.bits if bits is None else bits
+    return Given(table.codes, table.ids, table.keys, bits, fingerprint or table.fingerprint)
 
 
 def _with_own(given: Given, codes: Path | None, ids: Path | None, keys: Path | None) -> Given:

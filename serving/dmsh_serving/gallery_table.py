@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dmsh_serving.codes import Codes
 from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.files import umask
+from dmsh_serving.files import naming, umask
 from dmsh_serving.images import load_npy
 from dmsh_serving.snapshot_keys import Keys
 
@@ -198,7 +198,8 @@ def _whole(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
     finally:

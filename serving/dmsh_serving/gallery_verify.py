@@ -37,7 +37,7 @@ def verify(folder: Path) -> Verification:
         ids = snapshot.ids
         repeated = int((ids[1:] == ids[:-1]).sum())
         current = f"{repeated} ids are there more than once" if repeated else None
-    except InputError as error:
+    except (InputError, OSError) as error:
         current = str(error)
     return Verification(files, current, tuple(path.name for path in leftover_paths(folder)))
 

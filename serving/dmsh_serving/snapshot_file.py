@@ -263,7 +263,7 @@ def _tensor_specs(
         except (KeyError, TypeError, ValueError) as error:
             raise _broken(path, f"the header entry of {name} is malformed") from error
         numbers = (*shape, start, end)
-        if any(type(number) is not int or number < 0 for number in numbers):
+        if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
             raise _broken(path, f"the header entry of {name} is malformed")
         bytes_needed = dtype.itemsize
         for length in shape:

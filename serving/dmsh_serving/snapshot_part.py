@@ -155,7 +155,7 @@ class Part:
             self._check_clusters(self.starts, where)
         if self.ids is not None:
             self._check_ids(self.ids, where)
-        elif not 0 <= self.first_id <= 2**63 - self.count:
+        elif not 0 <= self.first_id <= 2**63 - max(1, self.count):
             raise InputError(f"{where}: {self.count} ids from {self.first_id} on are not all from 0 to 2^63 - 1")
         if self.keys is not None:
             self.keys.check(self.count, where)
