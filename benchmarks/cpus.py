@@ -97,12 +97,12 @@ def compared(machines: Sequence["Machine"], names: Sequence["NetworkName"], most
         folder = Path(temporary)
         for network in networks(tuple(names), most or max(cpus_compare.IMAGES.values()), folder):
             console().print(f"{network.name}: quantised and exported, PyTorch's codes computed")
-            pending = [
-                pool.submit(cpus_compare.run, machine, network, setting, folder, most)
-                for machine in machines
-                for setting in cpus_compare.settings(machine, network.name)
-            ]
             try:
+                pending = [
+                    pool.submit(cpus_compare.run, machine, network, setting, folder, most)
+                    for machine in machines
+                    for setting in cpus_compare.settings(machine, network.name)
+                ]
                 for future in pending:
                     rows.append(future.result())
                     console().print(_line(rows[-1]))

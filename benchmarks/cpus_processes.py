@@ -17,8 +17,12 @@ _is_ending = False
 
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Within it SIGTERM and a closed terminal interrupt as Control-C does, which leaves nothing running."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDING}
+    """Within it SIGTERM and a closed terminal interrupt as Control-C does, which leaves nothing running.
+
+    A signal that is ignored stays ignored: nohup is to outlive its terminal.
+    """
+    heard = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
     try:
         yield
     finally:

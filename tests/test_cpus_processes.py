@@ -16,14 +16,25 @@ import cpus_processes
 
 SLEEPER = "#!/bin/sh\nsleep 600 &\necho $$ $! >> {pids}\nwait\n"  # a program and one that it started
 PROGRAM = """
-import sys
+import signal, sys
 from pathlib import Path
 from types import SimpleNamespace as fake
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have made this one ignore
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 sys.path.insert(0, {benchmarks!r})
+
+def settings(*_):
+    yield 1
+    while {early} and not Path({pids!r}).read_text().count("\\n"):
+        pass  # the first has begun, and the others are not even waiting
+    yield from (2, 3)
+    if {early}:
+        signal.raise_signal({number})
+
 sys.modules["cpus_networks"] = fake(networks=lambda *_: [fake(name="demo")])
 sys.modules["cpus_compare"] = fake(
-    IMAGES={{"demo": 1}}, settings=lambda *_: [1, 2, 3], run=lambda machine, *_: machine.run(Path("task.json"))
+    IMAGES={{"demo": 1}}, settings=settings, run=lambda machine, *_: machine.run(Path("task.json"))
 )
 import cpus, cpus_machines
 
@@ -54,18 +65,24 @@ def sleeper(tmp_path):
     pids.touch()
     script.write_text(SLEEPER.format(pids=pids))
     script.chmod(0o755)
-    return script, pids
+    yield script, pids
+    for pid in map(int, pids.read_text().split()):  # none, unless a test failed
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_every_emulator_at_once(sleeper, tmp_path, number):
+def test_a_signal_ends_every_emulator_at_once(sleeper, tmp_path, number, early):
     script, pids = sleeper
-    text = PROGRAM.format(benchmarks=str(ROOT / "benchmarks"), script=str(script))
+    names = {"benchmarks": str(ROOT / "benchmarks"), "script": str(script), "pids": str(pids)}
+    text = PROGRAM.format(**names, number=int(number), early=early)
     options = ["--cpu", "avx2", "--network", "demo", "--cache", str(tmp_path / "cache")]
     started = subprocess.Popen([sys.executable, "-c", text, *options])
     try:
         wait_until(lambda: pids.read_text().count("\n") or started.poll() is not None)
-        started.send_signal(number)
+        if not early:
+            started.send_signal(number)
         assert started.wait(timeout=20) == 130
     finally:
         started.kill()
@@ -97,3 +114,14 @@ def test_the_handlers_of_before_come_back():
     with cpus_processes.interrupted_by_signals():
         assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cpus_processes.interrupted_by_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
