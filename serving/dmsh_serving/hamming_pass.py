@@ -3,8 +3,11 @@
 Imports numba, so it is itself imported on first use.
 """
 
-from dmsh_serving.hamming_kernel import GROUP
+from typing import Final
+
 from dmsh_serving.native import call_kernel, compiled
+
+GROUP: Final = 64
 
 
 @compiled("void(int64, int64, int64, int64, int64, int64, int64, int64)")

@@ -5,11 +5,14 @@ memory-mapped and unaligned arrays then share one compiled function (numba would
 one function can be called by its address from any thread. The caller keeps the arrays alive.
 
 Functions of other modules are called by address, never inlined: numba's cache on disk notices a change of the
-file that a function is in, not of the files it was inlined from.
+file that a function is in, not of the files it was inlined from. What comes from other files all the same (intrinsics,
+generated code, constants) comes from those of ``INLINED_FROM`` alone, whose text is part of a cached function's name.
 """
 
+import hashlib
+import pkgutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numba
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -26,6 +29,11 @@ intrinsic: Callable[[Callable[..., Any]], Any] = _numba_intrinsic
 literal_intrinsic: Callable[[Callable[..., Any]], Any] = _numba_intrinsic(prefer_literal=True)
 
 bytes_read: Any = _types.Array(_types.uint8, 2, "C", readonly=True)  # of a signature: contiguous, perhaps read-only
+
+INLINED_FROM: Final = ("native.py", "hamming_arrange.py", "cache_lines.py", "contract.py")
+_INLINED: Final = hashlib.sha256(
+    b"".join(pkgutil.get_data("dmsh_serving", name) or b"" for name in INLINED_FROM)
+).hexdigest()[:16]
 
 _entries: list[Any] = []  # known to others by address alone: two threads may compile one at the same time, both stay
 _I64 = ir.IntType(64)
@@ -59,6 +67,7 @@ def _cached(decorator: Callable[[bool], Callable[..., Any]]) -> Callable[[Callab
     """
 
     def wrap(function: Callable[..., Any]) -> Any:
+        function.__qualname__ += f".{_INLINED}"  # numba names the files of its cache by it
         try:
             return decorator(True)(function)
         except RuntimeError as error:

@@ -1,0 +1,59 @@
+"""What is compiled once and kept on disk is compiled anew when anything that it was made from changes."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dmsh_serving
+from dmsh_serving.native import INLINED_FROM
+
+PACKAGE = Path(dmsh_serving.__file__).parent
+NATIVE = "dmsh_serving.native"
+PROBE = """
+from dmsh_serving.native import compiled, trailing_zeros
+
+
+@compiled("int64(uint64)")
+def zeros(word):
+    return trailing_zeros(word)
+"""
+
+
+def modules_imported(path):
+    """Every module of the package that a file imports when it is itself imported."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmsh_serving."):
+            yield node.module
+
+
+COMPILED = sorted(path.name for path in PACKAGE.glob("*.py") if NATIVE in modules_imported(path))
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_modules_take_from_others_only_what_is_known_to_be_inlined(name):
+    imported = {f"{module.removeprefix('dmsh_serving.')}.py" for module in modules_imported(PACKAGE / name)}
+    assert imported <= set(INLINED_FROM)
+
+
+def test_a_changed_intrinsic_is_not_answered_by_what_was_compiled_before(tmp_path):
+    copy = tmp_path / "dmsh_serving"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "probe.py").write_text(PROBE)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def zeros(word):
+        program = f"from dmsh_serving.probe import zeros; print(zeros({word}), sum(zeros.stats.cache_hits.values()))"
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [int(each) for each in done.stdout.split()]
+
+    assert zeros(8) == [3, 0]
+    assert zeros(8) == [3, 1]  # from the cache
+    text = (copy / "native.py").read_text()
+    (copy / "native.py").write_text(text.replace("builder.cttz(", "builder.ctlz("))
+    assert zeros(8) == [60, 0]
