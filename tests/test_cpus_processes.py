@@ -102,6 +102,15 @@ def test_a_program_that_takes_too_long_is_ended_with_all_that_it_started(sleeper
     wait_until(lambda: not any(map(is_alive, running)))
 
 
+def test_what_a_program_left_running_is_ended_too(tmp_path):
+    command = f"sleep 60 & echo $! > {tmp_path / 'pid'}"  # which keeps the pipes open
+    started = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        cpus_processes.run(["/bin/sh", "-c", command], dict(os.environ), 1)
+    assert time.monotonic() - started < 30
+    wait_until(lambda: not is_alive(int((tmp_path / "pid").read_text())))
+
+
 def test_nothing_starts_once_all_are_ended(monkeypatch):
     monkeypatch.setattr(cpus_processes, "_is_ending", False)
     cpus_processes.end_all()
