@@ -117,6 +117,16 @@ def test_a_sample_that_is_nearer_than_the_rest_costs_no_answer(threads, split_ea
     assert_as_oracle(np.zeros((2, 8), np.uint8), codes, 300, threads)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("width", [8, 13])
+def test_queries_whose_sample_misleads_are_answered_beside_those_whose_sample_does_not(width, threads, split_eagerly):
+    codes = random_codes(4, 40_000, width)
+    codes[:250] = 0
+    queries = random_codes(5, 140, width)  # more than a scan takes
+    queries[[0, 3, 4, 127, 128, 139]] = 0
+    assert_as_oracle(queries, codes, 300, threads)
+
+
 @pytest.mark.parametrize("width", [8, 13])
 def test_many_queries_are_searched_in_several_scans(width):
     assert_as_oracle(random_codes(5, 300, width), random_codes(6, 5000, width), 5, threads=2)

@@ -9,8 +9,8 @@ Participants (threads) take chunks of codes by an atomic counter, each with cand
 participant's chunks ascend, so the same holds within each of them.
 
 Where k is large, every participant would gather many candidates before its cut is low. So the cut begins at a guess
-from a few groups spread over the codes. A guess that proves too low, which fewer than k answers show, costs a second
-scan without it, never an answer.
+from a few groups spread over the codes. A guess that proves too low, which fewer than k answers show, costs its query a
+second scan without it, never an answer.
 """
 
 from typing import Any, Final
@@ -247,17 +247,20 @@ def _counting_sort(distances: Any, rows: Any, used: int, place: Any, out_distanc
             out_rows[target] = rows[i]
 
 
-@compiled("boolean(int64[::1], int64[::1], int64)")
-def _some_cut_too_low(job: Any, cuts: Any, participants: int) -> bool:
-    """Say whether a query that began at a guessed cut has fewer than k candidates."""
+@compiled("int64(int64[::1], int64[::1], int64, uint8[:,::1], int64[::1])")
+def _keep_too_low(job: Any, cuts: Any, participants: int, padded: Any, wanted: Any) -> int:
+    """Bring the queries that began at a guessed cut and have fewer than k candidates to the front; return how many."""
+    kept = 0
     for q in range(job[QUERY_COUNT]):
         found = np.int64(0)
         for p in range(participants):
             states, _, _, _, _ = _memory_of(job, p)
             found += states[q, USED]
         if found < job[K] and cuts[q] < job[LEVELS]:
-            return True
-    return False
+            wanted[kept] = wanted[q]
+            padded[kept] = padded[q]
+            kept += 1
+    return kept
 
 
 @compiled("int64(int64[::1], int64, int64)")
@@ -305,14 +308,14 @@ def _merge(
     return total
 
 
-@compiled("void(int64[::1], int64, int64, int32[:,::1], int64[:,::1])")
-def _finish(job: Any, participants: int, first: int, out_distances: Any, out_rows: Any) -> None:
+@compiled("void(int64[::1], int64, int64[::1], int32[:,::1], int64[:,::1])")
+def _finish(job: Any, participants: int, wanted: Any, out_distances: Any, out_rows: Any) -> None:
     """Merge the candidates of all participants and write each query's first k, in (distance, row) order.
 
     Args:
         job: the job, scanned.
         participants: at least 1; those that never began have no candidates.
-        first: where the first of the job's queries is in ``out``.
+        wanted: (at least the job's queries,) int64, where each is in ``out``.
         out_distances: (all queries, k) int32, filled with the padding.
         out_rows: (all queries, k) int64, likewise.
     """
@@ -321,7 +324,7 @@ def _finish(job: Any, participants: int, first: int, out_distances: Any, out_row
         states, rows, distances, _, _ = _memory_of(job, 0)
         for q in range(job[QUERY_COUNT]):
             used = states[q, USED]
-            _counting_sort(distances[q], rows[q], used, place, out_distances[first + q], out_rows[first + q])
+            _counting_sort(distances[q], rows[q], used, place, out_distances[wanted[q]], out_rows[wanted[q]])
         return
     room = participants * job[CAPACITY]
     merged, merged_distances = np.empty((2, room), np.int64), np.empty((2, room), np.int32)
@@ -336,7 +339,7 @@ def _finish(job: Any, participants: int, first: int, out_distances: Any, out_row
             )  # fmt: skip
             here = 1 - here
         _counting_sort(
-            merged_distances[here], merged[here], total, place, out_distances[first + q], out_rows[first + q]
+            merged_distances[here], merged[here], total, place, out_distances[wanted[q]], out_rows[wanted[q]]
         )
 
 
@@ -392,17 +395,19 @@ def search_batches(
     job[MEMORY], job[MEMORY_STRIDE] = (np.int64(memory.ctypes.data) + 63) // 64 * 64, words
     padded = np.zeros((batch, slot), np.uint8)
     job[QUERIES] = np.int64(padded.ctypes.data)
-    cuts = np.empty(batch, np.int64)
+    cuts, wanted = np.empty(batch, np.int64), np.empty(batch, np.int64)
     job[FIRST_CUTS] = np.int64(cuts.ctypes.data)
     for first in range(0, all_queries, batch):
         job[QUERY_COUNT] = min(batch, all_queries - first)
         for q in range(job[QUERY_COUNT]):
+            wanted[q] = first + q
             for byte in range(width):
                 padded[q, byte] = queries[first + q, byte]
             for column in range(k):
                 out_distances[first + q, column] = PAD_DISTANCE
                 out_rows[first + q, column] = PAD_ID
-        for guess in (True, False):
+        guess = True
+        while job[QUERY_COUNT] > 0:  # then those alone whose guess was too low, without one
             job[NEXT] = 0
             for participant in range(participants):
                 at = job[MEMORY] + 8 * participant * words + _block_bytes(slot, block)
@@ -411,8 +416,7 @@ def search_batches(
                     states[i] = 0
             _first_cuts(job, cuts, guess)
             call_kernel(share, scan_address, job_address, np.int64(mailboxes.ctypes.data), mailboxes.shape[0])
-            if not _some_cut_too_low(job, cuts, participants):
-                break
-        _finish(job, participants, first, out_distances, out_rows)
-    # numba frees an array after its last use, and addresses are none.
+            _finish(job, participants, wanted, out_distances, out_rows)
+            job[QUERY_COUNT] = _keep_too_low(job, cuts, participants, padded, wanted)
+            guess = False
     memory[0] = job_memory[0] = cuts[0] = padded[0, 0] = 0
