@@ -132,7 +132,7 @@ def test_many_queries_are_searched_in_several_scans(width):
     assert_as_oracle(random_codes(5, 300, width), random_codes(6, 5000, width), 5, threads=2)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [*WIDTHS, 57, 100])  # of both slots beyond 32 bytes that words are left out of
 @pytest.mark.parametrize("count", [1, 63, 64, 4096, 5003])
 def test_many_queries_which_read_codes_in_columns_find_what_the_oracle_finds(width, count):
     codes = random_codes(width, count, width)
@@ -251,14 +251,14 @@ def test_code_compiled_for_avx2_alone_finds_the_same(tmp_path):
         "from dmsh_serving.hamming import search\n"
         "from dmsh_serving.hamming_oracle import search_oracle\n"
         "random = np.random.default_rng(0)\n"
-        "for width in (6, 8, 16):\n"
+        "for width, count in ((6, 9), (6, 3), (8, 9), (13, 9), (13, 3)):\n"  # few queries read rows, many columns
         "    codes = random.integers(0, 256, (5000, width), dtype=np.uint8)\n"
-        "    queries = random.integers(0, 256, (9, width), dtype=np.uint8)\n"
+        "    queries = random.integers(0, 256, (count, width), dtype=np.uint8)\n"
         "    allowed = random.random(5000) < 0.3\n"
         "    for mask in (None, allowed):\n"
         "        found = search(queries, codes, 9, allowed=mask)\n"
         "        for got, wanted in zip(found, search_oracle(queries, codes, 9, mask)):\n"
-        "            assert np.array_equal(got, wanted), (width, mask is None)\n"
+        "            assert np.array_equal(got, wanted), (width, count, mask is None)\n"
         "assembly = hamming_kernel._compiled_block(8, False)[0]._library.get_asm_str()\n"
         "assert 'ymm' in assembly and 'zmm' not in assembly and 'vpopcnt' not in assembly\n"
     )
