@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmsh_serving import hamming, hamming_inputs, hamming_scan
+from dmsh_serving import hamming, hamming_batches, hamming_inputs, hamming_job
 from dmsh_serving.contract import MAX_K, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming import search
@@ -98,12 +98,12 @@ def test_a_guessed_cut_is_rarely_too_low_whatever_the_size_of_its_sample(groups)
     k, width = 300, 32
     codes, queries = random_codes(1, 4 * k * groups + 50, width), random_codes(2, 100, width)
     kernel, cuts = kernel_for(width), np.empty(len(queries), np.int64)
-    job = np.zeros(hamming_scan.WORDS, np.int64)
-    job[hamming_scan.LINE : hamming_scan.LINE + 9] = kernel.words_for(1)
-    job[hamming_scan.CODES], job[hamming_scan.WIDTH], job[hamming_scan.COUNT] = codes.ctypes.data, width, len(codes)
-    job[hamming_scan.QUERIES], job[hamming_scan.QUERY_COUNT] = queries.ctypes.data, len(queries)
-    job[hamming_scan.K], job[hamming_scan.LEVELS] = k, 8 * width + 1
-    hamming_scan._first_cuts(job, cuts, True)
+    job = np.zeros(hamming_job.WORDS, np.int64)
+    job[hamming_job.LINE : hamming_job.LINE + 9] = kernel.words_for(1)
+    job[hamming_job.CODES], job[hamming_job.WIDTH], job[hamming_job.COUNT] = codes.ctypes.data, width, len(codes)
+    job[hamming_job.QUERIES], job[hamming_job.QUERY_COUNT] = queries.ctypes.data, len(queries)
+    job[hamming_job.K], job[hamming_job.LEVELS] = k, 8 * width + 1
+    hamming_batches._first_cuts(job, cuts, True)
     assert (cuts < 8 * width).all()  # guessed
     farthest = search(queries, codes, k)[0][:, -1]
     assert (farthest >= cuts).mean() <= 0.04

@@ -94,8 +94,9 @@ class _Compiled:
 
 @functools.cache
 def _compiled() -> _Compiled:
+    from dmsh_serving.hamming_batches import search_batches
     from dmsh_serving.hamming_kernel import kernel_for
-    from dmsh_serving.hamming_scan import scan, search_batches
+    from dmsh_serving.hamming_scan import scan
     from dmsh_serving.worker_kernel import share
 
     return _Compiled(search_batches, kernel_for, scan.address, share.address)

@@ -57,58 +57,69 @@ class BlockKernel:
 
 @dataclass(frozen=True)
 class Kernel:
-    """The compiled functions for one width.
+    """The compiled functions for codes of one width; each is compiled when it is first asked for.
 
     Attributes:
-        slot: bytes of a vector that a code occupies; queries are padded to as many, with zeros.
-        block: codes a call of ``hit_groups``, a multiple of :data:`GROUP`.
-        rows: for few queries.
-        columns: for many queries; the same where columns would not be faster.
-        distances: address of ``uint64(int64 codes, int64 groups, int64 query, int64 out)``: writes the distances of
-            groups of codes that lie in slots as uint16, in order, and returns 0; no search needs it.
-        mask_block: address of ``uint64(int64 allowed, int64 count, int64 groups, int64 out)``: copies ``count``
-            booleans (true ones where ``allowed`` is 0) into whole groups, false beyond them, and returns 0 where
-            none is true.
+        width: bytes a code.
     """
 
-    slot: int
-    block: int
-    rows: BlockKernel
-    columns: BlockKernel
-    distances: int
-    mask_block: int
+    width: int
+
+    @property
+    def slot(self) -> int:
+        """Bytes of a vector that a code occupies; queries are padded to as many, with zeros."""
+        return slot_of(self.width)
+
+    @property
+    def block(self) -> int:
+        """Codes a call of ``hit_groups``, a multiple of :data:`GROUP`."""
+        return min(MAX_BLOCK, _BLOCK_BYTES // self.slot)
+
+    @functools.cached_property
+    def rows(self) -> BlockKernel:
+        """For few queries: codes as they lie."""
+        return _block_kernel(self.width, False, copy_for(self.width), self.width)
+
+    @functools.cached_property
+    def many(self) -> BlockKernel:
+        """For many queries: columns, or up to 8 bytes slots, filled once for all of them."""
+        if self.slot > 8:
+            return _block_kernel(self.width, True, columns_for(self.width), 8 * words_of(self.width), in_place=False)
+        if self.width < self.slot:
+            return _block_kernel(self.slot, False, spread_for(self.width), self.slot, in_place=False)
+        return self.rows
+
+    @functools.cached_property
+    def distances(self) -> int:
+        """Address of ``uint64(int64 codes, int64 groups, int64 query, int64 out)``, for benchmarks.
+
+        It writes the distances of groups of codes that lie in slots as uint16, in order, and returns 0.
+        """
+        return _compiled_distances(self.slot).address  # type: ignore[no-any-return]
 
     def words_for(self, queries: int) -> npt.NDArray[np.int64]:
-        """Return (9,) int64, as jobs hold them: a block kernel's fields, mask_block, rows.near, slot, block."""
-        return self._row_words if queries < _WORTH_COLUMNS else self._column_words
+        """Return (9,) int64, as jobs hold them: a block kernel's fields, the mask's, rows.near, slot, block.
+
+        The mask's is the address of ``uint64(int64 allowed, int64 count, int64 groups, int64 out)``: it copies
+        ``count`` booleans (true ones where ``allowed`` is 0) into whole groups, false beyond them, and returns 0
+        where none is true.
+        """
+        return self._row_words if queries < _WORTH_COLUMNS else self._many_words
 
     @functools.cached_property
     def _row_words(self) -> npt.NDArray[np.int64]:
         return self._words(self.rows)
 
     @functools.cached_property
-    def _column_words(self) -> npt.NDArray[np.int64]:
-        return self._words(self.columns)
+    def _many_words(self) -> npt.NDArray[np.int64]:
+        return self._words(self.many)
 
     def _words(self, of: BlockKernel) -> npt.NDArray[np.int64]:
         block_kernel = (of.hit_groups, of.near, of.arrange, of.in_place, of.code_bytes)
-        return np.array([*block_kernel, self.mask_block, self.rows.near, self.slot, self.block], np.int64)
+        return np.array([*block_kernel, _mask_block.address, self.rows.near, self.slot, self.block], np.int64)
 
 
-@functools.cache
-def kernel_for(width: int) -> Kernel:
-    """Return the compiled functions for codes of ``width`` bytes."""
-    slot = slot_of(width)
-    rows = _block_kernel(width, False, copy_for(width), width)
-    if slot > 8:
-        columns = _block_kernel(width, True, columns_for(width), 8 * words_of(width), in_place=False)
-    elif width < slot:
-        columns = _block_kernel(slot, False, spread_for(width), slot, in_place=False)
-    else:
-        columns = rows
-    block = min(MAX_BLOCK, _BLOCK_BYTES // slot)
-    distances = _compiled_distances(slot).address
-    return Kernel(slot, block, rows, columns, distances, _mask_block.address)
+kernel_for = functools.cache(Kernel)
 
 
 def _block_kernel(width: int, columns: bool, arrange: int, code_bytes: int, *, in_place: bool = True) -> BlockKernel:
