@@ -1,3 +1,6 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,6 +95,18 @@ def test_arrays_that_are_no_labelled_images_are_refused(load, case):
     arrays, message = BAD_ARRAYS[case]
     with pytest.raises(InputError, match=message):
         load(arrays)
+
+
+@pytest.mark.parametrize("rows", [10**12, 10**30])
+def test_arrays_that_claim_more_than_any_memory_are_refused(tmp_path, rows):
+    header, labels = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (rows, 1000, 1000)})
+    np.save(labels, LABELS)
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(100))
+        archive.writestr("labels.npy", labels.getvalue())
+    with pytest.raises(InputError, match=r"is not an \.npz file"):
+        load_labelled(str(tmp_path / "set.npz"), 8)
 
 
 def test_a_missing_a_damaged_and_a_foreign_file_are_refused(tmp_path):

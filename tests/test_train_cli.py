@@ -100,6 +100,11 @@ BAD_USES = {
     "too few images a class": (("--queries-per-class", 12), "green (12), red (12)"),
     "missing weights": (("--pretrained", "absent.pth"), "absent.pth does not exist"),
     "negative loss weight": (("--pairwise", -1), "pairwise = -1"),
+    "a layer beyond reason": (("--fusion-features", 10**9), "fusion_features = 1000000000 must be at most 65536"),
+    "nothing to learn": (
+        ("--pairwise", 0, "--quantisation", 0, "--classification", 0),
+        "the weights of all losses are 0",
+    ),
     "more bits than images": (("--bits", 64), "18 training images cannot give 64 bits"),
     "patience without validation": (("--patience", 2), "needs a validation_share"),
     "mixed precision on a CPU": (("--mixed-precision",), "mixed_precision is for a GPU"),

@@ -12,6 +12,7 @@ Pooling = Literal["avg", "max"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_MOST_FEATURES = 1 << 16  # of a layer: far beyond every network; far below what a mistaken config would allocate
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class HashConfig:
                 ("num_classes", 0),
             )
             if getattr(self, name) < least
+        ]
+        problems += [
+            f"{name} = {getattr(self, name)} must be at most {_MOST_FEATURES}"
+            for name in ("lateral_features", "fusion_features", "num_classes")
+            if getattr(self, name) > _MOST_FEATURES
         ]
         for name, choices in (
             ("lateral_activation", get_args(Activation)),

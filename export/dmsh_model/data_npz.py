@@ -72,8 +72,12 @@ def _read(path: Path) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
                 if {key for pair in pairs for key in pair} <= set(archive.files):
                     return [(archive[images], archive[labels]) for images, labels in pairs]
             found = ", ".join(archive.files) or "nothing"
-    # An array alone is no context manager; a damaged member shows as an error of zlib or of the header.
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    # An array alone is no context manager; a damaged member shows as an error of zlib or of the header, or as one of
+    # sizes that no memory holds.
+    except (
+        *(OSError, ValueError, EOFError, AttributeError, TypeError, OverflowError, MemoryError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise InputError(f"{path} is not an .npz file of images and labels: {error}") from error
     raise InputError(f"{path} holds {found}: needed are {_KEYS}")
 

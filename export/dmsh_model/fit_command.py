@@ -146,6 +146,8 @@ def fit(
         centres,
         imbalance,
     )
+    if integer is None and not any((weights.pairwise, weights.quantisation, weights.classification, balance, centres)):
+        raise InputError("the weights of all losses are 0: there is nothing to learn, give one of them")
     refinements = Refinements(trunk_rate, validation_share, patience, device, mixed_precision)
     counts = {"--queries-per-class": queries_per_class, "--train-per-class": train_per_class}
     if integer is not None and teacher is not None:
