@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from dmsh_serving.console import JsonOption, console, make_app, print_table, progress, run, write_json
+from dmsh_serving.errors import InputError
 
 if TYPE_CHECKING:
     from rank_engines import Case
@@ -61,11 +62,15 @@ def rank(
     json: JsonOption = None,
 ) -> None:
     """Time exact Hamming search side by side; without --quick, write docs/ranking.md and its plots too."""
-    from rank_page import plot, write_table
+    from rank_page import around_table, plot, write_table
 
     started = time.monotonic()
     if not quick:
         page, out = page or _ROOT / "docs" / "ranking.md", out or _ROOT / "docs" / "img"
+    if page is not None:
+        around_table(page)  # refused now, not after minutes of measuring
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: name a folder to draw to")
     bench = measured(quick, learned, huge, rounds or (3 if quick else 15))
     _print(bench)
     if page is not None:

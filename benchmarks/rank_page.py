@@ -21,12 +21,23 @@ def write_table(page: Path, bench: "RankBench") -> None:
     Raises:
         InputError: the page has not the two markers.
     """
-    text = page.read_text()
-    before, found, rest = text.partition(BEGIN)
+    before, after = around_table(page)
+    page.write_text(f"{before}{BEGIN}\n{markdown(bench)}\n{END}{after}")
+
+
+def around_table(page: Path) -> tuple[str, str]:
+    """Return what stands before and after the two markers of a page.
+
+    Raises:
+        InputError: there is no such page, or it has not the two markers.
+    """
+    if not page.is_file():
+        raise InputError(f"--page {page} is not there: name a page with {BEGIN} ... {END} to write between")
+    before, found, rest = page.read_text().partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not (found and ended):
         raise InputError(f"{page} has no {BEGIN} ... {END} to write between: add the two lines")
-    page.write_text(f"{before}{BEGIN}\n{markdown(bench)}\n{END}{after}")
+    return before, after
 
 
 def markdown(bench: "RankBench") -> str:

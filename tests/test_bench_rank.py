@@ -79,6 +79,16 @@ def test_a_page_without_markers_is_refused(tmp_path):
         rank_page.write_table(page, None)
 
 
+@pytest.mark.parametrize(("option", "why"), [("page", "is not there"), ("out", "is a file")])
+def test_where_nothing_can_be_written_is_refused_before_anything_is_measured(option, why, tmp_path, monkeypatch):
+    monkeypatch.setattr(rank, "measured", lambda *_: pytest.fail("measured first"))
+    wrong = tmp_path / "wrong"
+    if option == "out":
+        wrong.touch()
+    with pytest.raises(InputError, match=why):
+        rank.rank(quick=True, **{option: wrong})
+
+
 def test_the_page_in_docs_has_its_markers():
     text = (ROOT / "docs" / "ranking.md").read_text()
     assert text.index(rank_page.BEGIN) < text.index(rank_page.END)
