@@ -81,6 +81,8 @@ def test_a_page_without_markers_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("option", "why"), [("page", "is not there"), ("out", "is a file")])
 def test_where_nothing_can_be_written_is_refused_before_anything_is_measured(option, why, tmp_path, monkeypatch):
+    import rank
+
     monkeypatch.setattr(rank, "measured", lambda *_: pytest.fail("measured first"))
     wrong = tmp_path / "wrong"
     if option == "out":
