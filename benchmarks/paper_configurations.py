@@ -11,6 +11,7 @@ from dmsh_model.options import Augmentation, TrainingOptions
 from dmsh_model.refinements import Refinements
 from dmsh_serving.errors import InputError
 
+REFERENCE: Final = "dmsh"  # the configuration that the others are compared with
 _NOT_OF_A_FILE: Final = ("bits", "num_classes", "loss", "mean", "std")  # the run's and the data's
 _SECTIONS: Final = ("title", "network", "loss", "training", "refinements")
 
@@ -136,6 +137,8 @@ def read_experiment(path: Path) -> Experiment:
         raise InputError(f"{path}: needs configurations, bits, seeds and [data.NAME] ({error})") from error
     if not (experiment.configurations and experiment.data and experiment.bits and experiment.seeds):
         raise InputError(f"{path}: configurations, data, bits and seeds must name at least one each")
+    if REFERENCE not in (each.name for each in experiment.configurations):
+        raise InputError(f"{path}: configurations must include {REFERENCE}, which the others are compared with")
     return experiment
 
 

@@ -19,7 +19,11 @@ from dmsh_serving.files import write_atomically
 from paper_configurations import Configuration, DataChoice, Experiment, with_seed
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from dmsh_model.data import LabelledImages
+    from dmsh_model.network import DMSH
 
 FORMAT_VERSION: Final = 1
 RANKS: Final = (100, 1000)
@@ -73,12 +77,12 @@ def finished(run: Run, folder: Path) -> dict[str, Any] | None:
 def perform(run: Run, folder: Path) -> dict[str, Any]:
     """Train, measure and export ``run``; keep its checkpoint and its result in ``folder``, and return the result.
 
-    An export that gives another bit than PyTorch is told of in the result: see :func:`refused_exports`.
+    Where the folded graph gives another bit than PyTorch, for a logit within rounding of 0, the unfolded one is tried;
+    where that does too, the result tells of it: see :func:`refused_exports`.
 
     Raises:
         CheckError: the training met a NaN.
     """
-    from dmsh_export.onnx import export_onnx
     from dmsh_model import checkpoint, training
     from dmsh_model.coding import codes_of_rows
     from dmsh_model.data import MNIST_5K, SplitOptions, split_images
@@ -105,13 +109,13 @@ def perform(run: Run, folder: Path) -> dict[str, Any]:
     codes = [codes_of_rows(trained.model.codes, data.images, rows) for rows in (split.query, split.database)]
     labels = [data.labels[rows] for rows in (split.query, split.database)]
     retrieval = measure_retrieval(*codes, *labels, ks=RANKS)
-    parity: dict[str, Any] = {"bits_compared": len(split.query) * run.bits, "refused": None}
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            # On the queries, what a server is asked: an export with one wrong bit is refused.
-            export_onnx(trained.model, Path(scratch) / "model.onnx", data.images[split.query])
-    except CheckError as error:
-        parity["refused"] = str(error)
+    queried = data.images[split.query]  # what a server is asked
+    folded = _refusal(trained.model, queried, folded=True)
+    parity = {
+        "bits_compared": len(split.query) * run.bits,
+        "refused": None if folded is None else _refusal(trained.model, queried, folded=False),
+        "unfolded": folded is not None,
+    }
     result = {
         "identity": run.identity(),
         "data_sha256": data.sha256,
@@ -123,6 +127,18 @@ def perform(run: Run, folder: Path) -> dict[str, Any]:
     }
     write_atomically(folder / f"{run.name}.json", (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
     return result
+
+
+def _refusal(model: "DMSH", images: "npt.NDArray[np.uint8]", *, folded: bool) -> str | None:
+    """Return why the export of ``model`` is refused, as it is for one wrong bit, or None."""
+    from dmsh_export.onnx import export_onnx
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            export_onnx(model, Path(scratch) / "model.onnx", images, folded=folded)
+        except CheckError as error:
+            return str(error).rpartition(" is not written: ")[2]
+    return None
 
 
 def refused_exports(results: dict[str, dict[str, Any]]) -> list[str]:
