@@ -59,7 +59,7 @@ def test_the_smoke_run_trains_every_configuration_and_every_export_has_no_wrong_
         each.name for each in read_experiment(EXPERIMENTS / "paper.toml").configurations
     }
     for name, result in results.items():
-        assert result["parity"] == {"bits_compared": 40 * 16, "refused": None}
+        assert result["parity"] == {"bits_compared": 40 * 16, "refused": None, "unfolded": False}
         assert checkpoint.fingerprint(checkpoint.load(work / name)) == result["fingerprint"]
     assert max(result["retrieval"]["map_all"] for result in results.values()) > 0.3, "chance is about 0.1"
     assert "6 exports of 3,840 bits, 0 refused" in text

@@ -168,7 +168,13 @@ def test_a_taken_port_is_found_before_the_start(own_world, server):
 
 def test_an_interrupted_start_leaves_nothing(own_world):
     server = own_world.server()
-    threading.Timer(0.6, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    def interrupt_once_begun():
+        while server._process is None:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_once_begun, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         server.start()
     assert server.exit_code is not None
