@@ -145,7 +145,7 @@ def measured(quick: bool, learned: int, huge: bool, rounds: int) -> RankBench:
 
 
 def _print(bench: RankBench) -> None:
-    from rank_timing import BARE, FAISS, OURS
+    from rank_engines import BARE, FAISS, OURS
 
     rows = []
     for one in bench.measured:

@@ -11,12 +11,15 @@ import numpy.typing as npt
 
 from dmsh_serving.hamming import search
 from dmsh_serving.hamming_inputs import padded_queries
+from dmsh_serving.hamming_pass import bare_pass
 from rank_codes import Codes, uniform_codes
 
 Engine = Callable[[], "npt.NDArray[np.int32] | None"]
 
 OURS: Final = "dmsh"
+ALONE: Final = "one thread of dmsh"
 BARE: Final = "bare pass"
+BARE_ALONE: Final = "one thread of a bare pass"
 READ: Final = "read"
 FAISS: Final = "FAISS"
 USEARCH: Final = "usearch"
@@ -43,8 +46,13 @@ class Case:
 def engines(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:
     """Return, by name, what can run this case; ours first. FAISS comes in every setting that might be its best."""
     found: dict[str, Engine] = {OURS: lambda: search(queries, codes, case.k, threads=case.threads)[0]}
-    if case.threads == 1 and codes.shape[1].bit_count() == 1:  # codes of other widths are spread on the way
-        found[BARE] = functools.partial(_bare_pass, queries, codes)
+    power_of_two = codes.shape[1].bit_count() == 1  # codes of other widths are spread on the way
+    if power_of_two:
+        found[BARE] = functools.partial(_bare_pass, queries, codes, case.threads)
+    if case.threads > 1:
+        found[ALONE] = lambda: search(queries, codes, case.k, threads=1)[0]
+    if case.threads > 1 and power_of_two:
+        found[BARE_ALONE] = functools.partial(_bare_pass, queries, codes, 1)
     if case.threads == 1 and case.queries == 1 and codes.shape[1] % 8 == 0:
         found[READ] = functools.partial(_read, codes)
     found |= _faiss(case, queries, codes)
@@ -61,18 +69,8 @@ def _read(codes: Codes) -> None:
     np.bitwise_or.reduce(codes.reshape(-1).view(np.uint64))
 
 
-def _bare_pass(queries: Codes, codes: Codes) -> None:
-    """Compute every distance, one block after the other over one buffer, and select nothing."""
-    from dmsh_serving.hamming_kernel import kernel_for
-    from dmsh_serving.hamming_pass import distances_only
-
-    kernel = kernel_for(codes.shape[1])
-    padded = padded_queries(queries, kernel.slot)
-    out = np.empty(kernel.block, np.uint16)
-    distances_only(
-        *(kernel.distances, codes.ctypes.data, kernel.slot, kernel.block, len(codes)),
-        *(padded.ctypes.data, len(padded), out.ctypes.data),
-    )
+def _bare_pass(queries: Codes, codes: Codes, threads: int) -> None:
+    bare_pass(queries, codes, threads=threads)
 
 
 def _faiss(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmsh_serving.errors import InputError
+from rank_engines import ALONE, BARE, BARE_ALONE, FAISS, NUMPY, OURS, READ, USEARCH
 from rank_layouts import CLUSTERED, LayoutTiming
-from rank_timing import BARE, FAISS, NUMPY, OURS, READ, USEARCH, Measured
+from rank_timing import Measured
 
 if TYPE_CHECKING:
     from rank import RankBench
@@ -41,17 +42,23 @@ def around_table(page: Path) -> tuple[str, str]:
 
 
 def markdown(bench: "RankBench") -> str:
-    """Return the tables: engines, two threads, layouts, re-ranking."""
+    """Return the tables: engines, several threads, layouts, re-ranking."""
     versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())
     parts = [f"{bench.machine}; {versions}; load average {bench.load_average:.1f} when it began."]
     parts.append(_engine_table(bench.measured))
-    pairs = _thread_pairs(bench.measured)
-    if pairs:
-        lines = ["| bits | codes | queries | k | one thread, ms | two threads, ms | faster |", "|---:|" + "---:|" * 6]
-        for one, two in pairs:
-            ours = (one.milliseconds(OURS) or 0, two.milliseconds(OURS) or 1)
-            lines.append(f"| {_case(one)} | {ours[0]:.3f} | {ours[1]:.3f} | {ours[0] / ours[1]:.2f}x |")
-        parts.append("**Ours, two threads against one**\n\n" + "\n".join(lines))
+    several = [one for one in bench.measured if one.case.threads > 1]
+    if several:
+        lines = [
+            "| bits | codes | queries | k | threads | one thread, ms | these, ms | faster | a bare pass gains |",
+            "|---:|" + "---:|" * 8,
+        ]
+        for one in several:
+            alone, ours = one.milliseconds(ALONE) or 0, one.milliseconds(OURS) or 1
+            bare = (one.milliseconds(BARE_ALONE) or 0) / (one.milliseconds(BARE) or 1)
+            lines.append(
+                f"| {_case(one)} | {one.case.threads} | {alone:.3f} | {ours:.3f} | {alone / ours:.2f}x | {bare:.2f}x |"
+            )
+        parts.append("**Ours, several threads against one**\n\n" + "\n".join(lines))
     lines = [
         "| codes | gallery | different codes | k | plain, ms | clustered, ms | faster | layout chosen |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
@@ -96,17 +103,6 @@ def _engine_table(measured: Sequence[Measured]) -> str:
 def _case(one: Measured) -> str:
     case = one.case
     return f"{case.bits} | {case.codes:,} | {case.queries} | {case.k}"
-
-
-def _thread_pairs(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
-    """Return the cases that ran on one thread and on two."""
-    alone = {(m.case.bits, m.case.codes, m.case.queries, m.case.k): m for m in measured if m.case.threads == 1}
-    found = []
-    for two in measured:
-        key = (two.case.bits, two.case.codes, two.case.queries, two.case.k)
-        if two.case.threads == 2 and key in alone:
-            found.append((alone[key], two))
-    return found
 
 
 def plot(folder: Path, bench: "RankBench") -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from dmsh_serving.errors import CheckError
-from rank_engines import BARE, FAISS, NUMPY, OURS, READ, USEARCH, Case, engines
+from rank_engines import FAISS, OURS, Case, engines
 
 _SPAN_SECONDS: Final = 0.004  # of one timed turn: shorter calls are repeated within it
 _REST_SECONDS: Final = 0.01  # until whoever ran before has gone to sleep: OpenMP's threads spin for milliseconds
@@ -102,6 +102,3 @@ def _repeat(call: Callable[[], Any], least: float) -> float:
         spent = time.perf_counter() - start
         if spent >= least:
             return spent / count
-
-
-__all__ = ["BARE", "FAISS", "NUMPY", "OURS", "READ", "USEARCH", "Case", "Measured", "Timing", "in_turns", "measure"]

@@ -11,6 +11,8 @@ import rank_engines
 import rank_page
 import rank_timing
 from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.hamming_kernel import kernel_for
+from dmsh_serving.hamming_pass import bare_pass
 from rank_codes import uniform_codes
 from rank_engines import Case
 from rank_layouts import measure_layouts
@@ -28,9 +30,30 @@ def test_every_engine_finds_the_same_distances(case):
     pytest.importorskip("faiss")
     measured = rank_timing.measure(case, rounds=1)
     names = {timing.engine for timing in measured.timings}
-    assert any(name.startswith(rank_timing.FAISS) for name in names)
-    assert measured.milliseconds(rank_timing.OURS) > 0
+    assert any(name.startswith(rank_engines.FAISS) for name in names)
+    assert measured.milliseconds(rank_engines.OURS) > 0
     assert measured.gigabytes_per_s > 0
+
+
+@pytest.mark.parametrize("bits", [8, 64, 256])
+def test_a_bare_pass_computes_the_distances(bits):
+    codes, queries = uniform_codes(192, bits, seed=5), uniform_codes(2, bits, seed=6)
+    buffers = bare_pass(queries, codes)
+    expected = np.bitwise_count(queries[1] ^ codes).sum(axis=1)
+    assert np.array_equal(buffers[0, :192], expected)
+
+
+def test_a_bare_pass_on_two_threads_leaves_nothing_out():
+    codes = np.zeros((20 * kernel_for(8).block, 8), np.uint8)
+    buffers = bare_pass(~codes[:1], codes, threads=2)
+    assert any((buffer == 64).all() for buffer in buffers)
+
+
+def test_several_threads_are_timed_beside_one_and_beside_a_bare_pass():
+    measured = rank_timing.measure(Case(64, 3000, 1, 5, 2), rounds=1)
+    assert measured.milliseconds(rank_engines.ALONE) > 0
+    assert measured.milliseconds(rank_engines.BARE) > 0
+    assert measured.milliseconds(rank_engines.BARE_ALONE) > 0
 
 
 def test_an_engine_that_is_wrong_is_not_timed(monkeypatch):

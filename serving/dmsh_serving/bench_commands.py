@@ -126,8 +126,8 @@ def _engines(case: Case, queries: "Codes", codes: "Codes", threads: int) -> dict
     from dmsh_serving.hamming import search
 
     engines: dict[str, Engine] = {OURS: lambda: search(queries, codes, case.k, threads=threads)[0]}
-    if threads == 1 and codes.shape[1].bit_count() == 1:  # other widths are spread on the way
-        engines["bare pass"] = functools.partial(_distance_pass, queries, codes)
+    if codes.shape[1].bit_count() == 1:  # other widths are spread on the way
+        engines["bare pass"] = functools.partial(_bare_pass, queries, codes, threads)
     small = case.codes * case.queries <= NUMPY_MAX_COMPARISONS and case.k <= case.codes
     if small and hasattr(np, "bitwise_count"):  # numpy 2
         engines["numpy"] = functools.partial(_numpy_search, queries, codes, case.k)
@@ -136,21 +136,10 @@ def _engines(case: Case, queries: "Codes", codes: "Codes", threads: int) -> dict
     return engines
 
 
-def _distance_pass(queries: "Codes", codes: "Codes") -> None:
-    """Compute every distance, one block after the other over one buffer, and select nothing."""
-    import numpy as np
+def _bare_pass(queries: "Codes", codes: "Codes", threads: int) -> None:
+    from dmsh_serving.hamming_pass import bare_pass
 
-    from dmsh_serving.hamming_inputs import padded_queries
-    from dmsh_serving.hamming_kernel import kernel_for
-    from dmsh_serving.hamming_pass import distances_only
-
-    kernel = kernel_for(codes.shape[1])
-    padded = padded_queries(queries, kernel.slot)
-    out = np.empty(kernel.block, np.uint16)
-    distances_only(
-        *(kernel.distances, codes.ctypes.data, kernel.slot, kernel.block, len(codes)),
-        *(padded.ctypes.data, len(padded), out.ctypes.data),
-    )
+    bare_pass(queries, codes, threads=threads)
 
 
 def _numpy_search(queries: "Codes", codes: "Codes", k: int) -> "npt.NDArray[np.int32]":

@@ -123,11 +123,11 @@ class ClusteredCodes:
         distances = np.full((len(queries), k), PAD_DISTANCE, np.int32)
         places = np.full(distances.shape, PAD_ID, np.int64)
         searcher = self._searcher
-        job = searcher.job(queries, k, allowed, threads, searcher.layout.room_for(len(self.codes), k))
+        job = searcher.job(queries, k, allowed, threads, searcher.kernel.room_for(len(self.codes), k))
         if len(queries) and len(self.codes):
             job.words[searcher.layout.OUT_DISTANCES] = distances.ctypes.data
             job.words[searcher.layout.OUT_PLACES] = places.ctypes.data
-            job.run(searcher.layout.search_clusters.address)
+            job.run(searcher.kernel.search_clusters.address)
         return distances, places, SearchWork(searcher.buckets, int(job.words[searcher.layout.VISITED]))
 
     def search_radius(
@@ -142,13 +142,13 @@ class ClusteredCodes:
         offsets = np.zeros(len(queries) + 1, np.int64)
         if len(queries) and len(self.codes):
             job.words[searcher.layout.OFFSETS] = offsets.ctypes.data
-            job.run(searcher.layout.search_clusters_radius.address)
+            job.run(searcher.radius_kernel.search_clusters_radius.address)
             np.cumsum(offsets, out=offsets)
         distances, places = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
         if len(places):
             job.words[searcher.layout.OUT_DISTANCES] = distances.ctypes.data
             job.words[searcher.layout.OUT_PLACES] = places.ctypes.data
-            job.run(searcher.layout.search_clusters_radius.address)
+            job.run(searcher.radius_kernel.search_clusters_radius.address)
         for start, stop in itertools.pairwise(offsets.tolist()):
             of_query = slice(start, stop)
             order = np.lexsort((self.ids[places[of_query]], distances[of_query]))
@@ -174,13 +174,13 @@ class _Searcher:
     """What every search of the same codes shares: the buckets, the compiled functions, and the words of a job."""
 
     def __init__(self, clustered: ClusteredCodes) -> None:
-        from dmsh_serving import clustered_kernel
+        from dmsh_serving import clustered_job, clustered_kernel, clustered_radius_kernel
         from dmsh_serving.hamming_kernel import kernel_for
 
-        self.layout = clustered_kernel
+        self.layout, self.kernel, self.radius_kernel = clustered_job, clustered_kernel, clustered_radius_kernel
         codes = clustered.codes
         kernel = kernel_for(codes.shape[1])
-        self.buckets = -(-len(codes) // clustered_kernel.BUCKET)
+        self.buckets = -(-len(codes) // clustered_job.BUCKET)
         self._query_bytes = max(8, kernel.slot)
         shared, values = (np.zeros((self.buckets, self._query_bytes), np.uint8) for _ in range(2))
         clustered_kernel.describe_buckets(codes.ctypes.data, codes.shape[1], len(codes), shared, values)
@@ -188,13 +188,13 @@ class _Searcher:
         self._shared = np.ascontiguousarray(shared.view(np.uint64).T)
         self._values = np.ascontiguousarray(values.view(np.uint64).T)
         self._slot, self._levels = kernel.slot, 8 * codes.shape[1] + 1
-        self._words = np.zeros(clustered_kernel.WORDS, np.int64)
-        self._words[: clustered_kernel.ALLOWED] = (
+        self._words = np.zeros(clustered_job.WORDS, np.int64)
+        self._words[: clustered_job.ALLOWED] = (
             *(0, kernel.rows.near, kernel.rows.arrange, codes.ctypes.data, codes.shape[1], len(codes)),
             *(self.buckets, self._shared.ctypes.data, self._values.ctypes.data),
             *(clustered.starts.ctypes.data, clustered.ids.ctypes.data, clustered.ids.itemsize, len(clustered.ids)),
         )
-        self._words[clustered_kernel.QUERY_BYTES] = self._query_bytes
+        self._words[clustered_job.QUERY_BYTES] = self._query_bytes
 
     def job(self, queries: Codes, limit: int, allowed: Mask | None, threads: int | None, room: int) -> "_Job":
         """Return a job for these queries; k or the radius is its limit, ``room`` how many candidates it keeps."""
@@ -202,7 +202,7 @@ class _Searcher:
         padded = padded_queries(queries, self._query_bytes)
         words, layout = self._words.copy(), self.layout
         words[layout.ROOM] = room
-        words[layout.SCRATCH_WORDS] = layout.scratch_words(self._slot, self.buckets, room, self._levels)
+        words[layout.SCRATCH_WORDS] = self.kernel.scratch_words(self._slot, self.buckets, room, self._levels)
         memory = np.empty(participants * words[layout.SCRATCH_WORDS], np.int64)
         words[layout.QUERIES], words[layout.QUERY_COUNT] = padded.ctypes.data, len(queries)
         words[layout.LIMIT], words[layout.SCRATCH] = limit, memory.ctypes.data

@@ -12,11 +12,33 @@ from typing import Any, Final
 import numba
 import numpy as np
 
+from dmsh_serving.clustered_job import (
+    BUCKET,
+    BUCKETS,
+    COUNT,
+    LIMIT,
+    NEXT,
+    OUT_DISTANCES,
+    OUT_PLACES,
+    QUERIES,
+    QUERY_BYTES,
+    QUERY_COUNT,
+    ROOM,
+    SCRATCH,
+    SCRATCH_WORDS,
+    STARTS,
+    VISITED,
+    WIDTH,
+    WORDS,
+    bound_buckets,
+    count_allowed,
+    id_at,
+    measure,
+    next_allowed,
+)
 from dmsh_serving.native import (
     atomic_add,
     bits_below,
-    bits_true,
-    call_kernel,
     carray,
     compiled,
     entry,
@@ -24,21 +46,11 @@ from dmsh_serving.native import (
     pointer_i64,
     pointer_u8,
     pointer_u16,
-    pointer_u64,
-    popcount,
     trailing_zeros,
 )
 
-BUCKET: Final = 64
 USED, CUT, BELOW, ID_CUT, STATE = range(5)  # words of a state, and their number
 FIRST_ID, PLACE, END, DISTANCE, CANDIDATE = range(5)  # words of a candidate, and their number
-
-# Words of a job.
-(
-    NEXT, NEAR, ARRANGE, CODES, WIDTH, COUNT, BUCKETS, SHARED, VALUES, STARTS, IDS, ID_BYTES, PLACES,
-    ALLOWED, QUERIES, QUERY_BYTES, QUERY_COUNT, LIMIT, OUT_DISTANCES, OUT_PLACES, OFFSETS, VISITED, ROOM, SCRATCH,
-    SCRATCH_WORDS, WORDS,
-) = range(26)  # fmt: skip
 
 _MIN_ROOM: Final = 4096
 _ANY_ID: Final = 2**63 - 1
@@ -75,82 +87,6 @@ def describe_buckets(codes: int, width: int, count: int, shared: Any, values: An
                 zeros &= ~source[row, byte]
             shared[bucket, byte] = ones | zeros
             values[bucket, byte] = ones
-
-
-@compiled("void(int64[::1], int64, int64)")
-def _bound_buckets(job: Any, query: int, out: int) -> None:
-    """Write the bound of every bucket to ``out``, uint16, and the largest value behind the last."""
-    buckets = job[BUCKETS]
-    bounds = carray(pointer_u16(out), (buckets + BUCKET - 1) // BUCKET * BUCKET)
-    bounds[buckets:] = 65535
-    bounds[:buckets] = 0
-    for word in range(job[QUERY_BYTES] // 8):
-        part = carray(pointer_u64(query), word + 1)[word]
-        shared = carray(pointer_u64(job[SHARED] + 8 * word * buckets), buckets)
-        values = carray(pointer_u64(job[VALUES] + 8 * word * buckets), buckets)
-        for bucket in range(buckets):
-            bounds[bucket] += popcount((part ^ values[bucket]) & shared[bucket])
-
-
-@compiled("uint64(int64[::1], int64, int64, int64, int64)")
-def _measure(job: Any, query: int, bucket: int, limit: int, scratch: int) -> Any:
-    """Measure the codes of a bucket; the distances begin at ``scratch``; return those up to ``limit`` as bits."""
-    first = bucket * BUCKET
-    count = min(BUCKET, job[COUNT] - first)
-    codes = job[CODES] + first * job[WIDTH]
-    if job[COUNT] - first < 2 * BUCKET:  # in place, up to a vector beyond the bucket is read
-        call_kernel(job[ARRANGE], codes, job[COUNT] - first, count, scratch + 2 * BUCKET)
-        codes = scratch + 2 * BUCKET
-    near = call_kernel(job[NEAR], codes, limit + 1, query, scratch)
-    return near if count == BUCKET else near & ((numba.uint64(1) << numba.uint64(count)) - numba.uint64(1))
-
-
-@compiled("int64(int64[::1], int64)")
-def _id_at(job: Any, place: int) -> Any:
-    """Return the id at a place, whichever of its two widths the ids have."""
-    if job[ID_BYTES] == 4:
-        return np.int64(carray(pointer_i32(job[IDS]), place + 1)[place])
-    return carray(pointer_i64(job[IDS]), place + 1)[place]
-
-
-@compiled("uint64(int64[::1], int64)")
-def _flags_from(job: Any, place: int) -> Any:
-    """Return a word whose bit i is set where place + i is one that may be found; 0 beyond the last place."""
-    if place + 64 <= job[PLACES]:
-        return bits_true(job[ALLOWED] + place)
-    allowed = carray(pointer_u8(job[ALLOWED]), job[PLACES])
-    flags = numba.uint64(0)
-    for i in range(job[PLACES] - place):
-        flags |= numba.uint64(allowed[place + i] != 0) << numba.uint64(i)
-    return flags
-
-
-@compiled("int64(int64[::1], int64, int64, int64)")
-def _count_allowed(job: Any, place: int, end: int, most: int) -> Any:
-    """Return how many places from ``place`` up to ``end`` may be found, or ``most`` if they are more."""
-    if job[ALLOWED] == 0:
-        return min(most, end - place)
-    count = np.int64(0)
-    while place < end and count < most:
-        flags = _flags_from(job, place)
-        if end - place < 64:
-            flags &= (numba.uint64(1) << numba.uint64(end - place)) - numba.uint64(1)
-        count += np.int64(popcount(flags))
-        place += 64
-    return min(most, count)
-
-
-@compiled("int64(int64[::1], int64, int64)")
-def _next_allowed(job: Any, place: int, end: int) -> Any:
-    """Return the first place from ``place`` on that may be found, or ``end``."""
-    if job[ALLOWED] == 0:
-        return place
-    while place < end:
-        flags = _flags_from(job, place)
-        if flags != 0:
-            return min(end, place + trailing_zeros(flags))
-        place += 64
-    return end
 
 
 @compiled("void(int64[:,::1], int64, int64)")
@@ -227,9 +163,9 @@ def _merge(job: Any, heap: Any, size: int, filled: int, out_places: Any, out_dis
         out_places[filled] = heap[0, PLACE]
         out_distances[filled] = heap[0, DISTANCE]
         filled += 1
-        place = _next_allowed(job, heap[0, PLACE] + 1, heap[0, END])
+        place = next_allowed(job, heap[0, PLACE] + 1, heap[0, END])
         if place < heap[0, END]:
-            heap[0, PLACE], heap[0, FIRST_ID] = place, _id_at(job, place)
+            heap[0, PLACE], heap[0, FIRST_ID] = place, id_at(job, place)
         else:
             size -= 1
             for word in range(CANDIDATE):
@@ -252,7 +188,7 @@ def _visit(job: Any, query: int, bucket: int, scratch: int, state: Any, histogra
         histogram: (levels + 1,) int64, places at each distance.
         candidates: (room, CANDIDATE) int64: id and place of a group's first place that may be found, its end, distance.
     """
-    near = _measure(job, query, bucket, state[CUT], scratch)
+    near = measure(job, query, bucket, state[CUT], scratch)
     if near == 0:
         return
     if state[USED] + BUCKET > candidates.shape[0]:
@@ -268,17 +204,17 @@ def _visit(job: Any, query: int, bucket: int, scratch: int, state: Any, histogra
             continue
         group = bucket * BUCKET + i
         end = np.int64(starts[group + 1])
-        place = _next_allowed(job, np.int64(starts[group]), end)
+        place = next_allowed(job, np.int64(starts[group]), end)
         if place == end:
             continue
-        first_id = _id_at(job, place)
+        first_id = id_at(job, place)
         if distance == state[CUT] and first_id > state[ID_CUT]:
             continue
         used = state[USED]
         candidates[used, FIRST_ID], candidates[used, PLACE] = first_id, place
         candidates[used, END], candidates[used, DISTANCE] = end, distance
         state[USED] += 1
-        places = _count_allowed(job, place, end, k)
+        places = count_allowed(job, place, end, k)
         histogram[distance] += places
         if distance < state[CUT]:
             state[BELOW] += places
@@ -307,7 +243,7 @@ def search_clusters(job_address: int, participant: int) -> None:
         if q >= job[QUERY_COUNT]:
             return
         query = job[QUERIES] + q * job[QUERY_BYTES]
-        _bound_buckets(job, query, bounds)
+        bound_buckets(job, query, bounds)
         for distance in range(levels + 1):
             histogram[distance] = 0
         state[USED], state[CUT], state[BELOW], state[ID_CUT] = 0, levels, 0, _ANY_ID
@@ -332,51 +268,3 @@ def search_clusters(job_address: int, participant: int) -> None:
             size = _gather(candidates, done, state[USED], distance)
             filled = _merge(job, candidates[done:], size, filled, out_places[q], out_distances[q])
             done += size
-
-
-@entry("void(int64, int64)")
-def search_clusters_radius(job_address: int, participant: int) -> None:
-    """Take queries until none is left; count the places within ``LIMIT``, or write them where there is an output.
-
-    ``OFFSETS`` is (queries + 1,) int64. The first pass leaves the count of query q in entry q + 1; the second, after
-    they are summed up, writes from entry q on, in no particular order.
-    """
-    job = carray(pointer_i64(job_address), WORDS)
-    radius, buckets, queries = job[LIMIT], job[BUCKETS], job[QUERY_COUNT]
-    bounds = job[SCRATCH] + 8 * participant * job[SCRATCH_WORDS]
-    scratch = bounds + 2 * ((buckets + BUCKET - 1) // BUCKET * BUCKET)
-    measured = carray(pointer_u16(scratch), BUCKET)
-    starts = carray(pointer_i32(job[STARTS]), job[COUNT] + 1)
-    offsets = carray(pointer_i64(job[OFFSETS]), queries + 1)
-    writing = job[OUT_PLACES] != 0
-    out_distances = carray(pointer_i32(job[OUT_DISTANCES]), offsets[queries])
-    out_places = carray(pointer_i64(job[OUT_PLACES]), offsets[queries])
-    while True:
-        q = atomic_add(job_address + 8 * NEXT, 1)
-        if q >= queries:
-            return
-        query = job[QUERIES] + q * job[QUERY_BYTES]
-        _bound_buckets(job, query, bounds)
-        found = offsets[q] if writing else 0
-        for first in range(0, buckets, BUCKET):
-            todo = bits_below(bounds + 2 * first, radius + 1)
-            while todo != 0:
-                bucket = first + trailing_zeros(todo)
-                todo &= todo - numba.uint64(1)
-                near = _measure(job, query, bucket, radius, scratch)
-                while near != 0:
-                    i = trailing_zeros(near)
-                    near &= near - numba.uint64(1)
-                    group = bucket * BUCKET + i
-                    place, end = np.int64(starts[group]), np.int64(starts[group + 1])
-                    if not writing:
-                        found += _count_allowed(job, place, end, end - place)
-                        continue
-                    place = _next_allowed(job, place, end)
-                    while place < end:
-                        out_distances[found] = measured[numba.uint64(i)]
-                        out_places[found] = place
-                        found += 1
-                        place = _next_allowed(job, place + 1, end)
-        if not writing:
-            offsets[q + 1] = found

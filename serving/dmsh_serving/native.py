@@ -30,7 +30,9 @@ literal_intrinsic: Callable[[Callable[..., Any]], Any] = _numba_intrinsic(prefer
 
 bytes_read: Any = _types.Array(_types.uint8, 2, "C", readonly=True)  # of a signature: contiguous, perhaps read-only
 
-INLINED_FROM: Final = ("native.py", "hamming_arrange.py", "hamming_job.py", "cache_lines.py", "contract.py")
+INLINED_FROM: Final = (
+    *("native.py", "hamming_arrange.py", "hamming_job.py", "clustered_job.py", "cache_lines.py", "contract.py"),
+)
 _INLINED: Final = hashlib.sha256(
     b"".join(pkgutil.get_data("dmsh_serving", name) or b"" for name in INLINED_FROM)
 ).hexdigest()[:16]
