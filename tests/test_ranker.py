@@ -1,4 +1,6 @@
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from dmsh_serving.hamming_oracle import search_oracle as oracle
 from dmsh_serving.ranker import Ranker, RankerEvents
 from dmsh_serving.ranking import Ask
 from dmsh_serving.snapshot import Snapshot
+from dmsh_serving.triton_backend import RankerMetrics
 
 IMAGES = tiny_model.random_images(50)
 CODES = tiny_model.codes_of(IMAGES)
@@ -26,7 +29,7 @@ class Noted(RankerEvents):
     """Notes what a ranker tells."""
 
     def __init__(self):
-        self.served, self.refusals, self.queries, self.seconds = [], 0, 0, 0.0
+        self.served, self.refusals, self.queries, self.seconds, self.reports = [], 0, 0, 0.0, 0
 
     def serving(self, snapshot, swapped):
         self.served.append((snapshot.version, snapshot.count, swapped))
@@ -37,6 +40,9 @@ class Noted(RankerEvents):
     def ranked(self, queries, seconds):
         self.queries += queries
         self.seconds += seconds
+
+    def report(self):
+        self.reports += 1
 
 
 @pytest.fixture
@@ -171,6 +177,49 @@ def test_queries_and_their_time_are_told(folder):
         ranker.search(CODES[:3], 5)
     assert events.queries == 10
     assert events.seconds > 0
+
+
+def test_what_was_counted_is_asked_for_again_and_again(folder):
+    events = Noted()
+    with Ranker(folder, **SPACE, poll_seconds=0.01, events=events):
+        wait_until(lambda: events.reports > 1)
+
+
+METRICS = {}
+
+
+class Metric:
+    """Stands for one of Triton's: changing it asks another process and waits."""
+
+    def __init__(self, name, description, kind):
+        self.value, self.changes = 0, 0
+        METRICS[name] = self
+
+    COUNTER, GAUGE = "counter", "gauge"
+
+    def Metric(self, labels):  # noqa: N802 - as Triton calls it
+        return self
+
+    def increment(self, by):
+        self.value += by
+        self.changes += 1
+
+    def set(self, value):
+        self.value = value
+
+
+def test_no_answer_waits_for_the_servers_metrics(monkeypatch):
+    backend = types.ModuleType("triton_python_backend_utils")
+    backend.MetricFamily = Metric
+    monkeypatch.setitem(sys.modules, backend.__name__, backend)
+    metrics = RankerMetrics()
+    queries, seconds = METRICS["dmsh_rank_queries_total"], METRICS["dmsh_rank_seconds_total"]
+    metrics.ranked(3, 0.5)
+    metrics.ranked(4, 0.25)
+    assert (queries.changes, seconds.changes) == (0, 0)
+    metrics.report()
+    metrics.report()
+    assert (queries.value, queries.changes, seconds.value) == (7, 1, 0.75)
 
 
 @pytest.mark.parametrize("changes", [{"bits": 60}, {"fingerprint": "cd" * 32}])

@@ -33,7 +33,10 @@ class RankerEvents:
         """A new version cannot be used, and the one before it goes on serving."""
 
     def ranked(self, queries: int, seconds: float) -> None:
-        """So many queries were answered, in so long."""
+        """So many queries were answered, in so long. Their answers wait for this call."""
+
+    def report(self) -> None:
+        """It is time to hand on what was counted: some times a second, and no answer waits."""
 
 
 class Ranker:
@@ -116,6 +119,7 @@ class Ranker:
     def _follow(self) -> None:
         refused: str | None = None  # what CURRENT said when it was last refused: one report for each new state
         while not self._stop.wait(self._poll_seconds):
+            self._events.report()
             named = ""
             try:
                 named = gallery.current_version(self.folder)

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,11 @@ def respond(requests: Sequence[Any], answer: Callable[[Sequence[Arrays]], list[A
 
 
 class RankerMetrics(RankerEvents):
-    """Puts what a ranker tells into the server's metrics; the families must live as long as their metrics."""
+    """Puts what a ranker tells into the server's metrics; the families must live as long as their metrics.
+
+    Changing a metric asks Triton's process and waits for it, which took as long as ranking a small gallery. So
+    queries are counted here, and handed on at each ``report``.
+    """
 
     def __init__(self) -> None:
         import triton_python_backend_utils as pb_utils
@@ -43,6 +48,8 @@ class RankerMetrics(RankerEvents):
             self._families.append(family)
             return family.Metric(labels={})
 
+        self._lock = threading.Lock()
+        self._counted = (0, 0.0)
         self._families: list[Any] = []
         self._codes = metric("dmsh_gallery_codes", "Codes in the gallery version that serves", "GAUGE")
         self._version = metric(
@@ -70,8 +77,16 @@ class RankerMetrics(RankerEvents):
 
     def ranked(self, queries: int, seconds: float) -> None:
         """Count queries and the time that they took."""
-        self._queries.increment(queries)
-        self._seconds.increment(seconds)
+        with self._lock:
+            self._counted = (self._counted[0] + queries, self._counted[1] + seconds)
+
+    def report(self) -> None:
+        """Hand on what was counted since the last time."""
+        with self._lock:
+            (queries, seconds), self._counted = self._counted, (0, 0.0)
+        if queries:
+            self._queries.increment(queries)
+            self._seconds.increment(seconds)
 
 
 def _arrays(request: Any) -> Arrays:
