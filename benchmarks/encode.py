@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = make_app("Time the encoders of a network side by side, and count every wrong bit.")
 
 _PACKAGES = ("torch", "onnxruntime-gpu", "numpy")
+_NAME = "encode"  # in the markers of the page
 _COMPARED_IMAGES = 48
 _PLANS = {False: (("demo", "resnet50", "vgg19"), (1, 4, 16), 7), True: (("demo", "resnet50"), (1, 4), 3)}
 
@@ -69,20 +70,23 @@ def encode(
 ) -> None:
     """Time the encoders of some networks side by side, and count every wrong bit."""
     from encode_networks import NETWORKS
+    from encode_page import markdown
     from encode_page import plot as draw
-    from encode_page import write_table
+    from marked_page import around, replace
 
     planned_networks, planned_batches, planned_rounds = _PLANS[quick]
     unknown = sorted(set(networks or ()) - set(NETWORKS))
     if unknown:
         raise InputError(f"no network {', '.join(unknown)} to time, there are {', '.join(NETWORKS)}")
+    if page is not None:
+        around(page, _NAME)  # refused now, not after minutes of measuring
     started = time.monotonic()
     bench = measured(
         networks or planned_networks, batch or planned_batches, rounds or planned_rounds, torch_compile=torch_compile
     )
     _print(bench)
     if page is not None:
-        write_table(page, bench)
+        replace(page, _NAME, markdown(bench))
     if plot is not None:
         draw(plot, bench)
     write_json(json, bench.to_dict())

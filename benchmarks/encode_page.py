@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dmsh_serving.errors import InputError
 from encode_contenders import EAGER
 from encode_files import FLOAT, INTEGER, STATIC_INT8
 from encode_timing import Row, Setting, Wrong
@@ -12,7 +11,6 @@ from encode_timing import Row, Setting, Wrong
 if TYPE_CHECKING:
     from encode import EncodeBench
 
-BEGIN, END = "<!-- encode: begin -->", "<!-- encode: end -->"
 # What the integer encoder is held against, {shown: names, of which the fastest counts}, and what it must reach.
 BASELINES: Final = {
     "PyTorch eager": (EAGER,),
@@ -31,20 +29,6 @@ def ratio(rows: Sequence[Row], network: str, setting: Setting, baseline: Sequenc
     """Return how many times faster the integer encoder is than the fastest of ``baseline``."""
     speed = {row.contender: row.images_per_s for row in _of(rows, network, setting)}
     return speed[INTEGER] / max(speed[name] for name in baseline)
-
-
-def write_table(page: Path, bench: "EncodeBench") -> None:
-    """Replace what is between the markers of ``page``.
-
-    Raises:
-        InputError: the page has not the two markers.
-    """
-    text = page.read_text()
-    before, found, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not (found and ended):
-        raise InputError(f"{page} has no {BEGIN} ... {END} to write between: add the two lines")
-    page.write_text(f"{before}{BEGIN}\n{markdown(bench)}\n{END}{after}")
 
 
 def markdown(bench: "EncodeBench") -> str:

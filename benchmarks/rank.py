@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 app = make_app("Time exact Hamming search against FAISS, usearch and numpy.")
 
 _ROOT: Final = Path(__file__).parents[1]
+_NAME: Final = "rank"  # in the markers of the page
 _PACKAGES: Final = ("numba", "numpy", "faiss-cpu", "usearch")
 _UNIFORM_GALLERY: Final = 10_000_000
 _ASKED: Final = 200  # of the learned codes are queries and not in the gallery
@@ -62,19 +63,20 @@ def rank(
     json: JsonOption = None,
 ) -> None:
     """Time exact Hamming search side by side; without --quick, write docs/ranking.md and its plots too."""
-    from rank_page import around_table, plot, write_table
+    from marked_page import around, replace
+    from rank_page import markdown, plot
 
     started = time.monotonic()
     if not quick:
         page, out = page or _ROOT / "docs" / "ranking.md", out or _ROOT / "docs" / "img"
     if page is not None:
-        around_table(page)  # refused now, not after minutes of measuring
+        around(page, _NAME)  # refused now, not after minutes of measuring
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: name a folder to draw to")
     bench = measured(quick, learned, huge, rounds or (3 if quick else 15))
     _print(bench)
     if page is not None:
-        write_table(page, bench)
+        replace(page, _NAME, markdown(bench))
     if out is not None:
         for drawn in plot(out, bench):
             console().print(f"drew {drawn}")

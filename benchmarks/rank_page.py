@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmsh_serving.errors import InputError
 from rank_engines import ALONE, BARE, BARE_ALONE, FAISS, NUMPY, OURS, READ, USEARCH
 from rank_layouts import CLUSTERED, LayoutTiming
 from rank_timing import Measured
@@ -12,33 +11,7 @@ from rank_timing import Measured
 if TYPE_CHECKING:
     from rank import RankBench
 
-BEGIN, END = "<!-- rank: begin -->", "<!-- rank: end -->"
 _OURS_COLOUR, _FAISS_COLOUR, _BARE_COLOUR = "#2c7a4b", "#c98f5a", "#7d9ec0"
-
-
-def write_table(page: Path, bench: "RankBench") -> None:
-    """Replace what is between the markers of ``page``.
-
-    Raises:
-        InputError: the page has not the two markers.
-    """
-    before, after = around_table(page)
-    page.write_text(f"{before}{BEGIN}\n{markdown(bench)}\n{END}{after}")
-
-
-def around_table(page: Path) -> tuple[str, str]:
-    """Return what stands before and after the two markers of a page.
-
-    Raises:
-        InputError: there is no such page, or it has not the two markers.
-    """
-    if not page.is_file():
-        raise InputError(f"--page {page} is not there: name a page with {BEGIN} ... {END} to write between")
-    before, found, rest = page.read_text().partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not (found and ended):
-        raise InputError(f"{page} has no {BEGIN} ... {END} to write between: add the two lines")
-    return before, after
 
 
 def markdown(bench: "RankBench") -> str:

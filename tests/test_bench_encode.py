@@ -123,39 +123,24 @@ def test_the_peak_of_int8_is_a_plausible_number():
     assert 1e9 < peak_operations_per_second("int8", 1) < 1e14
 
 
-def test_the_table_holds_speeds_ratios_wrong_bits_and_what_was_left_out(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{encode_page.BEGIN}\nold\n{encode_page.END}\nafter\n")
-    encode_page.write_table(page, bench())
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
+def test_the_table_holds_speeds_ratios_wrong_bits_and_what_was_left_out():
+    text = encode_page.markdown(bench())
     assert "| integer network | 60.0 (60%) | 0 of 640 | 0 |" in text
     assert "| integer network / PyTorch eager | **6.00x** |" in text
     assert "| integer network / ONNX Runtime's inexact INT8 | **1.20x** |" in text
     assert "Not timed: demo by torch.compile (no gcc)." in text
-    encode_page.write_table(page, bench())
-    assert page.read_text() == text
 
 
-def test_a_page_without_markers_is_refused_and_left_as_it_is(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("nothing to replace")
-    with pytest.raises(InputError, match="add the two lines"):
-        encode_page.write_table(page, bench())
-    assert page.read_text() == "nothing to replace"
+def test_a_page_that_cannot_be_written_to_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "measured", lambda *_, **__: pytest.fail("measured first"))
+    with pytest.raises(InputError, match="is not there"):
+        encode.encode(page=tmp_path / "page.md")
 
 
 def test_the_plot_is_a_png(tmp_path):
     pytest.importorskip("matplotlib")
     encode_page.plot(tmp_path / "img" / "encode.png", bench(wrong_bits=3))
     assert (tmp_path / "img" / "encode.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_page_in_the_docs_has_its_markers_and_its_plot():
-    text = (ROOT / "docs" / "encoding.md").read_text()
-    assert text.index(encode_page.BEGIN) < text.index(encode_page.END)
 
 
 def test_the_program_times_the_demos_network_and_finds_the_integers_exact(tmp_path):

@@ -8,7 +8,6 @@ from project import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import rank_engines
-import rank_page
 import rank_timing
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.hamming_kernel import kernel_for
@@ -81,7 +80,7 @@ def test_the_quick_benchmark_writes_its_tables_plots_and_json(tmp_path, monkeypa
 
     monkeypatch.setattr(rank_layouts, "demo_logits", lambda: np.random.default_rng(0).normal(size=(5000, 64)))
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{rank_page.BEGIN}\nold\n{rank_page.END}\nafter\n")
+    page.write_text("before\n<!-- rank: begin -->\nold\n<!-- rank: end -->\nafter\n")
     rank.rank(quick=True, rounds=1, page=page, out=tmp_path / "img", json=tmp_path / "figures.json")
     text = page.read_text()
     assert text.startswith("before\n")
@@ -95,13 +94,6 @@ def test_the_quick_benchmark_writes_its_tables_plots_and_json(tmp_path, monkeypa
         assert (tmp_path / "img" / name).stat().st_size > 5000
 
 
-def test_a_page_without_markers_is_refused(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("nothing here")
-    with pytest.raises(InputError, match="has no <!-- rank: begin"):
-        rank_page.write_table(page, None)
-
-
 @pytest.mark.parametrize(("option", "why"), [("page", "is not there"), ("out", "is a file")])
 def test_where_nothing_can_be_written_is_refused_before_anything_is_measured(option, why, tmp_path, monkeypatch):
     import rank
@@ -112,8 +104,3 @@ def test_where_nothing_can_be_written_is_refused_before_anything_is_measured(opt
         wrong.touch()
     with pytest.raises(InputError, match=why):
         rank.rank(quick=True, **{option: wrong})
-
-
-def test_the_page_in_docs_has_its_markers():
-    text = (ROOT / "docs" / "ranking.md").read_text()
-    assert text.index(rank_page.BEGIN) < text.index(rank_page.END)
