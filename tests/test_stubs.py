@@ -1,4 +1,4 @@
-from dmsh_serving.stubs import living_stubs
+from dmsh_serving.stubs import all_living, living_stubs
 
 
 def process(folder, pid, name, state, children=""):
@@ -29,3 +29,13 @@ def test_children_of_every_thread_count(tmp_path):
 
 def test_a_server_that_is_gone_has_none(tmp_path):
     assert living_stubs(10, tmp_path) == frozenset()
+
+
+def test_stubs_that_were_found_are_asked_for_alone(tmp_path):
+    process(tmp_path, 11, "triton_python_b", "S")
+    process(tmp_path, 12, "triton_python_b", "S")
+    process(tmp_path, 13, "triton_python_b", "Z")
+    process(tmp_path, 14, "other", "S")
+    assert all_living([11, 12], tmp_path)
+    for dead in (13, 14, 15):
+        assert not all_living([11, dead], tmp_path)

@@ -25,7 +25,7 @@ from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.encoder_config import read_encoder_config
 from dmsh_serving.errors import DmshError, MissingError
 from dmsh_serving.server_log import error_from_log
-from dmsh_serving.stubs import living_stubs
+from dmsh_serving.stubs import all_living, living_stubs
 
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 120.0
@@ -276,6 +276,8 @@ class TritonServer:
         process = self._process
         if process is None or process.poll() is not None:
             return f"tritonserver ended by itself ({'?' if process is None else process.returncode})"
+        if all_living(self._stubs):
+            return None
         living = living_stubs(process.pid)
         if len(living) < len(self._stubs):
             return "the process of a model died"
