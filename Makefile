@@ -5,6 +5,7 @@
 # make test-bits     at least ten million bits of the integer network, every setting, 0 may differ
 # make bench-rank    the Hamming search against FAISS, usearch and numpy     (table and plots)
 # make bench-encode  the encoders against PyTorch and ONNX Runtime           (table and plot)
+# make bench-serve   searches that Triton serves against the same in process          (table)
 # make accuracy      what integers cost in mAP, and what fine-tuning brings back, three seeds
 # make paper         DMSH, its ablations and a baseline, trained and compared (docs/results.md)
 # make clean  remove what was built       make distclean  and the two environments
@@ -17,7 +18,7 @@ TRITON := .venv-triton/ready
 EXTRAS := export,client,tensorrt-rtx,demo,parquet,bench,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench test-cpus test-bits bench-rank bench-encode accuracy paper clean distclean system
+.PHONY: help demo test check bench test-cpus test-bits bench-rank bench-encode bench-serve accuracy paper clean distclean system
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -47,6 +48,9 @@ bench-rank: $(TOOLKIT)
 
 bench-encode: $(TOOLKIT)
 	$(BIN)/python benchmarks/encode.py --page docs/encoding.md --plot docs/img/encode.png
+
+bench-serve: $(TOOLKIT) $(TRITON)
+	$(BIN)/python benchmarks/serve.py --page docs/serving.md
 
 accuracy: $(TOOLKIT)
 	@[ -d build/clipart ] || $(BIN)/python benchmarks/clipart.py

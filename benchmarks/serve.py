@@ -33,6 +33,7 @@ IN_PROCESS, ENSEMBLE, IDLE, PING = (
 )
 ENCODER: Final = "encoder alone, in process"
 _CLIENTS: Final = 4
+_IMAGES_A_ROUND: Final = {"demo": 32_768, "resnet50": 256}  # some seconds each
 _THREADS: Final = 2
 
 
@@ -144,7 +145,7 @@ def _measure_network(name: str, folder: Path, codes: int, rounds: int) -> Served
             world.images,
             batch=batch,
             rounds=max(2, rounds // 2),
-            images_a_round=32_768 if name == "demo" else 256,
+            images_a_round=_IMAGES_A_ROUND[name],
         )
     return Served(name, tuple(latencies), batch, speeds)
 
