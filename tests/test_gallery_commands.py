@@ -200,6 +200,15 @@ def test_verify_names_each_damaged_file_and_exits_1(command, codes, tmp_path):
         assert (said["current"] is not None) == (damaged == serving)
 
 
+def test_verify_of_what_is_no_gallery_is_bad_input(command, codes, tmp_path):
+    code, _, error = command("verify", tmp_path)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "is not a gallery (no CURRENT in it)" in error
+    command(*of_codes(codes, tmp_path / "g"))
+    (tmp_path / "g" / "CURRENT").unlink()  # one that has lost its pointer is damaged, and has files to check
+    assert command("verify", tmp_path / "g")[0] == 1
+
+
 def test_a_gallery_is_replaced_only_with_overwrite(command, codes, tmp_path):
     assert command(*of_codes(codes, tmp_path / "g"))[0] == 0
     code, _, stderr = command(*of_codes(codes, tmp_path / "g"))

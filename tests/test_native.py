@@ -1,6 +1,7 @@
 """What is compiled once and kept on disk is compiled anew when anything that it was made from changes."""
 
 import ast
+import errno
 import os
 import shutil
 import subprocess
@@ -8,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from numba.core import caching
 
 import dmsh_serving
+from dmsh_serving import native
 from dmsh_serving.native import INLINED_FROM
 
 PACKAGE = Path(dmsh_serving.__file__).parent
@@ -38,6 +41,24 @@ COMPILED = sorted(path.name for path in PACKAGE.glob("*.py") if NATIVE in module
 def test_compiled_modules_take_from_others_only_what_is_known_to_be_inlined(name):
     imported = {f"{module.removeprefix('dmsh_serving.')}.py" for module in modules_imported(PACKAGE / name)}
     assert imported <= set(INLINED_FROM)
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_search(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+
+    @native.compiled("int64(int64)")
+    def doubled(value):
+        return 2 * value
+
+    @native.entry("int64(int64)")
+    def one_more(value):
+        return value + 1
+
+    assert doubled(21) == 42
+    assert one_more.ctypes(41) == 42
 
 
 def test_a_changed_intrinsic_is_not_answered_by_what_was_compiled_before(tmp_path):

@@ -11,7 +11,7 @@ from dmsh_model.augmentation import augment
 from dmsh_model.config import LossWeights
 from dmsh_model.data import LabelledImages, SplitOptions
 from dmsh_model.options import Augmentation, TrainingOptions
-from dmsh_model.training_state import state_path
+from dmsh_model.training_state import FORMAT, FORMAT_VERSION, state_path
 from dmsh_serving.errors import CheckError, InputError
 
 SPLIT = SplitOptions(queries_per_class=5, train_per_class=24)
@@ -145,6 +145,11 @@ def test_a_state_that_is_missing_damaged_or_holds_code_is_refused(data, tmp_path
     torch.save({"epochs_done": 1}, state_path(out))
     with pytest.raises(InputError, match="is not a dmsh-training-state of version 1"):
         training.fit(config(), data, SPLIT, OPTIONS, out, resume=True)
+    whole = {"format": FORMAT, "format_version": FORMAT_VERSION, "identity": "{}", "model": {}, "optimiser": {}}
+    for epochs in ({}, {"epochs_done": "two"}):
+        torch.save(whole | epochs, state_path(out))
+        with pytest.raises(InputError, match=r"is damaged .*remove it and train anew"):
+            training.fit(config(), data, SPLIT, OPTIONS, out, resume=True)
     torch.save(Code(), state_path(out))
     with pytest.raises(InputError, match="holds more than tensors"):
         training.fit(config(), data, SPLIT, OPTIONS, out, resume=True)

@@ -70,9 +70,13 @@ def read_state(path: Path, identity: dict[str, Any]) -> TrainingState:
     raw = read_torch_file(path)
     if not isinstance(raw, dict) or (raw.get("format"), raw.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise InputError(f"{path} is not a {FORMAT} of version {FORMAT_VERSION}: remove it and train anew")
-    state = TrainingState(
-        json.loads(raw["identity"]), raw["epochs_done"], raw["model"], raw["optimiser"], raw.get("best")
-    )
+    try:
+        state = TrainingState(
+            json.loads(raw["identity"]), int(raw["epochs_done"]), dict(raw["model"]), dict(raw["optimiser"]),
+            raw.get("best"),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error!r}): remove it and train anew") from error
     before, now = _flat(state.identity), _flat(json.loads(json.dumps(identity)))
     differing = [
         f"{name} was {before.get(name)}, is {now.get(name)}"

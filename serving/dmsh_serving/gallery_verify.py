@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.gallery_folder import leftover_paths, open_current, part_paths
+from dmsh_serving.gallery_folder import CURRENT, current_version, leftover_paths, open_current, part_paths
 from dmsh_serving.snapshot_file import read_part
 from dmsh_serving.snapshot_part import ascending_ids
 
@@ -30,8 +30,15 @@ class Verification:
 
 
 def verify(folder: Path) -> Verification:
-    """Check every part in ``folder``, and the version that serves as a whole."""
-    files = tuple((path.name, _problem(path)) for path in part_paths(folder))
+    """Check every part in ``folder``, and the version that serves as a whole.
+
+    Raises:
+        InputError: nothing in it is a gallery's.
+    """
+    paths = part_paths(folder)
+    if not paths and not (folder / CURRENT).exists():
+        current_version(folder)  # says so
+    files = tuple((path.name, _problem(path)) for path in paths)
     try:
         snapshot = open_current(folder)
         ids = snapshot.ids

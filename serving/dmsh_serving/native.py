@@ -65,13 +65,15 @@ def _cached(decorator: Callable[[bool], Callable[..., Any]]) -> Callable[[Callab
     """Compile with numba's cache on disk, wherever it finds a writable place for it.
 
     numba looks at NUMBA_CACHE_DIR, then beside the file, then in the user's cache folder. Where all are
-    read-only it raises instead of compiling, so such a machine compiles once a process.
+    read-only, or the disk is full, it raises instead of compiling, so such a machine compiles once a process.
     """
 
     def wrap(function: Callable[..., Any]) -> Any:
         function.__qualname__ += f".{_INLINED}"  # numba names the files of its cache by it
         try:
             return decorator(True)(function)
+        except OSError:
+            return decorator(False)(function)
         except RuntimeError as error:
             if "no locator available" not in str(error):
                 raise
