@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dmsh_serving.hamming import search
 from dmsh_serving.hamming_inputs import padded_queries
-from dmsh_serving.hamming_pass import bare_pass
+from dmsh_serving.hamming_pass import BarePass
 from rank_codes import Codes, uniform_codes
 
 Engine = Callable[[], "npt.NDArray[np.int32] | None"]
@@ -48,11 +48,11 @@ def engines(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:
     found: dict[str, Engine] = {OURS: lambda: search(queries, codes, case.k, threads=case.threads)[0]}
     power_of_two = codes.shape[1].bit_count() == 1  # codes of other widths are spread on the way
     if power_of_two:
-        found[BARE] = functools.partial(_bare_pass, queries, codes, case.threads)
+        found[BARE] = BarePass(queries, codes, threads=case.threads)
     if case.threads > 1:
         found[ALONE] = lambda: search(queries, codes, case.k, threads=1)[0]
     if case.threads > 1 and power_of_two:
-        found[BARE_ALONE] = functools.partial(_bare_pass, queries, codes, 1)
+        found[BARE_ALONE] = BarePass(queries, codes)
     if case.threads == 1 and case.queries == 1 and codes.shape[1] % 8 == 0:
         found[READ] = functools.partial(_read, codes)
     found |= _faiss(case, queries, codes)
@@ -67,10 +67,6 @@ def engines(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:
 def _read(codes: Codes) -> None:
     """Read every word of the codes once and do next to nothing with it: what memory and caches allow."""
     np.bitwise_or.reduce(codes.reshape(-1).view(np.uint64))
-
-
-def _bare_pass(queries: Codes, codes: Codes, threads: int) -> None:
-    bare_pass(queries, codes, threads=threads)
 
 
 def _faiss(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:

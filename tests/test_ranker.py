@@ -188,6 +188,20 @@ def test_what_was_counted_is_asked_for_again_and_again(folder):
 METRICS = {}
 
 
+def test_a_report_that_fails_is_logged_and_the_gallery_followed_all_the_same(folder, caplog):
+    class Failing(Noted):
+        def report(self):
+            super().report()
+            raise ValueError("no such metric")
+
+    events = Failing()
+    with Ranker(folder, **SPACE, poll_seconds=0.01, events=events) as ranker:
+        wait_until(lambda: events.reports)
+        version = publish(folder, CODES[:10])
+        wait_until(lambda: ranker.version == version)
+    assert "no such metric" in caplog.text
+
+
 class Metric:
     """Stands for one of Triton's: changing it asks another process and waits."""
 

@@ -146,8 +146,8 @@ def test_a_state_that_is_missing_damaged_or_holds_code_is_refused(data, tmp_path
     with pytest.raises(InputError, match="is not a dmsh-training-state of version 1"):
         training.fit(config(), data, SPLIT, OPTIONS, out, resume=True)
     whole = {"format": FORMAT, "format_version": FORMAT_VERSION, "identity": "{}", "model": {}, "optimiser": {}}
-    for epochs in ({}, {"epochs_done": "two"}):
-        torch.save(whole | epochs, state_path(out))
+    for changed in ({}, {"epochs_done": "two"}, {"epochs_done": 1, "identity": "[]"}):
+        torch.save(whole | changed, state_path(out))
         with pytest.raises(InputError, match=r"is damaged .*remove it and train anew"):
             training.fit(config(), data, SPLIT, OPTIONS, out, resume=True)
     torch.save(Code(), state_path(out))

@@ -75,9 +75,10 @@ def read_state(path: Path, identity: dict[str, Any]) -> TrainingState:
             json.loads(raw["identity"]), int(raw["epochs_done"]), dict(raw["model"]), dict(raw["optimiser"]),
             raw.get("best"),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
+        before = _flat(state.identity)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error!r}): remove it and train anew") from error
-    before, now = _flat(state.identity), _flat(json.loads(json.dumps(identity)))
+    now = _flat(json.loads(json.dumps(identity)))
     differing = [
         f"{name} was {before.get(name)}, is {now.get(name)}"
         for name in sorted(before.keys() | now.keys())

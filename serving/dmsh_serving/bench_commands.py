@@ -124,22 +124,17 @@ def _engines(case: Case, queries: "Codes", codes: "Codes", threads: int) -> dict
     import numpy as np
 
     from dmsh_serving.hamming import search
+    from dmsh_serving.hamming_pass import BarePass
 
     engines: dict[str, Engine] = {OURS: lambda: search(queries, codes, case.k, threads=threads)[0]}
     if codes.shape[1].bit_count() == 1:  # other widths are spread on the way
-        engines["bare pass"] = functools.partial(_bare_pass, queries, codes, threads)
+        engines["bare pass"] = BarePass(queries, codes, threads=threads)
     small = case.codes * case.queries <= NUMPY_MAX_COMPARISONS and case.k <= case.codes
     if small and hasattr(np, "bitwise_count"):  # numpy 2
         engines["numpy"] = functools.partial(_numpy_search, queries, codes, case.k)
     if case.bits % 8 == 0 and case.k <= case.codes and importlib.util.find_spec("faiss"):
         engines["faiss"] = _faiss_search(queries, codes, case.k, threads)
     return engines
-
-
-def _bare_pass(queries: "Codes", codes: "Codes", threads: int) -> None:
-    from dmsh_serving.hamming_pass import bare_pass
-
-    bare_pass(queries, codes, threads=threads)
 
 
 def _numpy_search(queries: "Codes", codes: "Codes", k: int) -> "npt.NDArray[np.int32]":

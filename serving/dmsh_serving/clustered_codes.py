@@ -123,12 +123,12 @@ class ClusteredCodes:
         distances = np.full((len(queries), k), PAD_DISTANCE, np.int32)
         places = np.full(distances.shape, PAD_ID, np.int64)
         searcher = self._searcher
-        job = searcher.job(queries, k, allowed, threads, searcher.kernel.room_for(len(self.codes), k))
+        job = searcher.job(queries, k, allowed, threads, searcher.nearest.room_for(len(self.codes), k))
         if len(queries) and len(self.codes):
-            job.words[searcher.layout.OUT_DISTANCES] = distances.ctypes.data
-            job.words[searcher.layout.OUT_PLACES] = places.ctypes.data
-            job.run(searcher.kernel.search_clusters.address)
-        return distances, places, SearchWork(searcher.buckets, int(job.words[searcher.layout.VISITED]))
+            job.words[searcher.fields.OUT_DISTANCES] = distances.ctypes.data
+            job.words[searcher.fields.OUT_PLACES] = places.ctypes.data
+            job.run(searcher.nearest.search_clusters.address)
+        return distances, places, SearchWork(searcher.buckets, int(job.words[searcher.fields.VISITED]))
 
     def search_radius(
         self, queries: Codes, radius: int, *, threads: int | None = None, allowed: Mask | None = None
@@ -141,14 +141,14 @@ class ClusteredCodes:
         job = searcher.job(queries, radius, allowed, threads, 0)
         offsets = np.zeros(len(queries) + 1, np.int64)
         if len(queries) and len(self.codes):
-            job.words[searcher.layout.OFFSETS] = offsets.ctypes.data
-            job.run(searcher.radius_kernel.search_clusters_radius.address)
+            job.words[searcher.fields.OFFSETS] = offsets.ctypes.data
+            job.run(searcher.within.search_clusters_radius.address)
             np.cumsum(offsets, out=offsets)
         distances, places = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
         if len(places):
-            job.words[searcher.layout.OUT_DISTANCES] = distances.ctypes.data
-            job.words[searcher.layout.OUT_PLACES] = places.ctypes.data
-            job.run(searcher.radius_kernel.search_clusters_radius.address)
+            job.words[searcher.fields.OUT_DISTANCES] = distances.ctypes.data
+            job.words[searcher.fields.OUT_PLACES] = places.ctypes.data
+            job.run(searcher.within.search_clusters_radius.address)
         for start, stop in itertools.pairwise(offsets.tolist()):
             of_query = slice(start, stop)
             order = np.lexsort((self.ids[places[of_query]], distances[of_query]))
@@ -177,7 +177,7 @@ class _Searcher:
         from dmsh_serving import clustered_job, clustered_kernel, clustered_radius_kernel
         from dmsh_serving.hamming_kernel import kernel_for
 
-        self.layout, self.kernel, self.radius_kernel = clustered_job, clustered_kernel, clustered_radius_kernel
+        self.fields, self.nearest, self.within = clustered_job, clustered_kernel, clustered_radius_kernel
         codes = clustered.codes
         kernel = kernel_for(codes.shape[1])
         self.buckets = -(-len(codes) // clustered_job.BUCKET)
@@ -200,13 +200,13 @@ class _Searcher:
         """Return a job for these queries; k or the radius is its limit, ``room`` how many candidates it keeps."""
         participants = max(1, min(checked_threads(threads), len(queries)))
         padded = padded_queries(queries, self._query_bytes)
-        words, layout = self._words.copy(), self.layout
-        words[layout.ROOM] = room
-        words[layout.SCRATCH_WORDS] = self.kernel.scratch_words(self._slot, self.buckets, room, self._levels)
-        memory = np.empty(participants * words[layout.SCRATCH_WORDS], np.int64)
-        words[layout.QUERIES], words[layout.QUERY_COUNT] = padded.ctypes.data, len(queries)
-        words[layout.LIMIT], words[layout.SCRATCH] = limit, memory.ctypes.data
-        words[layout.ALLOWED] = 0 if allowed is None else allowed.ctypes.data
+        words, fields = self._words.copy(), self.fields
+        words[fields.ROOM] = room
+        words[fields.SCRATCH_WORDS] = self.nearest.scratch_words(self._slot, self.buckets, room, self._levels)
+        memory = np.empty(participants * words[fields.SCRATCH_WORDS], np.int64)
+        words[fields.QUERIES], words[fields.QUERY_COUNT] = padded.ctypes.data, len(queries)
+        words[fields.LIMIT], words[fields.SCRATCH] = limit, memory.ctypes.data
+        words[fields.ALLOWED] = 0 if allowed is None else allowed.ctypes.data
         return _Job(words, participants, (padded, memory, allowed))
 
 

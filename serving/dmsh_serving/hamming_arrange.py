@@ -123,7 +123,7 @@ def slot_vector(builder: Any, codes: Any, width: int, slot: int, index: int) -> 
     for byte in range(_VECTOR):
         of_code, offset = divmod(part + byte, slot)
         lanes.append(of_code * width + offset - part if offset < width else _VECTOR)
-    return builder.shuffle_vector(vector, ir.Constant(kind, [0] * _VECTOR), _mask(lanes))
+    return builder.shuffle_vector(vector, ir.Constant(kind, [0] * _VECTOR), lane_mask(lanes))
 
 
 @literal_intrinsic
@@ -181,7 +181,7 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
         _transposed(
             builder,
             [
-                builder.shuffle_vector(a, b, _mask(list(range(parity, 2 * _LANES, 2))))
+                builder.shuffle_vector(a, b, lane_mask(list(range(parity, 2 * _LANES, 2))))
                 for a, b in zip(rows[::2], rows[1::2], strict=True)
             ],
         )
@@ -190,7 +190,8 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
     return [column for pair in zip(*halves, strict=True) for column in pair]
 
 
-def _mask(lanes: list[int]) -> Any:
+def lane_mask(lanes: list[int]) -> Any:
+    """Return the constant that a shuffle takes: of each lane of the result, where it comes from."""
     return ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
 
 

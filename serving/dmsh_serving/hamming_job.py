@@ -10,7 +10,7 @@ import numba
 from dmsh_serving.cache_lines import LINE
 from dmsh_serving.native import carray, pointer_i32, pointer_i64
 
-GROUP: Final = 64
+GROUP: Final = 64  # codes a look at the cut
 
 # Words of a job. The counter has a cache line of its own: every thread writes to it, and reads the others all the time.
 NEXT: Final = 0

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from dmsh_serving.hamming_arrange import columns_for, copy_for, slot_of, slot_vector, spread_for, words_of
+from dmsh_serving.hamming_arrange import columns_for, copy_for, lane_mask, slot_of, slot_vector, spread_for, words_of
+from dmsh_serving.hamming_job import GROUP
 from dmsh_serving.native import carray, cgutils, entry, literal_intrinsic, load_unaligned, place, pointer_u8, types
 
-GROUP: Final = 64  # codes a look at the cut
 VECTOR_BYTES: Final = 64
 MAX_BLOCK: Final = 64 * GROUP  # one bit a group in a word
 _BLOCK_BYTES: Final = 32_768  # stays in the first-level cache
@@ -200,7 +200,7 @@ class _Tile:
     def splat(self, value: Any) -> Any:
         undefined = ir.Constant(self.vector, ir.Undefined)
         single = self.builder.insert_element(undefined, value, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(single, undefined, _mask([0] * self.lanes))
+        return self.builder.shuffle_vector(single, undefined, lane_mask([0] * self.lanes))
 
     def count_bits(self, vector: Any) -> Any:
         return self._call("ctpop", self.vector, vector)
@@ -237,19 +237,13 @@ class _Tile:
             counts = [self.builder.add(a, b) for a, b in zip(counts[::2], counts[1::2], strict=True)]
         run = 1
         while len(counts) > 1:
-            low, high = (_even_odd(self.lanes),) * 2 if in_order else (_interleaved(self.lanes, run),) * 2
+            low, high = map(lane_mask, _even_odd(self.lanes) if in_order else _interleaved(self.lanes, run))
             counts = [
-                self.builder.add(
-                    self.builder.shuffle_vector(a, b, _mask(low[0])), self.builder.shuffle_vector(a, b, _mask(high[1]))
-                )
+                self.builder.add(self.builder.shuffle_vector(a, b, low), self.builder.shuffle_vector(a, b, high))
                 for a, b in zip(counts[::2], counts[1::2], strict=True)
             ]
             run *= 2
         return counts[0]
-
-
-def _mask(lanes: list[int]) -> Any:
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 
 def _even_odd(lanes: int) -> tuple[list[int], list[int]]:

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.cache_lines import LINE, aligned_words
+from dmsh_serving.hamming_job import GROUP
 from dmsh_serving.native import atomic_add, call_kernel, carray, entry, pointer_i64
-
-GROUP: Final = 64
 
 # Words of a job. The counter has a cache line of its own, as a search's.
 NEXT: Final = 0
@@ -21,34 +20,43 @@ WORDS: Final = LINE + 9
 _BLOCKS_A_CHUNK: Final = 4
 
 
-def bare_pass(
-    queries: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8], *, threads: int = 1
-) -> npt.NDArray[np.uint16]:
-    """Compute every distance block by block over one buffer a thread, shared out as a search shares codes out.
+class BarePass:
+    """A call that computes every distance, shared out to threads as a search shares codes out.
+
+    It goes block by block over one buffer a thread. Codes are read where they lie, as few queries read them.
 
     Args:
-        queries: (Q, B) uint8.
+        queries: (Q, B) uint8, Q at least 1.
         codes: (N, B) uint8, B a power of two; those beyond the last whole group of 64 are left out.
-        threads: at least 1; all are used, however few the codes.
+        threads: at most so many.
 
-    Returns:
-        (threads, block) uint16, the buffers: of the last block that each thread took, the last query's distances.
+    Attributes:
+        distances: (threads, block) uint16, of the last block that each thread took those of the last query; zeros of
+            a thread that took none.
     """
-    from dmsh_serving import workers
-    from dmsh_serving.hamming_inputs import padded_queries
-    from dmsh_serving.hamming_kernel import kernel_for
 
-    kernel = kernel_for(codes.shape[1])
-    padded = padded_queries(queries, kernel.slot)
-    out = np.empty((threads, kernel.block), np.uint16)
-    job = aligned_words(WORDS)
-    job[NEXT] = 0
-    job[KERNEL:] = (
-        *(kernel.distances, codes.ctypes.data, kernel.slot, kernel.block, _BLOCKS_A_CHUNK * kernel.block, len(codes)),
-        *(padded.ctypes.data, len(padded), out.ctypes.data),
-    )
-    workers.run(_distances.address, job, threads)
-    return out
+    def __init__(self, queries: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8], *, threads: int = 1) -> None:
+        from dmsh_serving.hamming_inputs import padded_queries, worthwhile_threads
+        from dmsh_serving.hamming_kernel import kernel_for
+
+        kernel = kernel_for(codes.shape[1])
+        padded = padded_queries(queries, kernel.slot)
+        self._threads = worthwhile_threads(threads, len(queries) * codes.size)
+        self.distances = np.zeros((self._threads, kernel.block), np.uint16)
+        chunk = max(1, _BLOCKS_A_CHUNK // len(queries)) * kernel.block
+        self._job = aligned_words(WORDS)
+        self._job[KERNEL:] = (
+            *(kernel.distances, codes.ctypes.data, kernel.slot, kernel.block, chunk, len(codes)),
+            *(padded.ctypes.data, len(padded), self.distances.ctypes.data),
+        )
+        self._kept = codes, padded  # their addresses are in the job
+
+    def __call__(self) -> None:
+        """Compute them all, once."""
+        from dmsh_serving.workers import run
+
+        self._job[NEXT] = 0
+        run(_distances.address, self._job, self._threads)
 
 
 @entry("void(int64, int64)")

@@ -20,6 +20,7 @@ from dmsh_serving.workers import run
 
 _QUERIES_A_SCAN = 64  # that use a block of codes while it is in the first-level cache
 _PARTS_A_THREAD = 4  # so that a thread which comes late finds something left
+_COUNT_BYTES = 64 << 20  # bounds the queries of one scan where the radius or the threads are large
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,10 @@ def search_radius(
     if len(codes) == 0 or len(queries) == 0:
         return RadiusResult(np.zeros(len(queries) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.int64))
     codes = np.ascontiguousarray(codes)
+    batch = max(1, min(_QUERIES_A_SCAN, _COUNT_BYTES // (8 * (radius + 1) * threads * _PARTS_A_THREAD)))
     batches = [
-        _search(queries[first : first + _QUERIES_A_SCAN], codes, radius, threads, allowed)
-        for first in range(0, len(queries), _QUERIES_A_SCAN)
+        _search(queries[first : first + batch], codes, radius, threads, allowed)
+        for first in range(0, len(queries), batch)
     ]
     return joined(batches)
 
@@ -91,6 +93,7 @@ def joined(batches: list[RadiusResult]) -> RadiusResult:
 
 def _search(queries: Codes, codes: Codes, radius: int, threads: int, allowed: Mask | None) -> RadiusResult:
     from dmsh_serving import hamming_radius_kernel as radius_kernel
+    from dmsh_serving.hamming_job import GROUP
     from dmsh_serving.hamming_kernel import kernel_for
 
     kernel = kernel_for(codes.shape[1])
@@ -99,7 +102,7 @@ def _search(queries: Codes, codes: Codes, radius: int, threads: int, allowed: Ma
     part = -(-part // kernel.block) * kernel.block
     parts = -(-len(codes) // part)
     padded = padded_queries(queries, kernel.slot)
-    scratch_bytes = (kernel.slot + 1) * kernel.block + 2 * radius_kernel.GROUP  # whole cache lines
+    scratch_bytes = (kernel.slot + 1) * kernel.block + 2 * GROUP  # whole cache lines
     scratch = aligned_words(participants * scratch_bytes // 8)
     places = np.zeros((parts, len(queries), radius + 1), np.int64)
     job = np.array(

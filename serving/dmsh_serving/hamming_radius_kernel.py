@@ -5,11 +5,12 @@ their running totals say where the next pass writes each hit, so the answer come
 without a sort, whichever thread takes which part.
 """
 
-from typing import Any, Final
+from typing import Any
 
 import numba
 import numpy as np
 
+from dmsh_serving.hamming_job import GROUP
 from dmsh_serving.native import (
     atomic_add,
     bits_true,
@@ -22,8 +23,6 @@ from dmsh_serving.native import (
     pointer_u16,
     trailing_zeros,
 )
-
-GROUP: Final = 64
 
 # Words of a job.
 (

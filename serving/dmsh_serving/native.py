@@ -4,9 +4,10 @@ Imports numba, so it is itself imported on first use. Arrays reach compiled code
 memory-mapped and unaligned arrays then share one compiled function (numba would compile each kind again), and
 one function can be called by its address from any thread. The caller keeps the arrays alive.
 
-Functions of other modules are called by address, never inlined: numba's cache on disk notices a change of the
-file that a function is in, not of the files it was inlined from. What comes from other files all the same (intrinsics,
-generated code, constants) comes from those of ``INLINED_FROM`` alone, whose text is part of a cached function's name.
+numba's cache on disk notices a change of the file that a function is in, not of the files that something in it was
+inlined from. So most functions of other modules are called by address, and what is inlined (intrinsics, generated code,
+constants, small functions) comes from the files of ``INLINED_FROM`` alone, whose text is part of a cached function's
+name.
 """
 
 import hashlib

@@ -119,7 +119,10 @@ class Ranker:
     def _follow(self) -> None:
         refused: str | None = None  # what CURRENT said when it was last refused: one report for each new state
         while not self._stop.wait(self._poll_seconds):
-            self._events.report()
+            try:
+                self._events.report()
+            except Exception:  # whoever counts may fail in its own ways; the gallery is followed all the same
+                _log.exception("what was counted could not be reported")
             named = ""
             try:
                 named = gallery.current_version(self.folder)

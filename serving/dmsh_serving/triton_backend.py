@@ -85,8 +85,8 @@ class RankerMetrics(RankerEvents):
         with self._lock:
             (queries, seconds), self._counted = self._counted, (0, 0.0)
         if queries:
+            self._seconds.increment(seconds)  # first, so that where queries are seen their seconds are
             self._queries.increment(queries)
-            self._seconds.increment(seconds)
 
 
 def _arrays(request: Any) -> Arrays:

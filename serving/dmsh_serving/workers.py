@@ -1,7 +1,7 @@
 """Threads that wait for compiled work: handed over in about a microsecond while they still look for it.
 
 A scan of a million codes takes a tenth of a millisecond, which is what waking a thread of a Python pool costs.
-Helpers here look for work for some tens of microseconds after each job, in compiled code without the GIL, then
+Helpers here look for work for about a tenth of a millisecond after each job, in compiled code without the GIL, then
 sleep in the kernel. The caller takes part in its own job and never waits for a helper that did not begin, so
 a helper that wakes late costs nothing.
 """
@@ -23,11 +23,17 @@ class Helper:
 
         box = aligned_words(LINE)
         box[:] = 0
-        box[worker_kernel.SLEEPS_ON], box[worker_kernel.WOKEN_BY] = _bell()
+        bell = _bell()
+        box[worker_kernel.SLEEPS_ON], box[worker_kernel.WOKEN_BY] = bell
         box[worker_kernel.ONE] = 1
         self.mailbox: int = box.ctypes.data
         # The thread keeps the memory: it lives as long as the process.
-        threading.Thread(target=worker_kernel.serve, args=(box,), name="dmsh-helper", daemon=True).start()
+        try:
+            threading.Thread(target=worker_kernel.serve, args=(box,), name="dmsh-helper", daemon=True).start()
+        except RuntimeError:
+            for descriptor in set(bell):
+                os.close(descriptor)
+            raise
 
 
 def _bell() -> tuple[int, int]:
@@ -53,10 +59,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class helpers:  # noqa: N801 - a class, not a generator, for a microsecond of a search that has a few
-    """Lend ``count`` threads for a while: the addresses (count,) int64 of their mailboxes, for ``share``."""
+    """Lend threads for a while: the addresses (count,) int64 of their mailboxes, for ``share``.
+
+    They are fewer where the process may not have so many; whoever they are lent to then does their part.
+    """
 
     def __init__(self, count: int) -> None:
-        self._lent = [_take() for _ in range(count)] if count else _NONE
+        self._lent = _take(count) if count else _NONE
 
     def __enter__(self) -> npt.NDArray[np.int64]:
         return np.array([helper.mailbox for helper in self._lent], np.int64) if self._lent else _NO_MAILBOXES
@@ -82,8 +91,14 @@ def run(function: int, job: npt.NDArray[np.int64], participants: int) -> None:
         call_share(share.address, function, job.ctypes.data, mailboxes)
 
 
-def _take() -> Helper:
-    try:
-        return _idle.pop()
-    except IndexError:
-        return Helper()
+def _take(count: int) -> list[Helper]:
+    taken: list[Helper] = []
+    for _ in range(count):
+        try:
+            taken.append(_idle.pop())
+        except IndexError:
+            try:
+                taken.append(Helper())
+            except (RuntimeError, OSError):  # no more threads, or no more descriptors
+                break
+    return taken

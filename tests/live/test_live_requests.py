@@ -27,6 +27,7 @@ from dmsh_serving.contract import (
 )
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.hamming_oracle import search_oracle
+from dmsh_serving.ranker import POLL_SECONDS
 from dmsh_serving.rerank import asymmetric_order
 
 
@@ -251,6 +252,7 @@ def metrics(server):
 
 
 def test_metrics_are_served_on_loopback_with_the_gallerys_own(server, client):
+    time.sleep(3 * POLL_SECONDS)  # until the queries of other tests are reported
     before = float(metrics(server)[1]["dmsh_rank_queries_total"])
     client.search(IMAGES[:2], 1)
     deadline = time.monotonic() + 10
