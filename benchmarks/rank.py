@@ -106,8 +106,8 @@ def cases(quick: bool, huge: bool) -> "list[Case]":
 def measured(quick: bool, learned: int, huge: bool, rounds: int) -> RankBench:
     """Measure everything, a case after the other."""
     from dmsh_export.machine import machine_name
-    from dmsh_serving.codes import pack
-    from rank_codes import learned_codes, uniform_codes
+    from dmsh_serving.codes import pack, uniform_codes
+    from rank_codes import learned_codes
     from rank_layouts import demo_logits, measure_layouts, rerank_effect
     from rank_timing import measure
 

@@ -24,14 +24,6 @@ _BATCH = 100  # divides both the 5,000 images and a file
 _PROVEN_IMAGES = 8
 
 
-def uniform_codes(count: int, bits: int, seed: int) -> Codes:
-    """Return codes (count, ceil(bits/8)) uint8 of independent fair bits."""
-    width = (bits + 7) // 8
-    codes = np.random.default_rng(seed).integers(0, 256, (count, width), dtype=np.uint8)
-    codes[:, -1] &= 256 - (1 << (8 * width - bits))
-    return codes
-
-
 def learned_codes(count: int, folder: Path, on_progress: Callable[[int, int], None] = lambda _, __: None) -> Codes:
     """Return codes (count, 8) uint8 of real, changed images, read from or added to ``folder``.
 

@@ -9,10 +9,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.codes import uniform_codes
 from dmsh_serving.hamming import search
 from dmsh_serving.hamming_inputs import padded_queries
 from dmsh_serving.hamming_pass import BarePass
-from rank_codes import Codes, uniform_codes
+from rank_codes import Codes
 
 Engine = Callable[[], "npt.NDArray[np.int32] | None"]
 

@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from dmsh_export.onnx import export_onnx
 from dmsh_serving import gallery
+from dmsh_serving.codes import uniform_codes
 from dmsh_serving.contract import ENCODER_MODEL, RANKER_MODEL
 from dmsh_serving.encoder import OnnxEncoder
 from dmsh_serving.repository import RepositorySpec, write_repository
 from dmsh_serving.repository_spec import PythonEncoder
 from encode_networks import network, real_images
-from rank_codes import uniform_codes
 
 Images = npt.NDArray[np.uint8]
 

@@ -10,10 +10,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import rank_engines
 import rank_timing
+from dmsh_serving.codes import uniform_codes
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.hamming_kernel import kernel_for
 from dmsh_serving.hamming_pass import BarePass
-from rank_codes import uniform_codes
 from rank_engines import Case
 from rank_layouts import measure_layouts
 

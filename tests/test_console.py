@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import pytest
@@ -49,3 +50,61 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(place, tm
         run(app)
     assert (ended.value.code, ran) == (2, [])
     assert "name a file in a folder that exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (SystemExit(130), 130, "error: interrupted\n"),
+        (MemoryError("5 PiB"), 3, "error: not enough memory: 5 PiB\n"),
+    ],
+)
+def test_what_ends_a_command_from_outside_is_one_line(raised, code, said, capsys, monkeypatch):
+    app = make_app("A tool that works for hours.")
+
+    @app.command()
+    def work() -> None:
+        raise raised
+
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(SystemExit) as ended:
+        run(app)
+    assert ended.value.code == code
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_command_that_is_told_to_end_closes_what_it_opened(tmp_path):
+    program = (
+        "import tempfile, time\n"
+        "from dmsh_serving.console import make_app, run\n"
+        "app = make_app('A tool that works for hours.')\n"
+        "@app.command()\n"
+        "def work() -> None:\n"
+        f"    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
+        "        print('working', flush=True)\n"
+        "        time.sleep(60)\n"
+        "run(app)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "working\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.terminate()
+        assert process.wait(20) == 143
+        assert process.stderr.read() == "error: terminated\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_group_of_commands_without_one_shows_its_help_as_it_is(capsys, monkeypatch):
+    app = make_app("Two tools.")
+    for name in ("one", "two"):
+        app.command(name)(lambda: None)
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(SystemExit) as ended:
+        run(app)
+    assert ended.value.code == 2
+    said = "".join(capsys.readouterr())
+    assert "error:" not in said
+    assert "\n  Two tools.\n" in said

@@ -207,6 +207,17 @@ def test_verify_of_what_is_no_gallery_is_bad_input(command, codes, tmp_path):
     command(*of_codes(codes, tmp_path / "g"))
     (tmp_path / "g" / "CURRENT").unlink()  # one that has lost its pointer is damaged, and has files to check
     assert command("verify", tmp_path / "g")[0] == 1
+    code, _, error = command(*of_codes(codes, tmp_path / "g"))
+    assert (code, "already holds a gallery, though CURRENT is missing" in error) == (2, True)
+
+
+@pytest.mark.parametrize("change", [("append", "--codes"), ("compact",)])
+def test_a_folder_that_is_no_gallery_is_left_as_it_is(change, command, codes, tmp_path):
+    (tmp_path / "no").mkdir()
+    name, *options = change
+    code, _, error = command(name, tmp_path / "no", *options, *([codes] if options else []))
+    assert (code, "is not a gallery" in error) == (2, True)
+    assert not list((tmp_path / "no").iterdir())
 
 
 def test_a_gallery_is_replaced_only_with_overwrite(command, codes, tmp_path):
@@ -234,7 +245,7 @@ def test_a_gallery_is_replaced_only_with_overwrite(command, codes, tmp_path):
         ("build --out {t}/g --codes {t}/codes.npy --bits 16 --fingerprint {f} --ids {t}/codes.npy", "expected ids"),
         ("build --out {t}/g --codes {t}/codes.npy --bits 16 --fingerprint {f} --keys {t}/none", "does not exist"),
         ("append {t}/g --codes {t}/codes.npy", "is not a gallery"),
-        ("remove {t}/g --id 1", "is not a folder"),
+        ("remove {t}/g --id 1", "is not a gallery"),
         ("remove {t}/g", "give the ids to drop"),
         ("info {t}", "is not a gallery"),
         ("info {t}/codes.npy", "is not a gallery"),

@@ -370,3 +370,9 @@ def test_it_compiles_where_no_cache_folder_can_be_written():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("changes", [{"k": 2.0}, {"k": "3"}, {"threads": 2.0}])
+def test_numbers_that_are_not_whole_are_refused(changes):
+    with pytest.raises(InputError, match=r"k = |threads = "):
+        search(np.zeros((1, 8), np.uint8), np.zeros((5, 8), np.uint8), **{"k": 1, **changes})

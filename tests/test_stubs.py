@@ -1,4 +1,4 @@
-from dmsh_serving.stubs import all_living, living_stubs
+from dmsh_serving.stubs import all_living, all_stubs, living_stubs
 
 
 def process(folder, pid, name, state, children=""):
@@ -15,6 +15,7 @@ def test_only_living_stubs_among_the_servers_children_count(tmp_path):
     process(tmp_path, 13, "other (odd) name", "S")
     process(tmp_path, 20, "triton_python_b", "S")
     assert living_stubs(10, tmp_path) == {11}
+    assert all_stubs(10, tmp_path) == {11, 12}
 
 
 def test_children_of_every_thread_count(tmp_path):

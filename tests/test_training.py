@@ -150,6 +150,12 @@ def test_a_state_that_is_missing_damaged_or_holds_code_is_refused(data, tmp_path
         torch.save(whole | changed, state_path(out))
         with pytest.raises(InputError, match=r"is damaged .*remove it and train anew"):
             training.fit(config(), data, SPLIT, OPTIONS, out, resume=True)
+    torch.save(whole | {"epochs_done": 1, "model": {"weight": torch.zeros(1000)}}, state_path(out))
+    content = bytearray(state_path(out).read_bytes())
+    content[content.index(bytes(64))] ^= 1  # one bit of a weight
+    state_path(out).write_bytes(content)
+    with pytest.raises(InputError, match=r"is damaged: the checksum of .* does not match"):
+        training.fit(config(), data, SPLIT, OPTIONS, out, resume=True)
     torch.save(Code(), state_path(out))
     with pytest.raises(InputError, match="holds more than tensors"):
         training.fit(config(), data, SPLIT, OPTIONS, out, resume=True)

@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,13 @@ def read_torch_file(path: Path) -> Any:
         InputError: damaged, or holds more than tensors and plain values.
     """
     try:
+        if zipfile.is_zipfile(path):  # else as versions of torch before 1.6 wrote it, without checksums
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load does not look
+                    raise InputError(f"{path} is damaged: the checksum of {damaged} in it does not match")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except OSError:
         raise
     except pickle.UnpicklingError as error:

@@ -21,6 +21,6 @@ def check_images(images: npt.NDArray[Any], image_size: int, name: str | None = N
 
 def checked_k(k: int) -> int:
     """Return ``k`` if a search may ask for that many, else raise :class:`InputError`."""
-    if not 1 <= k <= MAX_K:
+    if not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
         raise InputError(f"k = {k} is out of range: ask for 1 to {MAX_K} nearest images")
-    return k
+    return int(k)

@@ -115,7 +115,7 @@ class ClusteredCodes:
         """Search as :meth:`search` does, and say how much was looked at."""
         check_codes_and_queries(queries, self.codes)
         allowed = checked_mask(allowed, len(self.ids))
-        checked_k(k)
+        k = checked_k(k)
         if allowed is not None and len(queries) >= _QUERIES_WORTH_GATHERING:
             count = np.count_nonzero(allowed)
             if count <= min(len(allowed) // _FEW_OF, _FEW_FOR_K * k):
@@ -233,7 +233,7 @@ def cluster(codes: Codes, ids: Words) -> ClusteredCodes:
     """Return the clustered layout of codes (N, B) uint8 and their ids (N,) int64, in any order.
 
     Raises:
-        InputError: arrays that do not fit together, or more codes than the layout can number.
+        InputError: arrays that do not fit together, ids below 0 or repeated, or more codes than the layout can number.
     """
     if codes.dtype != np.uint8 or codes.ndim != 2 or ids.dtype != np.int64 or ids.shape != codes.shape[:1]:
         raise InputError(
@@ -245,6 +245,10 @@ def cluster(codes: Codes, ids: Words) -> ClusteredCodes:
     if not (ids[1:] > ids[:-1]).all():
         by_id = np.argsort(ids, kind="stable")
         codes, ids = codes[by_id], ids[by_id]
+        if not (ids[1:] > ids[:-1]).all():
+            raise InputError("an id is there more than once: give every code its own")
+    if len(ids) and ids[0] < 0:
+        raise InputError(f"id {ids[0]} is negative: ids are 0 or more")
     order, starts = grouped(codes)  # stable: the ids of a group stay in order
     return ClusteredCodes(
         np.ascontiguousarray(codes[order[starts[:-1]]]), starts.astype(np.int32), narrowed(ids)[order]

@@ -71,3 +71,11 @@ def check_codes(codes: npt.NDArray[Any], bits: int) -> None:
     fill = 8 * width - bits
     if fill and bool((codes[:, -1] & ((1 << fill) - 1)).any()):
         raise InputError(f"codes have bits set beyond bit {bits}: they were made with another bit count or bit order")
+
+
+def uniform_codes(count: int, bits: int, seed: int) -> Codes:
+    """Return codes (count, ceil(bits/8)) uint8 of independent fair bits, the same for the same seed."""
+    width = (bits + 7) // 8
+    codes = np.random.default_rng(seed).integers(0, 256, (count, width), dtype=np.uint8)
+    codes[:, -1] &= 256 - (1 << (8 * width - bits))
+    return codes

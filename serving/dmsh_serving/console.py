@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 EX_SOFTWARE = 70  # of sysexits.h
+_INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+_ENDED_BY = {_INTERRUPTED: "interrupted", _TERMINATED: "terminated"}
 
 
 def _in_a_folder(path: Path | None) -> Path | None:
@@ -43,7 +46,7 @@ def make_app(purpose: str) -> typer.Typer:
         add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog="Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 something this machine lacks, "
-        "70 a fault of this tool itself. --debug shows the traceback of an error.",
+        "70 a fault of this tool itself, 130 interrupted. --debug shows the traceback of an error.",
     )
 
 
@@ -51,8 +54,14 @@ def run(app: typer.Typer) -> None:
     """Run ``app`` on the command line; every error becomes one line on stderr and an exit code."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
     try:
         sys.exit(app(args=arguments, standalone_mode=False))
+    except SystemExit as end:
+        if end.code in _ENDED_BY:  # some versions of typer turn Ctrl-C into this
+            _fail(_ENDED_BY[end.code], end.code, debug)
+        raise
     except DmshError as error:
         _fail(str(error), error.exit_code, debug)
     except ModuleNotFoundError as error:
@@ -65,13 +74,23 @@ def run(app: typer.Typer) -> None:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", InputError.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130, debug)
+        _fail(_ENDED_BY[_INTERRUPTED], _INTERRUPTED, debug)
+    except MemoryError as error:
+        _fail(f"not enough memory: {error}", MissingError.exit_code, debug)
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.stderr.write(f"{error}\n")
+            sys.exit(InputError.exit_code)
         # Usage errors: typer brings its own copy of click's exceptions, or uses click's, by version.
         if hasattr(error, "format_message"):
             _fail(f"{error.format_message()} (see --help)", InputError.exit_code, debug)
         # Not 1, which says that a check failed.
         _fail(f"internal: {type(error).__name__}: {error}; run with --debug to see where", EX_SOFTWARE, debug)
+
+
+def _end(number: int, frame: object) -> None:
+    """End as Ctrl-C does, so that what is open is closed and what is temporary is removed."""
+    sys.exit(128 + number)
 
 
 EXTRA_OF_PACKAGE = {

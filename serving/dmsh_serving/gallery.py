@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
-from dmsh_serving.gallery_folder import CURRENT, current_version, open_current, publish, writing
+from dmsh_serving.gallery_folder import CURRENT, current_version, open_current, part_paths, publish, writing
 from dmsh_serving.snapshot import SearchResult, Snapshot
 from dmsh_serving.snapshot_growth import compacted, grown, laid_out, plain_part
 from dmsh_serving.snapshot_keys import Keys, joined_keys, packed_keys
@@ -65,8 +65,9 @@ def build(
             raise InputError(f"{folder} cannot be made a gallery: it is a file, or its parent folder is missing")
         folder.mkdir(exist_ok=True)
     with writing(folder):
-        if (folder / CURRENT).exists() and not overwrite:
-            raise InputError(f"{folder} already holds a gallery: append to it, or replace it with --overwrite")
+        if not overwrite and ((folder / CURRENT).exists() or part_paths(folder)):
+            lost = "" if (folder / CURRENT).exists() else f", though {CURRENT} is missing"
+            raise InputError(f"{folder} already holds a gallery{lost}: append to it, or replace it with --overwrite")
         return publish(folder, part)
 
 
@@ -85,6 +86,7 @@ def append(
         InputError: also when an id is already there, keys are given to a gallery without (or the reverse), or
             the codes are of another bit count or fingerprint than the gallery.
     """
+    current_version(folder)  # refused before anything is written to it
     with writing(folder):
         old = open_current(folder, fingerprint=fingerprint, bits=bits)
         if old.count and old.has_keys != (keys is not None):
@@ -109,6 +111,7 @@ def remove(folder: Path, ids: GivenIds) -> Snapshot:
     Raises:
         InputError: an id that is not there (nothing is removed then), or another writer at work.
     """
+    current_version(folder)  # refused before anything is written to it
     with writing(folder):
         old = open_current(folder)
         wanted = ascending_ids(ids)
@@ -126,6 +129,7 @@ def compact(folder: Path) -> Snapshot:
     Raises:
         InputError: no gallery there, a damaged one, or another writer at work.
     """
+    current_version(folder)  # refused before anything is written to it
     with writing(folder):
         old = open_current(folder)
         return publish(folder, compacted(old), old)

@@ -120,8 +120,6 @@ def open_version(folder: Path, version: str, known: Snapshot | None = None) -> S
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Hold the gallery's lock; the system drops it when the process dies, however it dies."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: make the gallery with dmsh-serve gallery build")
     with (folder / LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -63,7 +63,7 @@ def search(
         InputError: a dtype, shape, k or thread count other than the above.
     """
     check_codes_and_queries(queries, codes)
-    checked_k(k)
+    k = checked_k(k)
     threads = checked_threads(threads)
     allowed = checked_mask(allowed, len(codes))
     if len(codes) == 0 or len(queries) == 0:

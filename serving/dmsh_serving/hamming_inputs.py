@@ -41,8 +41,8 @@ def checked_mask(allowed: Mask | None, count: int) -> Mask | None:
 
 def checked_radius(radius: int) -> int:
     """Return ``radius`` if it is a distance, else raise :class:`InputError`; beyond all bits it finds everything."""
-    if radius < 0:
-        raise InputError(f"radius = {radius} is out of range: a Hamming distance is at least 0")
+    if not isinstance(radius, int | np.integer) or radius < 0:
+        raise InputError(f"radius = {radius} is out of range: a Hamming distance is a whole number, at least 0")
     return min(int(radius), MAX_BITS)
 
 
@@ -50,9 +50,9 @@ def checked_threads(threads: int | None) -> int:
     """Return ``threads``, or for None the number of CPUs this process may use; refuse less than 1."""
     if threads is None:
         return available_cpus()
-    if threads < 1:
+    if not isinstance(threads, int | np.integer) or threads < 1:
         raise InputError(f"threads = {threads}: give at least 1, or none to use every CPU")
-    return threads
+    return int(threads)
 
 
 def available_cpus() -> int:

@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 import logging
+import math
 import os
 import secrets
 import signal
@@ -25,13 +26,15 @@ from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.encoder_config import read_encoder_config
 from dmsh_serving.errors import DmshError, MissingError
 from dmsh_serving.server_log import error_from_log
-from dmsh_serving.stubs import all_living, living_stubs
+from dmsh_serving.stubs import all_living, all_stubs, living_stubs
 
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 120.0
 STOP_SECONDS = 30  # how long requests in flight may take once the server is told to stop
 WATCH_SECONDS = 0.25
 MAX_RESTARTS_A_MINUTE = 5
+RETRY_SECONDS = 10  # after a start that failed
+DEAD_STUB_SECONDS = 5.0  # until Triton says itself why a model's process ended while it was loaded
 _CLOSED_TO_CLIENTS = "model-repository,shared-memory,logging,trace"
 _CONTROL_HEADER = "dmsh-control"
 # Becomes tritonserver, having asked the kernel (PR_SET_PDEATHSIG) for a SIGTERM when the thread that started it is
@@ -164,6 +167,8 @@ class TritonServer:
             # shared memory could map and overwrite that of the models' processes.
             "--model-control-mode=explicit",
             "--load-model=*",
+            # The configurations are complete; asking each Python model for its own starts its process twice.
+            "--disable-auto-complete-config",
             f"--http-restricted-api={_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}",
             f"--grpc-restricted-protocol={_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}",
             f"--exit-timeout-secs={STOP_SECONDS}",
@@ -181,19 +186,27 @@ class TritonServer:
                 start_new_session=True,  # Ctrl-C is for this process, which then stops Triton in order
                 pass_fds=[self._regions.descriptor],
             )
-        self._wait_ready(self._process, offset)
-        self._stubs = living_stubs(self._process.pid)
+        self._stubs = self._wait_ready(self._process, offset)
 
-    def _wait_ready(self, process: subprocess.Popen[bytes], log_offset: int) -> None:
-        deadline = time.monotonic() + READY_SECONDS
+    def _wait_ready(self, process: subprocess.Popen[bytes], log_offset: int) -> frozenset[int]:
+        """Return when every model is ready, with the stubs that were seen: one of them may have died already."""
+        started, died_at = time.monotonic(), math.inf
+        stubs: frozenset[int] = frozenset()
         while not self._is_ready():
+            now = time.monotonic()
+            stubs |= all_stubs(process.pid)
+            died_at = math.inf if all_living(stubs) else min(died_at, now)
             if process.poll() is not None:
                 said = self.log_file.read_bytes()[log_offset:].decode(errors="replace")
                 raise error_from_log(said, self.log_file)
-            if time.monotonic() > deadline:
+            # Triton 24.10 waits for ever for a stub that was killed while it loaded.
+            if now > died_at + DEAD_STUB_SECONDS:
+                raise MissingError(f"the process of a model died while it was loaded (log: {self.log_file})")
+            if now > started + READY_SECONDS:
                 raise MissingError(f"Triton was not ready after {READY_SECONDS:.0f} s (log: {self.log_file})")
             if self._stopping.wait(0.05):
-                return
+                break
+        return stubs | all_stubs(process.pid)
 
     def _is_ready(self) -> bool:
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -255,6 +268,7 @@ class TritonServer:
 
     def _keep_alive(self) -> None:
         restarted_at: list[float] = []
+        failed: DmshError | None = None  # the last start, if it failed
         while not self._stopping.wait(WATCH_SECONDS):
             lost = self._what_is_lost()
             if lost is None:
@@ -262,13 +276,23 @@ class TritonServer:
             began = time.monotonic()
             restarted_at = [moment for moment in restarted_at if began - moment < 60] + [began]
             if len(restarted_at) > MAX_RESTARTS_A_MINUTE:
-                raise MissingError(
+                raise failed or MissingError(
                     f"Triton was started again {MAX_RESTARTS_A_MINUTE} times within a minute, and {lost} "
                     f"(log: {self.log_file})"
                 )
             self._end(1)  # no request to a model without its process can be answered: do not wait for them
             self._regions.remove_regions()
-            self._launch()
+            try:
+                self._launch()
+            except DmshError as error:
+                failed = error
+                self._end(1)
+                self._on_event(f"{lost}, and Triton could not be started again: {error}")
+                self._stopping.wait(RETRY_SECONDS)
+                continue
+            if self._stopping.is_set():
+                return
+            failed = None
             self.restarts += 1
             self._on_event(f"{lost}: Triton was started again in {time.monotonic() - began:.1f} s")
 

@@ -5,27 +5,39 @@ from collections.abc import Iterable
 from pathlib import Path
 
 PROCESSES = Path("/proc")
+_ZOMBIE = "Z"
 _STUB_NAME = "triton_python_b"  # of triton_python_backend_stub, cut to the kernel's 15 characters
 
 
 def all_living(stubs: Iterable[int], processes: Path = PROCESSES) -> bool:
     """Say whether all of these are still living stubs: a fiftieth of the work of finding them."""
-    return all(_is_living_stub(processes / str(stub) / "stat") for stub in stubs)
+    return all(_state(processes / str(stub) / "stat") not in ("", _ZOMBIE) for stub in stubs)
 
 
 def living_stubs(server: int, processes: Path = PROCESSES) -> frozenset[int]:
     """Return the ids of the stubs that are children of the process ``server``; a zombie is dead."""
+    return frozenset(stub for stub, state in _stubs(server, processes) if state != _ZOMBIE)
+
+
+def all_stubs(server: int, processes: Path = PROCESSES) -> frozenset[int]:
+    """Return the ids of the stubs that are children of the process ``server``, with those it has not buried yet."""
+    return frozenset(stub for stub, _ in _stubs(server, processes))
+
+
+def _stubs(server: int, processes: Path) -> list[tuple[int, str]]:
     found: set[int] = set()
     for tasks in processes.glob(f"{server}/task/*/children"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
             found.update(int(child) for child in tasks.read_text().split())
-    return frozenset(child for child in found if _is_living_stub(processes / str(child) / "stat"))
+    states = [(child, _state(processes / str(child) / "stat")) for child in found]
+    return [(child, state) for child, state in states if state]
 
 
-def _is_living_stub(stat: Path) -> bool:
+def _state(stat: Path) -> str:
+    """Return the letter of a stub's state, "" for what is none."""
     try:
         text = stat.read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return ""
     name, rest = text[text.index("(") + 1 :].rsplit(")", 1)
-    return name == _STUB_NAME and rest.split()[0] != "Z"
+    return rest.split()[0] if name == _STUB_NAME else ""

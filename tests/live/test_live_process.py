@@ -15,12 +15,13 @@ import pytest
 import tiny_model
 from live_world import CODES, IMAGES, World, check, png
 
-from dmsh_serving import gallery, known_answer
+from dmsh_serving import gallery, known_answer, launcher
 from dmsh_serving.client import SearchClient
 from dmsh_serving.errors import CheckError, InputError, MissingError
 from dmsh_serving.launcher import TritonServer, free_ports
 from dmsh_serving.repository import RepositorySpec, write_repository
 from dmsh_serving.shared_memory import SHARED_MEMORY
+from dmsh_serving.stubs import living_stubs
 
 SLOW_FILE = png(np.zeros((3000, 3000, 3), np.uint8))  # few bytes to send, many pixels to decode
 
@@ -82,6 +83,59 @@ def test_killed_processes_come_back_and_requests_are_answered_again(own_world):
     assert "tritonserver ended by itself (-9)" in events[1]
     assert server.exit_code == 0
     assert left_of(prefix) == []
+
+
+def wait_for(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
+
+
+def test_a_process_that_dies_while_it_is_started_again_is_noticed(own_world, monkeypatch):
+    monkeypatch.setattr(launcher, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(launcher, "DEAD_STUB_SECONDS", 1.0)
+    events = []
+    with own_world.server(on_event=events.append) as server:
+        first, before = server.pid, server.stubs
+        os.kill(min(before), signal.SIGKILL)
+        wait_for(lambda: server.pid != first)
+        loading = wait_for(lambda: living_stubs(server.pid))
+        for stub in loading:
+            os.kill(stub, signal.SIGKILL)
+        wait_for(lambda: events and "was started again" in events[-1])
+        assert wait_until_answered(server.url) < 5
+        assert not server.stubs & (before | loading)
+    assert server.exit_code == 0
+
+
+def test_a_start_that_fails_is_tried_again_until_the_gallery_is_mended(own_world, monkeypatch):
+    monkeypatch.setattr(launcher, "RETRY_SECONDS", 1.0)
+    events = []
+    pointer = own_world.gallery / "CURRENT"
+    with own_world.server(on_event=events.append) as server:
+        sound = pointer.read_bytes()
+        pointer.write_bytes(b"garbage")
+        os.kill(min(server.stubs), signal.SIGKILL)
+        wait_for(lambda: events)
+        assert "the process of a model died, and Triton could not be started again: dmsh_ranker does not" in events[0]
+        pointer.write_bytes(sound)
+        wait_for(lambda: "was started again" in events[-1])
+        assert wait_until_answered(server.url) < 5
+
+
+def test_a_server_that_cannot_be_started_again_ends_with_the_reason(own_world, monkeypatch):
+    monkeypatch.setattr(launcher, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(launcher, "MAX_RESTARTS_A_MINUTE", 2)
+    events = []
+    server = own_world.server(on_event=events.append)
+    server.start()
+    (own_world.gallery / "CURRENT").write_bytes(b"garbage")
+    os.kill(min(server.stubs), signal.SIGKILL)
+    with pytest.raises(InputError, match="CURRENT is damaged"):
+        server.wait()
+    assert len(events) == 2
 
 
 def test_a_stop_answers_what_is_in_flight_and_exits_0(own_world):
