@@ -235,7 +235,7 @@ def _report(
         ["bits", str(snapshot.bits)],
         ["keys", "yes" if snapshot.has_keys else "no"],
         ["layout", lowest.layout_reason],
-        ["parts", " + ".join(f"{part.count:,}" for part in snapshot.parts)],
+        ["codes, part by part", " + ".join(f"{part.count:,}" for part in snapshot.parts)],
         ["removed, not yet swept", f"{held - snapshot.count:,}"],
         ["size on disk", f"{size / 2**20:.2f} MiB"],
     ]
