@@ -34,7 +34,7 @@ STOP_SECONDS = 30  # how long requests in flight may take once the server is tol
 WATCH_SECONDS = 0.25
 MAX_RESTARTS_A_MINUTE = 5
 RETRY_SECONDS = 10  # after a start that failed
-DEAD_STUB_SECONDS = 5.0  # until Triton says itself why a model's process ended while it was loaded
+DEAD_STUB_SECONDS = 15.0  # until Triton says itself why a model's process ended while it was loaded
 _CLOSED_TO_CLIENTS = "model-repository,shared-memory,logging,trace"
 _CONTROL_HEADER = "dmsh-control"
 # Becomes tritonserver, having asked the kernel (PR_SET_PDEATHSIG) for a SIGTERM when the thread that started it is
@@ -196,11 +196,12 @@ class TritonServer:
             now = time.monotonic()
             stubs |= all_stubs(process.pid)
             died_at = math.inf if all_living(stubs) else min(died_at, now)
-            if process.poll() is not None:
-                said = self.log_file.read_bytes()[log_offset:].decode(errors="replace")
+            dead = now > died_at + DEAD_STUB_SECONDS  # Triton 24.10 waits for ever for one that was killed
+            ended = process.poll() is not None  # before its log is read, which is whole then
+            said = self.log_file.read_bytes()[log_offset:].decode(errors="replace")
+            if ended or (dead and "failed to load" in said):
                 raise error_from_log(said, self.log_file)
-            # Triton 24.10 waits for ever for a stub that was killed while it loaded.
-            if now > died_at + DEAD_STUB_SECONDS:
+            if dead:
                 raise MissingError(f"the process of a model died while it was loaded (log: {self.log_file})")
             if now > started + READY_SECONDS:
                 raise MissingError(f"Triton was not ready after {READY_SECONDS:.0f} s (log: {self.log_file})")
