@@ -152,12 +152,13 @@ def test_a_full_queue_answers_at_once_and_the_server_recovers(busy, asking):
     refused = [error for error in ended if error is not None]
     assert time.monotonic() - began < 2
     assert len(refused) >= count - MAX_QUEUE - 2
-    assert all("maximum queue size" in str(error) for error in refused)
-    assert {error.status() for error in refused} == {"StatusCode.UNAVAILABLE"}
     with SearchClient(busy.url) as client:
         client.max_batch(SEARCH_FILE_MODEL)
         with pytest.raises(MissingError, match="too busy: its queue is full"):
             client.search_files([SLOW_FILE] * 2)
     wait_for(lambda: len(ended) == count)
-    assert sum(error is None for error in ended) == count - len(refused)
+    refused = [error for error in ended if error is not None]  # a late one may have met the full queue too
+    assert all("maximum queue size" in str(error) for error in refused)
+    assert {error.status() for error in refused} == {"StatusCode.UNAVAILABLE"}
+    assert count - len(refused) >= MAX_QUEUE
     still_right(busy)

@@ -220,7 +220,15 @@ def test_a_taken_port_is_found_before_the_start(own_world, server):
         own_world.server(grpc_port=server.grpc_port).start()
 
 
-def test_an_interrupted_start_leaves_nothing(own_world):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, even if these tests run in the background, where shells have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_start_leaves_nothing(own_world, interruptible):
     server = own_world.server()
 
     def interrupt_once_begun():
