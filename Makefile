@@ -38,27 +38,27 @@ bench: $(TOOLKIT)
 	$(BIN)/dmsh-serve bench
 
 test-cpus: $(TOOLKIT)
-	$(BIN)/python benchmarks/cpus.py
+	$(BIN)/python -m benchmarks.cpus
 
 test-bits: $(TOOLKIT) $(TRITON)
-	$(BIN)/python benchmarks/bits.py
+	$(BIN)/python -m benchmarks.bits
 
 bench-rank: $(TOOLKIT)
-	$(BIN)/python benchmarks/rank.py
+	$(BIN)/python -m benchmarks.rank
 
 bench-encode: $(TOOLKIT)
-	$(BIN)/python benchmarks/encode.py --page docs/encoding.md --plot docs/img/encode.png
+	$(BIN)/python -m benchmarks.encode --page docs/encoding.md --plot docs/img/encode.png
 
 bench-serve: $(TOOLKIT) $(TRITON)
-	$(BIN)/python benchmarks/serve.py --page docs/serving.md
+	$(BIN)/python -m benchmarks.serve --page docs/serving.md
 
 accuracy: $(TOOLKIT)
-	@[ -d build/clipart ] || $(BIN)/python benchmarks/clipart.py
-	$(BIN)/python benchmarks/accuracy.py --data mnist5k --data build/clipart
+	@[ -d build/clipart ] || $(BIN)/python -m benchmarks.paper.clipart
+	$(BIN)/python -m benchmarks.accuracy --data mnist5k --data build/clipart
 
 paper: $(TOOLKIT)
-	@[ -d build/clipart ] || $(BIN)/python benchmarks/clipart.py
-	$(BIN)/python benchmarks/paper.py
+	@[ -d build/clipart ] || $(BIN)/python -m benchmarks.paper.clipart
+	$(BIN)/python -m benchmarks.paper
 
 ## A missing system tool is named in one line, before anything is built.
 system:

@@ -20,7 +20,7 @@ def demo_model():
 @pytest.fixture(scope="session")
 def mnist():
     """All 5,000 images of MNIST-5k with their labels."""
-    from dmsh_model.data import MNIST_5K, load_labelled
+    from dmsh_model.data.load import MNIST_5K, load_labelled
 
     return load_labelled(MNIST_5K, 32)
 
@@ -28,7 +28,7 @@ def mnist():
 @pytest.fixture(scope="session")
 def demo_exports(demo_model, mnist, tmp_path_factory):
     """The demo model exported folded and not, each proven on all 5,000 images: {name: OnnxExport}."""
-    from dmsh_export.onnx import export_onnx
+    from dmsh_export.to_onnx.float import export_onnx
 
     folder = tmp_path_factory.mktemp("exports")
     return {
@@ -40,7 +40,7 @@ def demo_exports(demo_model, mnist, tmp_path_factory):
 @pytest.fixture(scope="session")
 def split(mnist):
     """500 queries, a database of the other 4,500."""
-    from dmsh_model.data import SplitOptions, split_images
+    from dmsh_model.data.split import SplitOptions, split_images
 
     return split_images(mnist, SplitOptions())
 
@@ -54,10 +54,10 @@ def codes(demo_model, mnist):
 @pytest.fixture(scope="session")
 def served(demo_model, demo_exports, mnist, codes, split, tmp_path_factory):
     """A live Triton that serves the folded export over a gallery of the 4,500 database images."""
-    from dmsh_model.checkpoint import fingerprint
     from dmsh_serving import gallery
-    from dmsh_serving.launcher import TritonServer
-    from dmsh_serving.repository import RepositorySpec, write_repository
+    from dmsh_serving.triton.repository import write_repository
+    from dmsh_serving.triton.server.launcher import TritonServer
+    from dmsh_serving.triton.spec import RepositorySpec
 
     folder = tmp_path_factory.mktemp("served")
     gallery.build(
@@ -66,13 +66,13 @@ def served(demo_model, demo_exports, mnist, codes, split, tmp_path_factory):
         np.arange(len(split.database)),
         [mnist.names[index] for index in split.database],
         bits=64,
-        fingerprint=fingerprint(demo_model),
+        fingerprint=demo_model.fingerprint,
     )
     spec = RepositorySpec(
         gallery=folder / "gallery",
         bits=64,
         image_size=32,
-        fingerprint=fingerprint(demo_model),
+        fingerprint=demo_model.fingerprint,
         model=demo_exports["folded"].path,
     )
     write_repository(folder / "model_repository", spec)
@@ -83,7 +83,7 @@ def served(demo_model, demo_exports, mnist, codes, split, tmp_path_factory):
 @pytest.fixture
 def small_images():
     """Sixteen images of 32 x 32."""
-    from dmsh_export.generated import generated_images
+    from dmsh_export.compare.generated import generated_images
 
     return np.ascontiguousarray(generated_images(16, 32))
 

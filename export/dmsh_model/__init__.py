@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dmsh_model.config import HashConfig, LossWeights
 
 if TYPE_CHECKING:
-    from dmsh_model.integer_dmsh import IntegerDMSH
+    from dmsh_model.integer.reference import IntegerDMSH
     from dmsh_model.network import DMSH
 
 __all__ = ["HashConfig", "LossWeights", "load"]
@@ -18,7 +18,8 @@ __all__ = ["HashConfig", "LossWeights", "load"]
 
 def load(path: str | Path) -> "DMSH | IntegerDMSH":
     """Read a checkpoint of either kind; see :func:`dmsh_model.checkpoint.load` (imported late, so that torch is)."""
-    from dmsh_model import checkpoint, integer_checkpoint
+    from dmsh_model import checkpoint
+    from dmsh_model.integer import checkpoint as integer_checkpoint
 
     path = Path(path)
     if checkpoint.read_header(path).get("kind") == checkpoint.INTEGER:

@@ -1,6 +1,5 @@
-"""Checkpoints: a folder of ``config.json`` and ``model.safetensors``, and the fingerprint of its code space."""
+"""Checkpoints: a folder of ``config.json`` and ``model.safetensors``."""
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -15,9 +14,7 @@ import torch
 from torch import Tensor
 
 from dmsh_model.config import HashConfig
-from dmsh_model.integer_dmsh import IntegerDMSH
 from dmsh_model.network import DMSH
-from dmsh_serving.decode import DECODE_RECIPE
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import replace_folder, umask
 
@@ -26,25 +23,6 @@ WEIGHTS_FILE = "model.safetensors"
 FORMAT = "dmsh-checkpoint"
 FORMAT_VERSION = 1
 FLOAT, INTEGER = "float", "integer"  # kinds of checkpoint; a config that names none is a float one's
-
-# What a code does not depend on: the training-only classifier, and counters of BN.
-_NO_PART_OF_A_CODE = ("classifier.", "num_batches_tracked")
-_TRAINING_ONLY_FIELDS = ("loss", "num_classes")
-
-
-def fingerprint(model: DMSH | IntegerDMSH) -> str:
-    """Return the SHA-256 (hex) over weights, config and preprocessing: the name of the model's code space."""
-    if isinstance(model, IntegerDMSH):
-        return model.fingerprint
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _TRAINING_ONLY_FIELDS}
-    config["taps"] = list(model.taps)
-    digest = hashlib.sha256()
-    digest.update(json.dumps([config, DECODE_RECIPE], sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not any(part in name for part in _NO_PART_OF_A_CODE):
-            digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def save(model: DMSH, folder: Path, *, training: dict[str, Any] | None = None, overwrite: bool = False) -> None:
@@ -60,7 +38,7 @@ def save(model: DMSH, folder: Path, *, training: dict[str, Any] | None = None, o
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "kind": FLOAT,
-        "fingerprint": fingerprint(model),
+        "fingerprint": model.fingerprint,
         "config": model.config.to_dict(),
         "training": training or {},
     }
@@ -109,7 +87,7 @@ def load(path: Path) -> DMSH:
     model.load_state_dict(state)
     model.eval()
     stated = header.get("fingerprint")
-    if stated is not None and path.is_dir() and stated != (actual := fingerprint(model)):
+    if stated is not None and path.is_dir() and stated != (actual := model.fingerprint):
         raise InputError(f"{path}: its weights give the fingerprint {actual[:12]}, its config says {str(stated)[:12]}")
     return model
 

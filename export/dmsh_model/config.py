@@ -17,7 +17,7 @@ _MOST_FEATURES = 1 << 16  # of a layer: far beyond every network; far below what
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the training losses; see :mod:`dmsh_model.losses`.
+    """Weights of the training losses; see :mod:`dmsh_model.training.losses`.
 
     ``imbalance`` weighs no loss of its own: from 0, every pair counts alike in the pairwise one, to 1, similar pairs
     count as much in all as dissimilar ones, of which there are many more.
@@ -64,7 +64,7 @@ class HashConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from, naming every wrong field at once."""
-        from dmsh_serving.codes import checked_bits  # brings NumPy, which `dmsh-train --help` need not wait for
+        from dmsh_serving.codes import checked_bits
 
         checked_bits(self.bits)
         wholes = ("bits", "image_size", "lateral_features", "fusion_features", "num_classes")

@@ -8,6 +8,8 @@ Our choices: the lateral 1x1 convolution with BN and the global pooling a scale,
 ReLU, a linear hash layer; widths, losses and their weights; normalisation as part of the network.
 """
 
+import hashlib
+import json
 from typing import cast
 
 import numpy as np
@@ -19,8 +21,13 @@ from dmsh_model.backbone import build_backbone, check_features
 from dmsh_model.config import Activation, HashConfig, Pooling
 from dmsh_serving.checks import check_images
 from dmsh_serving.codes import Codes, pack
+from dmsh_serving.images.decode import DECODE_RECIPE
 
 Images = npt.NDArray[np.uint8]
+
+# What a code does not depend on: the training-only classifier, and counters of BN.
+_NO_PART_OF_A_CODE = ("classifier.", "num_batches_tracked")
+_TRAINING_ONLY_FIELDS = ("loss", "num_classes")
 
 
 class Normalise(nn.Module):
@@ -89,6 +96,19 @@ class DMSH(nn.Module):
         self.hash = nn.Linear(config.fusion_features, config.bits)
         # Used by the classification loss alone; no part of a code.
         self.classifier = nn.Linear(config.bits, config.num_classes) if config.num_classes else None
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the code space: SHA-256 (hex) over weights, config and preprocessing, computed at each call."""
+        config = {key: value for key, value in self.config.to_dict().items() if key not in _TRAINING_ONLY_FIELDS}
+        config["taps"] = list(self.taps)
+        digest = hashlib.sha256()
+        digest.update(json.dumps([config, DECODE_RECIPE], sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if not any(part in name for part in _NO_PART_OF_A_CODE):
+                digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def forward(self, image: Tensor) -> Tensor:
         """Image UINT8 [N, H, W, 3] -> logits [N, K]."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.codes import Encoded
 from dmsh_serving.contract import (
     CODE,
     DEFAULT_GRPC_PORT,
@@ -29,7 +30,6 @@ from dmsh_serving.contract import (
     SEARCH_MODEL,
     K,
 )
-from dmsh_serving.encoder import Encoded
 from dmsh_serving.errors import DmshError, InputError, MissingError
 
 DEFAULT_URL = f"127.0.0.1:{DEFAULT_GRPC_PORT}"
@@ -124,7 +124,7 @@ class SearchClient:
             radius: only images at most this many bits away; more than ``k`` of them are cut at ``k``.
             allowed: only images with these ids; ids that the gallery does not have do not matter.
             rerank: "asymmetric" orders those at equal distance by the query's logits, not by id; see
-                :mod:`dmsh_serving.rerank`.
+                :mod:`dmsh_serving.ranker.rerank`.
         """
         return self._search(SEARCH_MODEL, IMAGE, images, k, radius, allowed, rerank)
 

@@ -4,6 +4,7 @@ Bit j of a code is 1 where logit j > 0, else 0 (so +0 and -0 give 0). Bits are s
 first (``numpy.packbits`` order); for K not a multiple of 8 the last byte is filled with zero bits.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,19 @@ def require_finite(logits: npt.NDArray[Any]) -> None:
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0])
         raise InputError(f"logits of row {row} hold NaN or Inf ({int((~finite).sum())} such rows): no code can be made")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder returns: ``code`` (N, B) uint8 and ``logits`` (N, K) float32, which may hold NaN or Inf."""
+
+    code: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+
+    def checked(self) -> "Encoded":
+        """Return self; raise :class:`InputError`, naming the first row, if a logit is NaN or infinite."""
+        require_finite(self.logits)
+        return self
 
 
 def unpack(codes: Codes, bits: int) -> npt.NDArray[np.uint8]:

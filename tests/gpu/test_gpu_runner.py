@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from dmsh_export.engine import BatchProfile, EngineOptions, engine_from_onnx
+from dmsh_export.compare.parity import compare
+from dmsh_export.compare.runners import OnnxRunner, TorchRunner
+from dmsh_export.engine.build import BatchProfile, EngineOptions, engine_from_onnx
+from dmsh_export.engine.runner import TensorRTRunner
+from dmsh_export.engine.tensorrt_api import find_gpu
 from dmsh_export.manifest import manifest_path
-from dmsh_export.parity import compare
-from dmsh_export.runners import OnnxRunner, TorchRunner
-from dmsh_export.tensorrt_api import find_gpu
-from dmsh_export.trt_runner import TensorRTRunner
 from dmsh_serving.errors import InputError, MissingError
 
 pytestmark = [

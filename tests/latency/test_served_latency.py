@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from dmsh_export.latency import latency_from_seconds
+from dmsh_export.compare.latency import latency_from_seconds
 from dmsh_serving.client import SearchClient
-from dmsh_serving.encoder import OnnxEncoder
-from dmsh_serving.hamming import search
+from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.hamming.nearest import search
 
 pytestmark = pytest.mark.live
 

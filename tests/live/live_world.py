@@ -10,9 +10,10 @@ import tiny_model
 from PIL import Image
 
 from dmsh_serving import gallery
-from dmsh_serving.hamming_oracle import search_oracle
-from dmsh_serving.launcher import TritonServer
-from dmsh_serving.repository import RepositorySpec, write_repository
+from dmsh_serving.hamming.oracle import search_oracle
+from dmsh_serving.triton.repository import write_repository
+from dmsh_serving.triton.server.launcher import TritonServer
+from dmsh_serving.triton.spec import RepositorySpec
 
 IMAGES = tiny_model.random_images(300, seed=1)
 CODES = tiny_model.codes_of(IMAGES)

@@ -8,12 +8,12 @@ from plan_files import write_plan
 from typer.testing import CliRunner
 
 from dmsh_export.cli import app
-from dmsh_export.parity import compare
-from dmsh_export.runners import TritonRunner
-from dmsh_serving.encoder import Encoded
+from dmsh_export.compare.parity import compare
+from dmsh_export.compare.runners import TritonRunner
+from dmsh_serving.codes import Encoded
 from dmsh_serving.errors import MissingError
-from dmsh_serving.repository import RepositorySpec, write_repository
-from dmsh_serving.repository_spec import OnnxRuntimeEncoder, Plan, TensorRTAccelerator, TensorRTEncoder
+from dmsh_serving.triton.repository import write_repository
+from dmsh_serving.triton.spec import OnnxRuntimeEncoder, Plan, RepositorySpec, TensorRTAccelerator, TensorRTEncoder
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])

@@ -13,9 +13,10 @@ from tritonclient.utils import np_to_triton_dtype
 
 from dmsh_serving.client import SearchClient
 from dmsh_serving.contract import DECODE_MODEL, SEARCH_FILE_MODEL
-from dmsh_serving.decode import MAX_FILE_BYTES
 from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.repository import RepositorySpec, write_repository
+from dmsh_serving.images.decode import MAX_FILE_BYTES
+from dmsh_serving.triton.repository import write_repository
+from dmsh_serving.triton.spec import RepositorySpec
 
 MAX_QUEUE = 6
 NOISE_SECONDS = 2  # of a busy machine, and of Triton's batcher over limited queues; a request that hangs takes 30

@@ -15,13 +15,16 @@ import pytest
 import tiny_model
 from live_world import CODES, IMAGES, World, check, png
 
-from dmsh_serving import gallery, known_answer, launcher
+from dmsh_serving import gallery
 from dmsh_serving.client import SearchClient
+from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import CheckError, InputError, MissingError
-from dmsh_serving.launcher import TritonServer, free_ports
-from dmsh_serving.repository import RepositorySpec, write_repository
-from dmsh_serving.shared_memory import SHARED_MEMORY
-from dmsh_serving.stubs import living_stubs
+from dmsh_serving.triton.repository import write_repository
+from dmsh_serving.triton.server import launcher
+from dmsh_serving.triton.server.launcher import TritonServer, free_ports
+from dmsh_serving.triton.server.model_processes import living_stubs
+from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
+from dmsh_serving.triton.spec import RepositorySpec
 
 SLOW_FILE = png(np.zeros((3000, 3000, 3), np.uint8))  # few bytes to send, many pixels to decode
 

@@ -26,9 +26,9 @@ from dmsh_serving.contract import (
     SEARCH_MODEL,
 )
 from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.hamming_oracle import search_oracle
-from dmsh_serving.ranker import POLL_SECONDS
-from dmsh_serving.rerank import asymmetric_order
+from dmsh_serving.hamming.oracle import search_oracle
+from dmsh_serving.ranker.follower import POLL_SECONDS
+from dmsh_serving.ranker.rerank import asymmetric_order
 
 
 def raw(server, model, **arrays):

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from dmsh_export.integer_onnx import export_integer_onnx
-from dmsh_export.parity import compare
-from dmsh_export.quantise import quantise
-from dmsh_export.runners import TorchRunner, TritonRunner
+from dmsh_export.compare.parity import compare
+from dmsh_export.compare.runners import TorchRunner, TritonRunner
+from dmsh_export.quantise.run import quantise
+from dmsh_export.to_onnx.integer import export_integer_onnx
 from dmsh_serving import gallery
-from dmsh_serving.images import ImageSet
-from dmsh_serving.launcher import TritonServer
-from dmsh_serving.repository import RepositorySpec, write_repository
+from dmsh_serving.images.read import ImageSet
+from dmsh_serving.triton.repository import write_repository
+from dmsh_serving.triton.server.launcher import TritonServer
+from dmsh_serving.triton.spec import RepositorySpec
 
 pytestmark = pytest.mark.live
 

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
-from dmsh_export.parity import compare
-from dmsh_export.runners import OnnxRunner, TorchRunner, TritonRunner
-from dmsh_model.evaluation import mean_average_precision, mean_average_precision_of_answers
+from dmsh_export.compare.parity import compare
+from dmsh_export.compare.runners import OnnxRunner, TorchRunner, TritonRunner
+from dmsh_model.evaluation.mean_average_precision import (
+    mean_average_precision,
+    mean_average_precision_of_answers,
+)
 from dmsh_serving.client import SearchClient
-from dmsh_serving.hamming_oracle import search_oracle
+from dmsh_serving.hamming.oracle import search_oracle
 
 pytestmark = pytest.mark.live
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dmsh_serving.services import DecodeService
-from dmsh_serving.triton_backend import respond, settings_from
+from dmsh_serving.triton.backend import respond, settings_from
+from dmsh_serving.triton.services import DecodeService
 
 
 class TritonPythonModel:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dmsh_serving.services import EncoderService
-from dmsh_serving.triton_backend import respond, settings_from
+from dmsh_serving.triton.backend import respond, settings_from
+from dmsh_serving.triton.services import EncoderService
 
 
 class TritonPythonModel:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from dmsh_serving.services import RankerService
-from dmsh_serving.triton_backend import RankerMetrics, respond, settings_from
+from dmsh_serving.triton.backend import RankerMetrics, respond, settings_from
+from dmsh_serving.triton.services import RankerService
 
 
 class TritonPythonModel:

@@ -1,0 +1,1 @@
+"""The programs behind the figures of docs/: ``python -m benchmarks.rank`` and its neighbours."""

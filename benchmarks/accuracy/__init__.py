@@ -1,0 +1,1 @@
+"""What integers cost in retrieval."""

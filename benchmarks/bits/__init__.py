@@ -1,0 +1,1 @@
+"""Ten million bits of the integer network, in every way to run it."""

@@ -1,0 +1,1 @@
+"""The integer networks on other CPUs, emulated."""

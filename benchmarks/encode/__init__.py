@@ -1,0 +1,1 @@
+"""How fast the encoders are, and how many bits each gets wrong."""

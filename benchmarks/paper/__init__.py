@@ -1,0 +1,1 @@
+"""The paper's claim, measured: does fusing scales retrieve better than the last one?"""

@@ -1,0 +1,1 @@
+"""How fast exact Hamming search is here."""

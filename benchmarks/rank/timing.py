@@ -1,0 +1,104 @@
+"""Time calls in turns, so that a busy moment hits all of them, and only after their answers were found equal."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.rank.engines import FAISS, OURS, Case, engines
+from dmsh_serving.errors import CheckError
+
+_SPAN_SECONDS: Final = 0.004  # of one timed turn: shorter calls are repeated within it
+_REST_SECONDS: Final = 0.01  # until whoever ran before has gone to sleep: OpenMP's threads spin for milliseconds
+_ENOUGH_SECONDS: Final = 1.5  # an engine that has run for so long gets no further turns...
+_LEAST_ROUNDS: Final = 3  # ...after these
+_WARM_SECONDS: Final = 0.01  # of calls before a turn: the engine before emptied the caches, and the clock went down
+_LONG_SECONDS: Final = 0.05  # a call that takes longer needs none before it
+_WORTH_A_TURN: Final = 1.5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The median turn of one engine, in milliseconds a call."""
+
+    engine: str
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case: what each engine took."""
+
+    case: Case
+    timings: tuple[Timing, ...]
+
+    def milliseconds(self, engine: str) -> float | None:
+        """Return what ``engine`` took in its fastest setting, or None where it did not run."""
+        found = [timing.milliseconds for timing in self.timings if timing.engine.startswith(engine)]
+        return min(found, default=None)
+
+    def times_ours(self, engine: str) -> float | None:
+        """Return how many times as long as ours ``engine`` took in its fastest setting."""
+        its, ours = self.milliseconds(engine), self.milliseconds(OURS)
+        return None if its is None or ours is None else its / ours
+
+    @property
+    def gigabytes_per_s(self) -> float:
+        """Bytes of codes that ours compared a second, counted once for each query."""
+        ours = self.milliseconds(OURS) or float("nan")
+        return self.case.codes * ((self.case.bits + 7) // 8) * self.case.queries / ours / 1e6
+
+
+def measure(case: Case, rounds: int) -> Measured:
+    """Run one case on every engine.
+
+    Raises:
+        CheckError: an engine found other distances than ours.
+    """
+    queries, codes = case.made()
+    calls = engines(case, queries, codes)
+    expected = np.asarray(calls[OURS]())
+    first: dict[str, float] = {}
+    for name, call in calls.items():
+        start = time.perf_counter()
+        found = call()
+        first[name] = time.perf_counter() - start
+        if found is not None and not np.array_equal(found, expected):
+            raise CheckError(f"{name} and {OURS} disagree on {case}: one of them is wrong")
+    times = in_turns({name: call for name, call in calls.items() if not _hopeless(name, first)}, rounds)
+    return Measured(case, tuple(Timing(name, milliseconds) for name, milliseconds in times.items()))
+
+
+def _hopeless(name: str, first: Mapping[str, float]) -> bool:
+    """Say whether a setting of FAISS took so long that another one is its best anyway."""
+    best = min((seconds for other, seconds in first.items() if other.startswith(FAISS)), default=0.0)
+    return name.startswith(FAISS) and first[name] > max(_WORTH_A_TURN * best, _SPAN_SECONDS)
+
+
+def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median milliseconds a call of each, every one measured once a round."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            spent = seconds[name]
+            if len(spent) >= _LEAST_ROUNDS and sum(spent) > _ENOUGH_SECONDS:
+                continue
+            time.sleep(_REST_SECONDS)
+            if not spent or spent[-1] < _LONG_SECONDS:
+                _repeat(call, _WARM_SECONDS)
+            spent.append(_repeat(call, _SPAN_SECONDS))
+    return {name: 1e3 * statistics.median(spent) for name, spent in seconds.items()}
+
+
+def _repeat(call: Callable[[], Any], least: float) -> float:
+    """Call until ``least`` seconds have passed; return the seconds a call."""
+    count, start = 0, time.perf_counter()
+    while True:
+        call()
+        count += 1
+        spent = time.perf_counter() - start
+        if spent >= least:
+            return spent / count

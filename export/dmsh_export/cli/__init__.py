@@ -1,0 +1,230 @@
+"""dmsh-export: checkpoint -> artefacts, each with its proof. Commands are thin; what they call lives beside this."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dmsh_export.cli.lint import lint
+from dmsh_export.cli.prove import DialectName, integer_onnx, prove
+from dmsh_export.cli.quantise import quantize
+from dmsh_export.cli.repository import repository
+from dmsh_export.cli.trt import trt
+from dmsh_export.to_onnx.opsets import DEFAULT_OPSET
+from dmsh_serving.console import JsonOption, SkipBadOption, console, make_app, progress, run, write_json
+from dmsh_serving.errors import CheckError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+app = make_app("Export a trained DMSH model, and prove that no bit of any code changed.")
+app.command()(quantize)
+
+GENERATED_PIXELS = 64 * 80 * 80  # enough to find a broken export; a network of large images is slow on a CPU
+
+Checkpoint = Annotated[
+    Path, typer.Argument(help="A checkpoint folder, or a .pt/.pth state dict beside its config.json.")
+]
+Images = Annotated[Path | None, typer.Option(help="A folder of images, or an .npy file, uint8 [N,H,W,3].")]
+
+
+@app.command()
+def onnx(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="The ONNX file to write; its manifest goes beside it.")],
+    images: Images = None,
+    skip_bad: SkipBadOption = False,
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold BN, laterals and fusion.")] = True,
+    dialect: Annotated[
+        DialectName | None, typer.Option(help="Of an integer checkpoint; onnxruntime where none is given.")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = DEFAULT_OPSET,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size proven not to change a code.")] = 8,
+    json: JsonOption = None,
+) -> None:
+    """Export one ONNX file, uint8 image to logits and packed code; written only if no bit differs from PyTorch."""
+    import dmsh_model
+    from dmsh_export.cli.tables import print_fold, print_parity
+    from dmsh_export.to_onnx.float import export_onnx
+    from dmsh_model.integer.reference import IntegerDMSH
+
+    model = dmsh_model.load(checkpoint)
+    if out.resolve() == checkpoint.resolve() or checkpoint.resolve() in out.resolve().parents:
+        raise InputError(f"{out} lies in the checkpoint {checkpoint}, which it would damage: write elsewhere")
+    if isinstance(model, IntegerDMSH):
+        if not fold:
+            raise InputError("--no-fold is for float checkpoints: an integer one was folded when it was quantised")
+        block = _images(images, model.config.image_size, skip_bad)
+        integer_onnx(model, out, block, dialect or DialectName.ONNXRUNTIME, opset, max_batch, json)
+        return
+    if dialect is not None:
+        raise InputError(
+            f"--dialect is for integer checkpoints, {checkpoint} is a float one: make an integer one with dmsh-export "
+            "quantize"
+        )
+    with progress() as bar:
+        task = bar.add_task("parity with PyTorch", total=None)
+        export = export_onnx(
+            model,
+            out,
+            _images(images, model.config.image_size, skip_bad),
+            folded=fold,
+            opset=opset,
+            max_batch=max_batch,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print_fold(export.fold_steps)
+    print_parity(export.parity)
+    console().print(f"wrote {export.path}")
+    write_json(
+        json,
+        {
+            "out": str(export.path),
+            "fold": [vars(step) for step in export.fold_steps],
+            "parity": export.parity.to_dict(),
+        },
+    )
+
+
+app.command()(prove)
+app.command()(trt)
+
+
+@app.command()
+def parity(
+    checkpoint: Checkpoint,
+    targets: Annotated[
+        list[str], typer.Argument(help="FILE.onnx, FILE.plan or triton://host:port/model", metavar="TARGET...")
+    ],
+    images: Images = None,
+    skip_bad: SkipBadOption = False,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size of the batch invariance check.")] = 8,
+    json: JsonOption = None,
+) -> None:
+    """Compare every bit of every image with PyTorch; exit 1 on one wrong bit."""
+    import dmsh_model
+    from dmsh_export.cli.tables import print_parity
+    from dmsh_export.compare.parity import compare
+    from dmsh_export.compare.runners import TorchRunner, runner_of
+    from dmsh_export.engine.proof import record_parity
+
+    runners = [runner_of(target) for target in targets]
+    model = dmsh_model.load(checkpoint)
+    block = _images(images, model.config.image_size, skip_bad)
+    with progress() as bar:
+        task = bar.add_task("images", total=len(block))
+        report = compare(
+            TorchRunner(model),
+            runners,
+            block,
+            max_batch=max_batch,
+            on_progress=lambda done, _: bar.update(task, completed=done),
+        )
+    print_parity(report)
+    write_json(json, report.to_dict())
+    if not report.passed:
+        raise CheckError(report.summary())
+    for target, found in zip(targets, report.targets, strict=True):
+        if Path(target).suffix == ".plan":
+            try:
+                record_parity(Path(target), found.bits_compared)
+            except OSError as error:
+                console().print(f"note: the manifest of {target} cannot be told of it: {error.strerror}")
+
+
+@app.command()
+def latency(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            help="A checkpoint folder, FILE.onnx, FILE.plan or triton://host:port/model", metavar="TARGET..."
+        ),
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each target.")] = 100,
+    json: JsonOption = None,
+) -> None:
+    """Time one call of each target, interleaved, on generated images."""
+    import dmsh_model
+    from dmsh_export.cli.tables import print_latency
+    from dmsh_export.compare.generated import generated_images
+    from dmsh_export.compare.latency import measure
+    from dmsh_export.compare.runners import TorchRunner, runner_of
+
+    runners = [
+        TorchRunner(dmsh_model.load(Path(target))) if Path(target).is_dir() else runner_of(target) for target in targets
+    ]
+    with progress() as bar:
+        task = bar.add_task("rounds", total=rounds)
+        rows = measure(
+            runners,
+            lambda image_size: generated_images(max(batch, 8), image_size),
+            batch=batch,
+            rounds=rounds,
+            on_progress=lambda done, _: bar.update(task, completed=done),
+        )
+    print_latency(rows)
+    write_json(json, {"latency": [row.to_dict() for row in rows]})
+
+
+app.command()(repository)
+app.command()(lint)
+
+
+@app.command()
+def inspect(
+    artefact: Annotated[Path, typer.Argument(help="An artefact of dmsh-export, its manifest beside it.")],
+    json: JsonOption = None,
+) -> None:
+    """Show what an artefact is, what it was made from, and what was proven of it."""
+    from dmsh_export.manifest import manifest_rows, read_manifest
+    from dmsh_serving.console import print_table
+
+    if not artefact.is_file():
+        raise InputError(f"{artefact} is not a file: name an artefact of dmsh-export")
+    manifest = read_manifest(artefact)
+    shown = {key: value for key, value in manifest.items() if key not in ("format", "format_version", "parity", "fold")}
+    rows = manifest_rows(shown)
+    if "parity" in manifest:
+        rows.append(["parity", "passed" if manifest["parity"]["passed"] else "FAILED"])
+        rows += [
+            [f"  {target['target']}", f"{target['wrong_bits']} wrong of {target['bits_compared']:,} bits"]
+            for target in manifest["parity"]["targets"]
+        ]
+    print_table(str(artefact), ["", "value"], rows)
+    write_json(json, manifest)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the demo's artefacts and report go.")] = Path("build/demo"),
+    checkpoint: Annotated[Path, typer.Option(help="The checkpoint to serve.")] = Path("demo/checkpoint"),
+    triton: Annotated[Path | None, typer.Option(help="A Triton installation; see dmsh-serve start.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Run the whole path on MNIST-5k: export, parity, gallery, a real Triton, 500 queries, report.html."""
+    from dmsh_export.demo.run import run_demo
+
+    write_json(json, run_demo(checkpoint, out, triton))
+
+
+def _images(source: Path | None, image_size: int, skip_bad: bool) -> "npt.NDArray[np.uint8]":
+    """Read ``--images``, or generate some and say so."""
+    if source is None:
+        from dmsh_export.compare.generated import generated_images
+
+        count = max(8, min(64, GENERATED_PIXELS // image_size**2))
+        console().print(f"no --images given: using {count} generated ones; give real ones for a result that counts")
+        return generated_images(count, image_size)
+    from dmsh_serving.images.read import load_images
+
+    loaded = load_images(source, image_size, skip_bad=skip_bad)
+    if loaded.bad:
+        console().print(f"skipped {len(loaded.bad)} images that cannot be read: {', '.join(loaded.bad[:5])}")
+    return loaded.images
+
+
+def main() -> None:
+    """Run dmsh-export."""
+    run(app)

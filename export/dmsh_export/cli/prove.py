@@ -1,0 +1,118 @@
+"""dmsh-export prove, and the integer side of dmsh-export onnx."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dmsh_serving.console import JsonOption, console, print_table, progress, write_json
+from dmsh_serving.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from dmsh_export.prove.certificate import Certificate
+    from dmsh_model.integer.reference import IntegerDMSH
+
+
+class DialectName(StrEnum):
+    """Values of ``--dialect``."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
+def prove(
+    model: Annotated[Path, typer.Argument(help="An ONNX file of an integer checkpoint, in either dialect.")],
+    against: Annotated[Path | None, typer.Option(help="The integer checkpoint it must be the network of.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Prove from an ONNX graph alone which integer network it computes, exactly; a failure names the node."""
+    import dmsh_model
+    from dmsh_export.prove.certificate import certify
+    from dmsh_model.integer.reference import IntegerDMSH
+
+    checkpoint = dmsh_model.load(against) if against else None
+    if checkpoint is not None and not isinstance(checkpoint, IntegerDMSH):
+        raise InputError(f"{against} is a float checkpoint: name the integer one that dmsh-export quantize made of it")
+    certificate = certify(model, checkpoint.network if checkpoint else None)
+    print_certificate(certificate)
+    write_json(json, certificate.to_dict())
+
+
+def integer_onnx(
+    model: "IntegerDMSH",
+    out: Path,
+    images: "npt.NDArray[np.uint8]",
+    dialect: DialectName,
+    opset: int,
+    max_batch: int,
+    json: Path | None,
+) -> None:
+    """Export an integer checkpoint, and show its certificate and parity."""
+    from dmsh_export.cli.tables import print_parity
+    from dmsh_export.to_onnx.integer import export_integer_onnx
+
+    with progress() as bar:
+        task = bar.add_task("parity with PyTorch", total=None)
+        export = export_integer_onnx(
+            model,
+            out,
+            images,
+            dialect=dialect.value,
+            opset=opset,
+            max_batch=max_batch,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print_certificate(export.certificate)
+    print_parity(export.parity)
+    console().print(f"wrote {export.path}")
+    write_json(
+        json,
+        {
+            "out": str(export.path),
+            "certificate": export.certificate.to_dict(),
+            "parity": export.parity.to_dict(),
+        },
+    )
+
+
+def print_certificate(certificate: "Certificate") -> None:
+    """Print the bound of each layer, then the conditions a runtime must meet."""
+    print_table(
+        f"{certificate.model}: integer network {certificate.network_hash[:12]}, {certificate.dialect} dialect",
+        [
+            "node",
+            "layer",
+            "least sum",
+            "greatest sum",
+            "largest partial sum",
+            "below 2^31",
+            "below 2^24",
+            "shifts",
+            "to",
+        ],
+        [
+            [
+                bound.node,
+                bound.kind,
+                f"{bound.lowest:,}",
+                f"{bound.highest:,}",
+                f"{bound.peak:,}",
+                "yes",
+                "yes" if bound.below_float32 else "no",
+                "{} to {}".format(*bound.shifts),
+                f"{bound.low} to {bound.high}" if bound.kind != "Logits" else "the logits",
+            ]
+            for bound in certificate.bounds
+        ],
+    )
+    print_table(
+        "Exact where",
+        ["runtime", "needs", "because"],
+        [[condition.runtime, condition.needs, condition.why] for condition in certificate.conditions],
+    )
+    held = f"the checkpoint {certificate.checkpoint[:12]}" if certificate.checkpoint else "its own fingerprint"
+    console().print(f"proven: its integers are those of {held}; its code space is {certificate.fingerprint[:12]}")

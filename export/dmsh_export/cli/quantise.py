@@ -1,0 +1,91 @@
+"""dmsh-export quantize: a float checkpoint becomes an integer one."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dmsh_serving.console import JsonOption, SkipBadOption, console, print_table, progress, write_json
+
+if TYPE_CHECKING:
+    from dmsh_export.quantise.run import Quantised
+
+
+def quantize(
+    checkpoint: Annotated[Path, typer.Argument(help="A float checkpoint.")],
+    images: Annotated[
+        Path, typer.Option(help="Images to calibrate on, like those to be served; folders of classes give mAP too.")
+    ],
+    out: Annotated[Path, typer.Option(help="The integer checkpoint to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,
+    skip_bad: SkipBadOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Turn a checkpoint into integers, whose codes are the same on every machine; say what that costs."""
+    from dmsh_export.quantise.batches import batch_size, spread_images
+    from dmsh_export.quantise.run import LOOKED_AT, quantise
+    from dmsh_model import checkpoint as checkpoints
+    from dmsh_model.integer import checkpoint as integer_checkpoint
+    from dmsh_serving.images.read import iter_image_batches
+
+    checkpoints.check_target(out, overwrite=overwrite)
+    model = checkpoints.load(checkpoint)
+    size = model.config.image_size
+    with progress() as bar:
+        task = bar.add_task("calibrating", total=None)
+        quantised = quantise(
+            model,
+            iter_image_batches(
+                images,
+                size,
+                batch_size(size),
+                skip_bad=skip_bad,
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            ),
+            on_stage=lambda stage: bar.update(task, description=stage),
+            looked_at=spread_images(images, size, LOOKED_AT),
+        )
+    integer_checkpoint.save(
+        quantised.model,
+        out,
+        parent=model.fingerprint,
+        training=checkpoints.read_header(checkpoint).get("training", {}),
+        quantisation=quantised.record(),
+        overwrite=overwrite,
+    )
+    _print(quantised)
+    console().print(f"wrote {out}, code space {quantised.model.fingerprint[:12]}: encode the gallery anew")
+    write_json(json, {"out": str(out), "fingerprint": quantised.model.fingerprint, **quantised.record()})
+
+
+def _print(quantised: "Quantised") -> None:
+    print_table(
+        "Layers on held-out images, against the float network",
+        ["layer", "kind", "scale", "clipped", "signal to noise, dB", "accumulator, bits"],
+        [
+            [
+                cost.name,
+                cost.kind,
+                f"{cost.scale:.3g}",
+                f"{cost.clipped_share:.4%}",
+                "-" if math.isinf(cost.signal_to_noise_db) else f"{cost.signal_to_noise_db:.1f}",
+                "-" if cost.accumulator_bits is None else f"{cost.accumulator_bits:.1f}",
+            ]
+            for cost in quantised.layers
+        ],
+    )
+    chosen, codes = quantised.chosen, quantised.codes
+    rows = [
+        ["calibration images", f"{quantised.calibration_images:,}"],
+        ["padding", "the mean (a layer in front)" if quantised.centred else "grey, the value 128"],
+        ["scales cover", chosen.policy],
+        ["equalisation", f"{chosen.equalisation:g}"],
+        ["bias correction", "yes" if chosen.bias_correction else "no"],
+        ["held-out images", f"{codes.images:,}"],
+        ["equal bits", f"{codes.equal_bits_share:.3%} of {codes.bits_compared:,}"],
+        ["logits, signal to noise", f"{codes.logits_signal_to_noise_db:.1f} dB"],
+    ]
+    if codes.float_map is not None and codes.integer_map is not None:
+        rows += [["mAP, float", f"{codes.float_map:.4f}"], ["mAP, integer", f"{codes.integer_map:.4f}"]]
+    print_table("Codes, integer against float", ["", "value"], rows)

@@ -1,0 +1,1 @@
+"""Encoders run side by side: their bits (parity) and their speed (latency)."""

@@ -1,0 +1,159 @@
+"""One life for everything that turns images into codes: ``with runner: runner.infer(images)``."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_export.engine.rounding import runnable
+from dmsh_export.engine.runner import TensorRTRunner
+from dmsh_model.integer.reference import IntegerDMSH
+from dmsh_model.network import DMSH
+from dmsh_serving.client import SearchClient
+from dmsh_serving.codes import Encoded, pack
+from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.errors import InputError
+
+Images = npt.NDArray[np.uint8]
+
+
+class Runner(Protocol):
+    """An encoder under test: images (N, H, W, 3) uint8 -> code (N, B) uint8 and logits (N, K) float32."""
+
+    name: str
+    bits: int
+    image_size: int
+    fingerprint: str
+    parent_fingerprint: str | None  # of a low-precision encoder: the code space it approximates
+
+    def __enter__(self) -> Self:
+        """Start it: open the session or the connection."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it and free what it holds."""
+        ...
+
+    def infer(self, images: Images) -> Encoded:
+        """Encode one batch."""
+        ...
+
+
+class _Runner:
+    """Nothing to start, nothing to stop."""
+
+    parent_fingerprint: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class TorchRunner(_Runner):
+    """PyTorch, the reference: eager, or the integer network's exact arithmetic."""
+
+    name = "PyTorch"
+
+    def __init__(self, model: DMSH | IntegerDMSH) -> None:
+        self.model = model
+        self.bits = model.config.bits
+        self.image_size = model.config.image_size
+        self.fingerprint = model.fingerprint
+
+    def infer(self, images: Images) -> Encoded:
+        """Encode one batch in one call of the network."""
+        logits = self.model.logits(images, batch_size=max(1, len(images)))
+        return Encoded(pack(logits), logits)
+
+
+class OnnxRunner(_Runner):
+    """An ONNX file in ONNX Runtime on the CPU, opened in ``__enter__``; :class:`OnnxEncoder` says what it refuses.
+
+    A half-precision graph runs as :mod:`dmsh_export.engine.rounding` writes it, so that its rounding is seen.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, optimise: bool = True) -> None:
+        self.name = path.name
+        self._path = path
+        self._threads = threads
+        self._optimise = optimise
+
+    def __enter__(self) -> Self:
+        # Parity counts every wrong bit itself; the known answer would stop at the first few images.
+        with runnable(self._path) as runs:
+            self._encoder = OnnxEncoder(
+                runs.path,
+                threads=self._threads,
+                optimise=self._optimise and runs.optimise,
+                check_known_answer=False,
+            )
+        self.bits = self._encoder.bits
+        self.image_size = self._encoder.image_size
+        self.fingerprint = self._encoder.fingerprint
+        self.parent_fingerprint = self._encoder.metadata.parent_fingerprint
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._encoder.close()
+
+    def infer(self, images: Images) -> Encoded:
+        """Encode one batch in one run of the session."""
+        return self._encoder.infer(images)
+
+
+class TritonRunner(_Runner):
+    """An encoder model of a running Triton, ``triton://host:port/model``, over gRPC."""
+
+    def __init__(self, target: str) -> None:
+        self.name = target
+        url = urlsplit(target)
+        self._server = url.netloc
+        self._model = url.path.strip("/")
+        try:
+            complete = bool(url.hostname and url.port and self._model)
+        except ValueError:  # urlsplit reads the port when it is asked for
+            complete = False
+        if not complete:
+            raise InputError(f"{target}: write a Triton target as triton://host:port/model")
+
+    def __enter__(self) -> Self:
+        self._client = SearchClient(self._server)
+        space = self._client.code_space(self._model)
+        self.bits, self.image_size = space.bits, space.image_size
+        self.fingerprint, self.parent_fingerprint = space.fingerprint, space.parent_fingerprint
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def infer(self, images: Images) -> Encoded:
+        """Encode in requests of at most the model's ``max_batch_size``."""
+        return self._client.encode(images, model=self._model)
+
+
+def runner_of(target: str) -> Runner:
+    """Return the runner of a TARGET: ``FILE.onnx``, ``FILE.plan`` or ``triton://host:port/model``.
+
+    Raises:
+        InputError: none of these.
+    """
+    if target.startswith("triton://"):
+        return TritonRunner(target)
+    if Path(target).suffix == ".onnx":
+        return OnnxRunner(Path(target))
+    if Path(target).suffix == ".plan":
+        return TensorRTRunner(Path(target))
+    raise InputError(f"{target}: a target is FILE.onnx, FILE.plan or triton://host:port/model")

@@ -1,0 +1,1 @@
+"""ONNX to TensorRT engine: typed, built, audited, proven, run."""

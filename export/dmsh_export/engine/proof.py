@@ -1,0 +1,69 @@
+"""Does a plan that keeps its checkpoint's code space give the checkpoint's codes? Proven where a GPU can run it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_export.engine.manifest import read_plan_manifest
+from dmsh_export.engine.runner import TensorRTRunner
+from dmsh_export.engine.tensorrt_api import Gpu
+from dmsh_export.manifest import add_results
+from dmsh_serving.encoder import known_answer
+from dmsh_serving.errors import CheckError, MissingError
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """``proven``: None for a plan whose code space is its own, which has nothing to prove; ``why``: for people."""
+
+    proven: bool | None
+    why: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a manifest records."""
+        return {"proven": self.proven, "proof": self.why}
+
+
+def proof_of(plan: Path, parent_fingerprint: str | None, answer: str | None, min_batch: int, gpu: Gpu | None) -> Proof:
+    """Run the known answer ``answer`` on ``gpu``, if there is one that can run ``plan``.
+
+    Raises:
+        CheckError: one bit differs.
+    """
+    if parent_fingerprint is not None:
+        return Proof(None, "a code space of its own")
+    if answer is None:
+        return Proof(False, "the model carries no known answer")
+    if gpu is None:
+        return Proof(False, "it was built where no GPU could run it")
+    try:
+        with TensorRTRunner(plan) as runner:
+            known_answer.check(_padded(lambda images: runner.infer(images).checked().code, min_batch), answer)
+    except MissingError as error:
+        return Proof(False, f"it could not be run where it was built: {error}")
+    except CheckError as error:
+        raise CheckError(f"the plan is not written, on {gpu.name} it gives other codes: {error}") from error
+    return Proof(True, f"the known answer came out bit for bit on {gpu.name}")
+
+
+def record_parity(plan: Path, bits_compared: int) -> None:
+    """Note in the manifest of ``plan`` that parity found every bit of the code space it keeps; else leave it alone."""
+    if read_plan_manifest(plan).what_is_unproven is not None:
+        why = f"parity compared {bits_compared:,} bits with PyTorch's, and found no other"
+        add_results(plan, Proof(True, why).to_dict())
+
+
+def _padded(encode: Callable[[Bytes], Bytes], min_batch: int) -> Callable[[Bytes], Bytes]:
+    """Fill up to whole batches of the smallest size: every profile can divide that."""
+
+    def padded(images: Bytes) -> Bytes:
+        rows = np.arange(-(-len(images) // min_batch) * min_batch) % len(images)
+        return encode(images[rows])[: len(images)]
+
+    return padded

@@ -1,0 +1,168 @@
+"""Check a model repository: configurations against the encoder's files, the gallery, and each other.
+
+What each of our models must look like is not written down again here: it is what the generator would make for the
+encoder's own code space.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmsh_export.lint.encoder import EncoderFile, check_plans, encoder_files
+from dmsh_export.lint.ensembles import check_ensemble
+from dmsh_export.lint.findings import Finding, Model
+from dmsh_export.lint.models import check_alone, check_signature, check_tensors, read_models
+from dmsh_serving import gallery
+from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEARCH_FILE_MODEL
+from dmsh_serving.errors import InputError
+from dmsh_serving.triton.model_configs import config_texts
+from dmsh_serving.triton.repository import MODELS
+from dmsh_serving.triton.spec import RepositorySpec
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """The models that were looked at, what is wrong in them, and what is not but should be known."""
+
+    models: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class _CodeSpace:
+    """What all models must agree on, and the file that says so."""
+
+    fingerprint: str
+    parent_fingerprint: str | None
+    bits: int
+    image_size: int
+    source: str
+
+
+def lint_repository(repository: Path) -> LintReport:
+    """Check ``repository`` whole; every mistake is one finding.
+
+    Raises:
+        InputError: not a folder, or no model in it.
+    """
+    if not repository.is_dir():
+        raise InputError(f"{repository} is not a folder: name a model repository")
+    models, findings = read_models(repository)
+    if not models and not findings:
+        raise InputError(f"{repository} holds no model folders: make a model repository with dmsh-export repository")
+    findings += _absent_models(repository)
+    for model in models.values():
+        findings += check_alone(model)
+    files: list[EncoderFile] = []
+    encoder = models.get(ENCODER_MODEL)
+    if encoder:
+        files, problems = encoder_files(encoder)
+        findings += problems
+        for file in files:
+            findings += check_tensors(encoder, file.inputs, file.outputs, file.file)
+        findings += check_plans(encoder, files)
+    space = _code_space(files, encoder)
+    if space:
+        findings += _check_against(models, space, bool(files))
+    for model in models.values():
+        if model.is_ensemble:
+            findings += check_ensemble(model, models)
+    if RANKER_MODEL in models:
+        findings += _check_gallery(models[RANKER_MODEL], space)
+    notes = tuple(f"{file.file}: {file.note}" for file in files if file.note)
+    return LintReport(tuple(models), tuple(dict.fromkeys(findings)), notes)
+
+
+def _absent_models(repository: Path) -> list[Finding]:
+    """Name each model that is not there. Those that take files may be left out together: a service of images alone."""
+    absent = [name for name in MODELS if not (repository / name).is_dir()]
+    if {DECODE_MODEL, SEARCH_FILE_MODEL} <= set(absent):
+        absent = [name for name in absent if name not in (DECODE_MODEL, SEARCH_FILE_MODEL)]
+    return [
+        Finding(name, "the model is missing", "generate the repository again with dmsh-export repository")
+        for name in absent
+    ]
+
+
+def _code_space(files: list[EncoderFile], encoder: Model | None) -> _CodeSpace | None:
+    """Take the encoder's own word for its code space; where its file cannot be read, its configuration's."""
+    if files:
+        first = files[0]
+        return _CodeSpace(first.fingerprint, first.parent_fingerprint, first.bits, first.image_size, first.file)
+    if encoder is None:
+        return None
+    sizes = [dims[0] for _, dims in encoder.inputs.values() if len(dims) == 3]
+    bits = encoder.parameter("bits")
+    if not sizes or not bits.isdecimal():
+        return None
+    parent = encoder.parameter("parent_fingerprint") or None
+    return _CodeSpace(encoder.parameter("fingerprint"), parent, int(bits), sizes[0], encoder.file)
+
+
+def _check_against(models: dict[str, Model], space: _CodeSpace, from_file: bool) -> list[Finding]:
+    findings: list[Finding] = []
+    for name, expected in _expected_models(space).items():
+        model = models.get(name)
+        if model is None:
+            continue
+        if not (from_file and name == ENCODER_MODEL):  # that one was compared with its file, tensor by tensor
+            findings += check_signature(model, expected, space.source)
+        wanted = {"bits": str(space.bits), "fingerprint": space.fingerprint}
+        if "image_size" in expected.config.parameters:
+            wanted["image_size"] = str(space.image_size)
+        if name == ENCODER_MODEL and space.parent_fingerprint is not None:  # parity proves what is served by it
+            wanted["parent_fingerprint"] = space.parent_fingerprint
+        for key, value in wanted.items():
+            if model.parameter(key) != value:
+                findings.append(
+                    model.wrong(
+                        f"parameter {key} is {model.parameter(key) or 'missing'}, {space.source} has {value}",
+                        f"write {value}, or serve the encoder it belongs to",
+                    )
+                )
+    return findings
+
+
+def _expected_models(space: _CodeSpace) -> dict[str, Model]:
+    from google.protobuf import text_format  # type: ignore[import-untyped]
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        spec = RepositorySpec(Path("gallery"), space.bits, space.image_size, space.fingerprint)
+    except InputError:  # a code space no model can have, found when it was compared with its file
+        return {}
+    return {
+        name: Model(Path(name), text_format.Parse(text, model_config_pb2.ModelConfig()))
+        for name, text in config_texts(spec, "gallery").items()
+    }
+
+
+def _check_gallery(ranker: Model, space: _CodeSpace | None) -> list[Finding]:
+    said = ranker.parameter("gallery")
+    if not said:
+        return [ranker.wrong("parameter gallery is missing", "write the gallery's folder, as seen from the ranker's")]
+    folder = (ranker.folder.resolve() / said).resolve()
+    try:
+        snapshot = gallery.open_current(folder)
+    except InputError as error:
+        return [
+            ranker.wrong(f"its gallery {said} cannot be served: {error}", "dmsh-serve gallery build, or write another")
+        ]
+    if space is None:
+        return []
+    return [
+        ranker.wrong(
+            f"its gallery {said} has {what} {theirs}, {space.source} has {ours}",
+            "build the gallery with this encoder: dmsh-serve gallery build --overwrite",
+        )
+        for what, theirs, ours in (
+            ("bits", snapshot.bits, space.bits), ("fingerprint", snapshot.fingerprint, space.fingerprint),
+        )
+        if theirs != ours
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""A float checkpoint to an integer one: calibration, scales, rounding, and what it cost."""

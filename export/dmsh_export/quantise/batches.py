@@ -1,0 +1,95 @@
+"""How images stream through a quantisation: so many at once, a few looked at before, a uniform sample kept."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.checks import check_images
+from dmsh_serving.errors import InputError
+from dmsh_serving.images.read import ImageSet, image_paths, iter_listed_batches, load_npy
+
+Images = npt.NDArray[np.uint8]
+_BATCH_PIXELS = 2 * 224 * 224  # measured: larger batches leave the caches and are slower
+
+
+def batch_size(image_size: int) -> int:
+    """Return how many images at a time keep calibration within the caches and little memory."""
+    return max(1, min(64, _BATCH_PIXELS // image_size**2))
+
+
+def first_images(batches: Iterable[ImageSet], count: int) -> tuple[Images, Iterator[ImageSet]]:
+    """Return the first ``count`` images (or all, if there are fewer) and all batches, those of them included."""
+    rest = iter(batches)
+    taken: list[ImageSet] = []
+    while sum(len(batch.images) for batch in taken) < count and (batch := next(rest, None)) is not None:
+        taken.append(batch)
+    if not taken:
+        return np.empty((0, 1, 1, 3), np.uint8), rest
+    return np.concatenate([batch.images for batch in taken])[:count], itertools.chain(taken, rest)
+
+
+def spread_images(source: Path, image_size: int, count: int) -> Images | None:
+    """Return ``count`` images spread evenly over those of ``source``, of a folder sorted by class some of every class.
+
+    Only these are read, and those that cannot be read are left out.
+
+    Args:
+        source: a folder or an .npy file, as :func:`dmsh_serving.images.read.iter_image_batches` takes them.
+        image_size: side of an image in pixels.
+        count: how many; all, if there are fewer.
+
+    Returns:
+        (n, H, W, 3) uint8 in their order; None where ``source`` is nothing of the kind or none of them can be read.
+
+    Raises:
+        InputError: an .npy file of something else.
+    """
+    if source.suffix == ".npy" and source.is_file():
+        array = load_npy(source, f"images, uint8 [N, {image_size}, {image_size}, 3]")
+        check_images(array, image_size, str(source))
+        return np.array(array[_spread(len(array), count)], np.uint8) if len(array) else None
+    paths = image_paths(source) if source.is_dir() else []
+    if not paths:
+        return None
+    names = [paths[row].relative_to(source).as_posix() for row in _spread(len(paths), count)]
+    try:
+        batches = list(iter_listed_batches(source, names, image_size, count, skip_bad=True))
+    except InputError:  # none of them: what is wrong is said when all are read
+        return None
+    return np.concatenate([batch.images for batch in batches])
+
+
+def _spread(length: int, count: int) -> npt.NDArray[np.int64]:
+    """Return ``count`` positions of ``length``, each in the middle of its part, ascending without a repetition."""
+    count = min(length, count)
+    return (2 * np.arange(count, dtype=np.int64) + 1) * length // (2 * count)
+
+
+class Sample:
+    """A uniform sample of at most ``most`` images of a stream, the same one every time (reservoir sampling)."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._seen = 0
+        self._random = np.random.RandomState(0)
+        self._images: list[Images] = []
+        self.names: list[str] = []
+
+    def add(self, images: Images, names: npt.NDArray[np.object_]) -> None:
+        """Take in the next images (N, H, W, 3) of the stream with their names (N,)."""
+        for image, name in zip(images, names, strict=True):
+            self._seen += 1
+            place = self._random.randint(self._seen)
+            if len(self._images) < self._most:
+                # Inserted at random too, so that the order of a sorted folder is lost.
+                self._images.insert(place, image.copy())
+                self.names.insert(place, name)
+            elif place < self._most:
+                self._images[place], self.names[place] = image.copy(), name
+
+    def images(self) -> Images:
+        """Return the sample, (n, H, W, 3) in the order of ``names``."""
+        return np.stack(self._images)

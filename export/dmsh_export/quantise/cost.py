@@ -1,0 +1,127 @@
+"""What a quantisation costs, measured on held-out images: of each layer, and of the codes."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dmsh_export.quantise import float_graph as floats
+from dmsh_export.quantise.batches import Images, Sample, batch_size
+from dmsh_export.quantise.float_graph import FloatGraph
+from dmsh_model.evaluation.mean_average_precision import mean_average_precision
+from dmsh_model.integer import reference as integer_dmsh
+from dmsh_model.integer.layers import Logits
+from dmsh_model.integer.reference import IntegerDMSH
+from dmsh_model.network import DMSH
+from dmsh_serving.codes import pack, unpack
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer of the integer network on held-out images.
+
+    Attributes:
+        name: its name in the float network.
+        kind: what it is.
+        scale: what a step of its output is worth in the float network's units (its largest channel).
+        clipped_share: of the float network's values, beyond what the layer can hold.
+        signal_to_noise_db: of its output, against the float network's; infinite where they are equal.
+        accumulator_bits: log2 of the largest magnitude that its accumulator can reach; None without one.
+    """
+
+    name: str
+    kind: str
+    scale: float
+    clipped_share: float
+    signal_to_noise_db: float
+    accumulator_bits: float | None
+
+
+@dataclass(frozen=True)
+class CodeCost:
+    """Codes of held-out images, the integer network's against the float network's.
+
+    mAP is None where the images have no labels (a folder of class folders gives them): half of the images are
+    queries, the others the database.
+    """
+
+    images: int
+    bits_compared: int
+    equal_bits_share: float
+    logits_signal_to_noise_db: float
+    float_map: float | None
+    integer_map: float | None
+
+
+def layer_costs(
+    graph: FloatGraph, found: IntegerDMSH, scales: tuple[Tensor, ...], images: Images
+) -> tuple[LayerCost, ...]:
+    """Compare every layer's output with the float graph's; ``scales`` are what steps are worth, (C,) a layer."""
+    network = found.network
+    count = len(network.layers)
+    signal, noise, clipped, values = [0.0] * count, [0.0] * count, [0] * count, [0] * count
+    at_once = batch_size(network.image_size)
+    for batch in (images[start : start + at_once] for start in range(0, len(images), at_once)):
+        pairs = zip(floats.outputs(graph, batch), integer_dmsh.outputs(network, batch), strict=True)
+        for (index, wanted), (_, steps) in pairs:
+            scale = scales[index].to(torch.float32).view(-1, *[1] * (wanted.ndim - 2))
+            if isinstance(last := network.layers[index], Logits):
+                steps = torch.ldexp(steps.to(torch.float32), torch.from_numpy(last.exponent))
+            else:  # logits are never clipped
+                low, high = network.ranges[index]
+                beyond = torch.count_nonzero(wanted > (high + 0.5) * scale)
+                clipped[index] += int(beyond + torch.count_nonzero(wanted < (low - 0.5) * scale))
+            signal[index] += _power(wanted)
+            noise[index] += _power(torch.addcmul(wanted, steps, scale, value=-1))
+            values[index] += wanted.numel()
+    costs = []
+    for index, layer in enumerate(network.layers):
+        bounds = network.accumulator(index)
+        costs.append(
+            LayerCost(
+                layer.name,
+                type(layer).__name__,
+                float(scales[index].max()),
+                clipped[index] / values[index],
+                decibels(signal[index], noise[index]),
+                math.log2(bounds.peak) if bounds and bounds.peak else None,
+            )
+        )
+    return tuple(costs)
+
+
+def _power(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values)) ** 2  # summed in float32: 0.001 dB off
+
+
+def code_cost(model: DMSH, integer: IntegerDMSH, sample: Sample) -> CodeCost:
+    """Compare codes and logits with the float network's; names with a folder in front give the classes for mAP."""
+    images = sample.images()
+    expected, found = model.logits(images, batch_size(model.config.image_size)), integer.logits(images)
+    bits = model.config.bits
+    codes = (pack(expected), pack(found))
+    equal = float((unpack(codes[0], bits) == unpack(codes[1], bits)).mean())
+    classes = [name.split("/", 1)[0] for name in sample.names]
+    precision: list[float | None] = [None, None]
+    if all("/" in name for name in sample.names) and len(set(classes)) > 1:
+        labels = np.unique(np.array(classes), return_inverse=True)[1].astype(np.int64)
+        half = len(images) // 2
+        precision = [mean_average_precision(c[:half], c[half:], labels[:half], labels[half:]) for c in codes]
+    ratio = signal_to_noise_db(expected.astype(np.float64), found)
+    return CodeCost(len(images), len(images) * bits, equal, ratio, precision[0], precision[1])
+
+
+def signal_to_noise_db(expected: npt.NDArray[np.float64], found: npt.NDArray[np.floating[Any]]) -> float:
+    """Return the signal to noise, dB, of ``found``."""
+    return decibels(float((expected**2).sum()), float(((found - expected) ** 2).sum()))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return 10 log10 of a ratio of powers; infinite without noise."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf

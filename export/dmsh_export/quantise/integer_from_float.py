@@ -1,0 +1,210 @@
+"""A float graph and the scales of its tensors -> the integer network."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dmsh_export.quantise.float_graph import (
+    Add,
+    Affine,
+    Centre,
+    Concat,
+    FloatGraph,
+    FloatLayer,
+    GlobalMax,
+    GlobalMean,
+    Image,
+    MaxPool,
+)
+from dmsh_model.integer import layers as integer
+from dmsh_model.integer.layers import HIGHEST, LOWEST, MAX_SHIFT
+from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork
+from dmsh_serving.errors import InputError
+
+_LARGEST_EXPONENT = 100  # of a logit
+_CENTRING_SHIFT = 7
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """An integer network, and of each of its layers what a step is worth in the float network's units, (C,) float64.
+
+    Layers have the indices of the float graph's.
+    """
+
+    network: IntegerNetwork
+    scales: tuple[Tensor, ...]
+
+
+def integer_from_float(
+    graph: FloatGraph, wanted: tuple[Tensor, ...], input_means: tuple[Tensor, ...] | None = None
+) -> Converted:
+    """Round ``graph`` to integers, each tensor's steps worth what ``wanted`` says, (C,) float64 each.
+
+    Where arithmetic ties a scale to that of an input (pooling, addition, concatenation) the nearest possible is taken.
+    With ``input_means``, the mean of each layer's output per channel, biases make up for the mean error that rounded
+    weights cause.
+
+    Raises:
+        InputError: a layer that has no integer form with these scales.
+    """
+    layers: list[integer.Layer] = []
+    scales: list[Tensor] = []
+    ranges: list[tuple[int, int]] = []
+    for index, layer in enumerate(graph.layers):
+        inputs = [scales[source] for source in layer.inputs]
+        mean = input_means[layer.inputs[0]] if input_means and layer.inputs else None
+        last = index == len(graph.layers) - 1
+        built: integer.Layer
+        if isinstance(layer.operation, Affine):
+            scale = torch.ones_like(wanted[index]) if last else wanted[index]
+            built = _affine(layer, layer.operation, inputs[0], scale, ranges[layer.inputs[0]], mean, last)
+        else:
+            built, scale = _fixed(layer, graph, inputs, float(wanted[index].max()))
+        layers.append(built)
+        scales.append(scale)
+        passed = [ranges[source] for source in layer.inputs] or [(LOWEST, HIGHEST)]
+        low, high = min(low for low, _ in passed), max(high for _, high in passed)
+        ranges.append((getattr(built, "low", low), getattr(built, "high", high)))
+    return Converted(IntegerNetwork(tuple(layers)), tuple(scales))
+
+
+def _fixed(layer: FloatLayer, graph: FloatGraph, inputs: list[Tensor], wanted: float) -> tuple[integer.Layer, Tensor]:
+    """Return a layer without weights and the scale that its inputs' give it, near ``wanted`` if there is a choice."""
+    name = layer.name
+    match layer.operation:
+        case Image(size):
+            return integer.Image(name, size), torch.ones(3, dtype=torch.float64)
+        case Centre(mean):
+            return _centring(name, torch.tensor(mean, dtype=torch.float64))
+        case MaxPool(kernel, stride, padding, dilation):
+            return integer.MaxPool(name, layer.inputs[0], kernel, stride, padding, dilation), inputs[0]
+        case GlobalMax():
+            return integer.GlobalMax(name, layer.inputs[0]), inputs[0]
+        case Concat():
+            return integer.Concat(name, layer.inputs), torch.cat(inputs)
+        case GlobalMean():
+            positions = math.prod(graph.shapes[layer.inputs[0]][1:])
+            of_the_sum = inputs[0] / positions
+            shift = _shift_between(float(of_the_sum.max()), wanted)
+            scale = of_the_sum * 2.0**shift
+            return integer.GlobalSum(name, layer.inputs[0], shift), scale
+        case Add():
+            left, right = (float(scale[0]) for scale in inputs)
+            finer = min(left, right)
+            shift = _shift_between(finer, wanted)
+            steps = (round(math.log2(left / finer)), round(math.log2(right / finer)))
+            scale = torch.full_like(inputs[0], finer * 2.0**shift)
+            low, high = _clip(layer, scale)
+            return integer.Add(name, layer.inputs[0], layer.inputs[1], *steps, shift, low, high), scale
+        case Affine():
+            raise ValueError("an affine layer has weights")
+
+
+def _centring(name: str, mean: Tensor) -> tuple[integer.Convolution, Tensor]:
+    """Return the 1x1 convolution that moves a channel's mean to 0 in the finest steps that hold 0 to 255, (3,)."""
+    finest = torch.maximum(mean, 255 - mean) / (HIGHEST + 0.49)
+    weight = torch.floor(2.0**_CENTRING_SHIFT / finest).clamp(1, HIGHEST)
+    bias = ((128 - mean) * weight).round()
+    convolution = integer.Convolution(
+        name,
+        0,
+        torch.diag(weight).view(3, 3, 1, 1).to(torch.int8).numpy(),
+        bias.to(torch.int32).numpy(),
+        np.full(3, _CENTRING_SHIFT, np.int8),
+    )
+    return convolution, 2.0**_CENTRING_SHIFT / weight
+
+
+def _shift_between(finer: float, coarser: float) -> int:
+    return min(MAX_SHIFT, max(0, round(math.log2(coarser / finer))))
+
+
+def _clip(layer: FloatLayer, scale: Tensor) -> tuple[int, int]:
+    high = HIGHEST if layer.high == math.inf else min(HIGHEST, round(layer.high / float(scale.max())))
+    return (0 if layer.low == 0 else LOWEST), high
+
+
+def _affine(
+    layer: FloatLayer,
+    affine: Affine,
+    input_scale: Tensor,
+    scale: Tensor,
+    input_range: tuple[int, int],
+    input_mean: Tensor | None,
+    last: bool,
+) -> integer.Convolution | integer.Linear | integer.Logits:
+    # In units of the output's steps, a step of the input being 1.
+    weight = _per_input(affine.weight, input_scale, affine.groups) / scale.view(-1, *[1] * (affine.weight.ndim - 1))
+    bias = affine.bias / scale
+    shifts = _shifts(weight, 0 if not last else -_LARGEST_EXPONENT, MAX_SHIFT if not last else _LARGEST_EXPONENT)
+    least = -_LARGEST_EXPONENT if last else 0
+    while True:
+        rounded = _rounded(weight, shifts)
+        corrected = bias
+        if input_mean is not None:
+            error = rounded * _power(-shifts, weight.ndim) - weight
+            corrected = bias - _per_input(error, input_mean / input_scale, affine.groups).flatten(1).sum(1)
+        whole = (corrected * 2.0 ** shifts.double()).round()
+        # Below 2^24 kernels that accumulate in float32 are exact too; a channel pays at most a bit of its weights.
+        over = _peak(rounded, whole, input_range) >= FLOAT32_LIMIT
+        if not over.any():
+            break
+        if (shifts[over] <= least).any():
+            raise InputError(f"layer {layer.name}: its weights times its inputs are beyond 2^24 steps of its output")
+        shifts = shifts - over.to(shifts.dtype)
+    arrays: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]] = (
+        rounded.to(torch.int8).numpy(),
+        whole.to(torch.int32).numpy(),
+        (-shifts if last else shifts).numpy().astype(np.int8),
+    )
+    source = layer.inputs[0]
+    if last:
+        return integer.Logits(layer.name, source, *arrays)
+    low, high = _clip(layer, scale)
+    if weight.ndim == 2:
+        return integer.Linear(layer.name, source, *arrays, low, high)
+    stride, padding, dilation, groups = affine.stride, affine.padding, affine.dilation, affine.groups
+    return integer.Convolution(
+        layer.name, source, *arrays, low, high, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
+
+
+def _per_input(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
+    """Multiply weights (O, C / groups, ...) by a factor (C,) an input channel."""
+    of_group = factors.view(groups, -1).repeat_interleave(len(weight) // groups, 0)
+    return weight * of_group.view(len(weight), -1, *[1] * (weight.ndim - 2))
+
+
+def _shifts(weight: Tensor, least: int, most: int) -> Tensor:
+    """Return the shift of each output channel, (O,) int64: the one of less error of the largest that clips no weight
+    and the next, which clips some and rounds all twice as finely.
+    """
+    flat = weight.flatten(1)
+    largest = flat.abs().amax(1)
+    fits = torch.where(largest > 0, torch.floor(torch.log2((HIGHEST + 0.49) / largest.clamp(min=1e-300))), most)
+    choices = torch.stack([fits, fits + 1]).clamp(least, most).to(torch.int64)
+    errors = torch.stack([((_rounded(flat, shift) * _power(-shift, 2) - flat) ** 2).sum(1) for shift in choices])
+    return choices.gather(0, errors.argmin(0, keepdim=True))[0]
+
+
+def _rounded(weight: Tensor, shifts: Tensor) -> Tensor:
+    return (weight * _power(shifts, weight.ndim)).round().clamp(-HIGHEST, HIGHEST)
+
+
+def _power(shifts: Tensor, rank: int) -> Tensor:
+    return (2.0 ** shifts.double()).view(-1, *[1] * (rank - 1))
+
+
+def _peak(weight: Tensor, bias: Tensor, input_range: tuple[int, int]) -> Tensor:
+    """Return the largest magnitude, (O,), of any partial sum."""
+    flat = weight.flatten(1)
+    positive, negative = flat.clamp(min=0).sum(1), flat.clamp(max=0).sum(1)
+    low, high = input_range
+    reach = torch.maximum(-(positive * low + negative * high), positive * high + negative * low)
+    return reach + bias.abs()

@@ -1,0 +1,199 @@
+"""A float checkpoint and calibration images -> the integer network, with what it cost measured on held-out images."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_export.quantise import float_graph as floats
+from dmsh_export.quantise.batches import Images, Sample, batch_size, first_images
+from dmsh_export.quantise.calibration import POLICIES, Calibration
+from dmsh_export.quantise.cost import CodeCost, LayerCost, code_cost, layer_costs, signal_to_noise_db
+from dmsh_export.quantise.float_graph import FloatGraph
+from dmsh_export.quantise.float_graph_from_model import float_graph
+from dmsh_export.quantise.integer_from_float import Converted, integer_from_float
+from dmsh_export.quantise.scales import ScaleOptions, chosen_scales
+from dmsh_model.integer.reference import IntegerDMSH
+from dmsh_model.network import DMSH
+from dmsh_serving.errors import InputError
+from dmsh_serving.images.read import ImageSet
+
+MIN_IMAGES: Final = 40
+LOOKED_AT: Final = 16  # images that tell what grey padding costs
+HELD_OUT_EVERY: Final = 5  # of the images, one is held out
+MAX_HELD_OUT_BYTES: Final = 1 << 27
+MAX_HELD_OUT: Final = 1000
+_TRIAL_PIXELS = 16 * 224 * 224
+_MEASURED_A_LAYER = 16  # images
+_EQUALISATIONS = (0.5, 1.0)
+_PADDING_MATTERS_BELOW = 30.0  # dB: above, rounding costs as much, and the layer in front would be for nothing
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to choose the integers, and what it gave on some of the calibration images."""
+
+    policy: str
+    equalisation: float
+    bias_correction: bool
+    logits_signal_to_noise_db: float
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """The integer network, how it was chosen and what it cost.
+
+    Attributes:
+        model: the integer network.
+        calibration_images: how many set the scales.
+        padding_signal_to_noise_db: of the float logits when padding is grey, the value 128, instead of the mean.
+        centred: whether a layer in front moves the mean to 0, so that padding is the mean's.
+        chosen: the best of the trials.
+        trials: what was tried.
+        layers: what each layer costs.
+        codes: what the codes cost.
+    """
+
+    model: IntegerDMSH
+    calibration_images: int
+    padding_signal_to_noise_db: float
+    centred: bool
+    chosen: Trial
+    trials: tuple[Trial, ...]
+    layers: tuple[LayerCost, ...]
+    codes: CodeCost
+
+    def record(self) -> dict[str, Any]:
+        """Return plain JSON types, without the network."""
+        plain: dict[str, Any] = {
+            "calibration_images": self.calibration_images,
+            "padding_signal_to_noise_db": self.padding_signal_to_noise_db,
+            "centred": self.centred,
+            "chosen": dataclasses.asdict(self.chosen),
+            "trials": [dataclasses.asdict(trial) for trial in self.trials],
+            "layers": [dataclasses.asdict(cost) for cost in self.layers],
+            "codes": dataclasses.asdict(self.codes),
+        }
+        return {name: _finite(value) for name, value in plain.items()}
+
+
+def quantise(
+    model: DMSH,
+    batches: Iterable[ImageSet],
+    on_stage: Callable[[str], None] = lambda _: None,
+    *,
+    looked_at: Images | None = None,
+) -> Quantised:
+    """Return the integer form of ``model``, its scales calibrated on four of five images of ``batches``.
+
+    The images are seen once, a batch at a time; of the held-out ones a sample is kept.
+
+    Args:
+        model: the float network.
+        batches: the images, named.
+        on_stage: is told what begins.
+        looked_at: (n, H, W, 3) uint8, images of every kind (:data:`LOOKED_AT` do), which tell what grey padding costs
+            and with it whether a layer in front moves the mean to 0; None takes the first of ``batches``, which must
+            then come in no order.
+
+    Raises:
+        InputError: the network has an operator without integer form, or there are too few images.
+    """
+    model.eval()
+    if looked_at is None:
+        looked_at, batches = first_images(batches, LOOKED_AT)
+    graph = float_graph(model)
+    padding = _padding_cost(model, graph, looked_at)
+    if padding < _PADDING_MATTERS_BELOW:
+        graph = float_graph(model, centred=True)
+    calibration = Calibration(graph)
+    pixels = model.config.image_size**2
+    held_out = Sample(min(MAX_HELD_OUT, MAX_HELD_OUT_BYTES // (3 * pixels)))
+    trial = Sample(max(16, min(256, _TRIAL_PIXELS // pixels)))
+    seen = 0
+    for batch in batches:
+        chosen = (np.arange(seen, seen + len(batch.images)) + 1) % HELD_OUT_EVERY == 0
+        seen += len(batch.images)
+        names = np.array(batch.names, dtype=object)
+        held_out.add(batch.images[chosen], names[chosen])
+        trial.add(batch.images[~chosen], names[~chosen])
+        if not chosen.all():
+            calibration.add(np.ascontiguousarray(batch.images[~chosen]))
+    if seen < MIN_IMAGES:
+        raise InputError(
+            f"{seen} images are too few, give at least {MIN_IMAGES} (some hundreds are better): four of five set the "
+            "range of every tensor, and a value that none of them shows would be clipped; the others judge the result"
+        )
+    on_stage("choosing scales")
+    converted, best, trials = _best(model, graph, calibration, trial.images())
+    integer = IntegerDMSH(model.config, converted.network)
+    on_stage("comparing codes on held-out images")
+    return Quantised(
+        integer,
+        seen - seen // HELD_OUT_EVERY,
+        padding,
+        any(isinstance(layer.operation, floats.Centre) for layer in graph.layers),
+        best,
+        tuple(trials),
+        layer_costs(graph, integer, converted.scales, held_out.images()[:_MEASURED_A_LAYER]),
+        code_cost(model, integer, held_out),
+    )
+
+
+def _padding_cost(model: DMSH, graph: FloatGraph, images: Images) -> float:
+    if not len(images):
+        return math.inf
+    expected = model.logits(images, batch_size(model.config.image_size)).astype(np.float64)
+    return signal_to_noise_db(expected, _float_logits(graph, images))
+
+
+def _best(
+    model: DMSH, graph: FloatGraph, calibration: Calibration, images: Images
+) -> tuple[Converted, Trial, list[Trial]]:
+    """Try the policies, then equalisation, then bias correction; keep each only where the logits gain."""
+    # Not against the model itself: where the image's padding is grey, that would drown what scales and biases do.
+    expected = _float_logits(graph, images)
+    means = tuple(tensor.mean for tensor in calibration.tensors)
+    found: dict[Trial, Converted] = {}
+
+    def tried(options: ScaleOptions, bias_correction: bool) -> Trial:
+        scales = chosen_scales(calibration, options)
+        converted = integer_from_float(graph, scales, means if bias_correction else None)
+        ratio = signal_to_noise_db(expected, IntegerDMSH(model.config, converted.network).logits(images))
+        trial = Trial(options.policy, options.equalisation, bias_correction, ratio)
+        found[trial] = converted
+        return trial
+
+    def better(first: Trial, *others: Trial) -> Trial:
+        return max((first, *others), key=lambda trial: trial.logits_signal_to_noise_db)
+
+    best = better(*(tried(ScaleOptions(policy, 0), False) for policy in POLICIES))
+    policy = next(policy for policy in POLICIES if policy == best.policy)
+    best = better(best, *(tried(ScaleOptions(policy, share), False) for share in _EQUALISATIONS))
+    best = better(best, tried(ScaleOptions(policy, best.equalisation), True))
+    return found[best], best, list(found)
+
+
+def _float_logits(graph: FloatGraph, images: Images) -> npt.NDArray[np.float64]:
+    last = len(graph.layers) - 1
+    at_once = batch_size(images.shape[1])
+    parts = [
+        value.double().numpy()
+        for start in range(0, len(images), at_once)
+        for index, value in floats.outputs(graph, images[start : start + at_once])
+        if index == last
+    ]
+    return np.concatenate(parts)
+
+
+def _finite(value: Any) -> Any:
+    """Replace infinities, which JSON has not, by None."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

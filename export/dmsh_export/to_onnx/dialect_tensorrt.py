@@ -1,0 +1,91 @@
+"""The tensorrt dialect of the trunk: explicit, symmetric Q/DQ in int8, each tensor at scale 1, biases in FP32.
+
+TensorRT takes uint8 at the network's edge alone, so the image is cast before it is transposed; it takes Q/DQ with zero
+point 0 only, and a bias only as FP32. Each convolution reads DequantizeLinear on both sides, its weights at the scale
+2^-shift, and is quantised after its ReLU.
+"""
+
+import numpy as np
+from onnx import TensorProto
+
+from dmsh_export.to_onnx.dialect_parts import Graph, exact_float32, powers, write_sum
+from dmsh_model.integer.layers import HIGHEST, LOWEST, Add, Concat, Convolution, Image, Layer, MaxPool
+from dmsh_serving.contract import IMAGE
+
+ZERO_POINT = np.int8(0)
+
+
+class TensorRTTrunk:
+    """Writes feature maps as float32 tensors that have gone through int8."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def write(self, index: int, name: str, layer: Layer, values: list[str]) -> str:
+        """Add the nodes of a layer; return its float32 tensor."""
+        graph = self._graph
+        match layer:
+            case Image():
+                pixels = graph.node("Cast", [IMAGE], f"{name}.cast", to=TensorProto.FLOAT)
+                maps = graph.node("Transpose", [pixels], f"{name}.transpose", perm=[0, 3, 1, 2])
+                return self._quantised(graph.node("Sub", [maps, graph.power(7)], name), name)
+            case Convolution():
+                return self._quantised(self._clipped(self._convolution(name, layer, values), name, layer), name)
+            case MaxPool():
+                pooled = graph.node(
+                    "MaxPool", [values[layer.source]], name,
+                    kernel_shape=layer.kernel, strides=layer.stride, pads=layer.padding, dilations=layer.dilation,
+                )  # fmt: skip
+                return self._quantised(pooled, name)
+            case Add():
+                total = write_sum(graph, name, layer, values)
+                if layer.shift:
+                    total = graph.node("Mul", [total, graph.power(-layer.shift)], f"{name}.shift")
+                return self._quantised(self._clipped(total, name, layer), name)
+            case Concat():
+                joined = graph.node("Concat", [values[part] for part in layer.parts], name, axis=1)
+                return self._quantised(joined, name)
+            case _:
+                raise TypeError(f"{type(layer).__name__} gives no feature maps")
+
+    def real(self, value: str) -> str:
+        """Return the tensor itself: it is float32."""
+        return value
+
+    def _convolution(self, name: str, layer: Convolution, values: list[str]) -> str:
+        graph = self._graph
+        factors = powers(-layer.shift.astype(int))
+        weight = graph.node(
+            "DequantizeLinear",
+            [
+                graph.constant(f"{name}.weight", layer.weight),
+                graph.constant(f"{name}.scale", factors),
+                # Its own, not shared, for ONNX Runtime's sake: see the other dialect.
+                graph.constant(f"{name}.weight_zero_point", np.zeros(len(layer.weight), np.int8)),
+            ],
+            f"{name}.dequantised_weight",
+            axis=0,
+        )
+        bias = graph.constant(f"{name}.bias", exact_float32(name, layer.bias) * factors)
+        return graph.node(
+            "Conv", [values[layer.source], weight, bias], name,
+            kernel_shape=layer.weight.shape[2:], strides=layer.stride, pads=layer.padding,
+            dilations=layer.dilation, group=layer.groups,
+        )  # fmt: skip
+
+    def _clipped(self, value: str, name: str, layer: Convolution | Add) -> str:
+        if (layer.low, layer.high) == (LOWEST, HIGHEST):
+            return value
+        if (layer.low, layer.high) == (0, HIGHEST):
+            return self._graph.node("Relu", [value], f"{name}.relu")
+        bounds = [self._graph.constant(f"float_{bound}", np.float32(bound)) for bound in (layer.low, layer.high)]
+        return self._graph.node("Clip", [value, *bounds], f"{name}.clip")
+
+    def _quantised(self, value: str, name: str) -> str:
+        graph = self._graph
+        scale = [graph.power(0), graph.constant("zero_point", ZERO_POINT)]
+        return graph.node(
+            "DequantizeLinear",
+            [graph.node("QuantizeLinear", [value, *scale], f"{name}.quantise"), *scale],
+            f"{name}.dequantise",
+        )

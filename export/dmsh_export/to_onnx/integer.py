@@ -1,0 +1,119 @@
+"""Integer checkpoint -> one ONNX file in a dialect, proven statically and bit for bit before it is written."""
+
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmsh_export.compare.parity import ParityReport
+from dmsh_export.graph import Dialect, with_shapes
+from dmsh_export.prove.certificate import Certificate, certify
+from dmsh_export.to_onnx.dialects import onnx_from_network
+from dmsh_export.to_onnx.float import check_request, describe, write_proven
+from dmsh_export.to_onnx.opsets import DEFAULT_OPSET
+from dmsh_model.integer.layers import Logits
+from dmsh_model.integer.reference import IntegerDMSH, outputs
+from dmsh_serving.contract import Metadata
+
+GIVEN_IMAGES = 3  # of each of the two kinds that the known answer takes from the given images
+_AT_ONCE = 2
+_LOOKED_AT = 64  # of the given images: the known answer wants telling ones, not the most telling
+
+
+@dataclass(frozen=True)
+class IntegerExport:
+    """What an export did: the file, its static certificate, and its parity with PyTorch."""
+
+    path: Path
+    certificate: Certificate
+    parity: ParityReport
+
+
+def export_integer_onnx(
+    model: IntegerDMSH,
+    out: Path,
+    images: npt.NDArray[np.uint8],
+    *,
+    dialect: Dialect = "onnxruntime",
+    opset: int = DEFAULT_OPSET,
+    max_batch: int = 8,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> IntegerExport:
+    """Write ``model`` as the ONNX file ``out`` in ``dialect`` with its manifest.
+
+    Nothing bears the name ``out`` until the file, read back, is proven to be the network, and every bit and every
+    logit of ``images`` (N, H, W, 3) uint8, and of batches of 1 to ``max_batch``, is PyTorch's.
+
+    Raises:
+        CheckError: the proof fails, or one bit or logit differs from PyTorch's.
+        InputError: no images, an opset out of range, or ``out`` is not in a folder.
+    """
+    check_request(out, opset, images)
+    proto = onnx_from_network(model.network, dialect, opset)
+    metadata: dict[str, str] = {Metadata.DIALECT: dialect}
+    if dialect == "tensorrt":
+        metadata[Metadata.PRECISION] = "int8"  # it is compiled as it is: its code space stays
+    answer = known_answer_images(model, images)
+    describe(proto, model, (answer, model.codes(answer)), {"dialect": dialect}, metadata)
+    proto = with_shapes(proto, out.name)  # as it will be written: the certificate names these bytes
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = Path(folder) / out.name
+        candidate.write_bytes(proto.SerializeToString(deterministic=True))
+        certificate = certify(candidate, model.network)
+    parity = write_proven(
+        proto,
+        model,
+        out,
+        images,
+        options={"dialect": dialect, "opset": opset, "max_batch": max_batch},
+        results={"certificate": certificate.to_dict()},
+        max_batch=max_batch,
+        on_progress=on_progress,
+        equal_logits=True,
+    )
+    return IntegerExport(out, certificate, parity)
+
+
+def known_answer_images(model: IntegerDMSH, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return images (n, H, W, 3) uint8 whose codes a wrong kernel is likely to change.
+
+    Built ones that drive accumulators far: black, white, two checkerboards, noise of black and white. Of the first of
+    ``images``, those that come closest to a layer's bound, and those with the smallest |logit|: exact arithmetic
+    has no noise at a threshold, so any error shows there first.
+    """
+    size = model.config.image_size
+    board = (np.indices((size, size)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+    noise = np.random.default_rng(0).integers(0, 2, board.shape, dtype=np.uint8) * np.uint8(255)
+    built = np.stack([np.zeros_like(board), np.full_like(board, 255), board, 255 - board, noise])
+    given = np.ascontiguousarray(images[:_LOOKED_AT])
+    drive, margin = _drive_and_margin(model, given)
+    driven = np.argsort(-drive, kind="stable")[:GIVEN_IMAGES]
+    nearest = np.argsort(margin, kind="stable")[:GIVEN_IMAGES]
+    return np.concatenate([built, given[np.union1d(driven, nearest)]])
+
+
+def _drive_and_margin(
+    model: IntegerDMSH, images: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    """Return how close each image brings an accumulator to its layer's bound, at most 1, and its smallest |logit|."""
+    last = model.network.layers[-1]
+    assert isinstance(last, Logits)  # held by IntegerNetwork
+    exponent = last.exponent.astype(np.int32)
+    drive = np.zeros(len(images))
+    margins: list[npt.NDArray[np.float32]] = []
+    for start in range(0, len(images), _AT_ONCE):
+        rows = slice(start, start + _AT_ONCE)
+
+        def note(index: int, sums: torch.Tensor, rows: slice = rows) -> None:
+            bounds = model.network.accumulator(index)
+            peak = max(1, bounds.peak) if bounds else 1
+            drive[rows] = np.maximum(drive[rows], sums.abs().flatten(1).amax(1).double().numpy() / peak)
+
+        ((_, accumulators),) = deque(outputs(model.network, images[rows], note), maxlen=1)
+        margins.append(np.abs(np.ldexp(accumulators.numpy().astype(np.float32), exponent)).min(axis=1))
+    return drive, np.concatenate(margins)

@@ -1,0 +1,46 @@
+"""The labelled images that commands take, as an argument and read with a progress display."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dmsh_serving import console
+from dmsh_serving.errors import InputError
+
+if TYPE_CHECKING:
+    from dmsh_model.data.labelled import LabelledImages
+
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A folder with one folder of images a class; mnist5k; cifar10-54000:FOLDER (or -59000, -50000: the size "
+        "of its database); nuswide21:LISTS:ROOT (or coco, imagenet100, lists): list files, and what their paths are "
+        "relative to; or an .npz file."
+    ),
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Decode the images once, to this folder, and map them from it later.")
+]
+
+
+def read_labelled(data: str, image_size: int, skip_bad: bool, cache: Path | None = None) -> "LabelledImages":
+    """Read what ``DataArgument`` names; see :func:`dmsh_model.data.load.load_labelled`."""
+    from dmsh_model.data.load import load_labelled
+
+    with console.progress() as display:
+        task = display.add_task("reading images", total=None)
+        return load_labelled(
+            data,
+            image_size,
+            skip_bad=skip_bad,
+            on_progress=lambda done, total: display.update(task, completed=done, total=total),
+            cache=cache,
+        )
+
+
+def refuse_split_options(data: "LabelledImages", given: dict[str, int | None]) -> None:
+    """Raise :class:`InputError` for options of a split (None: not given) where the images come with theirs."""
+    names = ", ".join(name for name, value in given.items() if value is not None)
+    if data.given_split is not None and names:
+        raise InputError(f"{names}: {data.source} comes with its split, leave it out")

@@ -1,0 +1,163 @@
+"""Images decoded once: into memory, or into a folder that later runs map instead of decoding again.
+
+An entry is two files named by the key of what was decoded (see :func:`files_key`): the pixels, raw, and a JSON file
+that is written last, so that an entry is whole or not there. Another list, a changed file or another decoder is another
+key. Entries may be deleted at any time.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from dmsh_serving.errors import InputError
+from dmsh_serving.files import write_atomically
+from dmsh_serving.images.decode import DECODE_RECIPE
+from dmsh_serving.images.read import ImageSet
+
+GIB = 1 << 30
+
+
+def files_key(root: Path, names: Sequence[str], image_size: int) -> str:
+    """Return the key of files below ``root``: another name, order, size, time of change or decoder is another key."""
+    digest = _decoder(image_size)
+    for name in names:
+        try:
+            state = (root / name).stat()
+        except OSError:
+            digest.update(f"{name}\0absent\n".encode(errors="surrogateescape"))
+        else:
+            digest.update(f"{name}\0{state.st_size} {state.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def pixels_key(pixels: npt.NDArray[np.uint8], image_size: int) -> str:
+    """Return the key of images that lie in memory, (N, H, W, 3), from their content."""
+    digest = _decoder(image_size)
+    digest.update(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def _decoder(image_size: int) -> "hashlib._Hash":
+    return hashlib.sha256(f"{DECODE_RECIPE}\nPillow {PIL.__version__}\n{image_size}\n".encode())
+
+
+def gather(
+    batches: Callable[[], Iterator[ImageSet]],
+    count: int,
+    image_size: int,
+    *,
+    key: Callable[[], str],
+    cache: Path | None,
+) -> ImageSet:
+    """Return the images of ``batches`` as one set, from the cache where they are there.
+
+    Args:
+        batches: called to decode, where that is needed.
+        count: images that ``batches`` yields at most.
+        image_size: side of an image in pixels.
+        key: called for the name of the cache's entry.
+        cache: a folder, made where it is missing; the images are then a mapped file. None gathers them in memory.
+
+    Raises:
+        InputError: not enough memory or room, another process is writing the same entry, or what ``batches`` raises.
+    """
+    size = count * image_size * image_size * 3
+    if cache is None:
+        _require_memory(size)
+        return _in_memory(batches(), count, image_size)
+    if cache.exists() and not cache.is_dir():
+        raise InputError(f"--cache {cache} is not a folder")
+    cache.mkdir(parents=True, exist_ok=True)
+    entry = cache / f"images-{key()[:32]}"
+    found = _read(entry, image_size)
+    if found is None:
+        _write(entry, batches(), size, image_size)
+        found = _read(entry, image_size)
+    if found is None:
+        raise InputError(f"{entry}: the cache was changed while it was written: try again")
+    return found
+
+
+def refuse_bad(root: Path, found: ImageSet, skip_bad: bool) -> None:
+    """Raise :class:`InputError` for unreadable files that an entry written with ``skip_bad`` brings back."""
+    if found.bad and not skip_bad:
+        raise InputError(
+            f"{root}: {len(found.bad)} files cannot be read (--skip-bad leaves them out); the first: {found.bad[0]}"
+        )
+
+
+def _in_memory(batches: Iterable[ImageSet], count: int, image_size: int) -> ImageSet:
+    images = np.empty((count, image_size, image_size, 3), np.uint8)
+    names: list[str] = []
+    bad: list[str] = []
+    for batch in batches:
+        images[len(names) : len(names) + len(batch.names)] = batch.images
+        names += batch.names
+        bad += batch.bad
+    return ImageSet(images[: len(names)], names, bad)
+
+
+def _read(entry: Path, image_size: int) -> ImageSet | None:
+    """Return the entry, or None where it is not there or not whole."""
+    try:
+        record = json.loads(entry.with_suffix(".json").read_bytes())
+        names, bad = record["names"], record["bad"]
+        shape = (len(names), image_size, image_size, 3)
+        pixels = entry.with_suffix(".rgb")
+        if pixels.stat().st_size != np.prod(shape):
+            return None
+        # Copy on write: PyTorch warns of memory that it may not write to, and the file stays as it is.
+        images = np.asarray(np.memmap(pixels, np.uint8, "c", shape=shape))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return ImageSet(images, names, bad)
+
+
+def _write(entry: Path, batches: Iterable[ImageSet], size: int, image_size: int) -> None:
+    free = shutil.disk_usage(entry.parent).free
+    if free < size:
+        raise InputError(
+            f"--cache {entry.parent}: the images need {size / GIB:.2f} GiB decoded, {free / GIB:.2f} GiB are free: "
+            "give a folder with more room, or a smaller image size"
+        )
+    # One fixed name, so that what an interrupted run left is written over; locked, so that no two runs share it.
+    unfinished = entry.with_suffix(".unfinished")
+    with unfinished.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{unfinished}: another process is decoding the same images: wait for it") from None
+        file.truncate(0)
+        names: list[str] = []
+        bad: list[str] = []
+        try:
+            for batch in batches:
+                file.write(batch.images.tobytes())
+                names += batch.names
+                bad += batch.bad
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+        unfinished.replace(entry.with_suffix(".rgb"))
+    record = {"image_size": image_size, "names": names, "bad": bad}
+    write_atomically(entry.with_suffix(".json"), json.dumps(record).encode())
+
+
+def _require_memory(size: int) -> None:
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > installed:
+        raise InputError(
+            f"the images need {size / GIB:.1f} GiB decoded, this machine has {installed / GIB:.1f} GiB of memory: give "
+            "--cache FOLDER, where they are decoded to once and mapped from"
+        )

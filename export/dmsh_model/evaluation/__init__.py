@@ -1,0 +1,1 @@
+"""How well codes retrieve: every metric in the one defined order (Hamming distance, database row)."""

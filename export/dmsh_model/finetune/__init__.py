@@ -1,0 +1,1 @@
+"""Fine-tuning an integer network in its own arithmetic."""

@@ -1,0 +1,202 @@
+"""Fine-tuning the integer network: codes that follow the float network's, learnt in the integer network's arithmetic.
+
+The teacher is the float network that the integers were made from. Its logits are the target; labels may count too.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmsh_model import checkpoint
+from dmsh_model.config import LossWeights
+from dmsh_model.data.labelled import LabelledImages, Split
+from dmsh_model.data.split import SplitOptions, split_images, split_record
+from dmsh_model.finetune.network import TrainableIntegerNetwork
+from dmsh_model.finetune.split import seen_queries
+from dmsh_model.integer import checkpoint as integer_checkpoint
+from dmsh_model.integer.reference import IntegerDMSH
+from dmsh_model.network import DMSH
+from dmsh_model.training import loop as training_loop
+from dmsh_model.training.loop import Epoch, Examples, Trainee, held_out_map
+from dmsh_model.training.losses import Losses, distillation_loss, total_loss
+from dmsh_model.training.options import TrainingOptions
+from dmsh_model.training.state import state_path
+from dmsh_serving.codes import unpack
+from dmsh_serving.errors import InputError
+
+FOLLOW_THE_TEACHER = LossWeights(pairwise=0, quantisation=0, classification=0)
+"""Weights of the losses beside distillation: labels do not count, so the codes stay the float network's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """An integer network, the float network that it was made from, and the records that their checkpoints keep."""
+
+    model: IntegerDMSH
+    teacher: DMSH
+    training: dict[str, Any]
+    quantisation: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How one network does on held-out queries: mAP@all, and the share of their bits that are the teacher's."""
+
+    map_all: float
+    equal_bits_share: float
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuned:
+    """The fine-tuned network, the record its checkpoint keeps, and held-out queries before, after, and in float.
+
+    ``record["queries_trained_on"]`` is how many queries this chain of checkpoints was trained on before, None where
+    it cannot be known: 0 where they are held out.
+    """
+
+    model: IntegerDMSH
+    record: dict[str, Any]
+    teacher: HeldOut
+    before: HeldOut
+    after: HeldOut
+
+
+def read_start(integer: Path, teacher: Path) -> Start:
+    """Read an integer checkpoint and the float one that it was made from.
+
+    Raises:
+        InputError: one is missing, damaged or of the other kind, or they do not belong together.
+    """
+    header = checkpoint.read_header(integer)
+    if header.get("kind", checkpoint.FLOAT) != checkpoint.INTEGER:
+        raise InputError(
+            f"{integer} is a float checkpoint: --integer takes the integer one that dmsh-export quantize makes of it"
+        )
+    model, teaching = integer_checkpoint.load(integer), checkpoint.load(teacher)
+    parent, given = header.get("parent_fingerprint"), teaching.fingerprint
+    if parent != given:
+        raise InputError(
+            f"{integer} was made from the float checkpoint of fingerprint {str(parent)[:12]}, {teacher} is "
+            f"{given[:12]}: give the one it was made from"
+        )
+    records = (checkpoint.read_header(teacher).get("training"), header.get("quantisation"))
+    return Start(model, teaching, *(record if isinstance(record, dict) else {} for record in records))
+
+
+def fine_tune(
+    start: Start,
+    data: LabelledImages,
+    split_options: SplitOptions,
+    options: TrainingOptions,
+    out: Path,
+    *,
+    weights: LossWeights = FOLLOW_THE_TEACHER,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> FineTuned:
+    """Fine-tune ``start.model`` towards its teacher's logits and write the integer checkpoint ``out``.
+
+    Topology, shifts and clips are kept: only weights and biases learn. Resuming, reproducing and the state of an
+    unfinished training are as in :func:`dmsh_model.training.run.fit`.
+
+    Args:
+        start: where to start from.
+        data: images of the networks' size; their labels count in ``weights`` and in what is measured.
+        split_options: how they are split, best as the teacher's were; only the training part is learnt from.
+        options: how to train; a weight is learnt in units of 128, so that all lie between -1 and 1.
+        out: the checkpoint folder.
+        weights: of the losses beside distillation, which has the weight 1.
+        resume: continue after the last finished epoch.
+        overwrite: replace the checkpoint or the unfinished training at ``out``.
+        on_epoch: called after every epoch.
+
+    Raises:
+        InputError: the networks do not fit ``data``, ``out`` is taken, or the state is of another training.
+        CheckError: a loss or a weight became NaN or infinite; the state of the epoch before is kept.
+    """
+    config = start.model.config
+    if data.images.shape[1] != config.image_size:
+        raise InputError(f"{data.source} has images of {data.images.shape[1]} pixels, the network {config.image_size}")
+    if weights.classification and config.num_classes not in (0, len(data.class_names)):
+        raise InputError(f"the float network knows {config.num_classes} classes, {data.source} {len(data.class_names)}")
+    checkpoint.check_target(out, overwrite=overwrite)
+    split = split_images(data, split_options)
+    if len(split.train) < 2:
+        raise InputError(f"{data.source}: {len(split.train)} training images, the losses compare pairs")
+    parent = start.teacher.fingerprint
+    record: dict[str, Any] = {
+        "made_from": start.model.fingerprint,
+        "teacher": parent,
+        "options": dataclasses.asdict(options),
+        "loss": dataclasses.asdict(weights),
+        "split": split_record(split_options, split),
+        "data_sha256": data.sha256,
+    }
+    tunings = _fine_tunings(start.quantisation)
+    seen = seen_queries([start.training, *tunings], data, record["data_sha256"], split)
+    state = training_loop.unfinished(out, record, resume=resume, overwrite=overwrite)
+
+    with training_loop.own_random_numbers_and_threads(options):
+        torch.manual_seed(options.seed)
+        trainable = TrainableIntegerNetwork(start.model.network)
+        examples = Examples(*map(torch.from_numpy, (data.images, data.labels, split.train)))
+        trainee = Trainee(trainable, _losses(trainable, start.teacher, weights), trainable.constrain)
+        training_loop.run(trainee, examples, options, state_path(out), record, state, on_epoch)
+        tuned = IntegerDMSH(config, trainable.network())
+        before, after = (_held_out(model, start.teacher, data, split) for model in (start.model, tuned))
+        teacher = HeldOut(held_out_map(start.teacher, data, split), 1.0)
+    measured = {"float": teacher, "before": before, "after": after}
+    record |= {"source": data.source, "queries_trained_on": seen}
+    record |= {name: dataclasses.asdict(result) for name, result in measured.items()}
+    if tunings:
+        record["earlier"] = tunings[0]
+    integer_checkpoint.save(
+        tuned,
+        out,
+        parent=parent,
+        training=start.training,
+        quantisation={**start.quantisation, "fine_tuning": record},
+        overwrite=overwrite,
+    )
+    state_path(out).unlink()
+    return FineTuned(tuned, record, teacher, before, after)
+
+
+def _fine_tunings(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of earlier fine-tunings, the last one first; each keeps the one before it as ``earlier``."""
+    found = []
+    tuning = record.get("fine_tuning")
+    while isinstance(tuning, dict):
+        found.append(tuning)
+        tuning = tuning.get("earlier")
+    return found
+
+
+def _losses(
+    trainable: TrainableIntegerNetwork, teacher: DMSH, weights: LossWeights
+) -> Callable[[Tensor, Tensor], Losses]:
+    def losses(pixels: Tensor, labels: Tensor) -> Losses:
+        pixels = pixels.round()  # augmentation gives fractions, an image has none
+        with torch.no_grad():
+            target = teacher(pixels)
+        logits = trainable(pixels)
+        # The teacher's classifier is not trained: it holds what its codes meant.
+        scores = teacher.classifier(torch.tanh(logits)) if teacher.classifier and weights.classification else None
+        labelled = total_loss(logits, labels, scores, weights)
+        distillation = distillation_loss(logits, target)
+        return dataclasses.replace(labelled, total=labelled.total + distillation, distillation=distillation)
+
+    teacher.eval()
+    return losses
+
+
+def _held_out(model: IntegerDMSH, teacher: DMSH, data: LabelledImages, split: Split) -> HeldOut:
+    queries, bits = data.images[split.query], model.config.bits
+    equal = unpack(model.codes(queries), bits) == unpack(teacher.codes(queries), bits)
+    return HeldOut(held_out_map(model, data, split), float(equal.mean()))

@@ -1,0 +1,1 @@
+"""The integer network: its layers, its checks, its reference arithmetic, its checkpoint."""

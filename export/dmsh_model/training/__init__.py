@@ -1,0 +1,1 @@
+"""Training a float DMSH network: options, losses, loop, saved state."""

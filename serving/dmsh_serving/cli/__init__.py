@@ -1,0 +1,111 @@
+"""``dmsh-serve``: start Triton, query it, keep galleries, measure the search."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dmsh_serving import console
+from dmsh_serving.cli.bench import bench
+from dmsh_serving.cli.gallery import gallery_app
+from dmsh_serving.contract import DEFAULT_GRPC_PORT, DEFAULT_K, PAD_ID
+
+app = console.make_app("Serve an exact image search with Triton, and ask it.")
+app.add_typer(gallery_app, name="gallery")
+app.command()(bench)
+
+
+@app.command()
+def start(
+    repository: Annotated[Path, typer.Option(help="Model repository, made by dmsh-export repository.")],
+    grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = DEFAULT_GRPC_PORT,
+    http_port: Annotated[int | None, typer.Option(help="Port of HTTP.  [default: a free one]")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of the metrics.  [default: a free one]")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; anyone who reaches it may ask.")] = "127.0.0.1",
+    triton: Annotated[Path | None, typer.Option(help="tritonserver, its folder, or a Python environment.")] = None,
+    log_file: Annotated[Path | None, typer.Option(help="Log of the server.  [default: in the cache folder]")] = None,
+) -> None:
+    """Start Triton on a model repository and keep it answering until Ctrl-C or SIGTERM."""
+    import signal
+    import sys
+
+    from dmsh_serving.triton.server.launcher import LOOPBACK, TritonServer
+
+    def say(line: str) -> None:
+        sys.stderr.write(line + "\n")
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)  # the stop is under way: a second signal must not cut it short
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, interrupt)
+    server = TritonServer(
+        repository,
+        triton=triton,
+        host=host,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        log_file=log_file,
+        on_event=say,
+    )
+    with server:
+        if host != LOOPBACK:
+            say(f"warning: listening on {host}, where others may reach it: Triton has no authentication of its own")
+        console.console().print(
+            f"Triton is ready: gRPC {server.url}, HTTP {server.http_url}, metrics http://{server.metrics_url}/metrics, "
+            f"log {server.log_file}"
+        )
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            say("stopping Triton: requests in flight are answered first")
+
+
+@app.command()
+def query(
+    files: Annotated[list[Path], typer.Argument(help="Image files.")],
+    url: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = f"127.0.0.1:{DEFAULT_GRPC_PORT}",
+    k: Annotated[int, typer.Option("-k", help="How many nearest images.")] = DEFAULT_K,
+    radius: Annotated[int | None, typer.Option(help="Only images at most so many bits away.")] = None,
+    rerank: Annotated[str | None, typer.Option(help="Order equal distances by the query's logits: asymmetric.")] = None,
+    allow: Annotated[Path | None, typer.Option(help="Only images with these ids: .npy, integers [M].")] = None,
+    json: console.JsonOption = None,
+) -> None:
+    """Find the nearest gallery images of image files, with a running Triton."""
+    from dmsh_serving.client import SearchClient
+    from dmsh_serving.errors import InputError
+
+    absent = [str(file) for file in files if not file.is_file()]
+    if absent:
+        raise InputError(f"{', '.join(absent)}: no such file")
+    allowed = None
+    if allow is not None:
+        from dmsh_serving.gallery.tables import read_ids
+
+        allowed = read_ids(allow)
+    with SearchClient(url) as client:
+        answer = client.search_files(files, k, radius=radius, allowed=allowed, rerank=rerank)
+    results = []
+    for row, file in enumerate(files):
+        found = int((answer.ids[row] != PAD_ID).sum())
+        nearest = [
+            {"id": int(number), "distance": int(distance), "key": key}
+            for number, distance, key in zip(
+                answer.ids[row, :found], answer.distances[row, :found], answer.keys[row, :found], strict=True
+            )
+        ]
+        results.append({"file": str(file), "gallery_version": answer.gallery_version[row], "nearest": nearest})
+        console.print_table(
+            f"{file}  (gallery {answer.gallery_version[row]})",
+            ["key", "id", "distance"],
+            [[str(image["key"]), str(image["id"]), str(image["distance"])] for image in nearest],
+        )
+    console.write_json(json, {"url": url, "k": k, "radius": radius, "rerank": rerank, "results": results})
+
+
+def main() -> None:
+    """Run the command line."""
+    console.run(app)

@@ -1,0 +1,265 @@
+"""``dmsh-serve gallery``: build, append, remove, compact, merge, verify, info, export."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dmsh_serving.console import JsonOption, SkipBadOption, make_app, print_table, write_json
+from dmsh_serving.contract import DEFAULT_MAX_BATCH
+from dmsh_serving.errors import CheckError, InputError
+
+if TYPE_CHECKING:
+    from dmsh_serving.gallery.snapshot import Snapshot
+
+gallery_app = make_app("Build and change a gallery: the codes that queries are compared with.")
+
+GalleryArgument = Annotated[Path, typer.Argument(help="The gallery's folder.", show_default=False)]
+OutOption = Annotated[Path, typer.Option(help="Folder of the new gallery.", show_default=False)]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing gallery.")]
+ModelOption = Annotated[Path | None, typer.Option(help="ONNX model that turns --images into codes.")]
+ImagesOption = Annotated[Path | None, typer.Option(help="Folder of image files, or .npy, uint8 [N, H, W, 3].")]
+CodesOption = Annotated[
+    Path | None,
+    typer.Option(help="Ready codes instead: .npy, uint8 [N, ceil(bits/8)], or .parquet with columns id, key, code."),
+]
+BitsOption = Annotated[int | None, typer.Option(help="Bits of a code in --codes.")]
+FingerprintOption = Annotated[
+    str | None, typer.Option(help="Fingerprint of the model that made --codes, 64 hex digits.")
+]
+IdsOption = Annotated[Path | None, typer.Option(help="Ids, .npy, integers [N]; else numbered on.")]
+KeysOption = Annotated[Path | None, typer.Option(help="Keys, a text file, one a line; else the images' names.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images encoded at once.")]
+
+
+@gallery_app.command()
+def build(
+    out: OutOption,
+    model: ModelOption = None,
+    images: ImagesOption = None,
+    codes: CodesOption = None,
+    bits: BitsOption = None,
+    fingerprint: FingerprintOption = None,
+    ids: IdsOption = None,
+    keys: KeysOption = None,
+    batch: BatchOption = DEFAULT_MAX_BATCH,
+    skip_bad: SkipBadOption = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Make a gallery from images (--model and --images) or from ready codes (--codes, --bits, --fingerprint)."""
+    from dmsh_serving import gallery
+    from dmsh_serving.cli.gallery_inputs import given_codes
+
+    if (out / gallery.CURRENT).exists() and not overwrite:
+        raise InputError(f"{out} already holds a gallery: append to it, or replace it with --overwrite")
+    given = given_codes(model, images, codes, bits, fingerprint, ids, keys, batch, skip_bad)
+    if given.bits is None or given.fingerprint is None:
+        raise InputError("--codes needs --bits and --fingerprint: they name the code space")
+    snapshot = gallery.build(
+        out,
+        given.codes,
+        given.ids,
+        given.keys,
+        bits=given.bits,
+        fingerprint=given.fingerprint,
+        overwrite=overwrite,
+    )
+    _report("Gallery built", out, snapshot, json, given.bad)
+
+
+@gallery_app.command()
+def append(
+    folder: GalleryArgument,
+    model: ModelOption = None,
+    images: ImagesOption = None,
+    codes: CodesOption = None,
+    bits: BitsOption = None,
+    fingerprint: FingerprintOption = None,
+    ids: IdsOption = None,
+    keys: KeysOption = None,
+    batch: BatchOption = DEFAULT_MAX_BATCH,
+    skip_bad: SkipBadOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Add images or codes as a new version. With --codes, --bits and --fingerprint are checked if given."""
+    from dmsh_serving import gallery
+    from dmsh_serving.cli.gallery_inputs import given_codes
+
+    gallery.current_version(folder)
+    given = given_codes(model, images, codes, bits, fingerprint, ids, keys, batch, skip_bad)
+    snapshot = gallery.append(
+        folder, given.codes, given.ids, given.keys, bits=given.bits, fingerprint=given.fingerprint
+    )
+    _report(f"{len(given.codes)} codes appended", folder, snapshot, json, given.bad)
+
+
+@gallery_app.command()
+def remove(
+    folder: GalleryArgument,
+    ids: Annotated[Path | None, typer.Option(help="Ids to drop: .npy, integers [M].")] = None,
+    id_: Annotated[list[int] | None, typer.Option("--id", help="One id to drop; may be repeated.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Drop codes by id, as a new version."""
+    import numpy as np
+
+    from dmsh_serving import gallery
+    from dmsh_serving.gallery.part import ascending_ids
+    from dmsh_serving.gallery.tables import read_ids
+
+    if (ids is None) == (not id_):
+        raise InputError("give the ids to drop: either --ids FILE.npy or --id ID")
+    try:
+        dropped = np.array(id_, np.int64) if ids is None else read_ids(ids)
+    except OverflowError:
+        raise InputError("an id is too large: ids are int64") from None
+    snapshot = gallery.remove(folder, dropped)
+    _report(f"{len(ascending_ids(dropped))} codes removed", folder, snapshot, json)
+
+
+@gallery_app.command()
+def compact(folder: GalleryArgument, json: JsonOption = None) -> None:
+    """Write all of the gallery as one file, in the layout that suits its codes now."""
+    from dmsh_serving import gallery
+
+    _report("Gallery compacted", folder, gallery.compact(folder), json)
+
+
+@gallery_app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Galleries of one model.", show_default=False)],
+    out: OutOption,
+    renumber: Annotated[bool, typer.Option("--renumber", help="Give new ids, 0 on, instead of keeping them.")] = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Make one gallery of the codes of several, which stay as they are."""
+    from dmsh_serving import gallery
+
+    snapshot = gallery.merge(folders, out, renumber=renumber, overwrite=overwrite)
+    _report(f"{len(folders)} galleries merged", out, snapshot, json)
+
+
+@gallery_app.command()
+def info(folder: GalleryArgument, json: JsonOption = None) -> None:
+    """Check the gallery whole and say what it holds, in which layout, and why in that one."""
+    from dmsh_serving import gallery
+    from dmsh_serving.gallery.snapshot import distinct_codes
+
+    snapshot = gallery.open_current(folder)
+    distinct = None if _counted(snapshot) else distinct_codes(snapshot.codes)
+    _report("Gallery", folder, snapshot, json, distinct=distinct)
+
+
+@gallery_app.command()
+def verify(folder: GalleryArgument, json: JsonOption = None) -> None:
+    """Check every file of the gallery to its last byte, older versions too; exit 1 where one is damaged."""
+    from dmsh_serving.gallery.verify import verify as checked
+
+    found = checked(folder)
+    rows = [[name, problem or "sound"] for name, problem in found.files]
+    rows += [["the version that serves", found.current or "sound"]]
+    rows += [[name, "left by a writer that was killed; the next one sweeps it"] for name in found.leftovers]
+    print_table(f"Files of {folder}", ["", ""], rows)
+    problems = {name: problem for name, problem in found.files if problem}
+    write_json(
+        json,
+        {
+            "folder": str(folder),
+            "sound": found.sound,
+            "files": [name for name, _ in found.files],
+            "problems": problems,
+            "current": found.current,
+            "leftovers": list(found.leftovers),
+        },
+    )
+    if not found.sound:
+        raise CheckError(found.current or next(iter(problems.values())))
+
+
+@gallery_app.command()
+def export(
+    folder: GalleryArgument,
+    out: Annotated[Path, typer.Option(help="File to write: .parquet (id, key, code), or .npy (the codes).")],
+    ids: Annotated[Path | None, typer.Option(help="Beside .npy: write the ids, .npy, int64 [N].")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Write the codes, in ascending order of ids, for other tools; keys go into Parquet."""
+    from dmsh_serving import gallery
+    from dmsh_serving.gallery.tables import PARQUET_SUFFIX, write_npy, write_parquet
+
+    if out.suffix not in (PARQUET_SUFFIX, ".npy"):
+        raise InputError(f"--out {out}: name a file that ends with .parquet or .npy")
+    if ids is not None and (out.suffix == PARQUET_SUFFIX or ids.suffix != ".npy" or ids == out):
+        raise InputError("--ids names a second .npy, beside the codes in --out; Parquet holds the ids itself")
+    present = [str(path) for path in (out, ids) if path is not None and path.exists()]
+    if present and not overwrite:
+        raise InputError(f"{', '.join(present)} exists already: replace it with --overwrite, or write elsewhere")
+    snapshot = gallery.open_current(folder)
+    if out.suffix == PARQUET_SUFFIX:
+        write_parquet(out, snapshot)
+    else:
+        contents = snapshot.contents()
+        write_npy(out, contents.codes)
+        if ids is not None:
+            write_npy(ids, contents.ids)
+    typer.echo(f"wrote {snapshot.count:,} codes to {out}")
+    write_json(json, {"folder": str(folder), "version": snapshot.version, "count": snapshot.count, "out": str(out)})
+
+
+def _counted(snapshot: "Snapshot") -> bool:
+    """Say whether the number of different codes was counted when this version was written."""
+    return len(snapshot.parts) == 1 and snapshot.parts[0].distinct is not None
+
+
+def _report(
+    title: str,
+    folder: Path,
+    snapshot: "Snapshot",
+    json: Path | None,
+    bad: tuple[str, ...] = (),
+    distinct: int | None = None,
+) -> None:
+    lowest = snapshot.parts[0]
+    if _counted(snapshot):
+        distinct = lowest.distinct
+    paths = [snapshot.path.with_name(f"gallery-{name.version}.safetensors") for name in snapshot.names]
+    size = sum(path.stat().st_size for path in paths)
+    held = sum(part.count for part in snapshot.parts)
+    rows = [
+        ["version", snapshot.version],
+        ["codes", f"{snapshot.count:,}"],
+        ["distinct codes", "not counted again: see info" if distinct is None else f"{distinct:,}"],
+        ["bits", str(snapshot.bits)],
+        ["keys", "yes" if snapshot.has_keys else "no"],
+        ["layout", lowest.layout_reason],
+        ["codes, part by part", " + ".join(f"{part.count:,}" for part in snapshot.parts)],
+        ["removed, not yet swept", f"{held - snapshot.count:,}"],
+        ["size on disk", f"{size / 2**20:.2f} MiB"],
+    ]
+    if bad:
+        rows.append(["skipped images", f"{len(bad):,}"])
+    print_table(f"{title}: {folder}", ["", ""], rows)
+    typer.echo(f"fingerprint {snapshot.fingerprint}")  # too long for a narrow table, and one wants to copy it
+    for line in bad:
+        typer.echo(f"skipped {line}", err=True)
+    write_json(
+        json,
+        {
+            "folder": str(folder),
+            "version": snapshot.version,
+            "count": snapshot.count,
+            "distinct": distinct,
+            "bits": snapshot.bits,
+            "keys": snapshot.has_keys,
+            "layout": lowest.layout,
+            "layout_reason": lowest.layout_reason,
+            "parts": [part.count for part in snapshot.parts],
+            "removed": held - snapshot.count,
+            "fingerprint": snapshot.fingerprint,
+            "bytes": size,
+            "skipped": list(bad),
+        },
+    )

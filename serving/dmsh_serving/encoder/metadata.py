@@ -1,0 +1,65 @@
+"""What an encoder's ONNX file says of itself, read and checked in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dmsh_serving.codes import checked_bits
+from dmsh_serving.contract import Metadata
+from dmsh_serving.errors import InputError
+
+
+@dataclass(frozen=True)
+class EncoderMetadata:
+    """The ``metadata_props`` of one encoder.
+
+    Attributes:
+        fingerprint: its code space.
+        bits: K of its codes.
+        image_size: H = W of its images, in pixels.
+        parent_fingerprint: of a low-precision encoder: the code space it approximates.
+        precision: of a low-precision encoder's trunk: fp16, bf16, int8 or fp8.
+        known_answer: images and their codes (see :mod:`.known_answer`); a graph on its way
+            to a compiler has none.
+    """
+
+    fingerprint: str
+    bits: int
+    image_size: int
+    parent_fingerprint: str | None = None
+    precision: str | None = None
+    known_answer: str | None = None
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], name: str) -> "EncoderMetadata":
+        """Read ``props``; ``name`` is what an error calls the file.
+
+        Raises:
+            InputError: not made by dmsh-export, or damaged.
+        """
+        absent = [key for key in (Metadata.FINGERPRINT, Metadata.BITS, Metadata.IMAGE_SIZE) if key not in props]
+        if absent:
+            raise InputError(
+                f"{name} was not made by dmsh-export: it has no {', '.join(absent)} in its metadata (a tool that "
+                "changes the file must keep metadata_props)"
+            )
+        try:
+            bits = checked_bits(_positive(props, Metadata.BITS))
+            image_size = _positive(props, Metadata.IMAGE_SIZE)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        return cls(
+            fingerprint=props[Metadata.FINGERPRINT],
+            bits=bits,
+            image_size=image_size,
+            parent_fingerprint=props.get(Metadata.PARENT_FINGERPRINT),
+            precision=props.get(Metadata.PRECISION),
+            known_answer=props.get(Metadata.KNOWN_ANSWER),
+        )
+
+
+def _positive(props: Mapping[str, str], key: str) -> int:
+    text = props[key]
+    # More than nine digits are no number of ours, and int() refuses the very long ones.
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text)):
+        raise InputError(f"{key} must be a positive whole number, got {text[:40]!r}")
+    return int(text)

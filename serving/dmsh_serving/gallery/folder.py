@@ -1,0 +1,197 @@
+"""A gallery's folder: its files, the pointer to the version that serves, the writer's lock.
+
+    gallery/CURRENT                                    the version that serves, one line
+    gallery/gallery-00000002-9f31c07a.safetensors      a version's own part; it names the part below it
+    gallery/.lock                                      held by the one writer
+
+A version is a counter and the first 8 hex digits of the content's checksum: it sorts by age, and a gallery
+rebuilt from scratch never repeats a version with other content.
+
+A writer writes a new name, fsyncs it, and only then moves the pointer with ``os.replace``: killed at any
+moment, it leaves the old version serving, and its leftovers are swept by the next writer. The last two versions are
+kept, with all parts they stand on. Readers map their files; deleting an old one does not disturb them.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from dmsh_serving.errors import InputError
+from dmsh_serving.files import naming, umask, write_atomically
+from dmsh_serving.gallery.part import Part, PartName
+from dmsh_serving.gallery.part_file import digest_of, is_version, read_base, read_part, version_of, write_part
+from dmsh_serving.gallery.snapshot import Snapshot, chained
+
+CURRENT: Final = "CURRENT"
+LOCK: Final = ".lock"
+MAX_PARTS: Final = 64  # far above what writers make of any number of codes: each part is half the one below or less
+
+
+def current_version(folder: Path) -> str:
+    """Return the version that ``CURRENT`` names; cheap enough to watch.
+
+    Raises:
+        InputError: no gallery there, or the pointer is damaged.
+    """
+    pointer = folder / CURRENT
+    try:
+        with pointer.open("rb") as file:
+            text = file.read(64).decode("ascii", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{folder} is not a gallery (no {CURRENT} in it): make one with dmsh-serve gallery build"
+        ) from None
+    if not is_version(text):
+        raise InputError(f"{pointer} is damaged: it holds {text!r}, not the name of a version")
+    return text
+
+
+def open_current(
+    folder: Path, *, fingerprint: str | None = None, bits: int | None = None, known: Snapshot | None = None
+) -> Snapshot:
+    """Map the version that serves and check it whole.
+
+    Args:
+        folder: the gallery.
+        fingerprint: refuse a gallery of another code space.
+        bits: refuse a gallery of another code width.
+        known: an older version, whose parts are shared rather than read and checked again.
+
+    Raises:
+        InputError: missing, damaged, or another fingerprint or bit count than asked for (both are named).
+    """
+    version = current_version(folder)
+    while True:
+        try:
+            snapshot = open_version(folder, version, known)
+            break
+        except FileNotFoundError as error:
+            # Between reading the pointer and opening the files, writers may have moved on and swept them.
+            newer = current_version(folder)
+            if newer == version:
+                raise InputError(f"{error.filename} is missing, yet {CURRENT} needs it") from None
+            version = newer
+    wrong = []
+    if bits is not None and bits != snapshot.bits:
+        wrong.append(f"its codes have {snapshot.bits} bits, not {bits}")
+    if fingerprint is not None and fingerprint != snapshot.fingerprint:
+        wrong.append(f"its fingerprint is {snapshot.fingerprint}, not {fingerprint}")
+    if wrong:
+        raise InputError(f"{folder} belongs to another model: {' and '.join(wrong)}; build a gallery with this model")
+    return snapshot
+
+
+def open_version(folder: Path, version: str, known: Snapshot | None = None) -> Snapshot:
+    """Map one version and check it whole; see :func:`open_current`.
+
+    Raises:
+        FileNotFoundError: one of its files is not there.
+    """
+    shared = dict(zip(known.names, known.parts, strict=True)) if known else {}
+    parts: list[Part] = []
+    names: list[PartName] = []
+    wanted: PartName | None = None
+    path = part_path(folder, version)
+    while True:
+        if wanted in shared:
+            part, digest = shared[wanted], wanted.sha256
+        else:
+            part, digest = read_part(path, wanted)
+        parts.append(part)
+        names.append(PartName(version_of(path), digest))
+        if part.base is None:
+            return chained(part_path(folder, version), parts[::-1], names[::-1])
+        if len(parts) == MAX_PARTS:
+            raise InputError(f"{part_path(folder, version)} cannot be used as a gallery: over {MAX_PARTS} parts")
+        wanted = part.base
+        path = part_path(folder, wanted.version)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold the gallery's lock; the system drops it when the process dies, however it dies."""
+    with (folder / LOCK).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder} is being changed by another process: try again when it is done") from None
+        yield
+
+
+def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot:
+    """Write ``part`` as the next version, move the pointer, sweep. The caller holds the lock.
+
+    ``known`` is the version that serves, where the caller has it open.
+    """
+    existing = part_paths(folder)
+    digest = digest_of(part)
+    number = max((int(version_of(path)[:8]) for path in existing), default=0) + 1
+    if number > 99_999_999:
+        raise InputError(f"{folder} has used up its version numbers: build a new gallery")
+    version = f"{number:08d}-{digest[:8]}"
+    served = _served_version(folder)
+    _sweep(folder, keep={path for path in existing if served and version_of(path) <= served})
+    temporary = folder / f".gallery-{version}.tmp"
+    try:
+        with naming(part_path(folder, version)), temporary.open("wb") as file:
+            write_part(file, part, digest)
+        temporary.chmod(0o444 & ~umask())
+        temporary.replace(part_path(folder, version))
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_folder(folder)
+    write_atomically(folder / CURRENT, f"{version}\n".encode())
+    _fsync_folder(folder)
+    kept = [*_files_of(folder, version), *(_files_of(folder, served) if served else [])]
+    _sweep(folder, keep=set(kept))
+    return open_current(folder, known=known)
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """Return the files of all parts there are, oldest first."""
+    return sorted(path for path in folder.glob("gallery-*.safetensors") if is_version(version_of(path)))
+
+
+def leftover_paths(folder: Path) -> list[Path]:
+    """Return the files that a writer which was killed had not finished."""
+    return sorted([*folder.glob(".gallery-*.tmp"), *folder.glob(f".{CURRENT}.*")])
+
+
+def part_path(folder: Path, version: str) -> Path:
+    """Return the file of the part that makes ``version``."""
+    return folder / f"gallery-{version}.safetensors"
+
+
+def _files_of(folder: Path, version: str) -> list[Path]:
+    """Return the files that a version stands on, as far as they can be read."""
+    found = [part_path(folder, version)]
+    with contextlib.suppress(InputError, OSError):
+        while (base := read_base(found[-1])) and len(found) < MAX_PARTS:
+            found.append(part_path(folder, base.version))
+    return found
+
+
+def _served_version(folder: Path) -> str | None:
+    """Return the version that serves; None where there is none, or none that can be told from a damaged pointer."""
+    try:
+        return current_version(folder)
+    except InputError:  # only a build that overwrites comes here with one: the others have opened the gallery
+        return None
+
+
+def _sweep(folder: Path, keep: set[Path]) -> None:
+    """Delete parts other than ``keep`` and whatever a killed writer left behind."""
+    for path in (*leftover_paths(folder), *(path for path in part_paths(folder) if path not in keep)):
+        path.unlink(missing_ok=True)
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,206 @@
+"""Codes with ids and keys as other tools keep them: .npy files, or Parquet with the columns id, key and code."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.codes import Codes
+from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.files import naming, umask
+from dmsh_serving.gallery.keys import Keys
+from dmsh_serving.images.read import load_npy
+
+if TYPE_CHECKING:
+    from dmsh_serving.gallery.snapshot import Snapshot
+
+PARQUET_SUFFIX: Final = ".parquet"
+_ID, _KEY, _CODE = "id", "key", "code"
+_BITS, _FINGERPRINT = "dmsh.bits", "dmsh.fingerprint"
+
+
+@dataclass(frozen=True)
+class CodeTable:
+    """What a file of codes held.
+
+    Attributes:
+        codes: (N, B) uint8.
+        ids: (N,) integers, or None where the file has none.
+        keys: N strings, or None where the file has none.
+        bits: bits a code, where the file says so.
+        fingerprint: of the model that made the codes, where the file says so.
+    """
+
+    codes: Codes
+    ids: npt.NDArray[np.integer] | None = None
+    keys: Keys | None = None
+    bits: int | None = None
+    fingerprint: str | None = None
+
+
+def read_table(path: Path) -> CodeTable:
+    """Read codes from .npy, uint8 [N, B], or from Parquet.
+
+    Parquet: column ``code``, binary values or lists of uint8, all of one length; optionally ``id``, integers, and
+    ``key``, strings; others are left alone. Bits and fingerprint are read if :func:`write_parquet` wrote them.
+
+    Raises:
+        InputError: missing, damaged, or not such a file.
+        MissingError: pyarrow is not installed.
+    """
+    if path.suffix == PARQUET_SUFFIX:
+        return _read_parquet(path)
+    array = load_npy(path, "codes, uint8 [N, ceil(bits/8)]")
+    if array.dtype != np.uint8 or array.ndim != 2:
+        raise InputError(f"{path} is {array.dtype} {list(array.shape)}, expected codes, uint8 [N, ceil(bits/8)]")
+    return CodeTable(array.view(np.uint8))
+
+
+def read_ids(path: Path) -> npt.NDArray[np.integer]:
+    """Read ids, integers [N], from .npy."""
+    array = load_npy(path, "ids, integers [N]")
+    if not np.issubdtype(array.dtype, np.integer) or array.ndim != 1:
+        raise InputError(f"{path} is {array.dtype} {list(array.shape)}, expected ids, integers [N]")
+    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise InputError(f"{path}: id {array.max()} is too large: ids are int64")
+    return array.astype(np.int64)
+
+
+def write_parquet(path: Path, snapshot: "Snapshot") -> None:
+    """Write all of a gallery as Parquet, in ascending id order, with its bits and fingerprint in the schema."""
+    pa, parquet = _pyarrow()
+    contents = snapshot.contents()
+    count, width = contents.codes.shape
+    columns = {_ID: pa.array(contents.ids)}
+    if contents.keys is not None:
+        buffers = [None, *map(pa.py_buffer, (contents.keys.offsets, contents.keys.text))]
+        columns[_KEY] = pa.Array.from_buffers(pa.large_string(), count, buffers)
+    values = pa.py_buffer(np.ascontiguousarray(contents.codes))
+    columns[_CODE] = pa.Array.from_buffers(pa.binary(width), count, [None, values])
+    said = {_BITS: str(snapshot.bits), _FINGERPRINT: snapshot.fingerprint}
+    with _whole(path) as temporary:
+        parquet.write_table(pa.table(columns).replace_schema_metadata(said), temporary)
+
+
+def write_npy(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as .npy, whole or not at all."""
+    with _whole(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _read_parquet(path: Path) -> CodeTable:
+    pa, parquet = _pyarrow()
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is not a file")
+    try:
+        file = parquet.ParquetFile(path, memory_map=True)
+        names = [name for name in (_ID, _KEY, _CODE) if name in file.schema_arrow.names]
+        table = file.read(names)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+    if _CODE not in names:
+        raise InputError(f"{path} has no column {_CODE!r}: it has {', '.join(file.schema_arrow.names)}")
+    for name in names:
+        if table[name].null_count:
+            raise InputError(f"{path}: {table[name].null_count} values of column {name!r} are missing (null)")
+    columns = {name: _one_array(pa, table[name]) for name in names}
+    said = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items() if b"dmsh" in key}
+    bits = said.get(_BITS, "")
+    return CodeTable(
+        _codes(pa, path, columns[_CODE]),
+        _ids(pa, path, columns[_ID]) if _ID in columns else None,
+        _keys(pa, path, columns[_KEY]) if _KEY in columns else None,
+        int(bits) if bits.isascii() and bits.isdigit() and len(bits) <= 4 else None,
+        said.get(_FINGERPRINT),
+    )
+
+
+def _one_array(pa: Any, column: Any) -> Any:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    array = column.combine_chunks()
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _codes(pa: Any, path: Path, array: Any) -> Codes:
+    types, kind = pa.types, array.type
+    if types.is_fixed_size_binary(kind):
+        flat = np.frombuffer(array.buffers()[1], np.uint8) if len(array) else np.empty(0, np.uint8)
+        first = array.offset * kind.byte_width
+        return flat[first : first + len(array) * kind.byte_width].reshape(len(array), kind.byte_width)
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        offsets, flat = _offsets_and_bytes(pa, array)
+    elif types.is_fixed_size_list(kind) and kind.value_type == pa.uint8():
+        found: Codes = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), kind.list_size)
+        return found
+    elif (types.is_list(kind) or types.is_large_list(kind)) and kind.value_type == pa.uint8():
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        flat, offsets = array.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0]
+    else:
+        raise InputError(f"{path}: column {_CODE!r} is {kind}, expected binary values or lists of uint8")
+    lengths = np.diff(offsets)
+    if not len(lengths):
+        return np.empty((0, 0), np.uint8)
+    if (lengths != lengths[0]).any():
+        row = int(np.flatnonzero(lengths != lengths[0])[0])
+        raise InputError(f"{path}: the code of row {row} has {lengths[row]} bytes, that of row 0 has {lengths[0]}")
+    return flat.reshape(len(lengths), int(lengths[0]))
+
+
+def _ids(pa: Any, path: Path, array: Any) -> npt.NDArray[np.integer]:
+    if not pa.types.is_integer(array.type):
+        raise InputError(f"{path}: column {_ID!r} is {array.type}, expected integers")
+    found: npt.NDArray[np.integer] = array.to_numpy(zero_copy_only=False)
+    return found
+
+
+def _keys(pa: Any, path: Path, array: Any) -> Keys:
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        raise InputError(f"{path}: column {_KEY!r} is {array.type}, expected strings")
+    offsets, text = _offsets_and_bytes(pa, array)
+    keys = Keys(offsets, text)
+    keys.check(len(array), str(path))  # Parquet's readers do not look whether strings are text
+    return keys
+
+
+def _offsets_and_bytes(pa: Any, array: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Return the offsets (N + 1,), from 0 on, and the bytes of an array of strings or binary values."""
+    if not len(array):
+        return np.zeros(1, np.int64), np.empty(0, np.uint8)
+    wide = pa.types.is_large_binary(array.type) or pa.types.is_large_string(array.type)
+    _, place, data = array.buffers()
+    offsets = np.frombuffer(place, np.int64 if wide else np.int32)[array.offset : array.offset + len(array) + 1]
+    flat = np.empty(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+    return offsets.astype(np.int64) - int(offsets[0]), flat[offsets[0] : offsets[-1]]
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingError("pyarrow is not installed: pip install 'dmsh-toolkit[parquet]'") from error
+    return pyarrow, parquet
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside ``path``, which it becomes when all went well."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is not a folder: create it, or write elsewhere")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with naming(path):
+            yield temporary
+        temporary.chmod(0o666 & ~umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""What a Hamming search accepts: the checks that every kind of search makes before it starts."""
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.contract import MAX_BITS
+from dmsh_serving.cpu import available_cpus
+from dmsh_serving.errors import InputError
+
+Codes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+_WORTH_A_THREAD = 1 << 20  # bytes of codes to compare; below, handing over costs more than it saves
+
+
+def check_codes_and_queries(queries: Codes, codes: Codes) -> None:
+    """Raise :class:`InputError` unless both are uint8 (N, B) of one width of 1 to ``contract.MAX_BITS`` / 8 bytes."""
+    for name, array in (("queries", queries), ("codes", codes)):
+        if array.dtype != np.uint8 or array.ndim != 2:
+            raise InputError(f"{name} must be uint8 [N, bytes], got {array.dtype} {list(array.shape)}")
+    if queries.shape[1] != codes.shape[1]:
+        raise InputError(
+            f"queries have {queries.shape[1]} bytes a code but the codes have {codes.shape[1]}: "
+            "they were made with different bit counts"
+        )
+    if not 1 <= codes.shape[1] <= MAX_BITS // 8:
+        raise InputError(f"codes of {codes.shape[1]} bytes cannot be searched: 1 to {MAX_BITS // 8} bytes can")
+
+
+def checked_mask(allowed: Mask | None, count: int) -> Mask | None:
+    """Return ``allowed`` contiguous, or None; refuse anything but bool (count,)."""
+    if allowed is None:
+        return None
+    if allowed.dtype != np.bool_ or allowed.shape != (count,):
+        raise InputError(
+            f"allowed must be bool [{count}], one for each code, got {allowed.dtype} {list(allowed.shape)}"
+        )
+    return np.ascontiguousarray(allowed)
+
+
+def checked_radius(radius: int) -> int:
+    """Return ``radius`` if it is a distance, else raise :class:`InputError`; beyond all bits it finds everything."""
+    if not isinstance(radius, int | np.integer) or radius < 0:
+        raise InputError(f"radius = {radius} is out of range: a Hamming distance is a whole number, at least 0")
+    return min(int(radius), MAX_BITS)
+
+
+def checked_threads(threads: int | None) -> int:
+    """Return ``threads``, or for None the number of CPUs this process may use; refuse less than 1."""
+    if threads is None:
+        return available_cpus()
+    if not isinstance(threads, int | np.integer) or threads < 1:
+        raise InputError(f"threads = {threads}: give at least 1, or none to use every CPU")
+    return int(threads)
+
+
+def worthwhile_threads(threads: int, compared_bytes: int) -> int:
+    """Return how many of ``threads`` a scan of so many bytes of codes (of all queries together) should have."""
+    return max(1, min(threads, compared_bytes // _WORTH_A_THREAD))
+
+
+def padded_queries(queries: Codes, slot: int) -> Codes:
+    """Return queries (Q, B) as contiguous rows of ``slot`` bytes, zeros after each."""
+    padded = np.zeros((len(queries), slot), np.uint8)
+    padded[:, : queries.shape[1]] = queries
+    return padded

@@ -1,0 +1,61 @@
+"""Whether a gallery is better searched code by code or clustered: measured on the codes themselves."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from dmsh_serving.codes import Codes
+from dmsh_serving.hamming.clustered import MAX_PLACES, ClusteredCodes
+from dmsh_serving.hamming.sorting import grouped
+
+SAMPLE_QUERIES: Final = 64
+SAMPLE_K: Final = 100
+MIN_CODES: Final = 20_000  # below, a plain scan takes a few microseconds anyway
+WORTH: Final = 0.5  # clustered must look at no more than this share of what a plain scan compares
+# In codes compared by a plain scan: the bound of a bucket, and a visit, which is a call and a look at 64 distances.
+_BOUND_COSTS: Final = 3
+_VISIT_COSTS: Final = 200
+
+
+@dataclass(frozen=True)
+class LayoutChoice:
+    """Which layout a gallery gets, and the measurement that says so.
+
+    Attributes:
+        layout: "plain" (every code in row order) or "clustered" (:class:`clustered_codes.ClusteredCodes`).
+        reason: one line for people.
+        distinct: number of different codes.
+        work: what sample searches cost clustered, as a share of a plain scan; None where none was made.
+    """
+
+    layout: Literal["plain", "clustered"]
+    reason: str
+    distinct: int
+    work: float | None
+
+
+def choose_layout(codes: Codes) -> LayoutChoice:
+    """Return the layout that codes (N, B) uint8 should have; the answers of both are equal.
+
+    The choice is made from counts, not from clocks: equal codes get the same one on every machine.
+    """
+    count = len(codes)
+    order, starts = grouped(codes)
+    distinct = len(starts) - 1
+    if count < MIN_CODES:
+        return LayoutChoice("plain", f"plain: {count:,} codes are few enough to compare them all", distinct, None)
+    if count > MAX_PLACES:
+        return LayoutChoice("plain", f"plain: {count:,} codes are too many to be numbered in 4 bytes", distinct, None)
+    trial = ClusteredCodes(np.ascontiguousarray(codes[order[starts[:-1]]]), starts.astype(np.int32), order)
+    queries = codes[np.random.default_rng(0).integers(0, count, SAMPLE_QUERIES)]
+    _, _, done = trial.measured_search(queries, SAMPLE_K, threads=1)
+    visited = done.visited / SAMPLE_QUERIES
+    work = (_BOUND_COSTS * done.buckets + _VISIT_COSTS * visited) / count
+    what = (
+        f"{distinct:,} of {count:,} codes are different, and a search for {SAMPLE_K} measures "
+        f"{min(1.0, 64 * visited / distinct):.1%} of those: {work:.3f} of the work of comparing all"
+    )
+    if work <= WORTH:
+        return LayoutChoice("clustered", f"clustered: {what}", distinct, work)
+    return LayoutChoice("plain", f"plain: {what}, not worth it above {WORTH}", distinct, work)

@@ -1,0 +1,1 @@
+"""Image files to arrays: one conversion for training, galleries, parity and serving."""

@@ -1,0 +1,206 @@
+"""A folder of image files, or an .npy array of images -> decoded images with names, in bounded memory."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.checks import check_images
+from dmsh_serving.cpu import available_cpus
+from dmsh_serving.errors import InputError
+from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes
+
+_DEFAULT_BATCH: Final = 64
+_SHOWN: Final = 3
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all) after every batch."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Decoded images and where they came from.
+
+    Attributes:
+        images: (N, H, W, 3) uint8, RGB.
+        names: N names: the path below the folder, or ``file.npy[row]``.
+        bad: one line for each file that could not be read, left out of the two above.
+    """
+
+    images: npt.NDArray[np.uint8]
+    names: list[str]
+    bad: list[str]
+
+
+def load_images(
+    source: Path,
+    image_size: int,
+    *,
+    skip_bad: bool = False,
+    on_progress: Progress | None = None,
+) -> ImageSet:
+    """Read all images of ``source`` into memory; see :func:`iter_image_batches`."""
+    batches = list(iter_image_batches(source, image_size, _DEFAULT_BATCH, skip_bad=skip_bad, on_progress=on_progress))
+    return ImageSet(
+        np.concatenate([batch.images for batch in batches]),
+        [name for batch in batches for name in batch.names],
+        [line for batch in batches for line in batch.bad],
+    )
+
+
+def iter_image_batches(
+    source: Path,
+    image_size: int,
+    batch_size: int,
+    *,
+    skip_bad: bool = False,
+    on_progress: Progress | None = None,
+) -> Iterator[ImageSet]:
+    """Yield the images of ``source``, at most ``batch_size`` at a time; only one batch is in memory.
+
+    Args:
+        source: a folder, read recursively in the order of the relative paths (every file in it counts, save
+            hidden ones), or an .npy file, uint8 [N, image_size, image_size, 3].
+        image_size: side of an image in pixels.
+        batch_size: files read a batch.
+        skip_bad: leave out files that cannot be read, and list them in ``bad``. Otherwise one such file is an
+            error, raised when all files have been looked at, so that it names and counts them all.
+        on_progress: called after every batch.
+
+    Raises:
+        InputError: nothing there, a wrong kind of file, or unreadable images (see ``skip_bad``).
+    """
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: give at least 1")
+    if source.is_dir():
+        paths = image_paths(source)
+        if not paths:
+            raise InputError(f"{source} holds no files: give a folder of images")
+        yield from _batches_of_files(source, paths, image_size, batch_size, skip_bad, on_progress)
+    elif source.suffix == ".npy":
+        yield from _batches_of_array(source, image_size, batch_size, on_progress)
+    elif source.exists():
+        raise InputError(f"{source} is neither a folder of images nor an .npy file")
+    else:
+        raise InputError(f"{source} does not exist")
+
+
+def iter_listed_batches(
+    folder: Path,
+    names: Sequence[str],
+    image_size: int,
+    batch_size: int,
+    *,
+    skip_bad: bool = False,
+    on_progress: Progress | None = None,
+) -> Iterator[ImageSet]:
+    """Yield the files ``names``, paths below ``folder``, in that order; the rest as :func:`iter_image_batches`."""
+    paths = [folder / name for name in names]
+    yield from _batches_of_files(folder, paths, image_size, batch_size, skip_bad, on_progress)
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Return every file below ``folder`` that is not hidden, sorted by relative path.
+
+    Raises:
+        InputError: a folder in it is a link, which could lead out of it or around in circles.
+    """
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        if links:
+            raise InputError(f"{Path(root, links[0])} is a link to a folder: give the folder itself, or copy it")
+        found += [Path(root, name) for name in files if not name.startswith(".")]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def load_npy(path: Path, what: str) -> npt.NDArray[np.generic]:
+    """Map the .npy array at ``path`` read-only; never unpickles.
+
+    Raises:
+        InputError: missing, damaged, or an array of objects; ``what`` says what was expected.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError, EOFError, OverflowError) as error:
+        raise InputError(f"{path} is not an .npy file of {what}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays, not an .npy file of {what}")
+    return array
+
+
+def _batches_of_files(
+    folder: Path,
+    paths: list[Path],
+    image_size: int,
+    batch_size: int,
+    skip_bad: bool,
+    on_progress: Progress | None,
+) -> Iterator[ImageSet]:
+    bad: list[str] = []
+    with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes without the GIL
+        for start in range(0, len(paths), batch_size):
+            part = paths[start : start + batch_size]
+            decoded = list(pool.map(lambda path: _read(path, folder, image_size), part))
+            refused = [item for item in decoded if isinstance(item, str)]
+            images = [item for item in decoded if not isinstance(item, str)]
+            names = [
+                path.relative_to(folder).as_posix()
+                for path, item in zip(part, decoded, strict=True)
+                if not isinstance(item, str)
+            ]
+            bad += refused
+            if on_progress:
+                on_progress(start + len(part), len(paths))
+            if (images or refused) and (skip_bad or not bad):
+                stacked = np.stack(images) if images else np.empty((0, image_size, image_size, 3), np.uint8)
+                yield ImageSet(stacked, names, refused)
+    if len(bad) == len(paths):
+        raise InputError(f"{folder}: none of {len(paths)} files can be read; {_some(bad)}")
+    if bad and not skip_bad:
+        raise InputError(
+            f"{folder}: {len(bad)} of {len(paths)} files cannot be read (--skip-bad leaves them out); {_some(bad)}"
+        )
+
+
+def _read(path: Path, folder: Path, image_size: int) -> npt.NDArray[np.uint8] | str:
+    """Return the image, or one line that says why there is none."""
+    name = path.relative_to(folder).as_posix()
+    try:
+        if not path.is_file():
+            there = path.exists() or path.is_symlink()
+            return f"{name}: " + ("not a regular file" if there else "does not exist")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            return f"{name}: larger than {MAX_FILE_BYTES} bytes"
+        return image_from_bytes(path.read_bytes(), image_size, name=name)
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{name}: {error.strerror or error}"
+
+
+def _batches_of_array(path: Path, image_size: int, batch_size: int, on_progress: Progress | None) -> Iterator[ImageSet]:
+    array = load_npy(path, f"images, uint8 [N, {image_size}, {image_size}, 3]")
+    check_images(array, image_size, str(path))
+    count = len(array)
+    if count == 0:
+        raise InputError(f"{path} holds no images")
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        images = np.array(array[start:stop], dtype=np.uint8)
+        if on_progress:
+            on_progress(stop, count)
+        yield ImageSet(images, [f"{path.name}[{row}]" for row in range(start, stop)], [])
+
+
+def _some(bad: list[str]) -> str:
+    more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    return "; ".join(bad[:_SHOWN]) + more

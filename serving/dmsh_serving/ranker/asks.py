@@ -1,0 +1,150 @@
+"""What is asked of a ranker, and how asks are answered together: few scans of the gallery for many requests.
+
+Asks that search among the same codes share a scan. Each gets its own k out of the scan's, which is the largest: the
+order is total, so the k nearest begin any longer list. A scan costs more the larger its k, so asks share one only if
+their k are alike. A radius cuts the list of an ask after the scan, and re-ranking orders what is left inside
+equal distances.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.checks import checked_k
+from dmsh_serving.codes import Codes, check_codes, pack
+from dmsh_serving.contract import DEFAULT_K, MAX_FILTER_IDS, PAD_DISTANCE, PAD_ID
+from dmsh_serving.errors import InputError
+from dmsh_serving.gallery.part import ascending_ids
+from dmsh_serving.gallery.snapshot import SearchResult, Snapshot
+from dmsh_serving.hamming.inputs import checked_radius
+from dmsh_serving.ranker.rerank import asymmetric_order
+
+_Key = tuple[int, bytes | None]  # how large k is, and the filter
+_Rows = tuple[int, npt.NDArray[np.int64]]  # place of an ask, and which of its queries
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request to a ranker.
+
+    Attributes:
+        codes: (N, B) uint8; N may be 0.
+        k: results a query, 1 to ``contract.MAX_K``.
+        radius: only codes at most this far; None for any distance.
+        filters: (N, F) int64, of each query the ids that may be found, filled up with ``contract.PAD_ID``; None for
+            all. Ids that the gallery does not have do not matter.
+        logits: (N, K) float32 that ``codes`` are made of, to order answers at equal distance by; see
+            :mod:`dmsh_serving.ranker.rerank`. None leaves them in (distance, id) order.
+    """
+
+    codes: Codes
+    k: int = DEFAULT_K
+    radius: int | None = None
+    filters: npt.NDArray[np.int64] | None = None
+    logits: npt.NDArray[np.float32] | None = None
+
+    def check(self, bits: int) -> None:
+        """Raise :class:`InputError` unless a gallery of ``bits`` can be asked this."""
+        checked_k(self.k)
+        check_codes(self.codes, bits)
+        if self.radius is not None:
+            checked_radius(self.radius)
+        if self.filters is not None:
+            _check_filters(self.filters, len(self.codes))
+        if self.logits is not None:
+            _check_logits(self.logits, self.codes, bits)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The k nearest images of N codes, ordered by (distance, id), or inside a distance as re-ranked.
+
+    Attributes:
+        ids: (N, k) int64.
+        distances: (N, k) int32.
+        keys: (N, k) object, str.
+        gallery_version: the one version that answered.
+    """
+
+    ids: npt.NDArray[np.int64]
+    distances: npt.NDArray[np.int32]
+    keys: npt.NDArray[np.object_]
+    gallery_version: str
+
+
+def rank(snapshot: Snapshot, asks: Sequence[Ask], *, threads: int | None = None) -> list[Ranked]:
+    """Answer all ``asks``, already checked, out of one version of a gallery, in their order."""
+    ids = [np.full((len(ask.codes), ask.k), PAD_ID, np.int64) for ask in asks]
+    rows = [found.copy() for found in ids]
+    distances = [np.full(found.shape, PAD_DISTANCE, np.int32) for found in ids]
+    for (_, allowed), group in _scans(asks).items():
+        found = snapshot.search(
+            np.concatenate([asks[place].codes[queries] for place, queries in group]),
+            max(asks[place].k for place, _ in group),
+            allowed=None if allowed is None else np.frombuffer(allowed, np.int64),
+            threads=threads,
+        )
+        start = 0
+        for place, queries in group:
+            part, k = slice(start, start + len(queries)), asks[place].k
+            start += len(queries)
+            ids[place][queries] = found.ids[part, :k]
+            rows[place][queries] = found.rows[part, :k]
+            distances[place][queries] = found.distances[part, :k]
+    return [
+        _finished(snapshot, ask, SearchResult(ids[place], distances[place], rows[place]))
+        for place, ask in enumerate(asks)
+    ]
+
+
+def _finished(snapshot: Snapshot, ask: Ask, found: SearchResult) -> Ranked:
+    """Cut what was found for one ask at its radius, order it by its logits, and look up the keys."""
+    ids, distances, rows = found.ids, found.distances, found.rows
+    if ask.radius is not None:
+        beyond = distances > ask.radius
+        ids[beyond], rows[beyond], distances[beyond] = PAD_ID, PAD_ID, PAD_DISTANCE
+    if ask.logits is not None and len(ask.codes):
+        order = asymmetric_order(ask.logits, snapshot.codes_of(rows), distances, ids)
+        ids = np.take_along_axis(ids, order, axis=1)
+        rows = np.take_along_axis(rows, order, axis=1)
+    keys = np.array(snapshot.keys_of(rows), dtype=np.object_).reshape(rows.shape)
+    return Ranked(ids, distances, keys, snapshot.version)
+
+
+def _scans(asks: Sequence[Ask]) -> dict[_Key, list[_Rows]]:
+    """Return which queries of which asks each scan answers."""
+    scans: dict[_Key, list[_Rows]] = {}
+    for place, ask in enumerate(asks):
+        size = ask.k.bit_length() // 3  # alike: within a factor of 8
+        every = np.arange(len(ask.codes))
+        if not len(every):
+            continue
+        if ask.filters is None:
+            scans.setdefault((size, None), []).append((place, every))
+            continue
+        filters, which = np.unique(ask.filters, axis=0, return_inverse=True)
+        for number, values in enumerate(filters):
+            allowed = ascending_ids(values[values != PAD_ID]).tobytes()
+            scans.setdefault((size, allowed), []).append((place, np.flatnonzero(which.reshape(-1) == number)))
+    return scans
+
+
+def _check_filters(filters: npt.NDArray[np.int64], queries: int) -> None:
+    if filters.dtype != np.int64 or filters.ndim != 2 or len(filters) != queries:
+        raise InputError(f"filter must be int64 [{queries}, F], got {filters.dtype} {list(filters.shape)}")
+    if filters.shape[1] > MAX_FILTER_IDS:
+        raise InputError(
+            f"filter has {filters.shape[1]} ids a query: give at most {MAX_FILTER_IDS}, or build a gallery of them"
+        )
+    wrong = filters[filters < PAD_ID]
+    if wrong.size:
+        raise InputError(f"filter has id {wrong[0]}: ids are 0 or more, and {PAD_ID} fills shorter lists")
+
+
+def _check_logits(logits: npt.NDArray[np.float32], codes: Codes, bits: int) -> None:
+    if logits.dtype != np.float32 or logits.shape != (len(codes), bits):
+        raise InputError(f"logits must be float32 [{len(codes)}, {bits}], got {logits.dtype} {list(logits.shape)}")
+    if len(codes) and not np.array_equal(pack(logits), codes):
+        raise InputError("the logits give other codes than those that are searched for: send both of one image")

@@ -1,0 +1,1 @@
+"""What Triton runs (decoder, encoder, ranker) and the model repository that describes it."""

@@ -1,0 +1,1 @@
+"""One Triton server process: found, checked, started, watched and stopped."""

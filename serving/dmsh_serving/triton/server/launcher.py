@@ -1,0 +1,341 @@
+"""Run one Triton server: check first, start, wait until ready, watch, stop cleanly.
+
+The watch restarts the server when one of its Python models' processes (stubs) is gone: Triton 24.10 goes on calling
+such a model READY while every request to it fails, and only a new process of the model brings it back.
+"""
+
+import contextlib
+import http.client
+import json
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
+from dmsh_serving.errors import DmshError, MissingError
+from dmsh_serving.triton.encoder_config import read_encoder_config
+from dmsh_serving.triton.server import home as triton_home
+from dmsh_serving.triton.server import preflight, shared_memory
+from dmsh_serving.triton.server.log import error_from_log
+from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
+
+LOOPBACK = "127.0.0.1"
+READY_SECONDS = 120.0
+STOP_SECONDS = 30  # how long requests in flight may take once the server is told to stop
+WATCH_SECONDS = 0.25
+MAX_RESTARTS_A_MINUTE = 5
+RETRY_SECONDS = 10  # after a start that failed
+DEAD_STUB_SECONDS = 15.0  # until Triton says itself why a model's process ended while it was loaded
+_CLOSED_TO_CLIENTS = "model-repository,shared-memory,logging,trace"
+_CONTROL_HEADER = "dmsh-control"
+# Becomes tritonserver, having asked the kernel (PR_SET_PDEATHSIG) for a SIGTERM when the thread that started it is
+# gone: a launcher that is killed leaves no server behind.
+_DIE_WITH_PARENT = (
+    sys.executable,
+    "-ISc",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])",
+)
+_log = logging.getLogger(__name__)
+
+
+class TritonServer:
+    """One server: ``with TritonServer(repository) as server: SearchClient(server.url)``.
+
+    Ports left None are free ones. ``on_event`` is given a line when the watch acts.
+
+    Attributes:
+        url: host:port of gRPC.
+        http_url, metrics_url: host:port of HTTP and of the metrics.
+        restarts: how often the watch had to start the server again.
+        failure: why the server could not be started or kept alive, or None.
+        exit_code: tritonserver's, once it has ended.
+
+    Raises:
+        DmshError: the preflight found something, or a model does not load (the message says why).
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        triton: Path | None = None,
+        host: str = LOOPBACK,
+        grpc_port: int | None = None,
+        http_port: int | None = None,
+        metrics_port: int | None = None,
+        log_file: Path | None = None,
+        on_event: Callable[[str], None] = _log.warning,
+    ) -> None:
+        free = iter(free_ports(host, 3))
+        self.repository, self.host = repository.absolute(), host
+        self.grpc_port, self.http_port, self.metrics_port = (
+            next(free) if port is None else port for port in (grpc_port, http_port, metrics_port)
+        )
+        reached_at = LOOPBACK if host in ("0.0.0.0", "") else host
+        self.url = f"{reached_at}:{self.grpc_port}"
+        self.http_url = f"{reached_at}:{self.http_port}"
+        self.metrics_url = f"{reached_at}:{self.metrics_port}"
+        self.log_file = log_file or triton_home.cache_folder() / f"triton-{self.grpc_port}.log"
+        self.restarts = 0
+        self.failure: DmshError | None = None
+        self._triton, self._on_event = triton, on_event
+        self.exit_code: int | None = None
+        self._launched, self._stopping, self._ended = threading.Event(), threading.Event(), threading.Event()
+        self._watch = threading.Thread(target=self._run, name="triton-watch", daemon=True)
+        self._control_key = secrets.token_hex(16)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stubs: frozenset[int] = frozenset()
+
+    def __enter__(self) -> "TritonServer":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process id of tritonserver."""
+        if self._process is None:
+            raise MissingError("this Triton server was not started")
+        return self._process.pid
+
+    @property
+    def stubs(self) -> frozenset[int]:
+        """The process ids of the Python models."""
+        return self._stubs
+
+    def start(self) -> None:
+        """Check, start, and return when every model is ready."""
+        self._home = triton_home.find(self._triton)
+        ports = {"--grpc-port": self.grpc_port, "--http-port": self.http_port, "--metrics-port": self.metrics_port}
+        preflight.check(self._home, self.repository, self.host, ports)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file.write_bytes(b"")
+        shared_memory.sweep()
+        self._regions = shared_memory.RegionPrefix()
+        self._watch.start()
+        try:
+            self._launched.wait()
+        except BaseException:  # Ctrl-C while models load
+            self.stop()
+            raise
+        if self.failure is not None:
+            self.wait()
+
+    def stop(self) -> int | None:
+        """Answer what is in flight, end the server, remove what it leaves; return tritonserver's exit code."""
+        self._stopping.set()
+        if self._watch.ident is not None:
+            self._ended.wait()
+        return self.exit_code
+
+    def wait(self) -> None:
+        """Return when the server was stopped.
+
+        Raises:
+            DmshError: it could not be started or kept alive.
+        """
+        self._ended.wait()  # not join: a join that a signal interrupts takes the thread for ended (CPython 3.11)
+        if self.failure is not None:
+            raise self.failure
+
+    def _launch(self) -> None:
+        command = [
+            *_DIE_WITH_PARENT,
+            str(self._home.executable),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={self._home.backends}",
+            f"--grpc-address={self.host}",
+            f"--grpc-port={self.grpc_port}",
+            f"--http-address={self.host}",
+            f"--http-port={self.http_port}",
+            f"--metrics-address={self.host}",
+            f"--metrics-port={self.metrics_port}",
+            # Only this launcher controls models, and only to drain them: see _drain. A client that could register
+            # shared memory could map and overwrite that of the models' processes.
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            # The configurations are complete; asking each Python model for its own starts its process twice.
+            "--disable-auto-complete-config",
+            f"--http-restricted-api={_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}",
+            f"--grpc-restricted-protocol={_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}",
+            f"--exit-timeout-secs={STOP_SECONDS}",
+            f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
+            *_backend_settings(self.repository),
+        ]
+        with self.log_file.open("ab") as log:
+            offset = log.tell()
+            self._process = subprocess.Popen(
+                command,
+                env=self._home.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for this process, which then stops Triton in order
+                pass_fds=[self._regions.descriptor],
+            )
+        self._stubs = self._wait_ready(self._process, offset)
+
+    def _wait_ready(self, process: subprocess.Popen[bytes], log_offset: int) -> frozenset[int]:
+        """Return when every model is ready, with the stubs that were seen: one of them may have died already."""
+        started, died_at = time.monotonic(), math.inf
+        stubs: frozenset[int] = frozenset()
+        while not self._is_ready():
+            now = time.monotonic()
+            stubs |= all_stubs(process.pid)
+            died_at = math.inf if all_living(stubs) else min(died_at, now)
+            dead = now > died_at + DEAD_STUB_SECONDS  # Triton 24.10 waits for ever for one that was killed
+            ended = process.poll() is not None  # before its log is read, which is whole then
+            said = self.log_file.read_bytes()[log_offset:].decode(errors="replace")
+            if ended or (dead and "failed to load" in said):
+                raise error_from_log(said, self.log_file)
+            if dead:
+                raise MissingError(f"the process of a model died while it was loaded (log: {self.log_file})")
+            if now > started + READY_SECONDS:
+                raise MissingError(f"Triton was not ready after {READY_SECONDS:.0f} s (log: {self.log_file})")
+            if self._stopping.wait(0.05):
+                break
+        return stubs | all_stubs(process.pid)
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            self._http("GET", "/v2/health/ready")
+            return True
+        return False
+
+    def _http(self, method: str, path: str) -> bytes:
+        """Return the body of the server's answer; raise OSError or HTTPException unless it is 200 OK."""
+        connection = http.client.HTTPConnection(self.http_url, timeout=2)
+        try:
+            connection.request(method, path, headers={_CONTROL_HEADER: self._control_key})
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != http.HTTPStatus.OK:
+                raise http.client.HTTPException(f"{path}: {answer.status} {body[:200]!r}")
+            return body
+        finally:
+            connection.close()
+
+    def _drain(self) -> None:
+        """Refuse new searches and let those in flight finish.
+
+        Triton told to stop refuses the next step of an ensemble's request, which then fails half done. An ensemble
+        that is unloaded refuses new requests, while its own go through models that still work.
+        """
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            for ensemble in self._served_ensembles():
+                self._http("POST", f"/v2/repository/models/{ensemble}/unload")
+            while self._served_ensembles() and time.monotonic() < deadline:
+                time.sleep(0.02)
+        except (OSError, http.client.HTTPException) as error:  # it hangs or is gone: it is ended anyway
+            _log.warning("Triton could not be drained before its end: %s", error)
+
+    def _served_ensembles(self) -> list[str]:
+        index = json.loads(self._http("POST", "/v2/repository/index"))
+        living = ("READY", "UNLOADING")
+        return [
+            model["name"]
+            for model in index
+            if model["name"] in (SEARCH_MODEL, SEARCH_FILE_MODEL) and model.get("state") in living
+        ]
+
+    def _run(self) -> None:
+        """Start the server, watch it, end it: all in one thread, whose end would also end the server."""
+        try:
+            self._launch()
+            self._launched.set()
+            self._keep_alive()
+            self._drain()
+        except (DmshError, OSError) as error:
+            self.failure = error if isinstance(error, DmshError) else MissingError(f"Triton cannot run: {error}")
+        finally:
+            self.exit_code = self._end(STOP_SECONDS + 5)
+            self._regions.release()
+            self._ended.set()
+            self._launched.set()
+
+    def _keep_alive(self) -> None:
+        restarted_at: list[float] = []
+        failed: DmshError | None = None  # the last start, if it failed
+        while not self._stopping.wait(WATCH_SECONDS):
+            lost = self._what_is_lost()
+            if lost is None:
+                continue
+            began = time.monotonic()
+            restarted_at = [moment for moment in restarted_at if began - moment < 60] + [began]
+            if len(restarted_at) > MAX_RESTARTS_A_MINUTE:
+                raise failed or MissingError(
+                    f"Triton was started again {MAX_RESTARTS_A_MINUTE} times within a minute, and {lost} "
+                    f"(log: {self.log_file})"
+                )
+            self._end(1)  # no request to a model without its process can be answered: do not wait for them
+            self._regions.remove_regions()
+            try:
+                self._launch()
+            except DmshError as error:
+                failed = error
+                self._end(1)
+                self._on_event(f"{lost}, and Triton could not be started again: {error}")
+                self._stopping.wait(RETRY_SECONDS)
+                continue
+            if self._stopping.is_set():
+                return
+            failed = None
+            self.restarts += 1
+            self._on_event(f"{lost}: Triton was started again in {time.monotonic() - began:.1f} s")
+
+    def _what_is_lost(self) -> str | None:
+        process = self._process
+        if process is None or process.poll() is not None:
+            return f"tritonserver ended by itself ({'?' if process is None else process.returncode})"
+        if all_living(self._stubs):
+            return None
+        living = living_stubs(process.pid)
+        if len(living) < len(self._stubs):
+            return "the process of a model died"
+        self._stubs = living  # a newer Triton replaces a dead one itself
+        return None
+
+    def _end(self, seconds: float) -> int:
+        """End the server, gently for ``seconds``, then it and every process of its session; return its exit code."""
+        process = self._process
+        if process is None:
+            return 0
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        with contextlib.suppress(ProcessLookupError):  # all have ended by themselves
+            os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+
+def _backend_settings(repository: Path) -> list[str]:
+    """Return what the encoder's backend needs; without it, Triton refuses an engine of an older TensorRT."""
+    compatible = read_encoder_config(repository).version_compatible
+    return ["--backend-config=tensorrt,version-compatible=true"] if compatible else []
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Return ``count`` different ports that are free on ``host`` now."""
+    sockets = [socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) for _ in range(count)]
+    try:
+        for opened in sockets:
+            opened.bind((host, 0))
+        return [int(opened.getsockname()[1]) for opened in sockets]
+    finally:
+        for opened in sockets:
+            opened.close()

@@ -1,0 +1,110 @@
+"""What would keep Triton from starting or answering, found before it starts: each one line that says what to do."""
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from dmsh_serving.contract import ENCODER_MODEL
+from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.triton.encoder_config import read_encoder_config
+from dmsh_serving.triton.server.home import TritonHome
+from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
+from dmsh_serving.triton.spec import MODEL_FILE
+
+# Each Python model maps 1 MiB and grows it by what its batches need; Docker's default of 64 MiB is enough.
+NEEDED_SHARED_MEMORY_BYTES = 32 * 1024 * 1024
+
+
+def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int]) -> None:
+    """Check all that can be checked before a start; ``ports`` by their option's name.
+
+    Raises:
+        InputError: the repository is not one or is incomplete; a port is taken.
+        MissingError: something this machine or Triton's Python lacks.
+    """
+    check_repository(repository)
+    check_ports(host, ports)
+    check_shared_memory()
+    check_python(home, runs_onnx=read_encoder_config(repository).backend == "python")
+
+
+def check_repository(repository: Path) -> None:
+    """Refuse a folder that is not a model repository, or one whose encoder has no model."""
+    if not repository.is_dir():
+        raise InputError(f"{repository} is not a folder: make a model repository with dmsh-export repository")
+    if not any(repository.glob("*/config.pbtxt")):
+        raise InputError(f"{repository} holds no model folders: make a model repository with dmsh-export repository")
+    version = repository / ENCODER_MODEL / "1"
+    if (version / "model.py").exists() and not (version / MODEL_FILE).exists():
+        raise InputError(f"{version / MODEL_FILE} is not there: put the exported model in with dmsh-export repository")
+
+
+def check_ports(host: str, ports: Mapping[str, int]) -> None:
+    """Refuse a port that is out of range, given twice, or taken."""
+    for option, port in ports.items():
+        if not 1 <= port <= 65535:
+            raise InputError(f"{option} {port} is not a port: use 1 to 65535")
+        same = [other for other in ports if ports[other] == port]
+        if len(same) > 1:
+            raise InputError(f"{' and '.join(same)} are both {port}: give each its own")
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise InputError(
+                    f"cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or choose another {option}"
+                ) from error
+
+
+def check_shared_memory(folder: Path = SHARED_MEMORY, needed_bytes: int = NEEDED_SHARED_MEMORY_BYTES) -> None:
+    """Refuse a machine whose shared memory is too small for the Python models."""
+    if not os.access(folder, os.W_OK):
+        raise MissingError(f"{folder} cannot be written: Triton's Python models talk through it")
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if free < needed_bytes:
+        raise MissingError(
+            f"{folder} has {free >> 20} MiB free, Triton's Python models need {needed_bytes >> 20}: "
+            "give it more (docker run --shm-size=256m)"
+        )
+
+
+def check_python(home: TritonHome, *, runs_onnx: bool = True) -> None:
+    """Refuse a Python that the models cannot run in; ``runs_onnx``: the encoder is one of them."""
+    facts = home.facts
+    if home.packaged and facts.numpy and int(facts.numpy.split(".")[0]) >= 2:
+        raise MissingError(
+            f"numpy {facts.numpy} is installed beside {home.python}: with numpy 2 the outputs of this Triton (24.10) "
+            "come back empty; install 'numpy<2' there, or run make .venv-triton/ready"
+        )
+    needed = {
+        "numpy": facts.numpy,
+        "numba": facts.numba,
+        "dmsh_serving": facts.dmsh_serving,
+    }
+    if runs_onnx:
+        needed["onnxruntime"] = facts.onnxruntime
+    absent = [name for name, found in needed.items() if found is None]
+    if absent:
+        raise MissingError(
+            f"the Python of Triton's models, {home.python}, cannot import {', '.join(absent)}: install "
+            "dmsh-toolkit[server] there, or run make .venv-triton/ready"
+        )
+    _check_stub_libraries(home)
+
+
+def _check_stub_libraries(home: TritonHome) -> None:
+    stub = home.backends / "python" / "triton_python_backend_stub"
+    listing = subprocess.run(
+        ["ldd", str(stub)], env=home.environment(), capture_output=True, text=True, check=False
+    ).stdout
+    absent = re.findall(r"(\S+) => not found", listing)
+    if absent:
+        raise MissingError(
+            f"Triton's Python backend cannot load {', '.join(absent)}: use a Python built with a shared library "
+            f"(Debian: apt install libpython{home.facts.version})"
+        )

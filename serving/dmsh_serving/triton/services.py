@@ -1,0 +1,254 @@
+"""What the three Triton models do with a batch of requests: plain arrays in and out, no Triton.
+
+The requests of one call are computed together. A request that is wrong gets its own error in the answers' list, and
+its batch-mates their answers. The number of rows of a call is bounded by Triton (``max_batch_size``).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.checks import check_images
+from dmsh_serving.codes import checked_bits, require_finite
+from dmsh_serving.contract import (
+    CODE,
+    DEFAULT_K,
+    DISTANCES,
+    FILE,
+    FILTER,
+    GALLERY_VERSION,
+    IDS,
+    IMAGE,
+    KEYS,
+    LOGITS,
+    RADIUS,
+    RERANK,
+    K,
+)
+from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.errors import InputError
+from dmsh_serving.images import decode
+from dmsh_serving.ranker.asks import Ask, Ranked
+from dmsh_serving.ranker.follower import Ranker, RankerEvents
+from dmsh_serving.ranker.rerank import ASYMMETRIC
+from dmsh_serving.triton.spec import MODEL_FILE
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+Answer = Arrays | InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model is told by its place and its ``config.pbtxt``: its folder, its version's folder, its parameters."""
+
+    folder: Path
+    version_folder: Path
+    parameters: Mapping[str, str]
+
+    def text(self, name: str) -> str:
+        """Return the parameter ``name``."""
+        if name not in self.parameters:
+            raise InputError(f"{self.folder / 'config.pbtxt'} has no parameter {name}: generate the repository again")
+        return self.parameters[name]
+
+    def number(self, name: str) -> int:
+        """Return the parameter ``name``, a whole number above 0."""
+        text = self.text(name)
+        if not text.isascii() or not text.isdigit() or not int(text):
+            raise InputError(f"{self.folder / 'config.pbtxt'}: {name} must be a whole number above 0, got {text!r}")
+        return int(text)
+
+
+class DecodeService:
+    """``file`` BYTES (N, 1) -> ``image`` (N, image_size, image_size, 3) uint8; files are decoded side by side."""
+
+    def __init__(self, image_size: int, threads: int) -> None:
+        self.image_size = image_size
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    @classmethod
+    def open(cls, settings: Settings) -> "DecodeService":
+        """Start the service that ``settings`` describe."""
+        return cls(settings.number("image_size"), settings.number("threads"))
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
+        """Answer each request with its images, or with the error of its first bad file."""
+        files = [[bytes(file) for file in request[FILE].ravel()] for request in requests]
+        decoded = iter(list(self._pool.map(self._image_or_error, [file for group in files for file in group])))
+        return [self._reply([next(decoded) for _ in group]) for group in files]
+
+    def _image_or_error(self, data: bytes) -> npt.NDArray[np.uint8] | InputError:
+        try:
+            return decode.image_from_bytes(data, self.image_size, name="file")
+        except InputError as error:
+            return error
+
+    def _reply(self, images: Sequence[npt.NDArray[np.uint8] | InputError]) -> Answer:
+        for index, image in enumerate(images):
+            if isinstance(image, InputError):
+                return image if len(images) == 1 else InputError(f"file {index} of the request: {image}")
+        return {IMAGE: np.stack([image for image in images if not isinstance(image, InputError)])}
+
+
+class EncoderService:
+    """``image`` (N, H, W, 3) uint8 -> ``code`` (N, B) uint8 and ``logits`` (N, K) float32."""
+
+    def __init__(self, encoder: OnnxEncoder) -> None:
+        self._encoder = encoder
+
+    @classmethod
+    def open(cls, settings: Settings) -> "EncoderService":
+        """Load ``model.onnx`` beside ``model.py``; refuse one of another code space than the configuration's."""
+        path = settings.version_folder / MODEL_FILE
+        encoder = OnnxEncoder(path, threads=settings.number("threads"))
+        for name, found in (("fingerprint", encoder.fingerprint), ("bits", str(encoder.bits))):
+            if found != settings.text(name):
+                raise InputError(
+                    f"{path} has {name} {found}, config.pbtxt says {settings.text(name)}: generate the repository again"
+                )
+        return cls(encoder)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._encoder.close()
+
+    def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
+        """Answer each request with its codes and logits; NaN or Inf in a logit is that request's error."""
+        return answer_together(requests, self._checked_images, self._codes)
+
+    def _checked_images(self, request: Arrays) -> npt.NDArray[np.uint8]:
+        images = request[IMAGE]
+        check_images(images, self._encoder.image_size)
+        return images.astype(np.uint8, copy=False)
+
+    def _codes(self, parts: Sequence[npt.NDArray[np.uint8]]) -> list[Answer]:
+        encoded = self._encoder.infer(np.concatenate(parts))
+        return [_codes_or_error(encoded.code[start:stop], encoded.logits[start:stop]) for start, stop in _spans(parts)]
+
+
+class RankerService:
+    """``code`` (N, B) uint8 -> ids, distances, keys (N, k), gallery_version (N, 1).
+
+    Optionally ``k`` and ``radius`` (N, 1) int64, ``filter`` (N, F) int64, and ``rerank`` BYTES (N, 1) with ``logits``
+    (N, K) float32. Triton gives every input of a batching model a row for each query; one request has one k, one radius
+    and one way to re-rank, so their rows must agree, and a filter a query.
+    """
+
+    def __init__(self, ranker: Ranker) -> None:
+        self._ranker = ranker
+
+    @classmethod
+    def open(cls, settings: Settings, events: RankerEvents | None = None) -> "RankerService":
+        """Open the gallery that ``settings`` name, by a path as seen from the model's folder."""
+        ranker = Ranker(
+            (settings.folder / settings.text("gallery")).resolve(),
+            bits=checked_bits(settings.number("bits")),
+            fingerprint=settings.text("fingerprint"),
+            threads=settings.number("threads"),
+            events=events,
+        )
+        return cls(ranker)
+
+    def close(self) -> None:
+        """Stop following the gallery."""
+        self._ranker.close()
+
+    def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
+        """Answer each request with its k nearest images; all that can share a scan of the gallery do."""
+        answers: list[Answer | None] = []
+        asks: list[Ask] = []
+        for request in requests:
+            try:
+                ask = ask_of(request)
+                ask.check(self._ranker.bits)
+                asks.append(ask)
+                answers.append(None)
+            except InputError as error:
+                answers.append(error)
+        ranked = iter(self._ranker.rank(asks))
+        return [_reply(next(ranked)) if answer is None else answer for answer in answers]
+
+
+def ask_of(request: Arrays) -> Ask:
+    """Return what a request to the ranker asks.
+
+    Raises:
+        InputError: no code, a k or radius that is not one whole number, or a way to re-rank that there is not.
+    """
+    if CODE not in request:
+        raise InputError(f"the request has no input {CODE}")
+    k = _one_number(request, K)
+    return Ask(
+        request[CODE],
+        DEFAULT_K if k is None else k,
+        _one_number(request, RADIUS),
+        request.get(FILTER),
+        request[LOGITS] if _reranks(request) else None,
+    )
+
+
+def _one_number(request: Arrays, name: str) -> int | None:
+    """Return the one value of an optional input, int64 (N, 1); None where the request does not have it."""
+    if name not in request:
+        return None
+    values = request[name]
+    if values.dtype != np.int64 or values.size == 0 or (values != values.flat[0]).any():
+        raise InputError(f"{name} must be one int64 value, the same in every row of a request, got {values.tolist()}")
+    return int(values.flat[0])
+
+
+def _reranks(request: Arrays) -> bool:
+    """Say whether the request wants its answers ordered by its logits, which an ensemble always hands on."""
+    if RERANK not in request:
+        return False
+    ways = set(request[RERANK].ravel().tolist())
+    if ways != {ASYMMETRIC.encode()}:
+        raise InputError(f"{RERANK} must be {ASYMMETRIC!r} in every row of a request, got {sorted(map(repr, ways))}")
+    if LOGITS not in request:
+        raise InputError(f"{RERANK} needs the input {LOGITS}: the ensembles pass the encoder's on")
+    return True
+
+
+def _reply(ranked: Ranked) -> Answer:
+    version = np.full((len(ranked.ids), 1), ranked.gallery_version, dtype=np.object_)
+    return {IDS: ranked.ids, DISTANCES: ranked.distances, KEYS: ranked.keys, GALLERY_VERSION: version}
+
+
+def answer_together(
+    requests: Sequence[Arrays],
+    checked: Callable[[Arrays], npt.NDArray[np.uint8]],
+    compute: Callable[[Sequence[npt.NDArray[np.uint8]]], list[Answer]],
+) -> list[Answer]:
+    """Check each request alone, compute the good ones in one call, and return all answers in the requests' order."""
+    answers: list[Answer | None] = []
+    good: list[npt.NDArray[np.uint8]] = []
+    for request in requests:
+        try:
+            good.append(checked(request))
+            answers.append(None)
+        except InputError as error:
+            answers.append(error)
+    computed = iter(compute(good) if good else [])
+    return [next(computed) if answer is None else answer for answer in answers]
+
+
+def _codes_or_error(code: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> Answer:
+    try:
+        require_finite(logits)
+    except InputError as error:
+        return error
+    return {CODE: code, LOGITS: logits}
+
+
+def _spans(parts: Sequence[npt.NDArray[np.uint8]]) -> list[tuple[int, int]]:
+    stops = np.cumsum([len(part) for part in parts])
+    return [(int(stop) - len(part), int(stop)) for part, stop in zip(parts, stops, strict=True)]

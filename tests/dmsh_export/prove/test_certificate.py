@@ -1,0 +1,251 @@
+"""The certificate: what is proven of a true model, and the node that is named in one that was tampered with."""
+
+import integer_networks as networks
+import numpy as np
+import pytest
+import tiny_model
+from onnx import helper, numpy_helper
+
+from dmsh_export.prove import certificate as certificates
+from dmsh_export.prove.certificate import bounds_of, certify
+from dmsh_export.prove.integer_from_onnx import integer_from_onnx
+from dmsh_export.to_onnx.dialects import onnx_from_network
+from dmsh_model.integer.layers import Convolution, Image, Linear, Logits
+from dmsh_model.integer.network import canonical_hash
+from dmsh_model.integer.reference import outputs
+from dmsh_serving.contract import Metadata
+from dmsh_serving.errors import CheckError, InputError
+
+MODEL = networks.model()
+
+
+def written(dialect):
+    model = onnx_from_network(MODEL.network, dialect, 20)
+    helper.set_model_props(model, {Metadata.FINGERPRINT: MODEL.fingerprint})
+    return model
+
+
+def prove(model, tmp_path, against=MODEL.network):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return certify(path, against)
+
+
+def node(model, name):
+    return next(found for found in model.graph.node if found.name == name)
+
+
+def constant(model, name):
+    return next(found for found in model.graph.initializer if found.name == name)
+
+
+def change(model, name, edit):
+    """Replace a constant by ``edit`` of a copy of it."""
+    tensor = constant(model, name)
+    tensor.CopyFrom(numpy_helper.from_array(edit(numpy_helper.to_array(tensor).copy()), name))
+
+
+def give(model, name, position, value):
+    """Give a node a constant of its own."""
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{name}.own{position}"))
+    node(model, name).input[position] = f"{name}.own{position}"
+
+
+def with_first(value):
+    def edit(array):
+        array.flat[0] = value
+        return array
+
+    return edit
+
+
+def attribute(model, name, key, value):
+    found = node(model, name)
+    kept = [entry for entry in found.attribute if entry.name != key]
+    del found.attribute[:]
+    found.attribute.extend([*kept, helper.make_attribute(key, value)])
+
+
+def bypass(model, name):
+    gone = node(model, name)
+    for other in model.graph.node:
+        for position, source in enumerate(other.input):
+            if source == gone.output[0]:
+                other.input[position] = gone.input[0]
+    model.graph.node.remove(gone)
+
+
+def insert_after(model, name, operator):
+    """Put an operator between a node and all that read it."""
+    nodes = list(model.graph.node)
+    where = next(index for index, found in enumerate(nodes) if found.name == name)
+    source = nodes[where].output[0]
+    for other in nodes[where + 1 :]:
+        other.input[:] = ["smuggled" if entry == source else entry for entry in other.input]
+    nodes.insert(where + 1, helper.make_node(operator, [source], ["smuggled"], name="smuggled"))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def give_input(model, name, tensor):
+    node(model, name).input[0] = tensor
+
+
+def swap_inputs(model, name):
+    found = node(model, name)
+    found.input[:] = found.input[::-1]
+
+
+VIOLATIONS = {
+    "a scale that is not a power of two": (
+        "onnxruntime", lambda m: change(m, "1_stem.scale", with_first(0.3)), "node 1_stem", "0.3.* not a power of two"),
+    "an activation at another scale": (
+        "onnxruntime", lambda m: give(m, "3_grouped", 1, np.float32(2)), "node 3_grouped", "scale of its input is 2"),
+    "a missing clip": (
+        "onnxruntime", lambda m: bypass(m, "2_depthwise.clip"), "node 2_depthwise", "low is -128, the checkpoint's 0"),
+    "a clip at another value": (
+        "onnxruntime", lambda m: give(m, "2_depthwise.clip", 2, np.uint8(230)), "node 2_depthwise", "high is 102"),
+    "a clip that is no integer": (
+        "tensorrt", lambda m: give(m, "2_depthwise.clip", 2, np.float32(96.5)), "node 2_depthwise.clip", "no integer"),
+    "a half-integer bias": (
+        "tensorrt",
+        lambda m: change(m, "1_stem.bias", lambda b: b + numpy_helper.to_array(constant(m, "1_stem.scale")) / 2),
+        "node 1_stem", "bias.* no integer"),
+    "an accumulator beyond 2^31": (
+        "onnxruntime", lambda m: change(m, "1_stem.bias", with_first(2**31 - 1)), "1_stem", "could reach 214"),
+    "a sum beyond 2^24 in float32": (
+        "tensorrt", lambda m: change(m, "10_fusion.bias", with_first(2**24)), "node 10_fusion", "below 2\\^24 only"),
+    "a sigmoid": (
+        "tensorrt", lambda m: insert_after(m, "1_stem.relu", "Sigmoid"), r"node smuggled \(Sigmoid\)", "exact set"),
+    "a square root in the head": (
+        "onnxruntime", lambda m: insert_after(m, "8_sum", "Sqrt"), r"node smuggled \(Sqrt\)", "exact set"),
+    "a changed weight": (
+        "tensorrt", lambda m: change(m, "2_depthwise.weight", lambda w: w ^ (np.arange(w.size).reshape(w.shape) == 7)),
+        "node 2_depthwise", "1 of 72 values of its weight"),
+    "an int8 zero point that is not 0": (
+        "tensorrt", lambda m: give(m, "3_grouped.quantise", 2, np.int8(3)), "node 3_grouped.quantise",
+        "zero point is 3"),
+    "a uint8 zero point that is not 128": (
+        "onnxruntime", lambda m: give(m, "3_grouped", 7, np.uint8(127)), "node 3_grouped", "zero point is 127"),
+    "a zero point of weights": (
+        "onnxruntime", lambda m: change(m, "1_stem.weight_zero_point", with_first(1)), "node 1_stem", "zero point"),
+    "a swapped tap": ("tensorrt", lambda m: swap_inputs(m, "9_scales"), "node 9_scales", "its parts"),
+    "another shift": (
+        "onnxruntime", lambda m: change(m, "10_fusion.factor", lambda f: f * 2), "node 10_fusion",
+        "16 of 16 values of its shift"),
+    "a shift beyond 16": (
+        "onnxruntime", lambda m: change(m, "1_stem.scale", with_first(2.0**-17)), "node 1_stem", "is not 0 to 16"),
+    "a weight that some ARM64 kernels cannot add": (
+        "onnxruntime", lambda m: change(m, "2_depthwise.weight", with_first(-128)), "2_depthwise",
+        "1 of 72 weights are -128"),
+    "another exponent of a logit": (
+        "onnxruntime", lambda m: change(m, "11_hash.factor", with_first(2.0**9)), "node 11_hash", "1 of 11 values"),
+    "a float convolution": (
+        "tensorrt",
+        lambda m: give(m, "1_stem", 1, numpy_helper.to_array(constant(m, "1_stem.weight")).astype(np.float32)),
+        "node 1_stem", "are floats"),
+    "a fractional weight in the head": (
+        "tensorrt", lambda m: change(m, "10_fusion.weight", with_first(0.5)), "node 10_fusion",
+        "weight 0.5 is no integer"),
+    "partial windows": (
+        "onnxruntime", lambda m: attribute(m, "5_pool", "ceil_mode", 1), "node 5_pool", "partial windows"),
+    "padding on another side": (
+        "tensorrt", lambda m: attribute(m, "1_stem", "pads", [1, 1, 1, 0]), "node 1_stem", "its padding is"),
+    "another offset of the image": (
+        "tensorrt", lambda m: give(m, "0_image", 1, np.float32(127)), "node 0_image", "subtracts 127"),
+    "another threshold": (
+        "onnxruntime", lambda m: give(m, "code.above", 1, np.float32(0.5)), "node code.above", "threshold is 0.5"),
+    "bits in another order": (
+        "onnxruntime", lambda m: change(m, "code.packing", lambda p: p[::-1].copy()), "node code.packed", "packbits"),
+    "a residual from elsewhere": (
+        "onnxruntime", lambda m: give_input(m, "4_residual.right", "2_depthwise.clip"), "node 4_residual",
+        "right is 2"),
+    "no rounding": ("tensorrt", lambda m: bypass(m, "10_fusion.round"), "node 11_hash", "does not hold the integers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", ["onnxruntime", "tensorrt"])
+def test_a_true_model_is_proven_to_be_the_checkpoints_network(dialect, tmp_path):
+    certificate = prove(written(dialect), tmp_path)
+    assert certificate.dialect == dialect
+    assert certificate.network_hash == canonical_hash(MODEL.network)
+    assert certificate.checkpoint == certificate.fingerprint == MODEL.fingerprint
+    assert {bound.kind for bound in certificate.bounds} == {"Convolution", "Add", "GlobalSum", "Linear", "Logits"}
+    said = certificate.to_dict()
+    assert said["proven"] is True
+    assert all(bound["below_2_31"] and bound["below_2_24"] for bound in said["bounds"])
+    needs = " ".join(condition.needs for condition in certificate.conditions)
+    for word in ("int32", "TF32 off", "session.x64quantprecision=1"):
+        assert word in needs
+
+
+@pytest.mark.parametrize("violation", VIOLATIONS)
+def test_a_violation_is_found_and_its_node_named(violation, tmp_path):
+    dialect, tamper, where, why = VIOLATIONS[violation]
+    model = written(dialect)
+    tamper(model)
+    with pytest.raises(CheckError, match=f"(?s){where}.*{why}"):
+        prove(model, tmp_path)
+
+
+def test_a_changed_weight_is_found_without_the_checkpoint_too(tmp_path):
+    model = written("onnxruntime")
+    change(model, "2_depthwise.weight", with_first(5))
+    with pytest.raises(CheckError, match="was changed after its export"):
+        prove(model, tmp_path, against=None)
+
+
+def test_a_float_model_is_no_case_for_a_proof(tmp_path):
+    with pytest.raises(InputError, match="float model"):
+        certify(tiny_model.write(tmp_path / "float.onnx"))
+
+
+def test_no_image_drives_an_accumulator_past_its_bound():
+    bounds = {index: MODEL.network.accumulator(index) for index in range(len(MODEL.network.layers))}
+    seen = {}
+
+    def note(index, sums):
+        seen[index] = max(seen.get(index, 0), float(sums.abs().max()))
+
+    extremes = np.random.default_rng(0).integers(0, 2, (32, networks.SIZE, networks.SIZE, 3)).astype(np.uint8) * 255
+    for _ in outputs(MODEL.network, extremes, note):
+        pass
+    assert set(seen) == {
+        index for index, layer in enumerate(MODEL.network.layers) if isinstance(layer, Convolution | Linear | Logits)
+    }
+    assert all(value <= bounds[index].peak for index, value in seen.items())
+
+
+def test_the_bound_of_a_convolution_is_reached_by_the_worst_image():
+    random = np.random.default_rng(5)
+    weight = random.integers(-127, 128, (1, 3, 4, 4)).astype(np.int8)
+    layers = (
+        Image("image", 4),
+        Convolution("only", 0, weight, np.array([17], np.int32), np.array([8], np.int8)),
+        networks.GlobalMax("max", 1),
+        Logits("hash", 2, np.ones((1, 1), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
+    )
+    network = networks.IntegerNetwork(layers)
+    (bound, _) = bounds_of(network)
+    worst = np.where(weight[0] > 0, 255, 0).astype(np.uint8).transpose(1, 2, 0)[None]
+    best = 255 - worst
+    sums = [int((image[0].transpose(2, 0, 1).astype(int) - 128).ravel() @ weight.ravel().astype(int)) + 17
+            for image in (best, worst)]  # fmt: skip
+    assert [bound.lowest, bound.highest] == sums
+
+
+def test_a_layer_past_2_to_the_24_is_said_to_need_int32_kernels(tmp_path, monkeypatch):
+    # The stem reaches more than this, the head less: as in a real network with 2^24.
+    monkeypatch.setattr(certificates, "FLOAT32_LIMIT", 200_000)
+    for dialect in ("onnxruntime", "tensorrt"):
+        (condition, *_) = prove(written(dialect), tmp_path).conditions
+        assert "int32" in condition.needs
+        assert "can reach 2^24 or more, 1_stem first" in condition.why
+
+
+def test_reading_back_gives_the_network_of_both_dialects_for_other_weights_too():
+    for seed in range(1, 4):
+        network = networks.network(seed)
+        for dialect in ("onnxruntime", "tensorrt"):
+            read = integer_from_onnx(onnx_from_network(network, dialect, 20))
+            assert (read.dialect, canonical_hash(read.network)) == (dialect, canonical_hash(network))

@@ -1,0 +1,99 @@
+"""What a quantisation looks at before it begins does not hang on the order of the files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmsh_export.quantise.batches import batch_size, spread_images
+from dmsh_export.quantise.run import LOOKED_AT, quantise
+from dmsh_serving.errors import InputError
+from dmsh_serving.images.read import iter_image_batches
+
+CLASS_FIRST = (3, 0, 9)  # grey padding costs class 3 too little to mend, and all classes together enough
+
+
+def in_order(mnist, first):
+    """Rows of 160 images: of class ``first``, then of the others one after the other; in any order without it."""
+    rows = np.concatenate([np.flatnonzero(mnist.labels == label)[:16] for label in range(10)])
+    if first is None:
+        return np.random.default_rng(0).permutation(rows)
+    return np.concatenate([rows[mnist.labels[rows] == first], rows[mnist.labels[rows] != first]])
+
+
+@pytest.fixture
+def padding_of(demo_model, mnist, tmp_path):
+    """Returns (where padding is the mean's, what grey would cost in dB) of an .npy file sorted by class."""
+
+    def measured(first, *, spread=True):
+        path = tmp_path / f"{first}.npy"
+        np.save(path, mnist.images[in_order(mnist, first)])
+        size = demo_model.config.image_size
+        looked_at = spread_images(path, size, LOOKED_AT) if spread else None
+        done = quantise(demo_model, iter_image_batches(path, size, batch_size(size)), looked_at=looked_at)
+        return done.centred, done.padding_signal_to_noise_db
+
+    return measured
+
+
+def test_the_padding_is_chosen_alike_whichever_class_comes_first(padding_of):
+    found = [padding_of(first) for first in (*CLASS_FIRST, None)]
+    assert [centred for centred, _ in found] == [True] * 4
+    costs = [cost for _, cost in found]
+    assert max(costs) - min(costs) < 5
+
+
+def test_the_first_images_alone_would_have_chosen_otherwise(padding_of):
+    assert [padding_of(first, spread=False)[0] for first in CLASS_FIRST] == [False, True, True]
+
+
+def write(folder, count, per_class=10):
+    """Images of one value, their number, in folders of ``per_class``."""
+    for number in range(count):
+        path = folder / f"{number // per_class:02}" / f"{number:03}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(path)
+
+
+def test_every_class_of_a_folder_is_looked_at_and_no_file_twice(tmp_path):
+    write(tmp_path, 100)
+    found = spread_images(tmp_path, 8, 20)
+    values = found[:, 0, 0, 0].tolist()
+    assert values == sorted(set(values))
+    assert np.bincount([value // 10 for value in values]).tolist() == [2] * 10
+
+
+def test_a_folder_of_fewer_images_is_looked_at_whole(tmp_path):
+    write(tmp_path, 5)
+    assert spread_images(tmp_path, 8, 16)[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_only_the_files_looked_at_are_read(tmp_path, monkeypatch):
+    from dmsh_serving.images import read as images
+
+    write(tmp_path, 100)
+    read = []
+    decode = images.image_from_bytes
+    monkeypatch.setattr(images, "image_from_bytes", lambda *args, **named: read.append(args) or decode(*args, **named))
+    spread_images(tmp_path, 8, 16)
+    assert len(read) == 16
+
+
+def test_what_cannot_be_read_is_left_out_for_the_whole_reading_to_report(tmp_path):
+    write(tmp_path, 40)
+    for path in (tmp_path / "00").iterdir():
+        path.write_bytes(b"no image")
+    assert len(spread_images(tmp_path, 8, 40)) == 30
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert spread_images(tmp_path, 8, 40) is None
+
+
+def test_nothing_to_look_at_is_none_and_an_array_of_something_else_is_refused(tmp_path):
+    assert spread_images(tmp_path, 8, 16) is None
+    assert spread_images(tmp_path / "absent", 8, 16) is None
+    assert spread_images(tmp_path / "absent.npy", 8, 16) is None
+    np.save(tmp_path / "empty.npy", np.empty((0, 8, 8, 3), np.uint8))
+    assert spread_images(tmp_path / "empty.npy", 8, 16) is None
+    np.save(tmp_path / "other.npy", np.zeros((3, 9, 9, 3), np.uint8))
+    with pytest.raises(InputError, match=r"\[N, 8, 8, 3\]"):
+        spread_images(tmp_path / "other.npy", 8, 16)

@@ -1,0 +1,194 @@
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import dmsh_model
+from dmsh_model import HashConfig, checkpoint, network
+from dmsh_model.network import DMSH
+from dmsh_serving.errors import InputError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return DMSH(HashConfig("vgg_small", 24, 32, lateral_features=8, fusion_features=8, num_classes=3)).eval()
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    checkpoint.save(model, tmp_path / "model", training={"seed": 7})
+    return tmp_path / "model"
+
+
+def rewrite(folder, change):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    change(tensors)
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+
+
+def test_a_checkpoint_gives_the_same_codes_and_config_back(model, folder):
+    loaded = dmsh_model.load(folder)
+    assert np.array_equal(loaded.codes(IMAGES), model.codes(IMAGES))
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert checkpoint.read_header(folder)["training"] == {"seed": 7}
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_checkpoint_is_readable_by_those_the_umask_allows(model, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        checkpoint.save(model, tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model" / "model.safetensors").stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o777 & ~umask
+
+
+def test_the_old_checkpoint_is_back_when_the_new_one_cannot_be_moved(model, folder, tmp_path, monkeypatch):
+    before, rename = (folder / "config.json").read_bytes(), Path.rename
+
+    def fail(path, to):
+        if path.name.startswith(".model.") and not path.name.endswith(".old"):
+            raise OSError("no")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no"):
+        checkpoint.save(model, folder, overwrite=True)
+    assert (folder / "config.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_plain_state_dict_beside_a_config_is_a_checkpoint(model, folder):
+    torch.save(model.state_dict(), folder / "weights.pth")
+    assert np.array_equal(dmsh_model.load(folder / "weights.pth").codes(IMAGES), model.codes(IMAGES))
+
+
+def test_missing_extra_and_misshapen_tensors_are_each_listed(folder):
+    def change(tensors):
+        tensors["spare"] = torch.zeros(2)
+        tensors["fusion.bias"] = torch.zeros(5)
+        del tensors["hash.weight"]
+        del tensors["hash.bias"]
+
+    rewrite(folder, change)
+    with pytest.raises(InputError) as error:
+        dmsh_model.load(folder)
+    for part in (
+        "4 tensors",
+        "missing hash.weight [24, 8]",
+        "missing hash.bias [24]",
+        "extra spare [2]",
+        "misshapen fusion.bias [5] (expected [8])",
+    ):
+        assert part in str(error.value)
+
+
+def test_a_tampered_weight_is_refused_by_the_fingerprint(folder):
+    rewrite(folder, lambda tensors: tensors["hash.bias"].add_(1e-3))
+    with pytest.raises(InputError, match="fingerprint"):
+        dmsh_model.load(folder)
+
+
+class Code:
+    def __reduce__(self):
+        return (os.mkdir, ("it-ran",))
+
+
+@pytest.mark.parametrize("content", [Code(), {"hash.weight": Code()}])
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(folder, content, monkeypatch):
+    monkeypatch.chdir(folder)
+    torch.save(content, folder / "evil.pt")
+    with pytest.raises(InputError, match="holds more than tensors"):
+        dmsh_model.load(folder / "evil.pt")
+    assert not (folder / "it-ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"half a state", b"not a pickle at all", b"PK\x03\x04 cut"])
+def test_a_damaged_state_dict_is_refused(folder, content):
+    (folder / "weights.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"weights\.pt is damaged"):
+        dmsh_model.load(folder / "weights.pt")
+
+
+def test_a_state_dict_with_more_than_tensors_is_refused(folder):
+    torch.save({"epoch": 3}, folder / "weights.pt")
+    with pytest.raises(InputError, match="not a plain state dict"):
+        dmsh_model.load(folder / "weights.pt")
+
+
+@pytest.mark.parametrize("length", [0, 7, 1000])
+def test_a_truncated_weights_file_is_refused(folder, length):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        dmsh_model.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "no object 'config'"),
+        ('{"config": {"bits": 0}}', "bits = 0 is out of range"),
+        ('{"config": {}, "format": "dmsh-checkpoint", "format_version": 99}', "version 99"),
+        ('{"config": {"backbone": "vgg91"}}', "nearest names"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_refused(folder, text, message):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        dmsh_model.load(folder)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        dmsh_model.load(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        dmsh_model.load(tmp_path)
+
+
+def test_the_fingerprint_names_weights_config_and_preprocessing(model, folder, monkeypatch):
+    first = model.fingerprint
+    assert first == json.loads((folder / "config.json").read_text())["fingerprint"]
+    monkeypatch.setattr(network, "DECODE_RECIPE", "another")
+    assert model.fingerprint != first
+    monkeypatch.undo()
+    with torch.no_grad():
+        model.classifier.weight += 1
+    assert model.fingerprint == first, "the classifier is no part of a code"
+    with torch.no_grad():
+        model.hash.weight[0, 0] += 1
+    assert model.fingerprint != first
+
+
+def test_a_folder_is_replaced_only_when_asked_and_only_if_it_is_a_checkpoint(model, folder, tmp_path):
+    with pytest.raises(InputError, match="exists already"):
+        checkpoint.save(model, folder)
+    checkpoint.save(model, folder, training={"seed": 8}, overwrite=True)
+    assert checkpoint.read_header(folder)["training"] == {"seed": 8}
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match="no checkpoint"):
+        checkpoint.save(model, tmp_path / "photos", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "photos"]
+
+
+def test_a_failed_write_leaves_nothing_behind(model, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.safetensors.torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(model, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []

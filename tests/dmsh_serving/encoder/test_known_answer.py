@@ -1,0 +1,73 @@
+import json
+
+import numpy as np
+import pytest
+import tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmsh_serving.encoder import known_answer
+from dmsh_serving.errors import CheckError, InputError
+
+IMAGES = tiny_model.random_images(3)
+CODES = tiny_model.codes_of(IMAGES)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 128), st.integers(0, 2**32 - 1))
+def test_what_is_dumped_is_loaded(count, size, width, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    codes = rng.integers(0, 256, (count, width), dtype=np.uint8)
+    loaded_images, loaded_codes = known_answer.load(known_answer.dump(images, codes))
+    np.testing.assert_array_equal(loaded_images, images)
+    np.testing.assert_array_equal(loaded_codes, codes)
+
+
+def test_the_right_codes_pass():
+    known_answer.check(tiny_model.codes_of, known_answer.dump(IMAGES, CODES))
+
+
+@pytest.mark.parametrize("bits", [1, 5])
+def test_wrong_bits_are_counted_and_refused(bits):
+    wrong = CODES.copy()
+    wrong[0, 0] ^= (1 << bits) - 1
+    with pytest.raises(CheckError, match=rf"{bits} of {CODES.size * 8} bits differ.*saturate"):
+        known_answer.check(lambda images: wrong, known_answer.dump(IMAGES, CODES))
+
+
+def test_codes_of_another_width_are_refused():
+    with pytest.raises(CheckError, match=r"expected codes uint8 \[3, 8\], got uint8 \[3, 7\]"):
+        known_answer.check(lambda images: CODES[:, :7], known_answer.dump(IMAGES, CODES))
+
+
+def _damaged(**changes):
+    fields = json.loads(known_answer.dump(IMAGES, CODES))
+    fields["codes"].update(changes)
+    return json.dumps(fields)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "[" * 100_000, "{}", "null", _damaged(shape=[3, 9]), _damaged(zlib_base64="AAAA"),
+     _damaged(zlib_base64="é"), _damaged(shape="x"), _damaged(shape=[3, 8, 1])],
+)  # fmt: skip
+def test_damaged_text_is_refused(text):
+    with pytest.raises(InputError, match="known answer"):
+        known_answer.load(text)
+
+
+def test_an_array_cut_short_is_refused():
+    fields = json.loads(known_answer.dump(IMAGES, CODES))
+    fields["images"]["zlib_base64"] = fields["images"]["zlib_base64"][:400]
+    with pytest.raises(InputError, match="damaged"):
+        known_answer.load(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("images", "codes"),
+    [(IMAGES[0], CODES), (IMAGES.astype(float), CODES), (IMAGES, CODES[:2]), (IMAGES[:0], CODES[:0])],
+)
+def test_only_images_with_their_codes_are_dumped(images, codes):
+    with pytest.raises(InputError, match="must be uint8"):
+        known_answer.dump(images, codes)

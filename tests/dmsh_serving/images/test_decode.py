@@ -1,0 +1,358 @@
+import io
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmsh_serving.errors import InputError
+from dmsh_serving.images import decode
+from dmsh_serving.images.decode import DECODE_RECIPE, MAX_FILE_BYTES, MAX_PIXELS, image_from_bytes
+
+# Pillow warns of damaged metadata; pytest undoes the filter that the module under test sets.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def file_of(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png(array, **options):
+    return file_of(Image.fromarray(np.asarray(array)), "PNG", **options)
+
+
+def photo(width=90, height=70):
+    noise = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+FILES = {
+    "jpeg": file_of(photo(), "JPEG"),
+    "progressive jpeg": file_of(photo(), "JPEG", progressive=True),
+    "png": file_of(photo(), "PNG"),
+    "palette png": file_of(photo().quantize(), "PNG"),
+    "webp": file_of(photo(), "WEBP"),
+    "lossless webp": file_of(photo(), "WEBP", lossless=True),
+    "bmp": file_of(photo(), "BMP"),
+    "gif": file_of(photo().quantize(), "GIF"),
+    "tiff": file_of(photo(), "TIFF"),
+    "lzw tiff": file_of(photo(), "TIFF", compression="tiff_lzw"),
+    "deflate tiff": file_of(photo(), "TIFF", compression="tiff_adobe_deflate"),
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "lossless webp", "bmp", "tiff", "lzw tiff", "deflate tiff"])
+def test_lossless_formats_give_the_same_image(kind):
+    assert np.array_equal(image_from_bytes(FILES[kind], 32), image_from_bytes(FILES["png"], 32))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_format_of_the_list_gives_an_rgb_square_near_the_original(kind):
+    image = image_from_bytes(FILES[kind], 64)
+    assert (image.shape, image.dtype) == ((64, 64, 3), np.uint8)
+    difference = np.abs(image.astype(int) - image_from_bytes(FILES["png"], 64))
+    assert difference.mean() < 8
+
+
+def test_an_image_of_the_right_size_is_not_touched():
+    pixels = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert np.array_equal(image_from_bytes(png(pixels), 32), pixels)
+
+
+def test_the_central_square_is_taken():
+    pixels = np.zeros((8, 20, 3), np.uint8)
+    pixels[:, 6:14] = np.random.default_rng(2).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(image_from_bytes(png(pixels), 8), pixels[:, 6:14])
+    upright = np.ascontiguousarray(pixels.swapaxes(0, 1))
+    assert np.array_equal(image_from_bytes(png(upright), 8), upright[6:14])
+
+
+def test_cropping_gives_what_resizing_the_whole_and_cropping_would():
+    whole = np.asarray(photo(120, 60).resize((40, 20), Image.Resampling.BICUBIC))[:, 10:30]
+    assert np.array_equal(image_from_bytes(file_of(photo(120, 60), "PNG"), 20), whole)
+
+
+def test_a_stored_photo_gives_the_stored_image():
+    """Integer arithmetic: these bytes are the same on every CPU for one Pillow version; a change is a new recipe."""
+    image = image_from_bytes(FILES["png"], 4)
+    assert DECODE_RECIPE.startswith("dmsh-decode/1:")
+    assert image[0].tolist() == [[93, 149, 108], [166, 169, 57], [134, 147, 141], [110, 138, 152]]
+    assert zlib.crc32(image.tobytes()) == 3474464630
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_applied(orientation, kind):
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[:8, :8, 0] = 255  # red top left
+    upright[:8, 8:, 1] = 255  # green top right
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).swapaxes(0, 1),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "PNG": {}, "WEBP": {"lossless": True}}[kind]
+    data = file_of(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif.tobytes(), **options)
+    assert np.abs(image_from_bytes(data, 16).astype(int) - upright).max() <= 3
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09"]
+)
+def test_unreadable_exif_means_upright(exif):
+    plain = file_of(photo(), "JPEG")
+    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+    assert np.array_equal(image_from_bytes(data, 32), image_from_bytes(plain, 32))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_by_257_and_rounded(kind):
+    values = np.array([[0, 65535], [128, 129]], np.uint16)
+    grey = image_from_bytes(file_of(Image.fromarray(values), kind), 2)
+    assert grey[..., 0].tolist() == [[0, 255], [0, 1]]
+    assert np.array_equal(grey[..., 0], grey[..., 2])
+
+
+def test_big_endian_16_bit_grey_is_read_alike():
+    values = np.array([[0, 65535], [32768, 129]], ">u2")
+    assert image_from_bytes(tiff(values, 16), 2)[..., 0].tolist() == [[0, 255], [128, 1]]
+
+
+def tiff(array, bits, sample_format=1):
+    """A minimal big-endian greyscale TIFF."""
+    data = array.tobytes()
+    height, width = array.shape
+    tags = [
+        (256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
+        (278, 3, height), (279, 4, len(data)), (339, 3, sample_format),
+    ]  # fmt: skip
+    directory = struct.pack(">H", len(tags))
+    for tag, kind, value in tags:
+        directory += struct.pack(">HHI", tag, kind, 1) + struct.pack(
+            ">HH" if kind == 3 else ">I", *((value, 0) if kind == 3 else (value,))
+        )
+    return b"MM\0*" + struct.pack(">I", 8 + len(data)) + data + directory + bytes(4)
+
+
+def test_32_bit_grey_is_refused_by_name():
+    with pytest.raises(InputError, match="floating-point greyscale is not supported"):
+        image_from_bytes(tiff(np.zeros((2, 2), ">f4"), 32, 3), 2)
+    with pytest.raises(InputError, match="32-bit integer greyscale is not supported"):
+        image_from_bytes(tiff(np.zeros((2, 2), ">i4"), 32, 2), 2)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_alpha_is_blended_over_white(kind):
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[..., 0] = 200
+    pixels[..., 3] = [[0, 255], [128, 64]]
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    image = image_from_bytes(file_of(Image.fromarray(pixels), kind, **options), 2)
+    alpha = pixels[..., 3:] / 255
+    assert np.abs(image - (alpha * [200, 0, 0] + (1 - alpha) * 255)).max() <= 0.51
+
+
+def test_grey_with_alpha_is_blended_over_white():
+    image = image_from_bytes(png(np.array([[[0, 0], [0, 255]], [[0, 0], [50, 255]]], np.uint8)), 2)
+    assert image[..., 1].tolist() == [[255, 0], [255, 50]]
+
+
+def test_a_transparent_palette_entry_or_colour_becomes_white():
+    palette = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8)).convert("P")
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    red_gone = [[[255, 255, 255], [0, 0, 255]], [[0, 0, 255], [255, 255, 255]]]
+    assert image_from_bytes(file_of(palette, "PNG", transparency=0), 2).tolist() == red_gone
+    assert image_from_bytes(file_of(palette, "PNG", transparency=b"\0\xff"), 2).tolist() == red_gone
+    assert image_from_bytes(file_of(palette, "GIF", transparency=0), 2).tolist() == red_gone
+    colour = np.array(red_gone, np.uint8)
+    colour[0, 0] = colour[1, 1] = [255, 0, 0]
+    assert image_from_bytes(png(colour, transparency=(255, 0, 0)), 2).tolist() == red_gone
+
+
+def test_a_transparent_16_bit_grey_becomes_white():
+    values = np.array([[1000, 2000], [1000, 0]], np.uint16)
+    assert image_from_bytes(png(values, transparency=1000), 2)[..., 0].tolist() == [[255, 8], [255, 0]]
+
+
+def test_cmyk_becomes_rgb():
+    cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    for data in (file_of(cyan, "TIFF"), file_of(cyan, "JPEG")):
+        assert np.abs(image_from_bytes(data, 16).astype(int) - [0, 255, 255]).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "YCbCr"])
+def test_other_colour_models_become_rgb(mode):
+    data = file_of(photo().convert(mode), "JPEG" if mode == "YCbCr" else "PNG")
+    assert image_from_bytes(data, 24).shape == (24, 24, 3)
+
+
+def test_only_the_first_frame_counts():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "TIFF", "PNG"):
+        data = file_of(
+            frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
+        )
+        assert image_from_bytes(data, 8)[0, 0].tolist() == [255, 0, 0], kind
+
+
+def test_one_pixel_is_an_image():
+    assert image_from_bytes(png(np.full((1, 1, 3), 77, np.uint8)), 5).tolist() == np.full((5, 5, 3), 77).tolist()
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (60_000, 3)])
+def test_a_very_long_thin_image_costs_little_memory(size):
+    code = (
+        "import io, resource, sys\n"
+        "from PIL import Image\n"
+        "from dmsh_serving.images.decode import image_from_bytes\n"
+        "buffer = io.BytesIO()\n"
+        f"Image.new('RGB', {size}, (9, 8, 7)).save(buffer, 'PNG')\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "image = image_from_bytes(buffer.getvalue(), 1024)\n"
+        "assert (image == [9, 8, 7]).all()\n"
+        "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_truncated_file_never_gives_half_an_image(kind):
+    """Every cut is an error; only where nothing but an end marker is missing may the whole image come out."""
+    data = FILES[kind]
+    whole = image_from_bytes(data, 32)
+    cuts = sorted({*range(1, 60), *range(60, len(data), max(1, len(data) // 150)), *range(len(data) - 40, len(data))})
+    for cut in cuts:
+        try:
+            image = image_from_bytes(data[:cut], 32)
+        except InputError:
+            continue
+        assert np.array_equal(image, whole), cut
+        assert len(data) - cut <= 4
+
+
+def test_a_damaged_png_chunk_is_refused():
+    data = bytearray(FILES["png"])
+    data[len(data) // 2] ^= 4
+    with pytest.raises(InputError, match="truncated or damaged"):
+        image_from_bytes(bytes(data), 32)
+
+
+def png_header(width, height):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "size", [(MAX_PIXELS // 8192 + 1, 8192), (20_000, 20_000), (2**31 - 1, 2**31 - 1), (65_536, 1)]
+)
+def test_a_decompression_bomb_is_refused_from_its_header(size, monkeypatch, recwarn):
+    monkeypatch.setattr(decode, "_rgb", lambda image: pytest.fail("pixels were decoded"))
+    with pytest.raises(InputError, match=r"too large|too many pixels"):
+        image_from_bytes(png_header(*size), 32)
+    assert not recwarn.list
+
+
+def test_the_pixel_cap_is_below_the_size_at_which_pillow_warns():
+    assert MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"hello, I am not an image", "not an image"),
+        (bytes(1000), "not an image"),
+        (b"%PDF-1.7 ...", "PDF is not accepted; JPEG, PNG, WEBP, BMP, GIF, TIFF are"),
+        (file_of(photo(), "PPM"), "PPM is not accepted"),
+        (file_of(photo(), "ICO"), "icon is not accepted"),
+        (b"\0\0\0\x1cftypheic....", "HEIC is not accepted"),
+        (b"<svg xmlns='x'/>", "SVG is not accepted"),
+    ],
+)
+def test_what_is_not_an_image_of_the_list_is_refused_by_name(data, message):
+    with pytest.raises(InputError, match=f"^upload: .*{message}"):
+        image_from_bytes(data, 32, name="upload")
+
+
+def test_a_file_over_the_cap_is_refused_unread(monkeypatch):
+    monkeypatch.setattr(decode, "_open", None)
+    with pytest.raises(InputError, match=r"^upload: the file has 67,108,865 bytes, at most 67,108,864 are taken$"):
+        image_from_bytes(bytes(MAX_FILE_BYTES + 1), 32, name="upload")
+
+
+def test_damage_and_size_are_told_by_the_error_alone_without_warnings(tmp_path):
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09"
+    jpeg = FILES["jpeg"][:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + FILES["jpeg"][2:]
+    (tmp_path / "exif.jpg").write_bytes(jpeg)
+    (tmp_path / "large.png").write_bytes(png_header(10_000, 10_000))
+    code = (
+        "import pathlib, sys\n"
+        "from dmsh_serving.images.decode import image_from_bytes\n"
+        "from dmsh_serving.errors import InputError\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "image_from_bytes((folder / 'exif.jpg').read_bytes(), 8)\n"
+        "try:\n"
+        "    image_from_bytes((folder / 'large.png').read_bytes(), 8)\n"
+        "except InputError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert "10000 x 10000 pixels is too large" in done.stdout
+
+
+@pytest.mark.parametrize("size", [0, -1, 5000])
+def test_an_image_size_out_of_range_is_refused(size):
+    with pytest.raises(InputError, match="image_size"):
+        image_from_bytes(FILES["png"], size)
+
+
+def test_thousands_of_malformed_files_leave_memory_flat():
+    code = (
+        "import io, os, random, resource, sys\n"
+        "from PIL import Image\n"
+        "from dmsh_serving.images.decode import image_from_bytes\n"
+        "from dmsh_serving.errors import InputError\n"
+        "os.dup2(os.open(os.devnull, os.O_WRONLY), 2)\n"  # libtiff writes there by itself
+        "files = []\n"
+        "for kind in ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF'):\n"
+        "    buffer = io.BytesIO()\n"
+        "    Image.effect_noise((64, 64), 50).save(buffer, kind)\n"
+        "    files.append(buffer.getvalue())\n"
+        "random.seed(0)\n"
+        "refused = 0\n"
+        "for turn in range(10_000):\n"
+        "    data = bytearray(random.choice(files))\n"
+        "    for _ in range(random.randint(1, 30)):\n"
+        "        data[random.randrange(min(len(data), random.choice([60, 10_000])))] = random.randrange(256)\n"
+        "    try:\n"
+        "        image = image_from_bytes(bytes(data[: random.randint(len(data) // 2, len(data))]), 16)\n"
+        "        assert image.shape == (16, 16, 3)\n"
+        "    except InputError:\n"
+        "        refused += 1\n"
+        "    if turn == 2000:\n"
+        "        warm = int(open('/proc/self/statm').read().split()[1])\n"
+        "grown = (int(open('/proc/self/statm').read().split()[1]) - warm) * resource.getpagesize() / 2**20\n"
+        "print(refused, grown)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    refused, grown = map(float, done.stdout.split())
+    assert refused > 5000
+    assert grown < 24, "MiB"

@@ -1,0 +1,84 @@
+"""The launcher without a server; tests/live has the rest."""
+
+from pathlib import Path
+
+import pytest
+
+from dmsh_serving.errors import CheckError, InputError, MissingError
+from dmsh_serving.triton.encoder_config import EncoderConfig, read_encoder_config
+from dmsh_serving.triton.repository import write_repository
+from dmsh_serving.triton.server import launcher
+from dmsh_serving.triton.server.launcher import TritonServer, free_ports
+from dmsh_serving.triton.server.log import error_from_log
+from dmsh_serving.triton.spec import Plan, RepositorySpec, TensorRTEncoder
+
+LOG = Path("triton.log")
+FAILED = (
+    'I1124 07:28:46.90 9992 a.cc:1] "fine"\n'
+    "E1124 07:28:46.90 9992 model_lifecycle.cc:642] \"failed to load '{model}' version 1: Internal: {reason}"
+    '\\n\\nAt:\\n  /somewhere/gallery.py(61): current_version\\n"\n'
+    "I1124 07:28:46.90 9992 model_lifecycle.cc:777] \"failed to load '{model}'\"\n"
+)
+
+
+@pytest.mark.parametrize("kind", [InputError, CheckError, MissingError])
+def test_a_models_own_error_keeps_its_kind_and_its_one_line(kind):
+    error = error_from_log(
+        FAILED.format(model="dmsh_ranker", reason=f"{kind.__name__}: no gallery there: build one"), LOG
+    )
+    assert type(error) is kind
+    assert str(error) == "dmsh_ranker does not load: no gallery there: build one (log: triton.log)"
+
+
+def test_every_model_that_fails_is_named():
+    text = FAILED.format(model="one", reason="InputError: this") + FAILED.format(model="two", reason="KeyError: 'that'")
+    error = error_from_log(text, LOG)
+    assert str(error) == "one does not load: this; two does not load: 'that' (log: triton.log)"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("E1124 07:28:46.9 99 main.cc:1] no GPU\nI1124 07:28:46.9 99 main.cc:1] bye\n", "no GPU"),
+        ("error: creating server: Internal - failed\n", "creating server: Internal - failed"),
+        (
+            "tritonserver: error while loading shared libraries: libx.so\n\n",
+            "error while loading shared libraries: libx.so",
+        ),
+        ("", "its log is empty"),
+    ],
+)
+def test_any_other_failure_is_told_by_the_logs_last_error(text, said):
+    error = error_from_log(text, LOG)
+    assert type(error) is MissingError
+    assert said in str(error)
+
+
+def test_free_ports_are_different():
+    assert len(set(free_ports("127.0.0.1", 20))) == 20
+
+
+@pytest.mark.parametrize("compatible", [True, False])
+def test_triton_is_told_to_trust_the_runtime_of_a_version_compatible_engine_only(tmp_path, compatible):
+    (tmp_path / "model.plan").write_bytes(b"an engine")
+    plan = Plan(tmp_path / "model.plan", ("8.6",), 1, 8, 32, version_compatible=compatible)
+    spec = RepositorySpec(tmp_path / "gallery", 64, 16, "ab" * 32, encoder=TensorRTEncoder((plan,)))
+    write_repository(tmp_path / "repository", spec)
+    assert read_encoder_config(tmp_path / "repository") == EncoderConfig("tensorrt_plan", compatible)
+    expected = ["--backend-config=tensorrt,version-compatible=true"] if compatible else []
+    assert launcher._backend_settings(tmp_path / "repository") == expected
+
+
+def test_an_encoder_in_python_is_told_by_its_configuration(tmp_path):
+    write_repository(tmp_path / "repository", RepositorySpec(tmp_path / "gallery", 64, 16, "ab" * 32))
+    assert read_encoder_config(tmp_path / "repository") == EncoderConfig("python", False)
+    assert read_encoder_config(tmp_path) == EncoderConfig("", False)
+
+
+def test_a_server_that_cannot_run_is_an_error_before_anything_starts(tmp_path):
+    server = TritonServer(tmp_path, triton=tmp_path / "absent")
+    with pytest.raises(MissingError, match="no Triton at"):
+        server.start()
+    with pytest.raises(MissingError, match="was not started"):
+        _ = server.pid
+    assert server.stop() is None

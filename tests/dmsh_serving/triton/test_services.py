@@ -1,0 +1,199 @@
+import io
+
+import numpy as np
+import pytest
+import tiny_model
+from PIL import Image
+
+from dmsh_serving import gallery
+from dmsh_serving.contract import (
+    CODE,
+    DEFAULT_K,
+    DISTANCES,
+    FILE,
+    FILTER,
+    GALLERY_VERSION,
+    IDS,
+    IMAGE,
+    KEYS,
+    LOGITS,
+    PAD_ID,
+    RADIUS,
+    RERANK,
+    K,
+)
+from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.errors import InputError
+from dmsh_serving.hamming.oracle import search_oracle as oracle
+from dmsh_serving.ranker.follower import Ranker
+from dmsh_serving.triton.services import DecodeService, EncoderService, RankerService, Settings, ask_of
+
+IMAGES = tiny_model.random_images(20)
+CODES = tiny_model.codes_of(IMAGES)
+
+
+class Counted:
+    """Wrap one method of an object and note how many rows each of its calls had."""
+
+    def __init__(self, target, method):
+        self.rows, self._call = [], getattr(target, method)
+        setattr(target, method, self)
+
+    def __call__(self, array, *rest):
+        self.rows.append(len(array))
+        return self._call(array, *rest)
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    with OnnxEncoder(tiny_model.write(tmp_path / "model.onnx")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ranker(tmp_path):
+    space = {"bits": tiny_model.BITS, "fingerprint": tiny_model.FINGERPRINT}
+    gallery.build(tmp_path / "gallery", CODES, None, None, **space)
+    with Ranker(tmp_path / "gallery", **space) as opened:
+        yield opened
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def files(*contents):
+    return {FILE: np.array([[content] for content in contents], dtype=np.object_)}
+
+
+def test_the_encoder_runs_all_requests_at_once(encoder):
+    runs = Counted(encoder, "infer")
+    first, second = EncoderService(encoder).answer([{IMAGE: IMAGES[:3]}, {IMAGE: IMAGES[3:8]}])
+    assert runs.rows == [8]
+    np.testing.assert_array_equal(first[CODE], CODES[:3])
+    np.testing.assert_array_equal(second[CODE], CODES[3:8])
+    np.testing.assert_array_equal(second[LOGITS], tiny_model.logits_of(IMAGES[3:8]))
+
+
+def test_a_bad_request_to_the_encoder_fails_alone(encoder):
+    answers = EncoderService(encoder).answer(
+        [{IMAGE: IMAGES[:1]}, {IMAGE: IMAGES[:1, :8]}, {IMAGE: tiny_model.WHITE}, {IMAGE: IMAGES[1:2]}]
+    )
+    np.testing.assert_array_equal(answers[0][CODE], CODES[:1])
+    assert "expected" in str(answers[1]) or "must be uint8 [N, 16, 16, 3]" in str(answers[1])
+    assert "NaN" in str(answers[2])
+    np.testing.assert_array_equal(answers[3][CODE], CODES[1:2])
+
+
+def test_only_bad_requests_do_not_run_the_encoder(encoder):
+    runs = Counted(encoder, "infer")
+    (answer,) = EncoderService(encoder).answer([{IMAGE: IMAGES[0]}])
+    assert isinstance(answer, InputError)
+    assert runs.rows == []
+
+
+def test_an_encoder_of_another_code_space_is_refused(tmp_path):
+    (tmp_path / "1").mkdir()
+    tiny_model.write(tmp_path / "1" / "model.onnx")
+    parameters = {"threads": "1", "bits": "64", "fingerprint": "cd" * 32}
+    with pytest.raises(InputError, match=f"has fingerprint {tiny_model.FINGERPRINT}, config.pbtxt says cdcd"):
+        EncoderService.open(Settings(tmp_path, tmp_path / "1", parameters))
+
+
+def test_the_ranker_answers_all_requests_in_one_call(ranker):
+    calls = Counted(ranker, "rank")
+    k = np.full((2, 1), 3, np.int64)
+    answers = RankerService(ranker).answer(
+        [{CODE: CODES[:2], K: k}, {CODE: CODES[2:3]}, {CODE: CODES[3:5], K: k}, {CODE: CODES[5:6]}]
+    )
+    assert calls.rows == [4]  # requests
+    for answer, rows, count in zip(answers, ([0, 1], [2], [3, 4], [5]), (3, DEFAULT_K, 3, DEFAULT_K), strict=True):
+        distances, ids = oracle(CODES[rows], CODES, count)
+        np.testing.assert_array_equal(answer[IDS], ids)
+        np.testing.assert_array_equal(answer[DISTANCES], distances)
+        assert answer[KEYS].shape == ids.shape
+        assert answer[GALLERY_VERSION].tolist() == [[ranker.version]] * len(rows)
+
+
+def test_a_bad_request_to_the_ranker_fails_alone(ranker):
+    bad_k = {CODE: CODES[:1], K: np.zeros((1, 1), np.int64)}
+    narrow = {CODE: CODES[:1, :7]}
+    answers = RankerService(ranker).answer([bad_k, {CODE: CODES[:1]}, narrow])
+    assert "k = 0 is out of range" in str(answers[0])
+    assert answers[1][IDS][0, 0] == 0
+    assert "codes of 64 bits must be uint8 [N, 8]" in str(answers[2])
+
+
+def test_radius_and_filter_are_those_of_the_request(ranker):
+    radius, allowed = np.full((2, 1), 0, np.int64), np.array([[2, 3], [PAD_ID, 0]])
+    close, filtered, wrong = RankerService(ranker).answer(
+        [
+            {CODE: CODES[:2], RADIUS: radius},
+            {CODE: CODES[:2], FILTER: allowed},
+            {CODE: CODES[:1], FILTER: np.array([[-9]])},
+        ]
+    )
+    assert (close[IDS][:, 0].tolist(), close[DISTANCES][:, 0].tolist()) == ([0, 1], [0, 0])
+    assert sorted(filtered[IDS][0, :2].tolist()) == [2, 3]
+    assert filtered[IDS][1, :2].tolist() == [0, PAD_ID]
+    assert "filter has id -9" in str(wrong)
+
+
+def test_logits_count_only_where_re_ranking_is_asked_for():
+    logits = tiny_model.logits_of(IMAGES[:2]).astype(np.float32)
+    asymmetric = np.array([[b"asymmetric"]] * 2, np.object_)
+    request = {CODE: CODES[:2], LOGITS: logits}
+    assert ask_of(request).logits is None
+    np.testing.assert_array_equal(ask_of({**request, RERANK: asymmetric}).logits, logits)
+    with pytest.raises(InputError, match="rerank needs the input logits"):
+        ask_of({CODE: CODES[:2], RERANK: asymmetric})
+    for wrong in (np.array([[b"asymmetric"], [b"other"]], np.object_), np.array([[b""]], np.object_)):
+        with pytest.raises(InputError, match="rerank must be 'asymmetric' in every row"):
+            ask_of({**request, RERANK: wrong})
+
+
+def test_k_is_ten_and_all_is_searched_unless_said(ranker):
+    ask = ask_of({CODE: CODES[:1]})
+    assert (ask.k, ask.radius, ask.filters) == (DEFAULT_K, None, None)
+    assert ask_of({CODE: CODES[:3], K: np.full((3, 1), 7, np.int64)}).k == 7
+    with pytest.raises(InputError, match="the request has no input code"):
+        ask_of({})
+
+
+@pytest.mark.parametrize("name", [K, RADIUS])
+@pytest.mark.parametrize("values", [[[1], [2]], [[1.0]], np.zeros((0, 1), np.int64)])
+def test_k_or_a_radius_that_is_not_one_whole_number_is_refused(name, values):
+    with pytest.raises(InputError, match=f"{name} must be one int64 value"):
+        ask_of({CODE: CODES[:1], name: np.asarray(values)})
+
+
+@pytest.fixture
+def decoder():
+    service = DecodeService(16, threads=2)
+    yield service
+    service.close()
+
+
+def test_files_become_images_in_order(decoder):
+    answers = decoder.answer([files(png(IMAGES[0])), files(png(IMAGES[1]), png(IMAGES[2]))])
+    np.testing.assert_array_equal(answers[0][IMAGE], IMAGES[:1])
+    np.testing.assert_array_equal(answers[1][IMAGE], IMAGES[1:3])
+
+
+@pytest.mark.parametrize("bad", [b"", b"not an image", png(IMAGES[0])[:-40]])
+def test_a_bad_file_fails_its_request_alone(decoder, bad):
+    answers = decoder.answer([files(bad), files(png(IMAGES[0])), files(png(IMAGES[1]), bad)])
+    assert isinstance(answers[0], InputError)
+    np.testing.assert_array_equal(answers[1][IMAGE], IMAGES[:1])
+    assert "file 1 of the request" in str(answers[2])
+
+
+def test_a_missing_or_bad_parameter_is_named(tmp_path):
+    settings = Settings(tmp_path, tmp_path / "1", {"threads": "many", "bits": "0"})
+    with pytest.raises(InputError, match=r"config\.pbtxt has no parameter gallery"):
+        settings.text("gallery")
+    for name in ("threads", "bits"):
+        with pytest.raises(InputError, match=f"{name} must be a whole number above 0"):
+            settings.number(name)
