@@ -1,16 +1,20 @@
 """Debian's openclipart-png (8,121 PNG files in the public domain) -> a data set with one folder of images a class.
 
     python -m benchmarks.paper.clipart --out build/clipart
+    python -m benchmarks.paper.clipart --image-size 128 --out demo/drawings.zip
 
 A class is a category of the package that holds at least ``--least`` drawings itself while no category below it does,
 so that no class is a mixture of others; of a larger one the first ``--most`` drawings by name are taken. Each is
 decoded by the rule that every encoder is fed by (alpha over white, short side resized, centre cropped), so an image
-written here is an image served.
+written here is an image served. A folder gets PNG files. A .zip file gets lossy WebP files, a fifth of the size, and
+the terms that put the drawings in the public domain; the same drawings give the same bytes.
 """
 
+import io
 import shutil
 import subprocess
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,18 +22,23 @@ import typer
 
 from dmsh_serving import console
 from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.files import write_atomically
 
 PACKAGE: Final = "openclipart-png"
 _CATEGORIES = Path("usr/share/openclipart/png")
+_LICENCE = Path("usr/share/doc/openclipart-png/copyright")
 _OF_NO_KIND = {"unsorted"}
 _LARGEST_FILE_BYTES = 4 << 20  # a few posters of 10,000 pixels would take longer than all others
+_ARCHIVE = ".zip"
+_WEBP_QUALITY: Final = 80
+_ARCHIVE_DATE: Final = (1980, 1, 1, 0, 0, 0)  # the earliest a .zip file can hold; a real one would change its bytes
 
 app = console.make_app("Make a data set with one folder of images a class of Debian's openclipart-png.")
 
 
 @app.command()
 def make(
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("build/clipart"),
+    out: Annotated[Path, typer.Option(help="Folder, or .zip file, to write.")] = Path("build/clipart"),
     package: Annotated[
         Path | None, typer.Option(help=f"The .deb file of {PACKAGE}.  [default: apt-get downloads it]")
     ] = None,
@@ -48,14 +57,17 @@ def make(
         with console.progress() as display:
             fresh = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
             try:
+                suffix = ".webp" if out.suffix == _ARCHIVE else ".png"
                 for name, files in display.track(classes.items(), description="decoding drawings"):
-                    write_class(fresh / name, files, image_size)
-                fresh.chmod(0o755)
-                fresh.rename(out)
-            except BaseException:
+                    write_class(fresh / name, files, image_size, suffix)
+                counts = {name: len(list((fresh / name).iterdir())) for name in classes}
+                if out.suffix == _ARCHIVE:
+                    write_atomically(out, archive_of(fresh, out.stem, licence_beside(root)))
+                else:
+                    fresh.chmod(0o755)
+                    fresh.rename(out)
+            finally:
                 shutil.rmtree(fresh, ignore_errors=True)
-                raise
-    counts = {name: len(list((out / name).iterdir())) for name in classes}
     console.print_table(
         f"{out}: {sum(counts.values())} images of {image_size} pixels in {len(counts)} classes",
         ["class", "images"],
@@ -125,8 +137,32 @@ def _usable(path: Path) -> bool:
     return 0 < path.stat().st_size <= _LARGEST_FILE_BYTES
 
 
-def write_class(folder: Path, files: list[Path], image_size: int) -> None:
-    """Decode ``files`` and write them to ``folder`` as PNG files of ``image_size``, those beyond the rule left out."""
+def licence_beside(root: Path) -> Path:
+    """Return the file with the package's terms; ``root`` is the folder of its categories.
+
+    Raises:
+        InputError: it is missing, so the drawings must not be passed on.
+    """
+    licence = root.parents[len(_CATEGORIES.parts) - 1] / _LICENCE
+    if not licence.is_file():
+        raise InputError(f"{licence} is missing: an archive must carry the terms of its drawings")
+    return licence
+
+
+def archive_of(folder: Path, name: str, licence: Path) -> bytes:
+    """Return a .zip file of LICENCE and of ``folder`` as the folder ``name``; equal contents give equal bytes."""
+    members = {"LICENCE": licence} | {
+        f"{name}/{path.relative_to(folder).as_posix()}": path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:  # stored: the images are compressed already
+        for member, path in members.items():
+            file.writestr(zipfile.ZipInfo(member, _ARCHIVE_DATE), path.read_bytes())
+    return archive.getvalue()
+
+
+def write_class(folder: Path, files: list[Path], image_size: int, suffix: str = ".png") -> None:
+    """Decode ``files`` and write them to ``folder`` as images of ``image_size``; leave out those beyond the rule."""
     from PIL import Image
 
     from dmsh_serving.images.decode import image_from_bytes
@@ -137,7 +173,7 @@ def write_class(folder: Path, files: list[Path], image_size: int) -> None:
             image = image_from_bytes(path.read_bytes(), image_size, name=path.name)
         except InputError:
             continue  # damaged, or more pixels than a server takes
-        Image.fromarray(image).save(folder / f"{number:03d}.png")
+        Image.fromarray(image).save(folder / f"{number:03d}{suffix}", quality=_WEBP_QUALITY)  # PNG has no quality
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import zipfile
 
 import numpy as np
 import pytest
@@ -35,6 +36,9 @@ def drawings(tmp_path_factory):
     fruit = root / "usr/share/openclipart/png/food/fruit"
     (fruit / "zz-broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     (fruit / "zz-link.png").symlink_to("00.png")
+    terms = root / "usr/share/doc/openclipart-png/copyright"
+    terms.parent.mkdir(parents=True)
+    terms.write_text("public domain\n")
     return root
 
 
@@ -63,6 +67,29 @@ def test_classes_are_the_lowest_categories_with_enough_drawings_decoded_as_serve
     assert found.class_names == ["animals-birds", "food-fruit"]  # animals itself is no class beside its birds
     assert np.bincount(found.labels).tolist() == [30, 30]  # neither the damaged file nor the link counts
     assert (found.images[:, 0] == 255).all()
+
+
+@needs_dpkg
+def test_an_archive_holds_the_drawings_as_webp_with_their_terms_and_the_same_bytes_each_time(package, folder, tmp_path):
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        clipart.make(tmp_path / place / "toys.zip", package, image_size=16, least=25, most=40)
+    assert (tmp_path / "one" / "toys.zip").read_bytes() == (tmp_path / "two" / "toys.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one" / "toys.zip") as archive:
+        assert archive.read("LICENCE") == b"public domain\n"
+        archive.extractall(tmp_path)
+    found, original = load_labelled(str(tmp_path / "toys"), 16), load_labelled(str(folder), 16)
+    assert (found.class_names, found.labels.tolist()) == (original.class_names, original.labels.tolist())
+    assert np.abs(found.images.astype(int) - original.images).mean() < 40  # lossy, on noise
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["toys.zip"]
+
+
+@needs_dpkg
+def test_an_archive_without_the_terms_of_its_drawings_is_refused(drawings, tmp_path):
+    categories = drawings / "usr/share/openclipart/png"
+    assert clipart.licence_beside(categories).read_text() == "public domain\n"
+    with pytest.raises(InputError, match="must carry the terms"):
+        clipart.licence_beside(tmp_path / "usr/share/openclipart/png")
 
 
 @needs_dpkg
