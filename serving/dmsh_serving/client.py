@@ -34,7 +34,7 @@ from dmsh_serving.errors import DmshError, InputError, MissingError
 
 DEFAULT_URL = f"127.0.0.1:{DEFAULT_GRPC_PORT}"
 DEFAULT_TIMEOUT_SECONDS = 30.0
-_CHANNEL = [
+CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -92,7 +92,7 @@ class SearchClient:
             raise MissingError("tritonclient is not installed: pip install 'dmsh-toolkit[client]'") from error
         self.url, self.timeout = url, timeout
         self._triton = triton
-        self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL)
+        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
         self._configs: dict[str, Any] = {}
 
     def __enter__(self) -> "SearchClient":
@@ -191,8 +191,8 @@ class SearchClient:
         return Answer(
             ids=found[IDS],
             distances=found[DISTANCES],
-            keys=_strings(found[KEYS]),
-            gallery_version=_strings(found[GALLERY_VERSION])[:, 0],
+            keys=strings_of(found[KEYS]),
+            gallery_version=strings_of(found[GALLERY_VERSION])[:, 0],
             code=found[CODE],
         )
 
@@ -224,25 +224,28 @@ class SearchClient:
         try:
             return call()
         except InferenceServerException as error:
-            raise self._error(str(error.status()), str(error.message())) from error
+            raise error_of(error, self.url, self.timeout) from error
 
-    def _error(self, status: str, message: str) -> DmshError:
-        match status.removeprefix("StatusCode."):
-            case "INVALID_ARGUMENT":
-                # Triton's own prefix and its advice about configurations do not help a caller.
-                return InputError(message.removeprefix("[request id: <id_unknown>] ").split(" NOTE: ")[0])
-            case "NOT_FOUND":
-                return MissingError(f"the Triton at {self.url} does not serve this: {message}")
-            case "UNAVAILABLE" if "connect" in message:
-                return MissingError(f"no Triton at {self.url}: start one with dmsh-serve start --repository DIR")
-            case "DEADLINE_EXCEEDED":
-                return MissingError(f"the Triton at {self.url} did not answer within {self.timeout:g} s")
-            case "UNAVAILABLE" if "timeout expired" in message:
-                return MissingError(f"the Triton at {self.url} is too busy: the request waited too long in its queue")
-            case "UNAVAILABLE" if "maximum queue size" in message:
-                return MissingError(f"the Triton at {self.url} is too busy: its queue is full, try again later")
-            case other:
-                return MissingError(f"the Triton at {self.url} failed ({other}): {message}")
+
+def error_of(error: Any, url: str, timeout: float) -> DmshError:
+    """Return what to tell a person whose call of the Triton at ``url`` raised an ``InferenceServerException``."""
+    status, message = str(error.status()).removeprefix("StatusCode."), str(error.message())
+    match status:
+        case "INVALID_ARGUMENT":
+            # Triton's own prefix and its advice about configurations do not help a caller.
+            return InputError(message.removeprefix("[request id: <id_unknown>] ").split(" NOTE: ")[0])
+        case "NOT_FOUND":
+            return MissingError(f"the Triton at {url} does not serve this: {message}")
+        case "UNAVAILABLE" if "connect" in message:
+            return MissingError(f"no Triton at {url}: start one with dmsh-serve start --repository DIR")
+        case "DEADLINE_EXCEEDED":
+            return MissingError(f"the Triton at {url} did not answer within {timeout:g} s")
+        case "UNAVAILABLE" if "timeout expired" in message:
+            return MissingError(f"the Triton at {url} is too busy: the request waited too long in its queue")
+        case "UNAVAILABLE" if "maximum queue size" in message:
+            return MissingError(f"the Triton at {url} is too busy: its queue is full, try again later")
+        case other:
+            return MissingError(f"the Triton at {url} failed ({other}): {message}")
 
 
 def _batches(inputs: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
@@ -268,6 +271,7 @@ def _filter(allowed: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.
     return given.astype(np.int64) if given.size else np.array([PAD_ID])
 
 
-def _strings(array: Tensor) -> npt.NDArray[np.object_]:
+def strings_of(array: Tensor) -> npt.NDArray[np.object_]:
+    """Return what Triton gave as BYTES, of any shape, as str."""
     flat = [value.decode() if isinstance(value, bytes) else str(value) for value in array.ravel()]
     return np.array(flat, dtype=np.object_).reshape(array.shape)

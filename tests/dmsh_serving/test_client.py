@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import tiny_model
+from tritonclient.utils import InferenceServerException
 
-from dmsh_serving.client import SearchClient
+from dmsh_serving.client import SearchClient, error_of
 from dmsh_serving.contract import (
     CODE,
     DISTANCES,
@@ -134,7 +135,8 @@ def test_no_server_is_one_clear_error():
     ],
 )
 def test_each_status_becomes_its_error(client, status, message, kind, said):
-    error = client._error(f"StatusCode.{status}", message)
+    said_by_triton = InferenceServerException(message, status=f"StatusCode.{status}")
+    error = error_of(said_by_triton, client.url, client.timeout)
     assert type(error) is kind
     with pytest.raises(kind, match=said):
         raise error

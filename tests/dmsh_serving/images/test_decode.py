@@ -10,7 +10,7 @@ from PIL import Image
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images import decode
-from dmsh_serving.images.decode import DECODE_RECIPE, MAX_FILE_BYTES, MAX_PIXELS, image_from_bytes
+from dmsh_serving.images.decode import DECODE_RECIPE, MAX_FILE_BYTES, MAX_PIXELS, image_from_bytes, rgb_from_bytes
 
 # Pillow warns of damaged metadata; pytest undoes the filter that the module under test sets.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -209,6 +209,20 @@ def test_only_the_first_frame_counts():
 
 def test_one_pixel_is_an_image():
     assert image_from_bytes(png(np.full((1, 1, 3), 77, np.uint8)), 5).tolist() == np.full((5, 5, 3), 77).tolist()
+
+
+def test_a_whole_image_is_given_upright_at_its_own_size():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = rgb_from_bytes(file_of(photo(90, 70), "JPEG", exif=exif))
+    assert (upright.mode, upright.size) == ("RGB", (70, 90))
+
+
+def test_a_jpeg_to_look_at_is_decoded_smaller_but_not_too_small():
+    data = file_of(photo(1600, 800), "JPEG")
+    assert rgb_from_bytes(data, at_least=200).size == (400, 200)
+    assert rgb_from_bytes(data, at_least=500).size == (1600, 800)
+    assert rgb_from_bytes(FILES["png"], at_least=8).size == (90, 70)
 
 
 @pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (60_000, 3)])
