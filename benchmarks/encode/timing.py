@@ -1,7 +1,7 @@
 """Time the contenders in turns, and count the bits that each gets wrong."""
 
+import functools
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +10,9 @@ import numpy as np
 
 from benchmarks.encode.contenders import Contender, Logits
 from dmsh_export.compare.runners import Images
+from dmsh_serving.timing import in_turns
+
+__all__ = ["Row", "Setting", "Wrong", "logits_of", "seconds_in_turns", "settings", "wrong_of"]
 
 _LEAST_SECONDS = 0.02  # of one timed span: calls shorter than this are repeated within it
 _REST_SECONDS: Final = 0.005  # until the threads of whoever ran before have gone to sleep
@@ -58,23 +61,12 @@ def settings(batches: Sequence[int]) -> list[Setting]:
 
 
 def seconds_in_turns(ready: Sequence[Contender], images: Images, batch: int, rounds: int) -> list[list[float]]:
-    """Return the seconds a call of each contender on ``batch`` images, one figure a round; the rounds take turns."""
+    """Return the seconds per call of each contender on ``batch`` images, one figure per round."""
     block = np.ascontiguousarray(images[np.arange(batch) % len(images)])
-    calls = []
-    for contender in ready:
-        contender.run(block)
-        start = time.perf_counter()
-        contender.run(block)
-        calls.append(max(1, round(_LEAST_SECONDS / (time.perf_counter() - start))))
-    seconds: list[list[float]] = [[] for _ in ready]
-    for _ in range(rounds):
-        for found, contender, count in zip(seconds, ready, calls, strict=True):
-            time.sleep(_REST_SECONDS)
-            start = time.perf_counter()
-            for _ in range(count):
-                contender.run(block)
-            found.append((time.perf_counter() - start) / count)
-    return seconds
+    calls = [functools.partial(contender.run, block) for contender in ready]
+    for call in calls:
+        call()
+    return in_turns(calls, rounds, span_seconds=_LEAST_SECONDS, rest_seconds=_REST_SECONDS)
 
 
 def logits_of(run: Callable[[Images], Logits], images: Images) -> Logits:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.rank.codes import CHECKPOINT, Codes, real_images
-from benchmarks.rank.timing import in_turns
+from benchmarks.rank.timing import milliseconds_in_turns
 from dmsh_serving.errors import CheckError
 from dmsh_serving.hamming import search
 from dmsh_serving.hamming.clustered import cluster
@@ -61,7 +61,7 @@ def measure_layouts(kind: str, codes: Codes, queries: Codes, ks: Sequence[int], 
             for query in asked:
                 clustered.search(query, k, threads=1)
 
-        times = in_turns({PLAIN: plain, CLUSTERED: skipping}, rounds)
+        times = milliseconds_in_turns({PLAIN: plain, CLUSTERED: skipping}, rounds)
         plain_each, clustered_each = (times[name] / len(asked) for name in (PLAIN, CLUSTERED))
         timings.append(
             LayoutTiming(

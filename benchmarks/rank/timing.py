@@ -4,19 +4,20 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from benchmarks.rank.engines import FAISS, OURS, Case, engines
 from dmsh_serving.errors import CheckError
+from dmsh_serving.timing import in_turns
+
+__all__ = ["Measured", "Timing", "measure", "milliseconds_in_turns"]
 
 _SPAN_SECONDS: Final = 0.004  # of one timed turn: shorter calls are repeated within it
 _REST_SECONDS: Final = 0.01  # until whoever ran before has gone to sleep: OpenMP's threads spin for milliseconds
-_ENOUGH_SECONDS: Final = 1.5  # an engine that has run for so long gets no further turns...
-_LEAST_ROUNDS: Final = 3  # ...after these
+_ENOUGH_SECONDS: Final = 1.5  # an engine that has run for so long gets no further turns
 _WARM_SECONDS: Final = 0.01  # of calls before a turn: the engine before emptied the caches, and the clock went down
-_LONG_SECONDS: Final = 0.05  # a call that takes longer needs none before it
 _WORTH_A_TURN: Final = 1.5
 
 
@@ -68,7 +69,7 @@ def measure(case: Case, rounds: int) -> Measured:
         first[name] = time.perf_counter() - start
         if found is not None and not np.array_equal(found, expected):
             raise CheckError(f"{name} and {OURS} disagree on {case}: one of them is wrong")
-    times = in_turns({name: call for name, call in calls.items() if not _hopeless(name, first)}, rounds)
+    times = milliseconds_in_turns({name: call for name, call in calls.items() if not _hopeless(name, first)}, rounds)
     return Measured(case, tuple(Timing(name, milliseconds) for name, milliseconds in times.items()))
 
 
@@ -78,27 +79,14 @@ def _hopeless(name: str, first: Mapping[str, float]) -> bool:
     return name.startswith(FAISS) and first[name] > max(_WORTH_A_TURN * best, _SPAN_SECONDS)
 
 
-def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median milliseconds a call of each, every one measured once a round."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            spent = seconds[name]
-            if len(spent) >= _LEAST_ROUNDS and sum(spent) > _ENOUGH_SECONDS:
-                continue
-            time.sleep(_REST_SECONDS)
-            if not spent or spent[-1] < _LONG_SECONDS:
-                _repeat(call, _WARM_SECONDS)
-            spent.append(_repeat(call, _SPAN_SECONDS))
-    return {name: 1e3 * statistics.median(spent) for name, spent in seconds.items()}
-
-
-def _repeat(call: Callable[[], Any], least: float) -> float:
-    """Call until ``least`` seconds have passed; return the seconds a call."""
-    count, start = 0, time.perf_counter()
-    while True:
-        call()
-        count += 1
-        spent = time.perf_counter() - start
-        if spent >= least:
-            return spent / count
+def milliseconds_in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median milliseconds per call of each, timed once per round."""
+    seconds = in_turns(
+        list(calls.values()),
+        rounds,
+        span_seconds=_SPAN_SECONDS,
+        rest_seconds=_REST_SECONDS,
+        warm_seconds=_WARM_SECONDS,
+        enough_seconds=_ENOUGH_SECONDS,
+    )
+    return {name: 1e3 * statistics.median(spent) for name, spent in zip(calls, seconds, strict=True)}

@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dmsh_export.compare.runners import Images, Runner
 from dmsh_serving.errors import InputError
+from dmsh_serving.timing import in_turns
+
+__all__ = ["WARM_UP_ROUNDS", "Latency", "latency_from_seconds", "measure"]
 
 WARM_UP_ROUNDS = 3
 
@@ -54,7 +57,7 @@ def measure(
     Raises:
         InputError: the runners take images of different sizes.
     """
-    seconds: list[list[float]] = [[] for _ in runners]
+    blocks: list[Images] = []
     with contextlib.ExitStack() as stack:
         for runner in runners:
             stack.enter_context(runner)
@@ -62,16 +65,22 @@ def measure(
         if len(sizes) != 1:
             raise InputError(f"the targets take images of different sizes: {', '.join(map(str, sizes))}")
         images = images_of_size(sizes[0])
-        for number in range(-WARM_UP_ROUNDS, rounds):
+
+        def next_block(number: int) -> None:
             rows = (np.arange(batch) + number * batch) % len(images)
-            block = np.ascontiguousarray(images[rows])
-            for durations, runner in zip(seconds, runners, strict=True):
-                start = time.perf_counter()
-                runner.infer(block)
-                if number >= 0:
-                    durations.append(time.perf_counter() - start)
-            if on_progress and number >= 0:
-                on_progress(number + 1, rounds)
+            blocks[:] = [np.ascontiguousarray(images[rows])]
+            if on_progress and number >= WARM_UP_ROUNDS:
+                on_progress(number - WARM_UP_ROUNDS, rounds)
+
+        calls = [partial(_infer, runner, blocks) for runner in runners]
+        seconds = in_turns(calls, WARM_UP_ROUNDS + rounds, before_round=next_block)
+        if on_progress:
+            on_progress(rounds, rounds)
     return [
-        latency_from_seconds(runner.name, batch, durations) for runner, durations in zip(runners, seconds, strict=True)
+        latency_from_seconds(runner.name, batch, spent[WARM_UP_ROUNDS:])
+        for runner, spent in zip(runners, seconds, strict=True)
     ]
+
+
+def _infer(runner: Runner, blocks: list[Images]) -> None:
+    runner.infer(blocks[0])

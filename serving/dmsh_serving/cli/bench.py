@@ -4,7 +4,6 @@ import functools
 import importlib
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 
 from dmsh_serving.console import JsonOption, console, print_table, progress, write_json
 from dmsh_serving.errors import CheckError
+from dmsh_serving.timing import in_turns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,24 +90,9 @@ def measure(case: Case, threads: int, rounds: int) -> list[Timing]:
         found = engine()
         if found is not None and expected is not None and not np.array_equal(found, expected):
             raise CheckError(f"{name} and {OURS} disagree on {case}: one of them is wrong")
-    times: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(rounds):
-        for name, engine in engines.items():
-            _warm_up(engine)
-            start = time.perf_counter()
-            engine()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    seconds = in_turns(list(engines.values()), rounds, warm_seconds=WARM_UP_SECONDS)
+    medians = {name: 1e3 * statistics.median(spent) for name, spent in zip(engines, seconds, strict=True)}
     return [Timing(name, median, median / medians[OURS]) for name, median in medians.items()]
-
-
-def _warm_up(engine: "Engine") -> None:
-    """Run untimed for a moment: the engine before may have emptied the caches, as numpy does."""
-    end = time.perf_counter() + WARM_UP_SECONDS
-    while True:
-        engine()
-        if time.perf_counter() >= end:
-            return
 
 
 Engine = Callable[[], "npt.NDArray[np.int32] | None"]
