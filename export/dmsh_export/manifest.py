@@ -13,7 +13,7 @@ from typing import Any
 from dmsh_serving import __version__
 from dmsh_serving.console import write_json
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import sha256_of_file
+from dmsh_serving.files import move_durably, sha256_of_file
 
 FORMAT = "dmsh-manifest"
 FORMAT_VERSION = 1
@@ -116,7 +116,7 @@ def publish(*artefacts: Path) -> Iterator[tuple[Path, ...]]:
         for draft, path in zip(drafts, artefacts, strict=True):
             for made, final in ((draft, path), (manifest_path(draft), manifest_path(path))):
                 if made.exists():
-                    made.replace(final)
+                    move_durably(made, final)
 
 
 def manifest_rows(value: Any, name: str = "") -> list[list[str]]:

@@ -1,36 +1,82 @@
-"""Files and folders that are whole or not there, and what names a file's content."""
+"""Files and folders that are whole or not there, also after a crash or a power loss; and what names a file's content.
+
+What a function here has written is on the disk when it returns: the data are fsynced before they get their name, and
+the folder that holds the name afterwards.
+"""
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, Final
 
 from dmsh_serving.errors import InputError
 
+__all__ = [
+    "fsync_folder",
+    "move_durably",
+    "naming",
+    "replace_folder",
+    "sha256_of_file",
+    "umask",
+    "whole_file",
+    "write_atomically",
+]
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` under a temporary name beside ``path``, fsync, then rename over it."""
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2  # https://man7.org/linux/man-pages/man2/renameat2.2.html
+_CANNOT_EXCHANGE: Final = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Yield a temporary file beside ``path``, which takes this name once the block has ended without an error.
+
+    Args:
+        path: the name; a file that has it is replaced.
+        mode: permissions of the file, before the process's umask.
+
+    Raises:
+        InputError: the folder of ``path`` does not exist.
+    """
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is not a folder: create it, or write elsewhere")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with naming(path), os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~umask())
-        Path(temporary).replace(path)
+        temporary.chmod(mode & ~umask())
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    fsync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` as the whole content of ``path``; see :func:`whole_file`."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+def move_durably(made: Path, final: Path) -> None:
+    """Give a finished file its final name on the same file system; a file that has it is replaced."""
+    _fsync(made)
+    made.replace(final)
+    fsync_folder(final.parent)
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name ``path`` in an OSError that names no file: a disk that is full while one is written is not told which."""
+    """Name ``path`` in an OSError that names no file: the error of a full disk does not say which file is written."""
     try:
         yield
     except OSError as error:
@@ -40,23 +86,40 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Rename the folder ``new``, of the same file system, to ``target``, whose folder it replaces if there is one.
+    """Give the folder ``new`` the name ``target`` on the same file system; a folder that has it is replaced.
 
-    Whatever stops this, Ctrl-C too, ``target`` is then the old folder or the new one, whole.
+    If the process is killed at any moment, ``target`` is the old folder or the new one, whole. A file system that
+    cannot exchange two names (NFS, for one) leaves a moment without ``target``, which only a kill can hit.
     """
+    for folder, _, names in os.walk(new):
+        for name in names:
+            _fsync(Path(folder, name))
+        fsync_folder(Path(folder))
     old = new.with_name(new.name + ".old")
-    try:
-        if target.exists():
-            target.rename(old)
+    if not target.exists():
         new.rename(target)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
+    elif _exchange(new, target):
+        old = new
+    else:
+        try:
+            target.rename(old)
+            new.rename(target)
+        finally:
+            if not target.exists():
+                old.rename(target)
+    fsync_folder(target.parent)
+    if old.is_symlink():
+        old.unlink()
+    else:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes."""
+    """Return the SHA-256 (hex) of a file's bytes.
+
+    Raises:
+        InputError: there is no such file.
+    """
     if not path.is_file():
         raise InputError(f"{path} does not exist, or is not a file")
     with path.open("rb") as file:
@@ -68,3 +131,30 @@ def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def fsync_folder(folder: Path) -> None:
+    """Wait until the names in ``folder`` are on the disk."""
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step; return False if this system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # musl has none before 1.2.5
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(one), None, str(other))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dmsh_serving import files
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import replace_folder, sha256_of_file, write_atomically
 
@@ -29,8 +30,22 @@ def test_a_folder_is_put_where_none_was(two, tmp_path):
     assert (tmp_path / "elsewhere" / "content").read_text() == "new"
 
 
+def test_a_link_to_the_old_folder_is_replaced_and_the_old_folder_stays(two, tmp_path):
+    (tmp_path / "link").symlink_to("target")
+    replace_folder(two[0], tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "target"]
+    assert (tmp_path / "link" / "content").read_text() == "new"
+    assert (tmp_path / "target" / "content").read_text() == "target"
+
+
+def test_a_file_system_that_cannot_exchange_names_gets_the_new_folder_too(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    test_a_new_folder_takes_the_place_of_the_old_one(two, tmp_path)
+
+
 @pytest.mark.parametrize("stopped_by", [OSError, KeyboardInterrupt])
 def test_the_old_folder_is_back_when_the_new_one_cannot_be_moved(two, tmp_path, monkeypatch, stopped_by):
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     rename = Path.rename
 
     def fail(path, to):

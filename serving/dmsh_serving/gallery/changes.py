@@ -13,6 +13,7 @@ import numpy.typing as npt
 from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
+from dmsh_serving.files import fsync_folder
 from dmsh_serving.gallery.folder import CURRENT, current_version, open_current, part_paths, publish, writing
 from dmsh_serving.gallery.growth import compacted, grown, laid_out, plain_part
 from dmsh_serving.gallery.keys import Keys, joined_keys, packed_keys
@@ -64,6 +65,7 @@ def build(
         if folder.exists() or not folder.parent.is_dir():
             raise InputError(f"{folder} cannot be made a gallery: it is a file, or its parent folder is missing")
         folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
     with writing(folder):
         if not overwrite and ((folder / CURRENT).exists() or part_paths(folder)):
             lost = "" if (folder / CURRENT).exists() else f", though {CURRENT} is missing"

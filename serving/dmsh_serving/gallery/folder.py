@@ -14,13 +14,12 @@ kept, with all parts they stand on. Readers map their files; deleting an old one
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import naming, umask, write_atomically
+from dmsh_serving.files import whole_file, write_atomically
 from dmsh_serving.gallery.part import Part, PartName
 from dmsh_serving.gallery.part_file import digest_of, is_version, read_base, read_part, version_of, write_part
 from dmsh_serving.gallery.snapshot import Snapshot, chained
@@ -134,18 +133,9 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
     version = f"{number:08d}-{digest[:8]}"
     served = _served_version(folder)
     _sweep(folder, keep={path for path in existing if served and version_of(path) <= served})
-    temporary = folder / f".gallery-{version}.tmp"
-    try:
-        with naming(part_path(folder, version)), temporary.open("wb") as file:
-            write_part(file, part, digest)
-        temporary.chmod(0o444 & ~umask())
-        temporary.replace(part_path(folder, version))
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _fsync_folder(folder)
+    with whole_file(part_path(folder, version), mode=0o444) as file:
+        write_part(file, part, digest)
     write_atomically(folder / CURRENT, f"{version}\n".encode())
-    _fsync_folder(folder)
     kept = [*_files_of(folder, version), *(_files_of(folder, served) if served else [])]
     _sweep(folder, keep=set(kept))
     return open_current(folder, known=known)
@@ -158,7 +148,7 @@ def part_paths(folder: Path) -> list[Path]:
 
 def leftover_paths(folder: Path) -> list[Path]:
     """Return the files that a writer which was killed had not finished."""
-    return sorted([*folder.glob(".gallery-*.tmp"), *folder.glob(f".{CURRENT}.*")])
+    return sorted([*folder.glob(".gallery-*"), *folder.glob(f".{CURRENT}.*")])
 
 
 def part_path(folder: Path, version: str) -> Path:
@@ -187,11 +177,3 @@ def _sweep(folder: Path, keep: set[Path]) -> None:
     """Delete parts other than ``keep`` and whatever a killed writer left behind."""
     for path in (*leftover_paths(folder), *(path for path in part_paths(folder) if path not in keep)):
         path.unlink(missing_ok=True)
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,7 +14,7 @@ from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.gallery.keys import Keys
-from dmsh_serving.hamming import RadiusResult, search, search_radius
+from dmsh_serving.hamming import search
 from dmsh_serving.hamming.clustered import MAX_PLACES, ClusteredCodes
 from dmsh_serving.hamming.sorting import ascends, ascends_within, codes_ascend
 
@@ -65,8 +65,7 @@ class Part:
         codes: (N, ceil(bits/8)) uint8; clustered: (U, ceil(bits/8)), the different codes.
         ids: (N,) int64, or int32 where all fit; None where they are ``first_id`` to ``first_id`` + N - 1.
         first_id: the first of such a range.
-        starts: (U + 1,) int32, first row of each different code, and N; None in the plain layout. Files of older
-            releases have int64 here and in ``ids``.
+        starts: (U + 1,) int32, first row of each different code, and N; None in the plain layout.
         keys: N strings, or None in a gallery without keys.
         removed: (R,) int64, ascending: rows that this part takes away from the parts below it, counted through all of
             them from the lowest.
@@ -80,7 +79,7 @@ class Part:
     codes: Codes
     ids: Stored | None = None
     first_id: int = 0
-    starts: Stored | None = None
+    starts: npt.NDArray[np.int32] | None = None
     keys: Keys | None = None
     removed: Ids = field(default_factory=no_rows)
     base: PartName | None = None
@@ -140,12 +139,6 @@ class Part:
             return self._clusters.search(queries, k, threads=threads, allowed=allowed)
         return search(queries, self.codes, k, threads=threads, allowed=allowed)
 
-    def search_radius(self, queries: Codes, radius: int, *, threads: int | None, allowed: Mask | None) -> RadiusResult:
-        """Return all rows within ``radius``; see :func:`dmsh_serving.hamming.radius.search_radius`."""
-        if self._clusters is not None:
-            return self._clusters.search_radius(queries, radius, threads=threads, allowed=allowed)
-        return search_radius(queries, self.codes, radius, threads=threads, allowed=allowed)
-
     def check(self, where: str) -> None:
         """Raise :class:`InputError`, beginning with ``where``, unless all of it fits together."""
         check_codes(self.codes, self.bits)
@@ -171,7 +164,7 @@ class Part:
         if not (ascends(ids) if self.starts is None else ascends_within(self.starts, ids)):
             raise InputError(f"{where}: ids are not strictly ascending")
 
-    def _check_clusters(self, starts: Stored, where: str) -> None:
+    def _check_clusters(self, starts: npt.NDArray[np.int32], where: str) -> None:
         if self.ids is None or self.ids.ndim != 1 or starts.shape != (len(self.codes) + 1,):
             raise InputError(
                 f"{where}: {len(self.codes)} different codes do not fit starts of shape {list(starts.shape)}"
@@ -187,7 +180,7 @@ class Part:
     def _clusters(self) -> ClusteredCodes | None:
         if self.starts is None or self.ids is None:
             return None
-        return ClusteredCodes(self.codes, self.starts.astype(np.int32, copy=False), self.ids)
+        return ClusteredCodes(self.codes, self.starts, self.ids)
 
     @cached_property
     def _id_range(self) -> tuple[int, int]:

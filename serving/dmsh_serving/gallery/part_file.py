@@ -1,12 +1,17 @@
 """The bytes of one part of a gallery: a safetensors file, written by streaming and read by mapping.
 
-Layout (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header, the
-tensors back to back. Tensors: ``codes`` uint8; ``ids`` int64, or int32 where they fit in the clustered layout, unless
-the ids are a range, which the metadata gives; ``starts`` int32 in the clustered layout (int64 in files of older
-releases, which are read as well); ``key_offsets`` int64 with ``keys`` uint8, where there are keys; ``removed`` int64,
-where rows of the parts below are. See :class:`dmsh_serving.gallery.part.Part`. Written by hand rather than by the
-safetensors package so that the widest numbers come first (all are aligned), equal content gives equal bytes, and a
-reader checks every size before it allocates or maps anything.
+Layout (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header, the tensors back
+to back. Tensors:
+
+- ``codes`` uint8;
+- ``ids`` int64, or int32 if the layout is clustered and all fit; none if the ids are a range, which the metadata gives;
+- ``starts`` int32 in the clustered layout;
+- ``key_offsets`` int64 and ``keys`` uint8 in a gallery with keys;
+- ``removed`` int64, rows of the parts below.
+
+See :class:`dmsh_serving.gallery.part.Part`. Written by hand rather than by the safetensors package so that the widest
+numbers come first (all are aligned), equal content gives equal bytes, and a reader checks every size before it
+allocates or maps anything.
 
 The checksum is a SHA-256 over the metadata and, of each tensor, the SHA-256s of its blocks of 4 MiB: blocks are hashed
 side by side, which is what lets a gallery of ten million codes be checked whole in a tenth of a second.
@@ -44,7 +49,7 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {"I64": np.dtype("<i8"), "I32": np.dt
 _NAME_OF_DTYPE: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _KINDS: Final = {  # of each tensor, the dtypes it may have, and its axes
     "ids": (("I64", "I32"), 1),
-    "starts": (("I64", "I32"), 1),
+    "starts": (("I32",), 1),
     "key_offsets": (("I64",), 1),
     "removed": (("I64",), 1),
     "codes": (("U8",), 2),
@@ -83,7 +88,7 @@ def digest_of(part: Part) -> str:
 
 
 def write_part(file: BinaryIO, part: Part, digest: str) -> None:
-    """Write ``part`` to an open file and fsync it; ``digest`` comes from :func:`digest_of`."""
+    """Write ``part`` to an open file; ``digest`` comes from :func:`digest_of`."""
     header: dict[str, Any] = {"__metadata__": {**_metadata_of(part), "sha256": digest}}
     tensors = _tensors(part)
     offset = 0
@@ -101,8 +106,6 @@ def write_part(file: BinaryIO, part: Part, digest: str) -> None:
     for array in tensors.values():
         for block in _blocks(array):
             file.write(block)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def read_part(path: Path, name: PartName | None = None) -> tuple[Part, str]:

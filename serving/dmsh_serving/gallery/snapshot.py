@@ -37,15 +37,6 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
-class Hits:
-    """All codes within a radius of one query, ordered by (distance, id); see :class:`SearchResult`."""
-
-    ids: Ids
-    distances: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class Contents:
     """Everything a snapshot holds, in ascending id order.
 
@@ -216,25 +207,6 @@ class Snapshot:
             beyond = distances > checked_radius(radius)
             distances[beyond], rows[beyond], ids[beyond] = PAD_DISTANCE, PAD_ID, PAD_ID
         return SearchResult(ids, distances, rows)
-
-    def search_radius(
-        self, queries: Codes, radius: int, *, allowed: Ids | None = None, threads: int | None = None
-    ) -> list[Hits]:
-        """Return all codes at most ``radius`` from each query, however many; arguments as in :meth:`search`."""
-        check_codes(queries, self.bits)
-        found = [
-            part.search_radius(queries, radius, threads=threads, allowed=mask)
-            for part, mask in zip(self.parts, self._masks(allowed), strict=True)
-        ]
-        hits = []
-        for query in range(len(queries)):
-            own = [result.of(query) for result in found]
-            distances = np.concatenate([each for each, _ in own])
-            rows = np.concatenate([each + start for (_, each), start in zip(own, self.starts, strict=False)])
-            ids = np.concatenate([part.ids_of(each) for part, (_, each) in zip(self.parts, own, strict=True)])
-            order = np.lexsort((ids, distances))
-            hits.append(Hits(ids[order], distances[order], rows[order]))
-        return hits
 
     def _masks(self, allowed: Ids | None) -> list[Mask | None]:
         """Return for each part which of its rows may be found."""

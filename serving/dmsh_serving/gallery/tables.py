@@ -1,9 +1,5 @@
 """Codes with ids and keys as other tools keep them: .npy files, or Parquet with the columns id, key and code."""
 
-import contextlib
-import os
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +9,7 @@ import numpy.typing as npt
 
 from dmsh_serving.codes import Codes
 from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.files import naming, umask
+from dmsh_serving.files import whole_file
 from dmsh_serving.gallery.keys import Keys
 from dmsh_serving.images.read import load_npy
 
@@ -84,13 +80,13 @@ def write_parquet(path: Path, snapshot: "Snapshot") -> None:
     values = pa.py_buffer(np.ascontiguousarray(contents.codes))
     columns[_CODE] = pa.Array.from_buffers(pa.binary(width), count, [None, values])
     said = {_BITS: str(snapshot.bits), _FINGERPRINT: snapshot.fingerprint}
-    with _whole(path) as temporary:
-        parquet.write_table(pa.table(columns).replace_schema_metadata(said), temporary)
+    with whole_file(path) as file:
+        parquet.write_table(pa.table(columns).replace_schema_metadata(said), file)
 
 
 def write_npy(path: Path, array: npt.NDArray[Any]) -> None:
     """Write an array as .npy, whole or not at all."""
-    with _whole(path) as temporary, temporary.open("wb") as file:
+    with whole_file(path) as file:
         np.save(file, array, allow_pickle=False)
 
 
@@ -187,20 +183,3 @@ def _pyarrow() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingError("pyarrow is not installed: pip install 'dmsh-toolkit[parquet]'") from error
     return pyarrow, parquet
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside ``path``, which it becomes when all went well."""
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} is not a folder: create it, or write elsewhere")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with naming(path):
-            yield temporary
-        temporary.chmod(0o666 & ~umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What one change of a gallery costs."""
