@@ -1,4 +1,4 @@
-"""How images stream through a quantisation: so many at once, a few looked at before, a uniform sample kept."""
+"""Images as a quantisation reads them: batches of a fixed size, the first few images, and a uniform sample."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -11,17 +11,19 @@ from dmsh_serving.checks import check_images
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import ImageSet, image_paths, iter_listed_batches, load_npy
 
+__all__ = ["Images", "Sample", "batch_size", "first_images", "spread_images"]
+
 Images = npt.NDArray[np.uint8]
 _BATCH_PIXELS = 2 * 224 * 224  # measured: larger batches leave the caches and are slower
 
 
 def batch_size(image_size: int) -> int:
-    """Return how many images at a time keep calibration within the caches and little memory."""
+    """Return the batch size at which calibration stays within the CPU's caches, 1 to 64 images."""
     return max(1, min(64, _BATCH_PIXELS // image_size**2))
 
 
 def first_images(batches: Iterable[ImageSet], count: int) -> tuple[Images, Iterator[ImageSet]]:
-    """Return the first ``count`` images (or all, if there are fewer) and all batches, those of them included."""
+    """Return the first ``count`` images (all, if there are fewer), and an iterator over all batches, those included."""
     rest = iter(batches)
     taken: list[ImageSet] = []
     while sum(len(batch.images) for batch in taken) < count and (batch := next(rest, None)) is not None:
@@ -32,20 +34,21 @@ def first_images(batches: Iterable[ImageSet], count: int) -> tuple[Images, Itera
 
 
 def spread_images(source: Path, image_size: int, count: int) -> Images | None:
-    """Return ``count`` images spread evenly over those of ``source``, of a folder sorted by class some of every class.
+    """Return ``count`` images spread evenly over ``source``: a folder that is sorted by class gives some of each class.
 
-    Only these are read, and those that cannot be read are left out.
+    Only these images are read. An image that cannot be read is left out.
 
     Args:
         source: a folder or an .npy file, as :func:`dmsh_serving.images.read.iter_image_batches` takes them.
         image_size: side of an image in pixels.
-        count: how many; all, if there are fewer.
+        count: number of images; all, if there are fewer.
 
     Returns:
-        (n, H, W, 3) uint8 in their order; None where ``source`` is nothing of the kind or none of them can be read.
+        (n, H, W, 3) uint8 in the order of ``source``; None if ``source`` is neither, is empty, or none of the images
+        can be read.
 
     Raises:
-        InputError: an .npy file of something else.
+        InputError: an .npy file that does not hold such images.
     """
     if source.suffix == ".npy" and source.is_file():
         array = load_npy(source, f"images, uint8 [N, {image_size}, {image_size}, 3]")
@@ -57,19 +60,19 @@ def spread_images(source: Path, image_size: int, count: int) -> Images | None:
     names = [paths[row].relative_to(source).as_posix() for row in _spread(len(paths), count)]
     try:
         batches = list(iter_listed_batches(source, names, image_size, count, skip_bad=True))
-    except InputError:  # none of them: what is wrong is said when all are read
+    except InputError:  # none can be read: the pass over all images reports why
         return None
     return np.concatenate([batch.images for batch in batches])
 
 
 def _spread(length: int, count: int) -> npt.NDArray[np.int64]:
-    """Return ``count`` positions of ``length``, each in the middle of its part, ascending without a repetition."""
+    """Return ``count`` ascending positions below ``length``, each in the middle of one of ``count`` equal parts."""
     count = min(length, count)
     return (2 * np.arange(count, dtype=np.int64) + 1) * length // (2 * count)
 
 
 class Sample:
-    """A uniform sample of at most ``most`` images of a stream, the same one every time (reservoir sampling)."""
+    """A uniform sample of at most ``most`` images of a stream (reservoir sampling, always the same random numbers)."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -79,12 +82,12 @@ class Sample:
         self.names: list[str] = []
 
     def add(self, images: Images, names: npt.NDArray[np.object_]) -> None:
-        """Take in the next images (N, H, W, 3) of the stream with their names (N,)."""
+        """Add the next images (N, H, W, 3) uint8 of the stream with their names (N,)."""
         for image, name in zip(images, names, strict=True):
             self._seen += 1
             place = self._random.randint(self._seen)
             if len(self._images) < self._most:
-                # Inserted at random too, so that the order of a sorted folder is lost.
+                # Inserted at a random place, so that the sample does not keep the order of a sorted folder.
                 self._images.insert(place, image.copy())
                 self.names.insert(place, name)
             elif place < self._most:

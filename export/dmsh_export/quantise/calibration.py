@@ -1,4 +1,4 @@
-"""What calibration images say of every tensor of a float graph, gathered in one pass and flat memory."""
+"""Statistics of every tensor of a float graph over the calibration images, in one pass and constant memory."""
 
 import math
 from typing import Final, Literal
@@ -12,20 +12,22 @@ from dmsh_export.quantise.float_graph import FloatGraph, outputs
 from dmsh_model.integer.layers import HIGHEST
 from dmsh_serving.errors import InputError
 
+__all__ = ["PERCENTILE", "POLICIES", "Calibration", "Policy", "TensorStatistics"]
+
 Policy = Literal["max", "percentile", "mse"]
 POLICIES: Final[tuple[Policy, ...]] = ("mse", "percentile", "max")
 PERCENTILE: Final = 0.9999
 
 _BINS = 4096
-_SAMPLES_AN_IMAGE = 8192  # of one tensor: the histogram needs no more, the maximum sees every value
-_STEPS_AN_OCTAVE, _OCTAVES = 8, 5  # of the scales tried for the smallest error
+_SAMPLES_PER_IMAGE = 8192  # values of one tensor that enter its histogram; the maximum sees every value
+_STEPS_PER_OCTAVE, _OCTAVES = 8, 5  # the scales that policy "mse" tries
 
 
 class TensorStatistics:
-    """Running statistics of one tensor: per channel mean and largest magnitude, a histogram of the magnitudes.
+    """Running statistics of one tensor: mean and largest magnitude per channel, and a histogram of magnitudes.
 
-    The histogram covers 0 to a power of two; a larger value doubles the range and merges bins in pairs. Exact zeros
-    are counted apart: every scale represents them without error.
+    The histogram covers 0 to a power of two; a larger value doubles the range and merges bins in pairs. It leaves out
+    exact zeros, which every scale represents without error.
     """
 
     def __init__(self, channels: int) -> None:
@@ -37,23 +39,23 @@ class TensorStatistics:
         self._zeros = 0
 
     def add(self, values: Tensor) -> None:
-        """Take in a batch, float32 (N, C, ...).
+        """Add a batch, float32 (N, C, ...).
 
         Raises:
-            InputError: a value is infinite or no number.
+            InputError: a value is infinite or NaN.
         """
         places = (0, *range(2, values.ndim))
         lowest, highest = values.amin(places).double(), values.amax(places).double()
         if not (lowest.isfinite() & highest.isfinite()).all():
-            raise InputError("it gives values that are infinite or no numbers: train the network again")
+            raise InputError("it gives values that are infinite or NaN: train the network again")
         self.largest = torch.maximum(self.largest, torch.maximum(-lowest, highest))
-        # Of one image in float32, ten times as fast; of all in float64.
+        # The sum of one image in float32, which is ten times as fast; the sum over all images in float64.
         of_images = values.sum(places[1:]) if values.ndim > 2 else values
         self._sum += of_images.sum(0, dtype=torch.float64)
         self._positions += values.numel() // values.shape[1]
         an_image = values.numel() // len(values)
-        step = max(1, math.ceil(an_image / _SAMPLES_AN_IMAGE))
-        while math.gcd(step, an_image) > 1:  # else it would keep to some of the channels, or columns
+        step = max(1, math.ceil(an_image / _SAMPLES_PER_IMAGE))
+        while math.gcd(step, an_image) > 1:  # a common factor would visit only some channels, or columns
             step += 1
         self._add_magnitudes(_in_memory_order(values)[::step].abs().numpy())
 
@@ -75,11 +77,11 @@ class TensorStatistics:
         return self._sum / max(1, self._positions)
 
     def power(self) -> float:
-        """Mean square of the values that are not 0, up to the histogram's resolution."""
+        """Return the mean square of the values that are not 0, at the histogram's resolution."""
         return float((self._counts * self._centres() ** 2).sum() / max(1, self._counts.sum()))
 
     def error(self, scale: float) -> float:
-        """Return the mean square error that ``scale`` (the value of one step, 127 at most) gives, zeros apart."""
+        """Return the mean square error of rounding to at most 127 steps of size ``scale``; without exact zeros."""
         centres = self._centres()
         clipped = centres > (HIGHEST + 0.5) * scale
         rounding = float(self._counts[~clipped].sum()) * scale**2 / 12
@@ -87,17 +89,17 @@ class TensorStatistics:
         return (rounding + clipping) / max(1, int(self._counts.sum()))
 
     def scale(self, policy: Policy) -> float:
-        """Return the scale that covers the largest value, all but 0.01% of the values, or gives the least error."""
+        """Return the size of one step: ``max`` covers every value, ``percentile`` 99.99%, ``mse`` errs least."""
         largest = float(self.largest.max()) / HIGHEST
         if not largest:
-            return 1.0  # a dead tensor: any scale holds its zeros
+            return 1.0  # every value is 0, which any scale represents
         if policy == "max":
             return largest
         if policy == "percentile":
             share = np.cumsum(self._counts) / max(1, self._counts.sum())
             bin_ = int(np.searchsorted(share, PERCENTILE))
             return min(largest, (bin_ + 1) * self._top / _BINS / HIGHEST)
-        candidates = [largest * 2 ** (-step / _STEPS_AN_OCTAVE) for step in range(_OCTAVES * _STEPS_AN_OCTAVE)]
+        candidates = [largest * 2 ** (-step / _STEPS_PER_OCTAVE) for step in range(_OCTAVES * _STEPS_PER_OCTAVE)]
         return min(candidates, key=self.error)
 
     def _centres(self) -> npt.NDArray[np.float64]:
@@ -105,7 +107,7 @@ class TensorStatistics:
 
 
 def _in_memory_order(values: Tensor) -> Tensor:
-    """Return all values as one dimension, as they lie in memory where they lie without gaps: that copies nothing."""
+    """Return all values in one dimension; one without gaps in memory keeps its order there, which needs no copy."""
     if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
         values = values.permute(0, 2, 3, 1)
     return values.flatten()
@@ -119,10 +121,10 @@ class Calibration:
         self.tensors = tuple(TensorStatistics(shape[0]) for shape in graph.shapes)
 
     def add(self, images: npt.NDArray[np.uint8]) -> None:
-        """Run a batch (N, H, W, 3) uint8 through the float graph and take in what every layer gives.
+        """Run a batch (N, H, W, 3) uint8 through the float graph and add the output of every layer.
 
         Raises:
-            InputError: a layer gives a value that is infinite or no number.
+            InputError: a layer gives a value that is infinite or NaN.
         """
         for index, value in outputs(self.graph, images):
             try:

@@ -1,4 +1,4 @@
-"""What a quantisation costs, measured on held-out images: of each layer, and of the codes."""
+"""The cost of a quantisation, measured on held-out images: per layer, and in the codes."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,13 @@ from dmsh_export.quantise import float_graph as floats
 from dmsh_export.quantise.batches import Images, Sample, batch_size
 from dmsh_export.quantise.float_graph import FloatGraph
 from dmsh_model.evaluation.mean_average_precision import mean_average_precision
-from dmsh_model.integer import reference as integer_dmsh
+from dmsh_model.integer import reference
 from dmsh_model.integer.layers import Logits
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.codes import pack, unpack
+
+__all__ = ["CodeCost", "LayerCost", "code_cost", "decibels", "layer_costs", "signal_to_noise_db"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class LayerCost:
 
     Attributes:
         name: its name in the float network.
-        kind: what it is.
-        scale: what a step of its output is worth in the float network's units (its largest channel).
-        clipped_share: of the float network's values, beyond what the layer can hold.
-        signal_to_noise_db: of its output, against the float network's; infinite where they are equal.
+        kind: class of the layer, such as ``Convolution``.
+        scale: size of one step of its output in the float network's units; of the channel with the largest.
+        clipped_share: share of the float network's values beyond the layer's range.
+        signal_to_noise_db: its output against the float network's; infinite if they are equal.
         accumulator_bits: log2 of the largest magnitude that its accumulator can reach; None without one.
     """
 
@@ -43,10 +45,10 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class CodeCost:
-    """Codes of held-out images, the integer network's against the float network's.
+    """Codes of held-out images: the integer network's against the float network's.
 
-    mAP is None where the images have no labels (a folder of class folders gives them): half of the images are
-    queries, the others the database.
+    For mAP, half of the images are queries and the other half the database. It is None if the images have no labels;
+    a folder of class folders gives labels.
     """
 
     images: int
@@ -60,13 +62,13 @@ class CodeCost:
 def layer_costs(
     graph: FloatGraph, found: IntegerDMSH, scales: tuple[Tensor, ...], images: Images
 ) -> tuple[LayerCost, ...]:
-    """Compare every layer's output with the float graph's; ``scales`` are what steps are worth, (C,) a layer."""
+    """Compare every layer's output with the float graph's; ``scales`` holds the size of one step per layer, (C,)."""
     network = found.network
     count = len(network.layers)
     signal, noise, clipped, values = [0.0] * count, [0.0] * count, [0] * count, [0] * count
     at_once = batch_size(network.image_size)
     for batch in (images[start : start + at_once] for start in range(0, len(images), at_once)):
-        pairs = zip(floats.outputs(graph, batch), integer_dmsh.outputs(network, batch), strict=True)
+        pairs = zip(floats.outputs(graph, batch), reference.outputs(network, batch), strict=True)
         for (index, wanted), (_, steps) in pairs:
             scale = scales[index].to(torch.float32).view(-1, *[1] * (wanted.ndim - 2))
             if isinstance(last := network.layers[index], Logits):
@@ -95,11 +97,11 @@ def layer_costs(
 
 
 def _power(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values)) ** 2  # summed in float32: 0.001 dB off
+    return float(torch.linalg.vector_norm(values)) ** 2  # the sum in float32 is wrong by 0.001 dB
 
 
 def code_cost(model: DMSH, integer: IntegerDMSH, sample: Sample) -> CodeCost:
-    """Compare codes and logits with the float network's; names with a folder in front give the classes for mAP."""
+    """Compare codes and logits with the float network's; the first folder of each name is its class, for mAP."""
     images = sample.images()
     expected, found = model.logits(images, batch_size(model.config.image_size)), integer.logits(images)
     bits = model.config.bits
@@ -116,12 +118,12 @@ def code_cost(model: DMSH, integer: IntegerDMSH, sample: Sample) -> CodeCost:
 
 
 def signal_to_noise_db(expected: npt.NDArray[np.float64], found: npt.NDArray[np.floating[Any]]) -> float:
-    """Return the signal to noise, dB, of ``found``."""
+    """Return the signal-to-noise ratio of ``found`` in dB; the difference from ``expected`` is the noise."""
     return decibels(float((expected**2).sum()), float(((found - expected) ** 2).sum()))
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Return 10 log10 of a ratio of powers; infinite without noise."""
+    """Return 10 log10(signal / noise) of two powers; infinite without noise."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf

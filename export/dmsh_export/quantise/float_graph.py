@@ -1,7 +1,7 @@
-"""A float network as the integer network's own layers: the half-way house of a conversion.
+"""The float network, made of the kinds of layer that the integer network has: the first half of a conversion.
 
-The image enters as it does in the integer network, as its values minus 128; normalisation is in the weights of the
-convolutions that take it, so zero padding pads with the value 128 here too, unless :class:`Centre` comes first.
+The image enters as in the integer network, as its values minus 128. Normalisation is in the weights of the convolutions
+that read the image, so zero padding pads with the value 128 here too, unless :class:`Centre` comes first.
 """
 
 import functools
@@ -15,6 +15,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+__all__ = [
+    "Add",
+    "Affine",
+    "Centre",
+    "Concat",
+    "FloatGraph",
+    "FloatLayer",
+    "GlobalMax",
+    "GlobalMean",
+    "Image",
+    "MaxPool",
+    "Operation",
+    "computed",
+    "outputs",
+    "used_layers",
+]
+
 
 @dataclass(frozen=True)
 class Image:
@@ -25,14 +42,14 @@ class Image:
 
 @dataclass(frozen=True)
 class Centre:
-    """The image minus its mean: what padding then pads with is the float network's own, the mean. Values 0 to 255."""
+    """The image minus its mean (C,), in values of 0 to 255: padding is then with the mean, as in the float network."""
 
     mean: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """A convolution (weight (O, C / groups, kernel, kernel)) or a linear layer (weight (O, C)); float64."""
+    """A convolution, weight (O, C / groups, height, width), or a linear layer, weight (O, C); float64, bias (O,)."""
 
     weight: Tensor
     bias: Tensor
@@ -42,7 +59,7 @@ class Affine:
     groups: int = 1
 
     def of_type(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weight and bias in the type and on the device of ``value``; in float32 they are converted once."""
+        """Return weight and bias in the type and on the device of ``value``; the conversion to float32 is kept."""
         if value.dtype == torch.float32 and value.device == self.weight.device:
             return self._in_float32
         return self.weight.to(value), self.bias.to(value)
@@ -102,15 +119,15 @@ class FloatGraph:
 
     layers: tuple[FloatLayer, ...]
     shapes: tuple[tuple[int, ...], ...]
-    """Of one image's output of each layer: (C, H, W) or (C,)."""
+    """Shape of each layer's output for one image: (C, H, W) or (C,)."""
 
     def users(self, index: int) -> list[int]:
-        """Return the indices of the layers that take the output of ``index``."""
+        """Return the indices of the layers that read the output of ``index``."""
         return [other for other, layer in enumerate(self.layers) if index in layer.inputs]
 
 
 def used_layers(layers: list[FloatLayer]) -> tuple[FloatLayer, ...]:
-    """Return the layers that the last one needs, renumbered; backbones compute levels that no tap takes."""
+    """Return the layers that the last one needs, renumbered: a backbone also computes levels that no tap reads."""
     needed = {len(layers) - 1}
     for index in reversed(range(len(layers))):
         if index in needed:

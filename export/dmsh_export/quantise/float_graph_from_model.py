@@ -1,4 +1,4 @@
-"""A trained DMSH network -> :class:`FloatGraph`: folded in float64, every operator one that integers can do exactly."""
+"""A trained DMSH network -> :class:`FloatGraph`: folded in float64, and only operators that integers do exactly."""
 
 import copy
 import dataclasses
@@ -31,6 +31,8 @@ from dmsh_export.to_onnx.fold import batch_norm_affine, fold
 from dmsh_model.network import DMSH, Lateral, Normalise
 from dmsh_serving.errors import InputError
 
+__all__ = ["SUPPORTED", "float_graph"]
+
 SUPPORTED = (
     "convolution (grouped and depthwise too), linear, batch norm, ReLU, ReLU6, max and average pooling, addition, "
     "concatenation"
@@ -41,13 +43,13 @@ _NOTHING = (nn.Identity, nn.Dropout, DropPath)
 
 
 def float_graph(model: DMSH, *, centred: bool = False) -> FloatGraph:
-    """Return the network in eval mode as a float graph, BN and normalisation folded in float64.
+    """Return the network in eval mode as a float graph; batch norm and normalisation are folded in float64.
 
-    ``centred`` puts :class:`Centre` in front, so that zero padding is padding with the mean, as it is in ``model``;
-    else it is padding with the value 128, at the price of a layer less.
+    With ``centred``, :class:`Centre` comes first, so that zero padding pads with the mean, as in ``model``. Without it,
+    zero padding pads with the value 128, and the graph has one layer fewer.
 
     Raises:
-        InputError: an operator that the integer network has not; names the node, the operator and what is supported.
+        InputError: the integer network lacks an operator; names the node, the operator and the supported ones.
     """
     folded, steps = fold(copy.deepcopy(model).double())
     if not isinstance(folded.backbone, fx.GraphModule):
@@ -71,16 +73,16 @@ def float_graph(model: DMSH, *, centred: bool = False) -> FloatGraph:
 
 
 class _Builder:
-    """Adds layers one by one, each tried on an example, so that shapes are known."""
+    """Adds layers one by one and runs each on an example without data, which gives the shapes."""
 
     def __init__(self, backbone: str, normalise: Normalise | nn.Module, size: int, centred: bool) -> None:
         assert isinstance(normalise, Normalise)  # fold leaves it as it is
         self._backbone = backbone
         self._mean, self._std = normalise.mean.flatten().double(), normalise.std.flatten().double()
         self._layers = [FloatLayer("image", Image(size), ())]
-        self._examples = [torch.empty(1, 3, size, size, device="meta")]  # shapes alone
+        self._examples = [torch.empty(1, 3, size, size, device="meta")]  # a shape without data
         self._shared: set[int] = set()
-        self._offset = 128 - self._mean  # from what stands for the image to the image minus its mean
+        self._offset = 128 - self._mean  # turns the layer that stands for the image into the image minus its mean
         self._image = 0
         if centred:
             self._image = self.add("centred", Centre(tuple(self._mean.tolist())), 0)
@@ -176,7 +178,7 @@ class _Builder:
 
     def _clip(self, name: str, source: int, low: float, high: float) -> int:
         layer = self._layers[source]
-        # What is used unclipped too, or cannot clip, is clipped by a convolution that changes nothing else.
+        # A layer that is also used unclipped, or that cannot clip, gets an identity convolution that clips.
         if source in self._shared or not isinstance(layer.operation, Affine | Add):
             example = self._examples[source]
             shape = (example.shape[1], 1, 1, 1)
@@ -210,7 +212,7 @@ def _affine_of_convolution(module: nn.Conv2d, example: Tensor) -> Affine:
 
 
 def _affine_of_average(module: nn.AvgPool2d, example: Tensor) -> Affine:
-    """Return the depthwise convolution of equal weights that an average over full windows is."""
+    """Return an average over full windows as a depthwise convolution with equal weights."""
     channels, kernel, padding = int(example.shape[1]), _pair(module.kernel_size), _pair(module.padding)
     weight = torch.full((channels, 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64)
     bias = torch.zeros(channels, dtype=torch.float64)
@@ -218,7 +220,7 @@ def _affine_of_average(module: nn.AvgPool2d, example: Tensor) -> Affine:
 
 
 def _partial_windows(module: nn.MaxPool2d | nn.AvgPool2d, example: Tensor) -> bool:
-    """Whether ``ceil_mode`` adds windows that hang over the edge, or an average leaves out padding."""
+    """Whether ``ceil_mode`` adds windows that reach past the edge, or an average divides by another number."""
     if isinstance(module, nn.AvgPool2d):
         if any(_pair(module.padding)) and not module.count_include_pad:
             return True

@@ -23,18 +23,19 @@ from dmsh_export.quantise.float_graph import (
 )
 from dmsh_model.integer import layers as integer
 from dmsh_model.integer.layers import HIGHEST, LOWEST, MAX_SHIFT
-from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork
+from dmsh_model.integer.network import FLOAT32_LIMIT, LARGEST_EXPONENT, IntegerNetwork
 from dmsh_serving.errors import InputError
 
-_LARGEST_EXPONENT = 100  # of a logit
+__all__ = ["Converted", "integer_from_float"]
+
 _CENTRING_SHIFT = 7
 
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """An integer network, and of each of its layers what a step is worth in the float network's units, (C,) float64.
+    """An integer network, and per layer the size of one step in the float network's units, (C,) float64.
 
-    Layers have the indices of the float graph's.
+    Layers keep their indices in the float graph.
     """
 
     network: IntegerNetwork
@@ -44,11 +45,11 @@ class Converted:
 def integer_from_float(
     graph: FloatGraph, wanted: tuple[Tensor, ...], input_means: tuple[Tensor, ...] | None = None
 ) -> Converted:
-    """Round ``graph`` to integers, each tensor's steps worth what ``wanted`` says, (C,) float64 each.
+    """Round ``graph`` to integers; ``wanted`` is the size of one step of each layer's output, (C,) float64.
 
-    Where arithmetic ties a scale to that of an input (pooling, addition, concatenation) the nearest possible is taken.
-    With ``input_means``, the mean of each layer's output per channel, biases make up for the mean error that rounded
-    weights cause.
+    Pooling, addition and concatenation tie the step of their output to that of their input; they take the nearest
+    possible one. With ``input_means``, the mean of each layer's output per channel, biases compensate the mean error of
+    rounded weights.
 
     Raises:
         InputError: a layer that has no integer form with these scales.
@@ -75,7 +76,7 @@ def integer_from_float(
 
 
 def _fixed(layer: FloatLayer, graph: FloatGraph, inputs: list[Tensor], wanted: float) -> tuple[integer.Layer, Tensor]:
-    """Return a layer without weights and the scale that its inputs' give it, near ``wanted`` if there is a choice."""
+    """Return a layer without weights and its scale: the nearest to ``wanted`` that its inputs' scales allow."""
     name = layer.name
     match layer.operation:
         case Image(size):
@@ -107,7 +108,7 @@ def _fixed(layer: FloatLayer, graph: FloatGraph, inputs: list[Tensor], wanted: f
 
 
 def _centring(name: str, mean: Tensor) -> tuple[integer.Convolution, Tensor]:
-    """Return the 1x1 convolution that moves a channel's mean to 0 in the finest steps that hold 0 to 255, (3,)."""
+    """Return the 1x1 convolution that moves each channel's mean to 0, and its steps (3,), the finest for 0 to 255."""
     finest = torch.maximum(mean, 255 - mean) / (HIGHEST + 0.49)
     weight = torch.floor(2.0**_CENTRING_SHIFT / finest).clamp(1, HIGHEST)
     bias = ((128 - mean) * weight).round()
@@ -139,11 +140,11 @@ def _affine(
     input_mean: Tensor | None,
     last: bool,
 ) -> integer.Convolution | integer.Linear | integer.Logits:
-    # In units of the output's steps, a step of the input being 1.
+    # The weights that turn steps of the input into steps of the output.
     weight = _per_input(affine.weight, input_scale, affine.groups) / scale.view(-1, *[1] * (affine.weight.ndim - 1))
     bias = affine.bias / scale
-    shifts = _shifts(weight, 0 if not last else -_LARGEST_EXPONENT, MAX_SHIFT if not last else _LARGEST_EXPONENT)
-    least = -_LARGEST_EXPONENT if last else 0
+    least, most = (-LARGEST_EXPONENT, LARGEST_EXPONENT) if last else (0, MAX_SHIFT)
+    shifts = _shifts(weight, least, most)
     while True:
         rounded = _rounded(weight, shifts)
         corrected = bias
@@ -151,7 +152,7 @@ def _affine(
             error = rounded * _power(-shifts, weight.ndim) - weight
             corrected = bias - _per_input(error, input_mean / input_scale, affine.groups).flatten(1).sum(1)
         whole = (corrected * 2.0 ** shifts.double()).round()
-        # Below 2^24 kernels that accumulate in float32 are exact too; a channel pays at most a bit of its weights.
+        # Below 2^24, kernels that accumulate in float32 are exact too. A channel loses at most one bit of its weights.
         over = _peak(rounded, whole, input_range) >= FLOAT32_LIMIT
         if not over.any():
             break
@@ -176,14 +177,16 @@ def _affine(
 
 
 def _per_input(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
-    """Multiply weights (O, C / groups, ...) by a factor (C,) an input channel."""
+    """Multiply weights (O, C / groups, ...) by one factor per input channel, (C,)."""
     of_group = factors.view(groups, -1).repeat_interleave(len(weight) // groups, 0)
     return weight * of_group.view(len(weight), -1, *[1] * (weight.ndim - 2))
 
 
 def _shifts(weight: Tensor, least: int, most: int) -> Tensor:
-    """Return the shift of each output channel, (O,) int64: the one of less error of the largest that clips no weight
-    and the next, which clips some and rounds all twice as finely.
+    """Return the shift of each output channel, (O,) int64, by the smaller rounding error of two choices.
+
+    They are the largest shift that clips no weight, and the next one, which clips some and rounds the others twice as
+    finely.
     """
     flat = weight.flatten(1)
     largest = flat.abs().amax(1)

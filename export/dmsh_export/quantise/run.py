@@ -1,4 +1,4 @@
-"""A float checkpoint and calibration images -> the integer network, with what it cost measured on held-out images."""
+"""A float checkpoint and calibration images -> the integer network, and its cost on held-out images."""
 
 import dataclasses
 import math
@@ -22,20 +22,31 @@ from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import ImageSet
 
+__all__ = [
+    "HELD_OUT_EVERY",
+    "LOOKED_AT",
+    "MAX_HELD_OUT",
+    "MAX_HELD_OUT_BYTES",
+    "MIN_IMAGES",
+    "Quantised",
+    "Trial",
+    "quantise",
+]
+
 MIN_IMAGES: Final = 40
-LOOKED_AT: Final = 16  # images that tell what grey padding costs
-HELD_OUT_EVERY: Final = 5  # of the images, one is held out
+LOOKED_AT: Final = 16  # images that measure the cost of grey padding
+HELD_OUT_EVERY: Final = 5  # every fifth image is held out
 MAX_HELD_OUT_BYTES: Final = 1 << 27
 MAX_HELD_OUT: Final = 1000
 _TRIAL_PIXELS = 16 * 224 * 224
-_MEASURED_A_LAYER = 16  # images
+_MEASURED_PER_LAYER = 16  # images
 _EQUALISATIONS = (0.5, 1.0)
-_PADDING_MATTERS_BELOW = 30.0  # dB: above, rounding costs as much, and the layer in front would be for nothing
+_PADDING_MATTERS_BELOW = 30.0  # dB: above, rounding costs more than padding, and a centring layer gains nothing
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to choose the integers, and what it gave on some of the calibration images."""
+    """One way to choose the integers, and its logits' quality on some of the calibration images."""
 
     policy: str
     equalisation: float
@@ -45,17 +56,17 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Quantised:
-    """The integer network, how it was chosen and what it cost.
+    """The integer network, how it was chosen, and its cost.
 
     Attributes:
         model: the integer network.
-        calibration_images: how many set the scales.
-        padding_signal_to_noise_db: of the float logits when padding is grey, the value 128, instead of the mean.
-        centred: whether a layer in front moves the mean to 0, so that padding is the mean's.
-        chosen: the best of the trials.
-        trials: what was tried.
-        layers: what each layer costs.
-        codes: what the codes cost.
+        calibration_images: number of images that set the scales.
+        padding_signal_to_noise_db: quality of the float logits if padding is grey, the value 128, instead of the mean.
+        centred: whether a first layer moves the mean to 0, so that padding is with the mean.
+        chosen: the best of ``trials``.
+        trials: every way that was tried.
+        layers: the cost of each layer.
+        codes: the cost in the codes.
     """
 
     model: IntegerDMSH
@@ -88,17 +99,17 @@ def quantise(
     *,
     looked_at: Images | None = None,
 ) -> Quantised:
-    """Return the integer form of ``model``, its scales calibrated on four of five images of ``batches``.
+    """Return the integer form of ``model``: four of five images of ``batches`` set its scales, the fifth judges it.
 
-    The images are seen once, a batch at a time; of the held-out ones a sample is kept.
+    Each image is read once, one batch at a time; a sample of the held-out images is kept.
 
     Args:
         model: the float network.
-        batches: the images, named.
-        on_stage: is told what begins.
-        looked_at: (n, H, W, 3) uint8, images of every kind (:data:`LOOKED_AT` do), which tell what grey padding costs
-            and with it whether a layer in front moves the mean to 0; None takes the first of ``batches``, which must
-            then come in no order.
+        batches: the images with their names.
+        on_stage: called with the name of each stage as it begins.
+        looked_at: (n, H, W, 3) uint8, images of every class (:data:`LOOKED_AT` are enough). They measure the cost of
+            grey padding, which decides whether a first layer moves the mean to 0. None takes the first images of
+            ``batches``, which must then be in random order.
 
     Raises:
         InputError: the network has an operator without integer form, or there are too few images.
@@ -126,7 +137,7 @@ def quantise(
     if seen < MIN_IMAGES:
         raise InputError(
             f"{seen} images are too few, give at least {MIN_IMAGES} (some hundreds are better): four of five set the "
-            "range of every tensor, and a value that none of them shows would be clipped; the others judge the result"
+            "range of every tensor, and a value beyond it would be clipped; the others judge the result"
         )
     on_stage("choosing scales")
     converted, best, trials = _best(model, graph, calibration, trial.images())
@@ -139,7 +150,7 @@ def quantise(
         any(isinstance(layer.operation, floats.Centre) for layer in graph.layers),
         best,
         tuple(trials),
-        layer_costs(graph, integer, converted.scales, held_out.images()[:_MEASURED_A_LAYER]),
+        layer_costs(graph, integer, converted.scales, held_out.images()[:_MEASURED_PER_LAYER]),
         code_cost(model, integer, held_out),
     )
 
@@ -154,8 +165,8 @@ def _padding_cost(model: DMSH, graph: FloatGraph, images: Images) -> float:
 def _best(
     model: DMSH, graph: FloatGraph, calibration: Calibration, images: Images
 ) -> tuple[Converted, Trial, list[Trial]]:
-    """Try the policies, then equalisation, then bias correction; keep each only where the logits gain."""
-    # Not against the model itself: where the image's padding is grey, that would drown what scales and biases do.
+    """Try the policies, then equalisation, then bias correction; keep each only if the logits improve."""
+    # Not against the model itself: grey padding would cost more there than scales and biases can change.
     expected = _float_logits(graph, images)
     means = tuple(tensor.mean for tensor in calibration.tensors)
     found: dict[Trial, Converted] = {}
@@ -191,7 +202,7 @@ def _float_logits(graph: FloatGraph, images: Images) -> npt.NDArray[np.float64]:
 
 
 def _finite(value: Any) -> Any:
-    """Replace infinities, which JSON has not, by None."""
+    """Replace infinities, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list):

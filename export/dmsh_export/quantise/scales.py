@@ -1,4 +1,4 @@
-"""What a step of every int8 tensor is worth in the float network's units, chosen from the calibration."""
+"""The size of one step of every int8 tensor in the float network's units, chosen from the calibration."""
 
 import math
 from dataclasses import dataclass
@@ -10,16 +10,18 @@ from dmsh_export.quantise.calibration import Calibration, Policy, TensorStatisti
 from dmsh_export.quantise.float_graph import Add, Affine, FloatGraph, GlobalMean
 from dmsh_model.integer.layers import HIGHEST
 
-_FINEST = 1 / 32  # of a channel's scale against its tensor's: a channel near 0 does not deserve more
+__all__ = ["ScaleOptions", "added_together", "chosen_scales"]
+
+_FINEST = 1 / 32  # least scale of a channel over that of its tensor: more would spend steps on a channel near 0
 _UNITS_TRIED = 8
 
 
 @dataclass(frozen=True)
 class ScaleOptions:
-    """How scales are chosen.
+    """How to choose the scales.
 
     Attributes:
-        policy: what a scale covers, see :meth:`TensorStatistics.scale`.
+        policy: which values a scale covers, see :meth:`TensorStatistics.scale`.
         equalisation: 0 gives all channels of a tensor one scale, 1 gives each its own; between them the geometric
             mean (cross-layer equalisation: Nagel et al., "Data-Free Quantization", ICCV 2019).
     """
@@ -31,8 +33,8 @@ class ScaleOptions:
 def chosen_scales(calibration: Calibration, options: ScaleOptions) -> tuple[Tensor, ...]:
     """Return the wanted scale of every layer's output, (C,) float64 each.
 
-    A scale may be any positive number, since the weights before and after absorb it, except where tensors are added:
-    those share a unit, and their scales are powers of two of it.
+    A scale may be any positive number, because the weights before and after absorb it. Only tensors that meet in an
+    addition share a unit: their scales are that unit times powers of two.
     """
     graph = calibration.graph
     wanted = []
@@ -50,7 +52,7 @@ def chosen_scales(calibration: Calibration, options: ScaleOptions) -> tuple[Tens
 
 
 def added_together(graph: FloatGraph) -> list[list[int]]:
-    """Return the groups of layers whose outputs meet in additions; pooling and concatenation pass on their inputs'."""
+    """Return the groups of layers whose outputs meet in additions, also through pooling and concatenation."""
     group: dict[int, int] = {}
 
     def root(index: int) -> int:
@@ -77,7 +79,7 @@ def _origins(graph: FloatGraph, index: int) -> list[int]:
 
 
 def _of_one_unit(tensors: dict[int, TensorStatistics], policy: Policy) -> dict[int, float]:
-    """Return unit * 2^n for each tensor, with the unit whose sum of errors, each against its power, is least."""
+    """Return unit * 2^n for each tensor, with the unit of the smallest sum of relative errors."""
 
     def nearest(statistics: TensorStatistics, unit: float) -> float:
         steps = math.log2(statistics.scale(policy) / unit)

@@ -32,7 +32,7 @@ from dmsh_serving.errors import InputError
 INT32_LIMIT: Final = 2**31
 FLOAT32_LIMIT: Final = 2**24  # integers below are exact in float32, and so are their sums in any order
 _LARGEST_IMAGE: Final = 4096
-_LARGEST_EXPONENT: Final = 100  # of a logit: far inside float32's range, without denormals
+LARGEST_EXPONENT: Final = 100  # of a logit: far inside float32's range, without denormals
 
 Shape = tuple[int, ...]  # of one image: (C, H, W) or (C,)
 
@@ -172,8 +172,8 @@ def _shape(layer: Layer, inputs: list[Shape]) -> Shape:
                 raise ValueError(f"weights {list(layer.weight.shape)} for an input of {list(inputs[0])}")
             if isinstance(layer, Logits):
                 _within("logits", len(layer.weight), 1, MAX_BITS)
-                _within("exponent", int(layer.exponent.min()), -_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-                _within("exponent", int(layer.exponent.max()), -_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+                _within("exponent", int(layer.exponent.min()), -LARGEST_EXPONENT, LARGEST_EXPONENT)
+                _within("exponent", int(layer.exponent.max()), -LARGEST_EXPONENT, LARGEST_EXPONENT)
             return layer.weight.shape[:1]
 
 

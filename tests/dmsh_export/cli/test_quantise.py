@@ -10,6 +10,7 @@ from PIL import Image
 from project import DEMO_CHECKPOINT
 
 import dmsh_model
+from dmsh_export.quantise.calibration import POLICIES
 from dmsh_export.quantise.run import MIN_IMAGES, quantise
 from dmsh_model import checkpoint
 from dmsh_model.evaluation.mean_average_precision import mean_average_precision
@@ -89,6 +90,15 @@ def test_at_most_half_a_point_of_map_is_lost(demo_model, mnist):
         for model in (demo_model, quantised.model)
     ]
     assert scores[1] > scores[0] - 0.005
+
+
+def test_every_policy_is_tried_and_the_best_trial_is_the_network(demo_model, mnist):
+    seen = mnist.images[:100]
+    quantised = quantise(demo_model, [ImageSet(seen, [str(row) for row in range(len(seen))], [])])
+    assert {trial.policy for trial in quantised.trials} == set(POLICIES)
+    ratios = {trial: trial.logits_signal_to_noise_db for trial in quantised.trials}
+    assert len({ratio for trial, ratio in ratios.items() if trial.equalisation == 0}) >= 3  # no two policies are one
+    assert ratios[quantised.chosen] == max(ratios.values())
 
 
 def test_how_the_images_are_batched_changes_no_image_of_the_calibration(demo_model, mnist):

@@ -11,12 +11,13 @@ from torch import nn
 from dmsh_export.compare.generated import generated_images
 from dmsh_export.quantise import float_graph as floats
 from dmsh_export.quantise.calibration import Calibration
+from dmsh_export.quantise.float_graph import FloatGraph, FloatLayer
 from dmsh_export.quantise.float_graph_from_model import float_graph
 from dmsh_export.quantise.integer_from_float import integer_from_float
 from dmsh_export.quantise.scales import ScaleOptions, added_together, chosen_scales
 from dmsh_model.config import HashConfig
-from dmsh_model.integer import reference as integer_dmsh
-from dmsh_model.integer.layers import Add, Convolution
+from dmsh_model.integer import reference
+from dmsh_model.integer.layers import HIGHEST, Add, Convolution
 from dmsh_model.integer.network import FLOAT32_LIMIT
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
@@ -92,7 +93,7 @@ def test_the_centring_layer_gives_0_for_the_mean_and_clips_no_pixel(mean):
     found = integer_from_float(graph, chosen_scales(calibration, ScaleOptions("mse", 0)))
     ramp = np.zeros((256, 48, 48, 3), np.uint8)
     ramp += np.arange(256, dtype=np.uint8)[:, None, None, None]
-    steps = next(value for index, value in integer_dmsh.outputs(found.network, ramp) if index == 1)[:, :, 0, 0]
+    steps = next(value for index, value in reference.outputs(found.network, ramp) if index == 1)[:, :, 0, 0]
     pixels, centre = torch.arange(256.0).double().view(-1, 1), torch.tensor(mean).double() * 255
     worth = found.scales[1]
     assert float(((steps * worth) - (pixels - centre)).abs().max()) <= float(worth.max()) * 0.51
@@ -120,7 +121,7 @@ def test_every_layer_of_a_converted_network_agrees_with_the_slow_oracle(backbone
     for layer, expected, (_, value) in zip(
         found.network.layers,
         integer_networks.oracle(found.network, images),
-        integer_dmsh.outputs(found.network, images),
+        reference.outputs(found.network, images),
         strict=True,
     ):
         assert np.array_equal(value.numpy(), expected), layer.name
@@ -155,6 +156,35 @@ def test_every_way_to_choose_the_integers_follows_the_float_network(backbone, po
     assert signal_to_noise(model.logits(images), IntegerDMSH(model.config, found.network).logits(images)) > 15
 
 
+def test_the_max_policy_clips_no_value_of_any_tensor_and_the_tensors_of_a_residual_are_no_exception():
+    calibration = calibration_of(network("resnet18"))
+    scales = chosen_scales(calibration, ScaleOptions("max", 0))
+    assert added_together(calibration.graph)
+    for statistics, scale in zip(calibration.tensors, scales, strict=True):
+        assert bool((statistics.largest <= HIGHEST * scale * (1 + 1e-9)).all())
+    others = chosen_scales(calibration, ScaleOptions("percentile", 0))
+    assert sum(bool((other < scale).all()) for other, scale in zip(others, scales, strict=True)) > len(scales) // 2
+
+
+def test_a_layer_whose_sums_could_reach_2_to_the_24_gives_up_a_bit_of_its_weights():
+    # 3 x 24 x 24 equal weights: at 120 each, sums reach 26.5 million, which is below 2^25.
+    graph = FloatGraph(
+        (
+            FloatLayer("image", floats.Image(24), ()),
+            FloatLayer(
+                "wide", floats.Affine(torch.full((1, 3, 24, 24), 120 / 128).double(), torch.zeros(1).double()), (0,)
+            ),
+            FloatLayer("pooled", floats.GlobalMax(), (1,)),
+            FloatLayer("logits", floats.Affine(torch.ones(1, 1).double(), torch.zeros(1).double()), (2,)),
+        ),
+        ((3, 24, 24), (1, 1, 1), (1,), (1,)),
+    )
+    scales = tuple(torch.ones(shape[0]).double() for shape in graph.shapes)
+    network = integer_from_float(graph, scales).network
+    assert FLOAT32_LIMIT // 2 < network.accumulator(1).peak < FLOAT32_LIMIT
+    assert (network.layers[1].weight == 60).all()
+
+
 def test_bias_correction_moves_the_mean_of_a_layer_towards_the_float_networks():
     _, calibration = calibrated("efficientnet_lite0")
     errors = {}
@@ -162,7 +192,7 @@ def test_bias_correction_moves_the_mean_of_a_layer_towards_the_float_networks():
         graph, found = converted(calibration, bias_correction=corrected)
         images = generated_images(12, 48, seed=1)
         for (index, wanted), (_, steps) in zip(
-            floats.outputs(graph, images), integer_dmsh.outputs(found.network, images), strict=True
+            floats.outputs(graph, images), reference.outputs(found.network, images), strict=True
         ):
             if index == 1:
                 value = steps.double() * found.scales[index].view(1, -1, 1, 1)
