@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmsh_export.cli.deploy import deploy
 from dmsh_export.cli.lint import lint
 from dmsh_export.cli.prove import DialectName, integer_onnx, prove
 from dmsh_export.cli.quantise import quantize
@@ -88,6 +89,7 @@ def onnx(
 
 
 app.command()(prove)
+app.command()(deploy)
 app.command()(trt)
 
 

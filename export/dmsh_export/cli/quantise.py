@@ -23,37 +23,19 @@ def quantize(
     json: JsonOption = None,
 ) -> None:
     """Turn a checkpoint into integers, whose codes are the same on every machine; say what that costs."""
-    from dmsh_export.quantise.batches import batch_size, spread_images
-    from dmsh_export.quantise.run import LOOKED_AT, quantise
-    from dmsh_model import checkpoint as checkpoints
-    from dmsh_model.integer import checkpoint as integer_checkpoint
-    from dmsh_serving.images.read import iter_image_batches
+    from dmsh_export.quantise.checkpoint import quantise_checkpoint
 
-    checkpoints.check_target(out, overwrite=overwrite)
-    model = checkpoints.load(checkpoint)
-    size = model.config.image_size
     with progress() as bar:
         task = bar.add_task("calibrating", total=None)
-        quantised = quantise(
-            model,
-            iter_image_batches(
-                images,
-                size,
-                batch_size(size),
-                skip_bad=skip_bad,
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            ),
+        quantised = quantise_checkpoint(
+            checkpoint,
+            images,
+            out,
+            overwrite=overwrite,
+            skip_bad=skip_bad,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             on_stage=lambda stage: bar.update(task, description=stage),
-            looked_at=spread_images(images, size, LOOKED_AT),
         )
-    integer_checkpoint.save(
-        quantised.model,
-        out,
-        parent=model.fingerprint,
-        training=checkpoints.read_header(checkpoint).get("training", {}),
-        quantisation=quantised.record(),
-        overwrite=overwrite,
-    )
     _print(quantised)
     console().print(f"wrote {out}, code space {quantised.model.fingerprint[:12]}: encode the gallery anew")
     write_json(json, {"out": str(out), "fingerprint": quantised.model.fingerprint, **quantised.record()})

@@ -87,28 +87,19 @@ def _with_own(given: Given, codes: Path | None, ids: Path | None, keys: Path | N
 
 
 def _encoded(model: Path, images: Path, batch: int, skip_bad: bool) -> Given:
-    import numpy as np
-
     from dmsh_serving.console import progress
-    from dmsh_serving.encoder.runtime import OnnxEncoder
-    from dmsh_serving.images.read import iter_image_batches
+    from dmsh_serving.encoder.codes_of_images import codes_of_images
 
-    found, names, bad = [], [], []
-    with OnnxEncoder(model) as encoder, progress() as display:
+    with progress() as display:
         task = display.add_task("encoding", total=None)
-        batches = iter_image_batches(
+        encoded = codes_of_images(
+            model,
             images,
-            encoder.image_size,
             batch,
             skip_bad=skip_bad,
             on_progress=lambda done, total: display.update(task, completed=done, total=total),
         )
-        for part in batches:
-            bad += part.bad
-            names += part.names
-            if len(part.images):
-                found.append(encoder.infer(part.images).code)
-        return Given(np.concatenate(found), None, names, encoder.bits, encoder.fingerprint, tuple(bad))
+    return Given(encoded.codes, None, encoded.names, encoded.bits, encoded.fingerprint, encoded.bad)
 
 
 def read_keys(path: Path) -> list[str]:

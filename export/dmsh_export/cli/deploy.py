@@ -1,0 +1,55 @@
+"""dmsh-export deploy: from a checkpoint and images to a folder that a server starts from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dmsh_serving.console import JsonOption, SkipBadOption, console, print_table, progress, write_json
+
+
+def deploy(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, float or integer.")],
+    images: Annotated[
+        Path, typer.Option(help="The images to search in; they also calibrate. A folder, or .npy, uint8 [N, H, W, 3].")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write; an interrupted run goes on in it.")],
+    in_float: Annotated[bool, typer.Option("--float", help="Stay in FP32 instead of quantising to integers.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make everything in --out anew.")] = False,
+    skip_bad: SkipBadOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Make all that a service needs: quantise, export, prove, compare with PyTorch, gallery, model repository."""
+    from dmsh_export import deploy as deployment
+
+    with progress() as bar:
+        task = bar.add_task("", total=None)
+        steps = deployment.deploy(
+            checkpoint,
+            images,
+            out,
+            in_float=in_float,
+            skip_bad=skip_bad,
+            overwrite=overwrite,
+            on_step=lambda name: bar.reset(task, description=name, total=None),
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print_table(
+        f"Deployment {out}",
+        ["step", "artefact", "result", "seconds"],
+        [
+            [step.name, str(step.artefact), step.result, "kept" if step.kept else f"{step.seconds:.1f}"]
+            for step in steps
+        ],
+    )
+    repository = out / deployment.REPOSITORY
+    console().print(f"serve it:  dmsh-serve start --repository {repository}")
+    console().print("ask it:    dmsh-serve query IMAGE...")
+    write_json(
+        json,
+        {
+            "out": str(out),
+            "repository": str(repository),
+            "steps": [{**vars(step), "artefact": str(step.artefact)} for step in steps],
+        },
+    )

@@ -1,0 +1,235 @@
+"""Checkpoint and images -> one folder with all that a service needs; each step proven, and kept if it is whole.
+
+    OUT/integer          the integer checkpoint (none if the service stays in FP32)
+    OUT/model.onnx       the encoder, held against PyTorch bit for bit, with its manifest
+    OUT/gallery          the codes of the images
+    OUT/repository       what Triton serves
+    OUT/deploy.json      what all this was made of, and the steps that are done
+
+The steps run in this order and each reads only what the one before it wrote, so an interrupted run goes on with the
+first step that is missing or damaged.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import dmsh_model
+from dmsh_export.compare.parity import ParityReport
+from dmsh_export.manifest import read_manifest
+from dmsh_export.quantise.batches import spread_images
+from dmsh_export.quantise.checkpoint import quantise_checkpoint
+from dmsh_export.to_onnx.float import export_onnx
+from dmsh_export.to_onnx.integer import export_integer_onnx
+from dmsh_model import checkpoint as float_checkpoint
+from dmsh_model.integer.reference import IntegerDMSH
+from dmsh_serving import __version__, gallery
+from dmsh_serving.console import write_json
+from dmsh_serving.contract import ENCODER_MODEL
+from dmsh_serving.encoder.codes_of_images import codes_of_images
+from dmsh_serving.errors import InputError
+from dmsh_serving.files import sha256_of_file
+from dmsh_serving.images.read import Progress, image_paths
+from dmsh_serving.triton.repository import write_repository
+from dmsh_serving.triton.spec import MODEL_FILE, RepositorySpec
+
+__all__ = ["GALLERY", "INTEGER", "MODEL", "REPOSITORY", "Step", "deploy"]
+
+INTEGER, MODEL, GALLERY, REPOSITORY, _RECORD = "integer", "model.onnx", "gallery", "repository", "deploy.json"
+_COMPARED_IMAGES: Final = 500
+_ENCODED_AT_ONCE: Final = 64
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a deployment.
+
+    Attributes:
+        name: quantise, export, gallery or repository.
+        artefact: the file or folder it made.
+        kept: whether an earlier run made it, and it is whole.
+        seconds: how long it took now.
+        result: one line for people.
+    """
+
+    name: str
+    artefact: Path
+    kept: bool
+    seconds: float
+    result: str
+
+
+def deploy(
+    checkpoint: Path,
+    images: Path,
+    out: Path,
+    *,
+    in_float: bool = False,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Progress | None = None,
+) -> tuple[Step, ...]:
+    """Make everything that serves ``checkpoint`` over ``images``; a rerun does only what is missing.
+
+    Args:
+        checkpoint: a float checkpoint, or an integer one, which is then not quantised again.
+        images: the gallery's images, and those that calibrate: a folder, or an .npy file, uint8 [N, H, W, 3].
+        out: the folder to write, or one that an earlier run of the same deployment wrote.
+        in_float: serve FP32; otherwise the network is quantised to integers.
+        skip_bad: leave out images that cannot be read.
+        overwrite: make everything anew, whatever an earlier run left.
+        on_step: is told which step begins.
+        on_progress: called with (images done, images in all) within a step.
+
+    Raises:
+        CheckError: a proof fails, or a bit differs from PyTorch's.
+        InputError: ``out`` was made of something else, or an argument is no checkpoint or no images.
+    """
+    header = float_checkpoint.read_header(checkpoint)
+    if in_float and header.get("kind") == float_checkpoint.INTEGER:
+        raise InputError(f"{checkpoint} is an integer checkpoint: --float needs the float one it was made from")
+    run = _Run(out, _made_of(checkpoint, images, in_float), overwrite, on_step)
+    source = checkpoint
+    if not in_float and header.get("kind") != float_checkpoint.INTEGER:
+        source = out / INTEGER
+
+        def quantised() -> str:
+            made = quantise_checkpoint(
+                checkpoint, images, source, overwrite=True, skip_bad=skip_bad, on_progress=on_progress
+            )
+            return f"{made.codes.equal_bits_share:.2%} of the bits as in FP32, on held-out images"
+
+        run.step("quantise", source, quantised, lambda: dmsh_model.load(source))
+    model_file = out / MODEL
+
+    def exported() -> str:
+        model = dmsh_model.load(source)
+        sample = spread_images(images, model.config.image_size, _COMPARED_IMAGES)
+        if sample is None:
+            raise InputError(f"{images} holds no images that can be read")
+        if isinstance(model, IntegerDMSH):
+            parity = export_integer_onnx(model, model_file, sample).parity
+            return f"proven for every image; {_compared(parity)}"
+        return _compared(export_onnx(model, model_file, sample).parity)
+
+    run.step("export", model_file, exported, lambda: read_manifest(model_file))
+    fingerprint = str(read_manifest(model_file)["fingerprint"])
+    gallery_folder = out / GALLERY
+
+    def encoded() -> str:
+        found = codes_of_images(model_file, images, _ENCODED_AT_ONCE, skip_bad=skip_bad, on_progress=on_progress)
+        gallery.build(
+            gallery_folder, found.codes, None, found.names, bits=found.bits, fingerprint=fingerprint, overwrite=True
+        )
+        left_out = f", {len(found.bad):,} left out" if found.bad else ""
+        return f"{len(found.codes):,} codes of {found.bits} bits{left_out}"
+
+    run.step("gallery", gallery_folder, encoded, lambda: gallery.open_current(gallery_folder, fingerprint=fingerprint))
+    repository = out / REPOSITORY
+
+    def written() -> str:
+        model = dmsh_model.load(source)
+        spec = RepositorySpec(gallery_folder, model.config.bits, model.config.image_size, fingerprint, model=model_file)
+        write_repository(repository, spec)
+        return "encoder, ranker and two ensembles"
+
+    run.step("repository", repository, written, lambda: _served_model(repository, model_file))
+    return tuple(run.steps)
+
+
+class _Run:
+    """The steps of one deployment and their record in ``out``."""
+
+    def __init__(self, out: Path, made_of: dict[str, str], overwrite: bool, on_step: Callable[[str], None]) -> None:
+        self.steps: list[Step] = []
+        self._record = out / _RECORD
+        self._made_of = made_of
+        self._on_step = on_step
+        self._results = {} if overwrite else _earlier_results(out, made_of)
+        out.mkdir(exist_ok=True)
+
+    def step(self, name: str, artefact: Path, make: Callable[[], str], check: Callable[[], object]) -> None:
+        """Run ``make``, or keep what an earlier run made if ``check`` finds it whole; then note it in the record."""
+        started = time.monotonic()
+        self._on_step(name)
+        result = self._results.get(name)
+        kept = result is not None and artefact.exists() and _whole(check)
+        if result is None or not kept:
+            # What follows was made of what is about to go.
+            self._note({step.name: step.result for step in self.steps})
+            result = make()
+            self._note({**self._results, name: result})
+        self.steps.append(Step(name, artefact, kept, time.monotonic() - started, result))
+
+    def _note(self, results: dict[str, str]) -> None:
+        self._results = results
+        write_json(self._record, {"format": "dmsh-deploy", "made_of": self._made_of, "done": results})
+
+
+def _earlier_results(out: Path, made_of: dict[str, str]) -> dict[str, str]:
+    """Return the results of an earlier run of the same deployment in ``out``; none in a new or empty folder."""
+    record = out / _RECORD
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is not a folder: create it, or write elsewhere")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder: choose another --out")
+    if not record.is_file():
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"{out} holds other files and no {_RECORD}: choose another --out, or --overwrite")
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(record.read_text())
+        earlier, results = dict(found["made_of"]), dict(found["done"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"{record} is damaged: --overwrite makes everything anew") from error
+    changed = sorted(name for name in {*made_of, *earlier} if made_of.get(name) != earlier.get(name))
+    if changed:
+        raise InputError(
+            f"{out} was made of another {' and another '.join(changed)}: choose another --out, or --overwrite it"
+        )
+    return {str(name): str(result) for name, result in results.items()}
+
+
+def _whole(check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except (InputError, OSError):
+        return False
+    return True
+
+
+def _made_of(checkpoint: Path, images: Path, in_float: bool) -> dict[str, str]:
+    """Return what decides every byte of a deployment, by the name that a message gives it."""
+    weights = checkpoint / float_checkpoint.WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
+    return {
+        "checkpoint": sha256_of_file(weights),
+        "set of images": _listing(images),
+        "precision": "fp32" if in_float else "integer",
+        "release of the toolkit": __version__,
+    }
+
+
+def _listing(images: Path) -> str:
+    """Return a name for the files of ``images``: by path, size and time, since reading a million would take minutes."""
+    paths = image_paths(images) if images.is_dir() else [images]
+    digest = hashlib.sha256()
+    for path in paths:
+        found = path.stat()
+        digest.update(f"{path.relative_to(images.parent)}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _compared(report: ParityReport) -> str:
+    target = report.targets[0]
+    return f"{target.wrong_bits} wrong of {target.bits_compared:,} bits against PyTorch"
+
+
+def _served_model(repository: Path, model: Path) -> None:
+    """Refuse a repository that serves another model than ``model``."""
+    if sha256_of_file(repository / ENCODER_MODEL / "1" / MODEL_FILE) != sha256_of_file(model):
+        raise InputError(f"{repository} serves another model")

@@ -1,0 +1,51 @@
+"""A folder of images -> the codes of an ONNX model, with the images' names: what a gallery is built from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dmsh_serving.codes import Codes
+from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.images.read import Progress, iter_image_batches
+
+__all__ = ["EncodedImages", "codes_of_images"]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImages:
+    """The codes of images and what they belong to.
+
+    Attributes:
+        codes: (N, ceil(bits/8)) uint8.
+        names: N names, as :class:`dmsh_serving.images.read.ImageSet` has them.
+        bad: one line for each image that was left out.
+        bits: bits per code.
+        fingerprint: of the model's code space.
+    """
+
+    codes: Codes
+    names: list[str]
+    bad: tuple[str, ...]
+    bits: int
+    fingerprint: str
+
+
+def codes_of_images(
+    model: Path, source: Path, batch: int, *, skip_bad: bool = False, on_progress: Progress | None = None
+) -> EncodedImages:
+    """Encode every image of ``source``, ``batch`` images at a time; only one batch of images is in memory.
+
+    Arguments and errors are those of :func:`dmsh_serving.images.read.iter_image_batches`; ``model`` is an ONNX file
+    of dmsh-export.
+    """
+    codes: list[Codes] = []
+    names: list[str] = []
+    bad: list[str] = []
+    with OnnxEncoder(model) as encoder:
+        for part in iter_image_batches(source, encoder.image_size, batch, skip_bad=skip_bad, on_progress=on_progress):
+            bad += part.bad
+            names += part.names
+            if len(part.images):
+                codes.append(encoder.infer(part.images).code)
+        return EncodedImages(np.concatenate(codes), names, tuple(bad), encoder.bits, encoder.fingerprint)

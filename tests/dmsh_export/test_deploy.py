@@ -1,0 +1,129 @@
+"""A checkpoint and images become a folder that a server starts from; a rerun does only what is missing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from command_line import dmsh_export
+from project import DEMO_CHECKPOINT
+
+import dmsh_model
+from dmsh_export import deploy as deployment
+from dmsh_export.deploy import deploy
+from dmsh_model.integer.reference import IntegerDMSH
+from dmsh_serving import gallery
+from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.errors import InputError
+
+STEPS = ["quantise", "export", "gallery", "repository"]
+
+
+@pytest.fixture(scope="module")
+def images(mnist, tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "mnist.npy"
+    np.save(path, mnist.images[::80])
+    return path
+
+
+@pytest.fixture(scope="module")
+def original(images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("deployed") / "service"
+    done = dmsh_export("deploy", DEMO_CHECKPOINT, "--images", images, "--out", out, "--json", out.parent / "done.json")
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+@pytest.fixture
+def deployed(original, tmp_path):
+    """A copy of the deployment, to damage."""
+    return shutil.copytree(original[0], tmp_path / "service")
+
+
+def made_and_kept(steps):
+    return [step.name for step in steps if not step.kept], [step.name for step in steps if step.kept]
+
+
+def test_a_checkpoint_becomes_an_integer_service_whose_codes_are_pytorchs(original, mnist):
+    out, done = original
+    model = dmsh_model.load(out / deployment.INTEGER)
+    assert isinstance(model, IntegerDMSH)
+    snapshot = gallery.open_current(out / deployment.GALLERY, fingerprint=model.fingerprint)
+    images = mnist.images[::80]
+    assert (snapshot.contents().codes == model.codes(images)).all()
+    served = out / deployment.REPOSITORY / "dmsh_encoder" / "1" / "model.onnx"
+    with OnnxEncoder(served) as encoder:
+        assert encoder.fingerprint == model.fingerprint
+    report = json.loads((out.parent / "done.json").read_text())
+    assert [step["name"] for step in report["steps"]] == STEPS
+    assert "proven for every image; 0 wrong of 4,032 bits" in done.stdout
+    assert f"dmsh-serve start --repository {out / deployment.REPOSITORY}" in done.stdout
+
+
+def test_a_rerun_keeps_everything_and_writes_none_of_it(deployed, images):
+    before = {path: path.stat().st_mtime_ns for path in deployed.rglob("*") if path.is_file()}
+    steps = deploy(DEMO_CHECKPOINT, images, deployed)
+    assert made_and_kept(steps) == ([], STEPS)
+    after = {path: path.stat().st_mtime_ns for path in deployed.rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(deployed, images, monkeypatch):
+    shutil.rmtree(deployed / deployment.GALLERY)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deployment, "codes_of_images", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        deploy(DEMO_CHECKPOINT, images, deployed)
+    assert json.loads((deployed / "deploy.json").read_text())["done"].keys() == {"quantise", "export"}
+    monkeypatch.undo()
+    assert made_and_kept(deploy(DEMO_CHECKPOINT, images, deployed)) == (STEPS[2:], STEPS[:2])
+
+
+@pytest.mark.parametrize(
+    ("damaged", "made"),
+    [
+        ("model.onnx", STEPS[1:]),
+        ("gallery/CURRENT", STEPS[2:]),
+        ("repository/dmsh_encoder/1/model.onnx", STEPS[3:]),
+    ],
+)
+def test_a_damaged_artefact_is_made_anew_with_all_that_follows_it(deployed, images, damaged, made):
+    file = deployed / damaged
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    steps = deploy(DEMO_CHECKPOINT, images, deployed)
+    assert made_and_kept(steps)[0] == made
+
+
+def test_a_folder_made_of_something_else_is_refused_by_name_and_left_alone(deployed, images, tmp_path):
+    other = tmp_path / "other.npy"
+    np.save(other, np.load(images)[:50])
+    before = (deployed / "deploy.json").read_bytes()
+    with pytest.raises(InputError, match="made of another set of images: choose another --out, or --overwrite"):
+        deploy(DEMO_CHECKPOINT, other, deployed)
+    with pytest.raises(InputError, match="made of another precision"):
+        deploy(DEMO_CHECKPOINT, images, deployed, in_float=True)
+    assert (deployed / "deploy.json").read_bytes() == before
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes").touch()
+    with pytest.raises(InputError, match=r"holds other files and no deploy\.json"):
+        deploy(DEMO_CHECKPOINT, images, tmp_path / "foreign")
+    (deployed / "deploy.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged: --overwrite"):
+        deploy(DEMO_CHECKPOINT, images, deployed)
+
+
+def test_float_stays_in_float_and_an_integer_checkpoint_is_not_quantised_again(deployed, images, tmp_path, mnist):
+    steps = deploy(DEMO_CHECKPOINT, images, tmp_path / "float", in_float=True)
+    assert made_and_kept(steps) == (STEPS[1:], [])
+    codes = gallery.open_current(tmp_path / "float" / deployment.GALLERY).contents().codes
+    assert (codes == dmsh_model.load(DEMO_CHECKPOINT).codes(mnist.images[::80])).all()
+    integer = deployed / deployment.INTEGER
+    assert made_and_kept(deploy(integer, images, tmp_path / "integer")) == (STEPS[1:], [])
+    with pytest.raises(InputError, match="--float needs the float one"):
+        deploy(integer, images, tmp_path / "none", in_float=True)
+    assert not (tmp_path / "none").exists()
