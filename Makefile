@@ -1,6 +1,10 @@
 # make demo   export, prove, serve and query the demo model; writes build/demo/report.html
 # make test   every check and test (ruff, mypy, pytest with a real Triton)
 # make check  ruff and mypy only          make bench  how fast the Hamming search is here
+# make test-fast     what breaks first, without a server: under two minutes
+# make test-wheel    the wheel, installed outside the checkout, asks a live server
+# make test-minimal  the serving package with the oldest dependencies it allows
+# make docs          the documentation site: build/site
 # make test-cpus     the integer network under emulated CPUs: AVX2 without VNNI, ARM64
 # make test-bits     at least ten million bits of the integer network, every setting, 0 may differ
 # make bench-rank    the Hamming search against FAISS, usearch and numpy     (table and plots)
@@ -15,10 +19,13 @@ BIN := .venv/bin
 ## Two environments, as in production: the toolkit's, and Triton's own (its numpy must stay below 2).
 TOOLKIT := .venv/ready
 TRITON := .venv-triton/ready
-EXTRAS := export,client,tensorrt-rtx,demo,parquet,bench,dev
+EXTRAS := export,client,tensorrt-rtx,demo,parquet,bench,docs,dev
+
+## Tests that need the serving package alone.
+MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cli gallery hamming/test_nearest.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench test-cpus test-bits bench-rank bench-encode bench-serve accuracy paper clean distclean system
+.PHONY: help demo test check docs bench test-fast test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve accuracy paper clean distclean system
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -33,6 +40,20 @@ check: $(TOOLKIT)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+test-fast: $(TOOLKIT)
+	$(BIN)/pytest -m "not live and not gpu" tests/dmsh_serving tests/dmsh_model tests/project
+
+test-wheel: $(TOOLKIT) $(TRITON)
+	$(BIN)/pytest tests/live/test_live_wheel.py
+
+test-minimal: $(TOOLKIT)
+	$(BIN)/uv venv --quiet --allow-existing build/minimal
+	$(BIN)/uv pip install --quiet --python build/minimal --resolution lowest-direct '.[client,parquet]' 'pytest>=8' 'hypothesis>=6.100' 'psutil>=6'
+	build/minimal/bin/python -m pytest $(MINIMAL)
+
+docs: $(TOOLKIT)
+	$(BIN)/python -m website
 
 bench: $(TOOLKIT)
 	$(BIN)/dmsh-serve bench

@@ -3,4 +3,4 @@
 Imports neither torch, onnx, timm nor tensorrt, so it installs into Triton's own Python environment.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

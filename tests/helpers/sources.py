@@ -9,6 +9,7 @@ PACKAGES = {
     "dmsh_model": ROOT / "export" / "dmsh_model",
     "dmsh_export": ROOT / "export" / "dmsh_export",
     "benchmarks": ROOT / "benchmarks",
+    "website": ROOT / "website",
 }
 INSTALLED = ("dmsh_serving", "dmsh_model", "dmsh_export")
 
@@ -52,6 +53,19 @@ def import_graph(files):
                     found.add(node.module)
         graph[name] = found - {name}
     return graph
+
+
+def folder_graph(graph, package):
+    """Return {folder: folders it imports} among the direct children of ``package`` (a module counts as a folder)."""
+
+    def room(name):
+        return name.split(".")[1] if "." in name else "__init__"
+
+    inside = {name: uses for name, uses in graph.items() if name.split(".")[0] == package and name != package}
+    rooms = {room(name): set() for name in inside}
+    for name, uses in inside.items():
+        rooms[room(name)] |= {room(use) for use in uses if use in inside} - {room(name)}
+    return rooms
 
 
 def circles(graph):

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from project import ROOT
-from sources import INSTALLED, PACKAGES, circles, import_graph, imported, modules
+from sources import INSTALLED, PACKAGES, circles, folder_graph, import_graph, imported, modules
 
 MOST_MODULES = 14
 FORBIDDEN = {
@@ -28,19 +28,6 @@ PROVER_MAY_IMPORT = (
     "dmsh_serving.errors",
     "dmsh_serving.files",
 )
-
-
-def folder_graph(graph, package):
-    """Return {folder: folders it imports} among the direct children of ``package`` (a module counts as a folder)."""
-
-    def room(name):
-        return name.split(".")[1] if "." in name else "__init__"
-
-    inside = {name: uses for name, uses in graph.items() if name.split(".")[0] == package and name != package}
-    rooms = {room(name): set() for name in inside}
-    for name, uses in inside.items():
-        rooms[room(name)] |= {room(use) for use in uses if use in inside} - {room(name)}
-    return rooms
 
 
 def misnamed_tests(folder, known):
