@@ -8,12 +8,11 @@ from typing import Any, Final
 
 from dmsh_model.config import IMAGENET_MEAN, IMAGENET_STD, HashConfig, LossWeights
 from dmsh_model.training.options import Augmentation, TrainingOptions
-from dmsh_model.training.refinements import Refinements
 from dmsh_serving.errors import InputError
 
 REFERENCE: Final = "dmsh"  # the configuration that the others are compared with
 _NOT_OF_A_FILE: Final = ("bits", "num_classes", "loss", "mean", "std")  # the run's and the data's
-_SECTIONS: Final = ("title", "network", "loss", "training", "refinements")
+_SECTIONS: Final = ("title", "network", "loss", "training")
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class Configuration:
         network: fields of :class:`~dmsh_model.config.HashConfig`, without those that a run or its data decide.
         loss: weights of the losses.
         options: how to train; the seed is the run's.
-        refinements: what else to do.
     """
 
     name: str
@@ -34,7 +32,6 @@ class Configuration:
     network: dict[str, Any]
     loss: LossWeights
     options: TrainingOptions
-    refinements: Refinements
 
     @property
     def image_size(self) -> int:
@@ -99,7 +96,6 @@ def read_configuration(path: Path) -> Configuration:
             network,
             LossWeights(**_typed("loss", LossWeights, values.get("loss", {}))),
             TrainingOptions(**_typed("training", TrainingOptions, training), augmentation=augmentation),
-            Refinements(**_typed("refinements", Refinements, values.get("refinements", {}))),
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

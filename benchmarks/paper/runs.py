@@ -97,15 +97,7 @@ def perform(run: Run, folder: Path) -> dict[str, Any]:
     options = with_seed(run.configuration, run.seed)
     if run.smoke:
         options = dataclasses.replace(options, epochs=4, batch_size=20)
-    trained = training.fit(
-        config,
-        data,
-        split_options,
-        options,
-        folder / run.name,
-        overwrite=True,
-        refinements=run.configuration.refinements,
-    )
+    trained = training.fit(config, data, split_options, options, folder / run.name, overwrite=True)
     split = split_images(data, split_options)
     codes = [codes_of_rows(trained.model.codes, data.images, rows) for rows in (split.query, split.database)]
     labels = [data.labels[rows] for rows in (split.query, split.database)]

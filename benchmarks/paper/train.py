@@ -57,7 +57,6 @@ def train(
         pretrained=pretrained,
         resume=resume,
         overwrite=overwrite,
-        refinements=read.refinements,
     )
     if started_by_torchrun().first:
         console.console().print(f"{out}: mAP@all {trained.map_all:.4f}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dmsh_serving import __version__
 from dmsh_serving.errors import DmshError, InputError, MissingError
 from dmsh_serving.files import write_atomically
 
@@ -36,18 +37,39 @@ JsonOption = Annotated[
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Skip (and count) images that cannot be read.")]
 
 
-def make_app(purpose: str) -> typer.Typer:
-    """Return an empty Typer application in this project's style (plain help: it answers fast)."""
-    return typer.Typer(
+def make_app(purpose: str, name: str | None = None) -> typer.Typer:
+    """Return an empty application with plain help, which answers fast.
+
+    Args:
+        purpose: one sentence, shown by ``--help``.
+        name: the name of a program, which gets ``--version`` and shell completion; None for a group of commands.
+    """
+    app = typer.Typer(
         help=purpose,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        add_completion=False,
+        add_completion=name is not None,
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog="Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 something this machine lacks, "
         "70 a fault of this tool itself, 130 interrupted. --debug shows the traceback of an error.",
     )
+    if name is not None:
+
+        def show(asked: bool) -> None:
+            if asked:
+                typer.echo(f"{name} {__version__}")
+                raise typer.Exit
+
+        @app.callback()
+        def program(
+            version: Annotated[
+                bool, typer.Option("--version", help="Show the version and exit.", callback=show, is_eager=True)
+            ] = False,
+        ) -> None:
+            pass
+
+    return app
 
 
 def run(app: typer.Typer) -> None:

@@ -15,7 +15,6 @@ from dmsh_model.data.split import SplitOptions
 from dmsh_model.training import run as training
 from dmsh_model.training.distributed import started_by_torchrun
 from dmsh_model.training.options import TrainingOptions
-from dmsh_model.training.refinements import Refinements
 
 CONFIG = HashConfig("vgg_small", 12, 16, taps=(1, 2), lateral_features=8, fusion_features=16, num_classes=4)
 
@@ -44,9 +43,8 @@ def main():
         CONFIG,
         colours(),
         SplitOptions(queries_per_class=4, train_per_class=16),
-        TrainingOptions(epochs=epochs, batch_size=batch_size, warmup_epochs=1),
+        TrainingOptions(epochs, batch_size, warmup_epochs=1, validation_share=0.25, trunk_rate=0.5),
         folder / "model",
-        refinements=Refinements(validation_share=0.25, trunk_rate=0.5),
         on_epoch=lambda epoch: (folder / f"epochs-{rank}").open("a").write(f"{epoch.number}\n"),
     )
     ended = {"model": trained.model.state_dict(), "seen": seen, "order": order, "map_all": trained.map_all}

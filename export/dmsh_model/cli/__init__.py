@@ -1,12 +1,17 @@
 """``dmsh-train``: train a DMSH network, and measure how well its codes retrieve."""
 
 from dmsh_model.cli.evaluate import evaluate
+from dmsh_model.cli.fine_tune import fine_tune
 from dmsh_model.cli.fit import fit
 from dmsh_serving import console
+from dmsh_serving.commands import command
 
-app = console.make_app("Train a Deep Multi-Scale Hashing network, and measure its retrieval.")
-app.command()(fit)
-app.command()(evaluate)
+__all__ = ["app", "main"]
+
+app = console.make_app("Train a Deep Multi-Scale Hashing network, and measure its retrieval.", "dmsh-train")
+command(app, "dmsh-train fit photos --out build/model --bits 16 --epochs 5")(fit)
+command(app, "dmsh-train fine-tune build/integer photos --teacher build/model --out build/tuned")(fine_tune)
+command(app, "dmsh-train evaluate build/model photos --topk 10 --json build/retrieval.json")(evaluate)
 
 
 def main() -> None:

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 DataArgument = Annotated[
     str,
     typer.Argument(
-        help="A folder with one folder of images a class; mnist5k; cifar10-54000:FOLDER (or -59000, -50000: the size "
-        "of its database); nuswide21:LISTS:ROOT (or coco, imagenet100, lists): list files, and what their paths are "
-        "relative to; or an .npz file."
+        help="A folder with one subfolder of images per class; mnist5k; cifar10-54000:FOLDER (or -59000, -50000: the "
+        "size of its database); nuswide21:LISTS:ROOT (or coco, imagenet100, lists): list files, and the folder that "
+        "their paths are relative to; or an .npz file."
     ),
 ]
 CacheOption = Annotated[
-    Path | None, typer.Option(help="Decode the images once, to this folder, and map them from it later.")
+    Path | None,
+    typer.Option(
+        help="Decode the images once, into this folder, and map them from there later.", rich_help_panel="Machine"
+    ),
 ]
 
 

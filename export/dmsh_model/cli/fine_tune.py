@@ -1,51 +1,100 @@
-"""``dmsh-train fit --integer``: what the command does once its options are read."""
+"""``dmsh-train fine-tune``: train an integer network in its own arithmetic."""
 
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from dmsh_model.cli.data_option import CacheOption, DataArgument, read_labelled, refuse_split_options
+from dmsh_model.cli.options import (
+    LOSS_OPTIONS,
+    SCHEDULE_OPTIONS,
+    SPLIT,
+    AugmentationFlags,
+    OutOption,
+    OverwriteOption,
+    ResumeOption,
+)
 from dmsh_model.config import LossWeights
-from dmsh_model.data.labelled import LabelledImages
-from dmsh_model.data.split import SplitOptions
-from dmsh_model.finetune import run as integer_training
-from dmsh_model.training import loop as training_loop
-from dmsh_model.training.options import TrainingOptions
+from dmsh_model.training.distributed import started_by_torchrun
+from dmsh_model.training.options import FINE_TUNING, FOLLOW_THE_TEACHER, TrainingOptions
 from dmsh_serving import console
+from dmsh_serving.commands import Flags
+from dmsh_serving.errors import InputError
+
+if TYPE_CHECKING:
+    from dmsh_model.finetune.run import FineTuned
+    from dmsh_model.training.loop import Epoch
+
+__all__ = ["fine_tune"]
 
 
 def fine_tune(
-    start: integer_training.Start,
-    labelled: LabelledImages,
-    split_options: SplitOptions,
-    options: TrainingOptions,
-    weights: LossWeights,
-    out: Path,
-    *,
-    resume: bool,
-    overwrite: bool,
-    json: Path | None,
+    integer: Annotated[Path, typer.Argument(help="The integer checkpoint to start from.")],
+    data: DataArgument,
+    teacher: Annotated[
+        Path, typer.Option(help="The float checkpoint that INTEGER was made from, whose codes it learns to give.")
+    ],
+    out: OutOption,
+    queries_per_class: Annotated[
+        int | None,
+        typer.Option(help="Held-out queries per class.  [default: as the teacher's]", rich_help_panel=SPLIT),
+    ] = None,
+    train_per_class: Annotated[
+        int | None,
+        typer.Option(help="Most training images per class.  [default: as the teacher's]", rich_help_panel=SPLIT),
+    ] = None,
+    training: Annotated[TrainingOptions, Flags(**SCHEDULE_OPTIONS)] = FINE_TUNING,
+    losses: Annotated[LossWeights, Flags(**LOSS_OPTIONS)] = FOLLOW_THE_TEACHER,
+    augmentation: AugmentationFlags = FINE_TUNING.augmentation,
+    cache: CacheOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    skip_bad: console.SkipBadOption = False,
+    json: console.JsonOption = None,
 ) -> None:
-    """Fine-tune with a progress bar, and print what it gained."""
+    """Fine-tune an integer network in its own arithmetic, so that its codes follow the float network's.
+
+    Weights of losses add what the labels say to what the float network says.
+    """
+    if started_by_torchrun().count > 1:
+        raise InputError("fine-tune trains in one process: start it without torchrun")
+    from dmsh_model.finetune import run as integer_training
+    from dmsh_model.finetune.split import split_as_taught
+
+    start = integer_training.read_start(integer, teacher)
+    labelled = read_labelled(data, start.model.config.image_size, skip_bad, cache)
+    refuse_split_options(labelled, {"--queries-per-class": queries_per_class, "--train-per-class": train_per_class})
+    options = dataclasses.replace(training, augmentation=augmentation)
     with console.progress() as display:
         task = display.add_task("fine-tuning in integers", total=options.epochs)
 
-        def show(epoch: training_loop.Epoch) -> None:
+        def show(epoch: "Epoch") -> None:
             description = f"fine-tuning in integers, loss {epoch.loss:.5f}"
             display.update(task, completed=epoch.number, description=description)
 
         tuned = integer_training.fine_tune(
             start,
             labelled,
-            split_options,
+            split_as_taught(start.training, queries_per_class, train_per_class, options.seed),
             options,
             out,
-            weights=weights,
+            weights=losses,
             resume=resume,
             overwrite=overwrite,
             on_epoch=show,
         )
+    _print(out, labelled.source, tuned)
+    result = {"out": str(out), "fingerprint": tuned.model.fingerprint, "bad": labelled.bad}
+    console.write_json(json, {**result, **tuned.record})
+
+
+def _print(out: Path, source: str, tuned: "FineTuned") -> None:
     sizes, seen = tuned.record["split"], tuned.record["queries_trained_on"]
     held_out = "held-out queries" if seen == 0 else "queries"
     console.print_table(
-        f"{out}: {sizes['queries']} {held_out} of {labelled.source}, database of {sizes['database']}",
+        f"{out}: {sizes['queries']} {held_out} of {source}, database of {sizes['database']}",
         ["network", "mAP@all", "bits equal to the float network's"],
         [
             ["float", f"{tuned.teacher.map_all:.4f}", "100%"],
@@ -53,11 +102,9 @@ def fine_tune(
             ["integer, fine-tuned", f"{tuned.after.map_all:.4f}", f"{tuned.after.equal_bits_share:.3%}"],
         ],
     )
+    say = console.console().print
     if seen is None:
-        console.console().print("The checkpoints name no split of these images: some queries may have been trained on.")
+        say("The checkpoints record no split of these images: some queries may have been trained on.")
     elif seen:
-        console.console().print(f"{seen} of {sizes['queries']} queries were trained on before: the split is another.")
-    console.console().print(f"code space {tuned.model.fingerprint[:12]}: encode the gallery anew")
-    console.write_json(
-        json, {"out": str(out), "fingerprint": tuned.model.fingerprint, "bad": labelled.bad, **tuned.record}
-    )
+        say(f"{seen} of {sizes['queries']} queries were trained on before, because the split is another.")
+    say(f"code space {tuned.model.fingerprint[:12]}: encode the gallery anew")

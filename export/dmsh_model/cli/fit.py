@@ -1,264 +1,187 @@
-"""``dmsh-train fit``: train a network, or fine-tune an integer one."""
+"""``dmsh-train fit``: train a network on labelled images."""
 
 import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dmsh_model.cli.data_option import CacheOption, DataArgument, read_labelled, refuse_split_options
+from dmsh_model.cli.options import (
+    LOSS_OPTIONS,
+    LOSSES,
+    MACHINE,
+    SCHEDULE,
+    SCHEDULE_OPTIONS,
+    SPLIT,
+    AugmentationFlags,
+    OutOption,
+    OverwriteOption,
+    ResumeOption,
+    option,
+)
 from dmsh_model.config import IMAGENET_MEAN, IMAGENET_STD, HashConfig, LossWeights
 from dmsh_model.training.distributed import started_by_torchrun
-from dmsh_model.training.options import FINE_TUNING, Augmentation, TrainingOptions
-from dmsh_model.training.refinements import Refinements
+from dmsh_model.training.options import TrainingOptions
 from dmsh_serving import console
+from dmsh_serving.commands import Flags
 from dmsh_serving.errors import InputError
 
-_TRAINING, _WEIGHTS, _REFINEMENTS = TrainingOptions(), LossWeights(), Refinements()
-_AS_TAUGHT = "; with --integer as the teacher's"
-_FIXED_BY_THE_CHECKPOINT = ("bits", "backbone", "image_size", "lateral_features", "fusion_features", "pretrained")
-_FOR_FLOAT_TRAINING = (
-    *("trunk_rate", "validation_share", "patience", "device", "mixed_precision", "log"),
-    *("centres",),
-)
+if TYPE_CHECKING:
+    from dmsh_model.training.loop import Epoch
+
+__all__ = ["Network", "fit"]
+
+_WIDTHS = "Widths of the network"
 
 
-def _default(what: str, field: str) -> str:
-    return f"{what}  [default: {getattr(_TRAINING, field):g}; with --integer {getattr(FINE_TUNING, field):g}]"
+@dataclass(frozen=True)
+class Network:
+    """The fields of :class:`~dmsh_model.config.HashConfig` that the user chooses; the images decide the others."""
+
+    bits: int = 64
+    backbone: str = "vgg_small"
+    image_size: int = 32
+    lateral_features: int = 64
+    fusion_features: int = 128
 
 
-def _augmentation(what: str, field: str) -> str:
-    return f"{what}  [default: {getattr(_TRAINING.augmentation, field):g}; with --integer 0]"
-
-
-def _weight(loss: str) -> str:
-    return f"Weight of the {loss} loss.  [default: {getattr(_WEIGHTS, loss):g}; with --integer 0]"
+NetworkFlags = Annotated[
+    Network,
+    Flags(
+        bits=option("--bits", None, "Bits per code."),
+        backbone=option("--backbone", None, "vgg_small, or any timm model with feature levels."),
+        image_size=option("--image-size", None, "Side of an image, in pixels."),
+        lateral_features=option("--lateral-features", _WIDTHS, "Features per scale."),
+        fusion_features=option("--fusion-features", _WIDTHS, "Features of the fusion layer."),
+    ),
+]
+TrainingFlags = Annotated[
+    TrainingOptions,
+    Flags(
+        **SCHEDULE_OPTIONS,
+        trunk_rate=option("--trunk-rate", SCHEDULE, "Learning rate of the backbone, as a share of the rest's."),
+        validation_share=option(
+            "--validation-share",
+            SCHEDULE,
+            "Share of the training images that chooses the best epoch, whose weights are kept; 0 keeps the last.",
+        ),
+        patience=option(
+            "--patience", SCHEDULE, "Stop after this many epochs without a better validation mAP; 0 never stops."
+        ),
+        device=option("--device", MACHINE, "cpu or cuda."),
+        mixed_precision=option("--mixed-precision", MACHINE, "Compute in bfloat16 if that is safe; on a GPU."),
+    ),
+]
+LossFlags = Annotated[
+    LossWeights,
+    Flags(
+        **LOSS_OPTIONS,
+        centres=option("--centres", LOSSES, "A code is near the code of its class (CSQ); use 1 with --pairwise 0."),
+    ),
+]
+_TRAINING = TrainingOptions()
 
 
 def fit(
-    context: typer.Context,
     data: DataArgument,
-    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
-    integer: Annotated[
-        Path | None, typer.Option(help="Fine-tune this integer checkpoint, in its own arithmetic; needs --teacher.")
-    ] = None,
-    teacher: Annotated[
-        Path | None, typer.Option(help="The float checkpoint that --integer was made from: whose codes to follow.")
-    ] = None,
-    bits: Annotated[int, typer.Option(help="Bits of a code.")] = 64,
-    backbone: Annotated[str, typer.Option(help="vgg_small, or any timm model with feature levels.")] = "vgg_small",
-    image_size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 32,
-    lateral_features: Annotated[int, typer.Option(help="Width of each scale.")] = 64,
-    fusion_features: Annotated[int, typer.Option(help="Width of the fusion layer.")] = 128,
+    out: OutOption,
+    network: NetworkFlags = Network(),
     pretrained: Annotated[Path | None, typer.Option(help="Weights of the backbone: .safetensors, .pt, .pth.")] = None,
     queries_per_class: Annotated[
-        int | None, typer.Option(help=f"Held-out queries of each class.  [default: 50{_AS_TAUGHT}]")
+        int | None, typer.Option(help="Held-out queries per class.  [default: 50]", rich_help_panel=SPLIT)
     ] = None,
     train_per_class: Annotated[
-        int | None, typer.Option(help=f"At most so many training images of each class.  [default: 200{_AS_TAUGHT}]")
+        int | None, typer.Option(help="Most training images per class.  [default: 200]", rich_help_panel=SPLIT)
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help=_default("Passes over the training images.", "epochs"))] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = _TRAINING.batch_size,
-    learning_rate: Annotated[float | None, typer.Option(help=_default("At its peak.", "learning_rate"))] = None,
-    weight_decay: Annotated[float | None, typer.Option(help=_default("Of weight matrices.", "weight_decay"))] = None,
-    pairwise: Annotated[float | None, typer.Option(help=_weight("pairwise"))] = None,
-    quantisation: Annotated[float | None, typer.Option(help=_weight("quantisation"))] = None,
-    classification: Annotated[float | None, typer.Option(help=_weight("classification"))] = None,
-    balance: Annotated[float, typer.Option(help="Weight of the loss of bits that are mostly 0 or mostly 1.")] = 0.0,
-    centres: Annotated[
-        float, typer.Option(help="Weight of the distance from a code of each class's own (CSQ); 1 with --pairwise 0.")
-    ] = 0.0,
-    imbalance: Annotated[
-        float, typer.Option(help="From 0, all pairs count alike, to 1, similar pairs as much as dissimilar ones.")
-    ] = 0.0,
-    shift: Annotated[float | None, typer.Option(help=_augmentation("Random shift, pixels.", "shift_pixels"))] = None,
-    rotation: Annotated[
-        float | None, typer.Option(help=_augmentation("Random rotation, degrees.", "rotation_degrees"))
-    ] = None,
-    scale: Annotated[
-        float | None, typer.Option(help=_augmentation("Random change of size, a fraction.", "scale"))
-    ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random (not for digits or text).")] = False,
-    seed: Annotated[
-        int,
-        typer.Option(
-            help="Of the split, the weights and the order; with --integer of the order: the split's is the teacher's."
-        ),
-    ] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = _TRAINING.threads,
-    trunk_rate: Annotated[
-        float, typer.Option(help="Learning rate of the backbone, as a share of the rest's.")
-    ] = _REFINEMENTS.trunk_rate,
-    validation_share: Annotated[
-        float,
-        typer.Option(
-            help="Share of the training images that tells the best epoch, whose weights are kept; 0: the last."
-        ),
-    ] = _REFINEMENTS.validation_share,
-    patience: Annotated[
-        int, typer.Option(help="Stop after so many epochs without a better validation mAP; 0 never does.")
-    ] = _REFINEMENTS.patience,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = _REFINEMENTS.device,
-    mixed_precision: Annotated[
-        bool, typer.Option("--mixed-precision", help="Compute in bfloat16 where that is safe; on a GPU.")
-    ] = _REFINEMENTS.mixed_precision,
+    training: TrainingFlags = _TRAINING,
+    losses: LossFlags = LossWeights(),
+    augmentation: AugmentationFlags = _TRAINING.augmentation,
     log: Annotated[
-        Path | None, typer.Option(help="Folder for TensorBoard's event files; needs the package tensorboard.")
+        Path | None,
+        typer.Option(
+            help="Folder for TensorBoard's event files; needs the package tensorboard.", rich_help_panel=MACHINE
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,
     cache: CacheOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     skip_bad: console.SkipBadOption = False,
     json: console.JsonOption = None,
 ) -> None:
-    """Train a network on labelled images and write its checkpoint; the same command gives the same weights.
-
-    With --integer, fine-tune an integer checkpoint so that its codes follow the float network's.
-    """
-    if (integer is None) != (teacher is None):
-        raise InputError("--integer and --teacher go together: the integer checkpoint, and the float one it is made of")
-    defaults = _TRAINING if integer is None else FINE_TUNING
-    default_weights = _WEIGHTS if integer is None else LossWeights(0, 0, 0)
-
-    def given(value: float | None, default: float) -> float:
-        return default if value is None else value
-
-    options = TrainingOptions(
-        epochs=defaults.epochs if epochs is None else epochs,
-        batch_size=batch_size,
-        learning_rate=given(learning_rate, defaults.learning_rate),
-        weight_decay=given(weight_decay, defaults.weight_decay),
-        warmup_epochs=defaults.warmup_epochs,
-        seed=seed,
-        threads=threads,
-        augmentation=Augmentation(
-            given(shift, defaults.augmentation.shift_pixels),
-            given(rotation, defaults.augmentation.rotation_degrees),
-            given(scale, defaults.augmentation.scale),
-            flip,
-        ),
-    )
-    weights = LossWeights(
-        given(pairwise, default_weights.pairwise),
-        given(quantisation, default_weights.quantisation),
-        given(classification, default_weights.classification),
-        balance,
-        centres,
-        imbalance,
-    )
-    if integer is None and not any((weights.pairwise, weights.quantisation, weights.classification, balance, centres)):
+    """Train a network on labelled images and write its checkpoint; the same command gives the same weights."""
+    if not any((losses.pairwise, losses.quantisation, losses.classification, losses.balance, losses.centres)):
         raise InputError("the weights of all losses are 0: there is nothing to learn, give one of them")
-    refinements = Refinements(trunk_rate, validation_share, patience, device, mixed_precision)
-    counts = {"--queries-per-class": queries_per_class, "--train-per-class": train_per_class}
-    if integer is not None and teacher is not None:
-        _refuse_what_the_checkpoint_fixes(context)
-        from dmsh_model.cli import fine_tune as integer_training_command
-        from dmsh_model.finetune import run as integer_training
-        from dmsh_model.finetune import split as integer_training_split
-
-        start = integer_training.read_start(integer, teacher)
-        labelled = read_labelled(data, start.model.config.image_size, skip_bad, cache)
-        refuse_split_options(labelled, counts)
-        integer_training_command.fine_tune(
-            start,
-            labelled,
-            integer_training_split.split_as_taught(start.training, queries_per_class, train_per_class, seed),
-            options,
-            weights,
-            out,
-            resume=resume,
-            overwrite=overwrite,
-            json=json,
-        )
-        return
     # Checked before torch is imported and the images are read; num_classes is known only then.
-    HashConfig(backbone, bits, image_size)
+    HashConfig(**dataclasses.asdict(network))
     from dmsh_model.data import load as images_of
     from dmsh_model.training import log as training_log
-    from dmsh_model.training import loop as training_loop
-    from dmsh_model.training import run as training
+    from dmsh_model.training import run as training_run
 
     if log:
         training_log.require_tensorboard()
-
-    default = images_of.SplitOptions()
-    split_options = images_of.SplitOptions(
-        default.queries_per_class if queries_per_class is None else queries_per_class,
-        default.train_per_class if train_per_class is None else train_per_class,
-        seed,
-    )
-    labelled = read_labelled(data, image_size, skip_bad, cache)
-    refuse_split_options(labelled, counts)
+    counts = {"queries_per_class": queries_per_class, "train_per_class": train_per_class}
+    given: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
+    split = dataclasses.replace(images_of.SplitOptions(seed=training.seed), **given)
+    labelled = read_labelled(data, network.image_size, skip_bad, cache)
+    refuse_split_options(labelled, {f"--{name.replace('_', '-')}": count for name, count in counts.items()})
     digits = data == images_of.MNIST_5K
     config = HashConfig(
-        backbone,
-        bits,
-        image_size,
-        lateral_features=lateral_features,
-        fusion_features=fusion_features,
+        **dataclasses.asdict(network),
         mean=images_of.MNIST_5K_MEAN if digits else IMAGENET_MEAN,
         std=images_of.MNIST_5K_STD if digits else IMAGENET_STD,
         num_classes=len(labelled.class_names),
-        loss=weights,
+        loss=losses,
     )
-    first = started_by_torchrun().first
-    with contextlib.ExitStack() as stack:
-        write_log = stack.enter_context(training_log.event_files(log)) if log and first else None
-        display = stack.enter_context(console.progress())
-        task = display.add_task("training", total=options.epochs, visible=first)
-
-        def show(epoch: training_loop.Epoch) -> None:
-            display.update(task, completed=epoch.number, description=f"training, loss {epoch.loss:.4f}")
-            if write_log:
-                write_log(epoch)
-
-        trained = training.fit(
+    options = dataclasses.replace(training, augmentation=augmentation)
+    with _shown(options.epochs, log) as show:
+        trained = training_run.fit(
             config,
             labelled,
-            split_options,
+            split,
             options,
             out,
             pretrained=pretrained,
             resume=resume,
             overwrite=overwrite,
-            refinements=refinements,
             on_epoch=show,
         )
-    if not first:
-        return
-    sizes = trained.record["split"]
-    console.print_table(
-        f"{out}: {backbone}, {bits} bits, trained on {data}",
-        ["measure", "value"],
-        [
-            ["training images", str(sizes["train"])],
-            ["queries", str(sizes["queries"])],
-            ["database", str(sizes["database"])],
-            ["unreadable images left out", str(len(labelled.bad))],
-            *_validation_rows(trained.record),
-            ["mAP@all", f"{trained.map_all:.4f}"],
-        ],
-    )
-    console.write_json(json, {"out": str(out), "bad": labelled.bad, **trained.record})
+    if started_by_torchrun().first:
+        _print(out, data, config, trained.record, len(labelled.bad))
+        console.write_json(json, {"out": str(out), "bad": labelled.bad, **trained.record})
 
 
-def _validation_rows(record: dict[str, Any]) -> list[list[str]]:
-    found = record.get("validation")
-    return [["best epoch, by validation mAP", f"{found['best_epoch']} ({found['map_all']:.4f})"]] if found else []
+@contextlib.contextmanager
+def _shown(epochs: int, log: Path | None) -> Iterator[Callable[["Epoch"], None]]:
+    """Yield what shows an epoch as progress and in the ``log``; in the first process alone."""
+    from dmsh_model.training import log as training_log
+
+    first = started_by_torchrun().first
+    with contextlib.ExitStack() as stack:
+        write_log = stack.enter_context(training_log.event_files(log)) if log and first else None
+        display = stack.enter_context(console.progress())
+        task = display.add_task("training", total=epochs, visible=first)
+
+        def show(epoch: "Epoch") -> None:
+            display.update(task, completed=epoch.number, description=f"training, loss {epoch.loss:.4f}")
+            if write_log:
+                write_log(epoch)
+
+        yield show
 
 
-def _refuse_what_the_checkpoint_fixes(context: typer.Context) -> None:
-    given = [name for name in _FIXED_BY_THE_CHECKPOINT if _is_given(context, name)]
-    if given:
-        names = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise InputError(f"{names}: with --integer the network is the checkpoint's, leave it out")
-    given = [name for name in _FOR_FLOAT_TRAINING if _is_given(context, name)]
-    if given:
-        raise InputError(f"--{given[0].replace('_', '-')} is for float training: with --integer, leave it out")
-    if started_by_torchrun().count > 1:
-        raise InputError("--integer trains in one process: start it without torchrun")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def _print(out: Path, data: str, config: HashConfig, record: dict[str, Any], bad: int) -> None:
+    sizes, best = record["split"], record.get("validation")
+    rows = [
+        ["training images", str(sizes["train"])],
+        ["queries", str(sizes["queries"])],
+        ["database", str(sizes["database"])],
+        ["unreadable images left out", str(bad)],
+    ]
+    if best:
+        rows.append(["best epoch, by validation mAP", f"{best['best_epoch']} ({best['map_all']:.4f})"])
+    rows.append(["mAP@all", f"{record['map_all']:.4f}"])
+    console.print_table(f"{out}: {config.backbone}, {config.bits} bits, trained on {data}", ["measure", "value"], rows)

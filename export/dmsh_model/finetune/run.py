@@ -24,13 +24,12 @@ from dmsh_model.network import DMSH
 from dmsh_model.training import loop as training_loop
 from dmsh_model.training.loop import Epoch, Examples, Trainee, held_out_map
 from dmsh_model.training.losses import Losses, distillation_loss, total_loss
-from dmsh_model.training.options import TrainingOptions
+from dmsh_model.training.options import FINE_TUNING, FOLLOW_THE_TEACHER, TrainingOptions
 from dmsh_model.training.state import state_path
 from dmsh_serving.codes import unpack
 from dmsh_serving.errors import InputError
 
-FOLLOW_THE_TEACHER = LossWeights(pairwise=0, quantisation=0, classification=0)
-"""Weights of the losses beside distillation: labels do not count, so the codes stay the float network's."""
+_FOR_FLOAT_TRAINING = ("trunk_rate", "validation_share", "patience", "device", "mixed_precision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +73,7 @@ def read_start(integer: Path, teacher: Path) -> Start:
     """
     header = checkpoint.read_header(integer)
     if header.get("kind", checkpoint.FLOAT) != checkpoint.INTEGER:
-        raise InputError(
-            f"{integer} is a float checkpoint: --integer takes the integer one that dmsh-export quantize makes of it"
-        )
+        raise InputError(f"{integer} is a float checkpoint: name the integer one that dmsh-export quantize makes of it")
     model, teaching = integer_checkpoint.load(integer), checkpoint.load(teacher)
     parent, given = header.get("parent_fingerprint"), teaching.fingerprint
     if parent != given:
@@ -120,6 +117,9 @@ def fine_tune(
         InputError: the networks do not fit ``data``, ``out`` is taken, or the state is of another training.
         CheckError: a loss or a weight became NaN or infinite; the state of the epoch before is kept.
     """
+    unknown = [name for name in _FOR_FLOAT_TRAINING if getattr(options, name) != getattr(FINE_TUNING, name)]
+    if unknown:
+        raise InputError(f"{', '.join(unknown)}: options of float training; fine-tuning in integers does without them")
     config = start.model.config
     if data.images.shape[1] != config.image_size:
         raise InputError(f"{data.source} has images of {data.images.shape[1]} pixels, the network {config.image_size}")

@@ -2,22 +2,22 @@
 
 import torch
 
-from dmsh_model.training.refinements import Refinements
+from dmsh_model.training.options import TrainingOptions
 from dmsh_serving.errors import MissingError
 
 
-def training_device(refinements: Refinements, local_rank: int = 0) -> torch.device:
+def training_device(options: TrainingOptions, local_rank: int = 0) -> torch.device:
     """Return the device to train on; of several GPUs that of this process.
 
     Raises:
         MissingError: PyTorch sees no such GPU, or it has no bfloat16 where mixed precision needs it.
     """
-    if refinements.device == "cpu":
+    if options.device == "cpu":
         return torch.device("cpu")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if local_rank >= found:
         raise MissingError(f"--device cuda: PyTorch sees {found} GPUs here, {local_rank + 1} needed: use --device cpu")
-    if refinements.mixed_precision and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if options.mixed_precision and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise MissingError("--mixed-precision: this GPU has no bfloat16 (compute capability 8.0 has): leave it out")
     return torch.device("cuda", local_rank)
 

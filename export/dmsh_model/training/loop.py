@@ -21,7 +21,6 @@ from dmsh_model.training.distributed import Ranks
 from dmsh_model.training.early_stopping import Best, better, is_over
 from dmsh_model.training.losses import Losses
 from dmsh_model.training.options import TrainingOptions
-from dmsh_model.training.refinements import Refinements
 from dmsh_model.training.state import TrainingState, read_state, state_path, write_state
 from dmsh_serving.errors import CheckError, InputError
 
@@ -104,7 +103,6 @@ def run(
     state: TrainingState | None,
     on_epoch: Callable[[Epoch], None] | None,
     *,
-    refinements: Refinements = Refinements(),
     ranks: Ranks = Ranks(),
 ) -> Best | None:
     """Train for the epochs that ``state`` has not behind it; write the state of each to ``kept``.
@@ -116,14 +114,14 @@ def run(
         InputError: the batch cannot be shared out to the processes, or the model has no backbone to slow down.
     """
     model = trainee.model
-    optimiser = _optimiser(model, options, refinements.trunk_rate)
+    optimiser = _optimiser(model, options)
     best = None
     if state:
         model.load_state_dict(state.model)
         optimiser.load_state_dict(state.optimiser)
         best = Best(**state.best) if state.best else None
     for epoch in range(state.epochs_done if state else 0, options.epochs):
-        if is_over(best, epoch, refinements.patience):
+        if is_over(best, epoch, options.patience):
             break
         finished = _train_one_epoch(trainee, optimiser, options, examples, epoch, ranks)
         ranks.average_statistics(model)
@@ -192,7 +190,8 @@ def learning_rate_at(epoch: float, options: TrainingOptions) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _optimiser(model: nn.Module, options: TrainingOptions, trunk_rate: float) -> torch.optim.Optimizer:
+def _optimiser(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    trunk_rate = options.trunk_rate
     named = list(model.named_parameters())
     trunk = [p for name, p in named if trunk_rate != 1 and name.startswith(_TRUNK)]
     if trunk_rate != 1 and not trunk:

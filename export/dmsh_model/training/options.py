@@ -3,17 +3,20 @@
 import math
 from dataclasses import dataclass
 
+from dmsh_model.config import LossWeights
 from dmsh_serving.errors import InputError
+
+__all__ = ["FINE_TUNING", "FOLLOW_THE_TEACHER", "UNCHANGED", "Augmentation", "TrainingOptions"]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of a training image, uniform in the given range, applied as one affine map.
+    """Random changes of a training image, uniform in their ranges, applied as one affine map.
 
     Attributes:
-        shift_pixels: up to so many, each way.
-        rotation_degrees: up to so many, each way.
-        scale: size changed by up to this fraction, each way.
+        shift_pixels: largest shift, each way.
+        rotation_degrees: largest rotation, each way.
+        scale: largest change of size as a fraction, each way.
         flip: mirror each image with probability one half; wrong for digits and text.
     """
 
@@ -34,14 +37,20 @@ class TrainingOptions:
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images a step, at least 2 (the losses compare pairs).
-        learning_rate: at its peak.
-        weight_decay: of weight matrices and kernels; not of biases and normalisation.
+        batch_size: images per step, at least 2 (the losses compare pairs).
+        learning_rate: its peak.
+        weight_decay: decay of weight matrices and kernels; biases and normalisation have none.
         warmup_epochs: epochs until the peak.
-        seed: of the weights, the order of the images and the augmentation.
-        threads: CPU threads. Another count rounds sums differently and gives other weights. More than one pays for
+        seed: random seed for the weights, the order of the images and the augmentation.
+        threads: CPU threads. Another number rounds sums differently and gives other weights. More than one pays for
             large networks on idle cores; beside other busy processes it can be many times slower.
         augmentation: random changes of the training images.
+        trunk_rate: learning rate of the backbone, as a share of the rest's; below 1 for a pretrained one.
+        validation_share: share of the training images that are not learnt from but queried after every epoch, against
+            the others; the weights of the epoch with the best mAP are kept. 0 keeps the last epoch's.
+        patience: stop after this many epochs without a better mAP; 0 never stops early.
+        device: ``cpu`` or ``cuda``. Sums on a GPU may differ from one run to the next, and the weights with them.
+        mixed_precision: compute the network in bfloat16 if that is safe, its losses in float32; on a GPU alone.
     """
 
     epochs: int = 40
@@ -52,6 +61,11 @@ class TrainingOptions:
     seed: int = 0
     threads: int = 1
     augmentation: Augmentation = Augmentation()
+    trunk_rate: float = 1.0
+    validation_share: float = 0.0
+    patience: int = 0
+    device: str = "cpu"
+    mixed_precision: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained with, naming every wrong field at once."""
@@ -64,22 +78,35 @@ class TrainingOptions:
                 ("warmup_epochs", 0),
                 ("seed", 0),
                 ("threads", 1),
+                ("patience", 0),
             )
             if not getattr(self, name) >= least
         ]
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             problems.append(f"learning_rate = {self.learning_rate} must be above 0")
+        if not (self.trunk_rate >= 0 and math.isfinite(self.trunk_rate)):
+            problems.append(f"trunk_rate = {self.trunk_rate} must be at least 0")
+        if not 0 <= self.validation_share <= 0.5:
+            problems.append(f"validation_share = {self.validation_share} must be 0 to 0.5")
+        if self.patience > 0 and not self.validation_share:
+            problems.append(f"patience = {self.patience} needs a validation_share, whose mAP is waited for")
+        if self.device not in ("cpu", "cuda"):
+            problems.append(f"device = {self.device} must be cpu or cuda")
+        if self.mixed_precision and self.device != "cuda":
+            problems.append("mixed_precision is for a GPU, device = cuda: on a CPU it is slower than float32")
         if problems:
             raise InputError("training options: " + "; ".join(problems))
 
 
-UNCHANGED = Augmentation(shift_pixels=0, rotation_degrees=0, scale=0)
+UNCHANGED = Augmentation(shift_pixels=0.0, rotation_degrees=0.0, scale=0.0)
 
+FOLLOW_THE_TEACHER = LossWeights(pairwise=0.0, quantisation=0.0, classification=0.0)
+"""Weights of the losses beside distillation: labels do not count, so the codes stay the float network's."""
 
 FINE_TUNING = TrainingOptions(epochs=5, learning_rate=3e-4, weight_decay=0.0, warmup_epochs=1, augmentation=UNCHANGED)
-"""Of the integer network; see :mod:`dmsh_model.finetune.run`.
+"""How an integer network is fine-tuned; see :mod:`dmsh_model.finetune.run`.
 
-Images stay as they are: what is to be followed are the teacher's codes of images like those to be served. The rate is
-low because it starts where only rounding is wrong: at ten times the rate Adam, whose first steps move every weight by
-about the same, adds more noise than it removes. A decay would pull weights off their grid.
+Images are not augmented: the network follows the teacher's codes of images like those to be served. The learning rate
+is low because only rounding is wrong at the start: at ten times the rate Adam, whose first steps move every weight by
+about the same amount, adds more noise than it removes. A decay would pull weights off their grid.
 """

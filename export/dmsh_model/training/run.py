@@ -24,7 +24,6 @@ from dmsh_model.training.early_stopping import validation_split
 from dmsh_model.training.loop import Epoch, Examples, Trainee, held_out_map
 from dmsh_model.training.losses import Losses, total_loss
 from dmsh_model.training.options import TrainingOptions
-from dmsh_model.training.refinements import Refinements
 from dmsh_model.training.state import state_path
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import sha256_of_file
@@ -49,7 +48,6 @@ def fit(
     pretrained: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    refinements: Refinements = Refinements(),
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Trained:
     """Train a network and write its checkpoint to the folder ``out``.
@@ -66,7 +64,6 @@ def fit(
         pretrained: a state dict of the same timm backbone to start from (.safetensors, .pt or .pth).
         resume: continue after the last finished epoch. The configuration and the data must be the same.
         overwrite: replace the checkpoint or the unfinished training at ``out``.
-        refinements: what else to do; by default nothing.
         on_epoch: called after every epoch, in the first process.
 
     Started by torchrun, every process calls this alike; see :mod:`dmsh_model.training.distributed`.
@@ -74,7 +71,7 @@ def fit(
     Raises:
         InputError: ``config`` does not fit ``data`` (more bits than training images too), ``out`` is taken, the
             state is of another training, or a batch cannot be shared out to the processes.
-        MissingError: the device that ``refinements`` name is not here.
+        MissingError: the device that ``options`` names is not here.
         CheckError: a loss or a weight became NaN or infinite; the state of the epoch before is kept.
     """
     if config.num_classes not in (0, len(data.class_names)):
@@ -85,9 +82,7 @@ def fit(
     split = split_images(data, split_options)
     if len(split.train) < 2:
         raise InputError(f"{data.source}: {len(split.train)} training images, the losses compare pairs")
-    learnt = (
-        validation_split(split, refinements.validation_share, options.seed) if refinements.validation_share else split
-    )
+    learnt = validation_split(split, options.validation_share, options.seed) if options.validation_share else split
     identity: dict[str, Any] = {
         "config": config.to_dict(),
         "options": dataclasses.asdict(options),
@@ -95,8 +90,6 @@ def fit(
         "data_sha256": data.sha256,
         "pretrained_sha256": sha256_of_file(pretrained) if pretrained else None,
     }
-    if refinements.record():
-        identity["refinements"] = refinements.record()
     if started_by_torchrun().count > 1:
         identity["processes"] = started_by_torchrun().count
     state = training_loop.unfinished(out, identity, resume=resume, overwrite=overwrite)
@@ -106,7 +99,7 @@ def fit(
             "own: fewer --bits, or more images"
         )
     started_by_torchrun().part_of(options.batch_size)
-    device = training_device(refinements, local_rank())
+    device = training_device(options, local_rank())
 
     with training_loop.own_random_numbers_and_threads(options), joined(device) as ranks:
         torch.manual_seed(options.seed)
@@ -116,22 +109,12 @@ def fit(
         learner = _on(device, model, ranks)
         trainee = Trainee(
             learner,
-            _losses(learner, config, len(data.class_names), refinements.mixed_precision, ranks),
-            validation_map=(lambda: held_out_map(learner, data, learnt)) if refinements.validation_share else None,
+            _losses(learner, config, len(data.class_names), options.mixed_precision, ranks),
+            validation_map=(lambda: held_out_map(learner, data, learnt)) if options.validation_share else None,
             device=device,
         )
         examples = Examples(*map(torch.from_numpy, (data.images, data.labels, learnt.train)))
-        best = training_loop.run(
-            trainee,
-            examples,
-            options,
-            state_path(out),
-            identity,
-            state,
-            on_epoch,
-            refinements=refinements,
-            ranks=ranks,
-        )
+        best = training_loop.run(trainee, examples, options, state_path(out), identity, state, on_epoch, ranks=ranks)
         model.load_state_dict(learner.state_dict())
         model.eval()
         map_all = held_out_map(model, data, split)

@@ -20,7 +20,6 @@ from dmsh_model import checkpoint
 from dmsh_model.data.labelled import LabelledImages, Split
 from dmsh_model.data.split import SplitOptions
 from dmsh_model.training import run as training
-from dmsh_model.training.refinements import Refinements
 from dmsh_serving import console
 from dmsh_serving.errors import CheckError, InputError
 
@@ -120,12 +119,11 @@ def test_the_configurations_for_a_gpu_train_one_batch_on_generated_data(name, tm
     names = [str(row) for row in range(classes)]
     data = LabelledImages("generated", images, labels, list("abcd"), names, given_split=split)
     config = read.hash_config(2, classes, digits=False)
-    here = Refinements(trunk_rate=read.refinements.trunk_rate)  # a CPU, and nothing to hold out
+    here = dataclasses.replace(  # one epoch on a CPU, with nothing to hold out
+        read.options, epochs=1, validation_share=0.0, patience=0, device="cpu", mixed_precision=False
+    )
     epochs = []
-    trained = training.fit(
-        config, data, SplitOptions(), dataclasses.replace(read.options, epochs=1), tmp_path / "model",
-        refinements=here, on_epoch=epochs.append,
-    )  # fmt: skip
+    trained = training.fit(config, data, SplitOptions(), here, tmp_path / "model", on_epoch=epochs.append)
     assert np.isfinite(epochs[0].loss)
     assert trained.model.taps == (2, 3, 4)
 

@@ -129,7 +129,8 @@ def test_the_best_epoch_by_validation_is_told(command, folder, tmp_path):
     code, text, _ = command(*fit, "--bits", 8, "--trunk-rate", 0.5, "--json", tmp_path / "fit.json")
     assert code == 0
     assert "best epoch, by validation mAP" in text
-    assert json.loads((tmp_path / "fit.json").read_text())["refinements"] == {
+    options = json.loads((tmp_path / "fit.json").read_text())["options"]
+    assert {name: options[name] for name in ("patience", "trunk_rate", "validation_share")} == {
         "patience": 1,
         "trunk_rate": 0.5,
         "validation_share": 0.2,
@@ -140,21 +141,6 @@ def test_a_process_that_is_not_the_first_says_and_writes_nothing(command, folder
     monkeypatch.setenv("RANK", "1")
     assert command("fit", folder, "--out", tmp_path / "model", *SMALL, "--json", tmp_path / "fit.json") == (0, "", "")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("option", ["--trunk-rate", "--centres"])
-def test_fine_tuning_refuses_what_is_for_float_training(command, folder, tmp_path, option):
-    given = ("--integer", tmp_path, "--teacher", tmp_path, "--out", tmp_path / "model", option, 0.5)
-    code, _, error = command("fit", folder, *given)
-    assert (code, error.count("\n")) == (2, 1)
-    assert f"{option} is for float training" in error
-
-
-def test_fine_tuning_in_several_processes_is_refused(command, folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, error = command("fit", folder, "--integer", tmp_path, "--teacher", tmp_path, "--out", tmp_path / "model")
-    assert (code, error.count("\n")) == (2, 1)
-    assert "without torchrun" in error
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")

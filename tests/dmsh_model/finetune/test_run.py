@@ -256,7 +256,7 @@ def test_resuming_another_fine_tuning_names_what_differs(start, data, tmp_path):
         integer_training.fine_tune(start, data, SPLIT, OPTIONS, out, on_epoch=stop_after(1))
     with pytest.raises(InputError, match="--resume, or --overwrite"):
         integer_training.fine_tune(start, data, SPLIT, OPTIONS, out)
-    with pytest.raises(InputError, match=r"loss\.pairwise was 0, is 1"):
+    with pytest.raises(InputError, match=r"loss\.pairwise was 0\.0, is 1"):
         integer_training.fine_tune(start, data, SPLIT, OPTIONS, out, weights=LossWeights(1, 0, 0), resume=True)
 
 
@@ -301,10 +301,10 @@ def test_a_teacher_that_the_integers_were_not_made_from_is_refused(folders, tmp_
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Run dmsh-train fit in this process; returns (exit code, stdout, stderr)."""
+    """Run dmsh-train fine-tune in this process; returns (exit code, stdout, stderr)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dmsh-train", "fit", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["dmsh-train", "fine-tune", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         return (stop.value.code or 0, *capsys.readouterr())
@@ -325,8 +325,8 @@ def images(data, tmp_path_factory):
 
 def test_the_command_fine_tunes_on_the_teachers_split_and_says_what_it_gained(command, folders, images, tmp_path):
     out, result = tmp_path / "integer", tmp_path / "result.json"
-    both = ("--integer", folders / "integer", "--teacher", folders / "float")
-    code, text, _ = command(images, *both, "--epochs", 1, "--out", out, "--json", result)
+    both = (folders / "integer", images, "--teacher", folders / "float")
+    code, text, _ = command(*both, "--epochs", 1, "--out", out, "--json", result)
     assert code == 0
     assert "integer, fine-tuned" in text
     said = json.loads(result.read_text())
@@ -338,7 +338,7 @@ def test_the_command_fine_tunes_on_the_teachers_split_and_says_what_it_gained(co
     assert said["options"]["weight_decay"] == 0
     assert not any(said["options"]["augmentation"].values())
     assert set(said["loss"].values()) == {0}
-    code, _, error = command(images, *both, "--epochs", 1, "--out", out)
+    code, _, error = command(*both, "--epochs", 1, "--out", out)
     assert (code, "exists already" in error) == (2, True)
 
 
@@ -355,7 +355,7 @@ def taught(folders, images, tmp_path):
 
 def test_queries_that_the_teacher_was_trained_on_are_counted_and_said(command, folders, images, taught, tmp_path):
     result = tmp_path / "result.json"
-    fit = (images, "--integer", folders / "integer", "--teacher", taught, "--epochs", 1, "--json", result)
+    fit = (folders / "integer", images, "--teacher", taught, "--epochs", 1, "--json", result)
 
     def said(out, *options):
         code, text, _ = command(*fit, "--out", tmp_path / out, *options)
@@ -374,8 +374,8 @@ def test_queries_that_the_teacher_was_trained_on_are_counted_and_said(command, f
 
 
 def test_queries_of_images_that_no_checkpoint_records_are_not_called_held_out(command, folders, images, tmp_path):
-    both = ("--integer", folders / "integer", "--teacher", folders / "float")  # trained on them in another order
-    code, text, _ = command(images, *both, "--epochs", 1, "--out", tmp_path / "tuned")
+    both = (folders / "integer", images, "--teacher", folders / "float")  # trained on them in another order
+    code, text, _ = command(*both, "--epochs", 1, "--out", tmp_path / "tuned")
     assert (code, "held-out" in text) == (0, False)
     assert "some queries may have been trained on" in text
 
@@ -413,23 +413,26 @@ def test_the_split_as_taught_keeps_every_option_of_it(data):
         split_as_taught({"split": [1]}, None, None, 0)
 
 
+@pytest.mark.parametrize("fields", [{"trunk_rate": 0.5}, {"validation_share": 0.2}, {"device": "cuda"}])
+def test_options_that_fine_tuning_does_not_have_are_refused_and_not_ignored(start, data, tmp_path, fields):
+    (name,) = fields
+    with pytest.raises(InputError, match=f"{name}: options of float training"):
+        integer_training.fine_tune(start, data, SPLIT, dataclasses.replace(OPTIONS, **fields), tmp_path / "integer")
+
+
 BAD_USES = {
-    "no teacher": (("--integer", "integer"), "--integer and --teacher go together"),
-    "no integer checkpoint": (("--teacher", "float"), "--integer and --teacher go together"),
+    "no teacher": (("integer",), "'--teacher'"),
     "a float checkpoint to fine-tune": (
-        ("--integer", "float", "--teacher", "float"),
-        "float is a float checkpoint: --integer takes the integer one that dmsh-export quantize makes of it",
+        ("float", "--teacher", "float"),
+        "float is a float checkpoint: name the integer one that dmsh-export quantize makes of it",
     ),
     "an integer teacher": (
-        ("--integer", "integer", "--teacher", "integer"),
+        ("integer", "--teacher", "integer"),
         "integer is a checkpoint of kind integer: this needs the float one it was made from",
     ),
-    "an option that the checkpoint fixes": (
-        ("--integer", "integer", "--teacher", "float", "--bits", 12, "--image-size", 16),
-        "--bits, --image-size: with --integer the network is the checkpoint's",
-    ),
-    "nothing to resume": (("--integer", "integer", "--teacher", "float", "--resume"), "no unfinished training"),
-    "missing": (("--integer", "absent", "--teacher", "float"), "absent does not exist"),
+    "an option of float training": (("integer", "--teacher", "float", "--trunk-rate", 0.5), "--trunk-rate"),
+    "nothing to resume": (("integer", "--teacher", "float", "--resume"), "no unfinished training"),
+    "missing": (("absent", "--teacher", "float"), "absent does not exist"),
 }
 
 
@@ -437,7 +440,8 @@ BAD_USES = {
 def test_a_bad_use_is_one_line_and_exit_2_and_writes_nothing(command, folders, images, tmp_path, monkeypatch, use):
     options, message = BAD_USES[use]
     monkeypatch.chdir(folders)
-    code, text, error = command(images, "--out", tmp_path / "out", *options)
+    integer, *rest = options
+    code, text, error = command(integer, images, "--out", tmp_path / "out", *rest)
     assert (code, text, error.count("\n")) == (2, "", 1)
     assert message in error
     assert list(tmp_path.iterdir()) == []

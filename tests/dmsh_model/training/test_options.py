@@ -13,7 +13,6 @@ from dmsh_model.training import device as training_device
 from dmsh_model.training import run as training
 from dmsh_model.training.early_stopping import better, is_over, validation_split
 from dmsh_model.training.options import TrainingOptions
-from dmsh_model.training.refinements import Refinements
 from dmsh_model.training.state import state_path
 from dmsh_serving.errors import InputError, MissingError
 
@@ -39,10 +38,8 @@ def weights_of(folder):
 def test_a_trunk_at_rate_zero_stays_as_it_was_while_the_rest_learns(data, tmp_path):
     torch.manual_seed(OPTIONS.seed)
     untrained = training.DMSH(CONFIG)
-    options = dataclasses.replace(OPTIONS, epochs=1)
-    trained = training.fit(
-        CONFIG, data, SPLIT, options, tmp_path / "model", refinements=Refinements(trunk_rate=0)
-    ).model
+    options = dataclasses.replace(OPTIONS, epochs=1, trunk_rate=0.0)
+    trained = training.fit(CONFIG, data, SPLIT, options, tmp_path / "model").model
     for (name, before), (_, after) in zip(untrained.named_parameters(), trained.named_parameters(), strict=True):
         assert torch.equal(before, after) == name.startswith("backbone."), name
 
@@ -56,18 +53,10 @@ def test_each_part_of_a_network_learns_at_its_own_rate(data, tmp_path, monkeypat
         return step(self, *arguments, **keywords)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
-    options = dataclasses.replace(OPTIONS, epochs=1)
-    training.fit(CONFIG, data, SPLIT, options, tmp_path / "model", refinements=Refinements(trunk_rate=0.25))
+    options = dataclasses.replace(OPTIONS, epochs=1, trunk_rate=0.25)
+    training.fit(CONFIG, data, SPLIT, options, tmp_path / "model")
     for rest, rest_biases, trunk, trunk_biases in rates:
         assert rest == rest_biases == 4 * trunk == 4 * trunk_biases > 0
-
-
-def test_what_is_not_refined_is_not_recorded(data, tmp_path):
-    options = dataclasses.replace(OPTIONS, epochs=1)
-    plain = training.fit(CONFIG, data, SPLIT, options, tmp_path / "plain", refinements=Refinements())
-    refined = training.fit(CONFIG, data, SPLIT, options, tmp_path / "refined", refinements=Refinements(trunk_rate=0.5))
-    assert "refinements" not in plain.record
-    assert refined.record["refinements"] == {"trunk_rate": 0.5}
 
 
 def follow(monkeypatch, maps):
@@ -88,9 +77,8 @@ def test_training_stops_when_patience_ends_and_keeps_the_best_epochs_weights(dat
         kept[epoch.number] = state["model"]["hash.weight"].clone()
 
     follow(monkeypatch, [0.5, 0.7, 0.7, 0.6])
-    options = dataclasses.replace(OPTIONS, epochs=9)
-    refinements = Refinements(validation_share=0.2, patience=2)
-    trained = training.fit(CONFIG, data, SPLIT, options, tmp_path / "model", refinements=refinements, on_epoch=on_epoch)
+    options = dataclasses.replace(OPTIONS, epochs=9, validation_share=0.2, patience=2)
+    trained = training.fit(CONFIG, data, SPLIT, options, tmp_path / "model", on_epoch=on_epoch)
     assert list(kept) == [1, 2, 3, 4]
     assert torch.equal(trained.model.hash.weight, kept[2])
     assert trained.record["validation"] == {"queries": 14, "database": 58, "best_epoch": 2, "map_all": 0.7}
@@ -98,18 +86,18 @@ def test_training_stops_when_patience_ends_and_keeps_the_best_epochs_weights(dat
 
 
 def test_a_training_that_looks_for_its_best_epoch_resumes_to_the_same_weights(data, tmp_path):
-    refinements = Refinements(validation_share=0.2, patience=3, trunk_rate=0.5)
+    options = dataclasses.replace(OPTIONS, validation_share=0.2, patience=3, trunk_rate=0.5)
 
     def stop(epoch):
         if epoch.number == 2:
             raise KeyboardInterrupt
 
-    whole = training.fit(CONFIG, data, SPLIT, OPTIONS, tmp_path / "whole", refinements=refinements)
+    whole = training.fit(CONFIG, data, SPLIT, options, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        training.fit(CONFIG, data, SPLIT, OPTIONS, tmp_path / "cut", refinements=refinements, on_epoch=stop)
-    with pytest.raises(InputError, match=r"refinements\.patience was 3, is None"):
+        training.fit(CONFIG, data, SPLIT, options, tmp_path / "cut", on_epoch=stop)
+    with pytest.raises(InputError, match=r"options\.patience was 3, is 0"):
         training.fit(CONFIG, data, SPLIT, OPTIONS, tmp_path / "cut", resume=True)
-    cut = training.fit(CONFIG, data, SPLIT, OPTIONS, tmp_path / "cut", refinements=refinements, resume=True)
+    cut = training.fit(CONFIG, data, SPLIT, options, tmp_path / "cut", resume=True)
     assert weights_of(tmp_path / "whole") == weights_of(tmp_path / "cut")
     assert cut.record == whole.record
 
@@ -140,24 +128,23 @@ def test_of_equal_epochs_the_earlier_is_the_best():
      ({"patience": 3}, "needs a validation_share"), ({"patience": -1}, "patience = -1"),
      ({"device": "tpu"}, "device = tpu"), ({"mixed_precision": True}, "mixed_precision is for a GPU")],
 )  # fmt: skip
-def test_refinements_out_of_range_are_refused(fields, said):
+def test_options_out_of_range_are_refused_by_name(fields, said):
     with pytest.raises(InputError, match=said):
-        Refinements(**fields)
+        TrainingOptions(**fields)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_missing_before_anything_is_trained(data, tmp_path):
     with pytest.raises(MissingError, match="PyTorch sees 0 GPUs"):
-        training.fit(CONFIG, data, SPLIT, OPTIONS, tmp_path / "model", refinements=Refinements(device="cuda"))
+        training.fit(CONFIG, data, SPLIT, dataclasses.replace(OPTIONS, device="cuda"), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_mixed_precision_on_a_gpu_learns_and_leaves_a_checkpoint_for_every_machine(data, tmp_path):
-    refinements = Refinements(device="cuda", mixed_precision=True)
-    options = dataclasses.replace(OPTIONS, epochs=8)
-    trained = training.fit(CONFIG, data, SPLIT, options, tmp_path / "model", refinements=refinements)
+    options = dataclasses.replace(OPTIONS, epochs=8, device="cuda", mixed_precision=True)
+    trained = training.fit(CONFIG, data, SPLIT, options, tmp_path / "model")
     assert trained.map_all > 0.9
     assert trained.model.hash.weight.device.type == "cpu"
 
