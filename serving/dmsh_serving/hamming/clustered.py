@@ -6,7 +6,6 @@ plain scan, always: :func:`dmsh_serving.hamming.layout.choose_layout` says wheth
 """
 
 import functools
-import itertools
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,12 +21,10 @@ from dmsh_serving.hamming.inputs import (
     Mask,
     check_codes_and_queries,
     checked_mask,
-    checked_radius,
     checked_threads,
     padded_queries,
 )
 from dmsh_serving.hamming.nearest import search
-from dmsh_serving.hamming.radius import RadiusResult
 from dmsh_serving.hamming.sorting import ascends, grouped
 
 __all__ = ["MAX_PLACES", "ClusteredCodes", "cluster"]
@@ -131,31 +128,6 @@ class ClusteredCodes:
             job.run(searcher.nearest.search_clusters.address)
         return distances, places, SearchWork(searcher.buckets, int(job.words[searcher.fields.VISITED]))
 
-    def search_radius(
-        self, queries: Codes, radius: int, *, threads: int | None = None, allowed: Mask | None = None
-    ) -> RadiusResult:
-        """Return every place at most ``radius`` from each query, ordered by (distance, id); ``rows`` are places."""
-        check_codes_and_queries(queries, self.codes)
-        allowed = checked_mask(allowed, len(self.ids))
-        searcher = self._searcher
-        radius = min(checked_radius(radius), 8 * self.codes.shape[1])
-        job = searcher.job(queries, radius, allowed, threads, 0)
-        offsets = np.zeros(len(queries) + 1, np.int64)
-        if len(queries) and len(self.codes):
-            job.words[searcher.fields.OFFSETS] = offsets.ctypes.data
-            job.run(searcher.within.search_clusters_radius.address)
-            np.cumsum(offsets, out=offsets)
-        distances, places = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
-        if len(places):
-            job.words[searcher.fields.OUT_DISTANCES] = distances.ctypes.data
-            job.words[searcher.fields.OUT_PLACES] = places.ctypes.data
-            job.run(searcher.within.search_clusters_radius.address)
-        for start, stop in itertools.pairwise(offsets.tolist()):
-            of_query = slice(start, stop)
-            order = np.lexsort((self.ids[places[of_query]], distances[of_query]))
-            distances[of_query], places[of_query] = distances[of_query][order], places[of_query][order]
-        return RadiusResult(offsets, distances, places)
-
     def _search_few(
         self, queries: Codes, k: int, threads: int | None, places: Words
     ) -> tuple[npt.NDArray[np.int32], Words]:
@@ -175,18 +147,11 @@ class _Searcher:
     """What every search of the same codes shares: the buckets, the compiled functions, and the words of a job."""
 
     def __init__(self, clustered: ClusteredCodes) -> None:
-        from dmsh_serving.hamming.kernels import (
-            clustered as clustered_kernel,
-        )
-        from dmsh_serving.hamming.kernels import (
-            clustered_job,
-        )
-        from dmsh_serving.hamming.kernels import (
-            clustered_radius as clustered_radius_kernel,
-        )
+        from dmsh_serving.hamming.kernels import clustered as clustered_kernel
+        from dmsh_serving.hamming.kernels import clustered_job
         from dmsh_serving.hamming.kernels.vectors import kernel_for
 
-        self.fields, self.nearest, self.within = clustered_job, clustered_kernel, clustered_radius_kernel
+        self.fields, self.nearest = clustered_job, clustered_kernel
         codes = clustered.codes
         kernel = kernel_for(codes.shape[1])
         self.buckets = -(-len(codes) // clustered_job.BUCKET)
@@ -206,7 +171,7 @@ class _Searcher:
         self._words[clustered_job.QUERY_BYTES] = self._query_bytes
 
     def job(self, queries: Codes, limit: int, allowed: Mask | None, threads: int | None, room: int) -> "_Job":
-        """Return a job for these queries; k or the radius is its limit, ``room`` how many candidates it keeps."""
+        """Return a job for these queries; k is its limit, ``room`` how many candidates it keeps."""
         participants = max(1, min(checked_threads(threads), len(queries)))
         padded = padded_queries(queries, self._query_bytes)
         words, fields = self._words.copy(), self.fields

@@ -12,7 +12,7 @@ from dmsh_serving.hamming import layout as clustered_layout
 from dmsh_serving.hamming.clustered import ClusteredCodes, cluster
 from dmsh_serving.hamming.kernels.clustered import room_for
 from dmsh_serving.hamming.layout import choose_layout
-from dmsh_serving.hamming.oracle import search_oracle, search_radius_oracle
+from dmsh_serving.hamming.oracle import search_oracle
 
 
 def random_codes(seed, count, width, alphabet=256):
@@ -35,13 +35,6 @@ class Pair:
         assert np.array_equal(distances, expected_distances)
         assert np.array_equal(ids_at(self.clustered.ids, places), ids_at(self.ids, rows))
 
-    def assert_same_radius(self, queries, radius, threads=1):
-        result = self.clustered.search_radius(queries, radius, threads=threads, allowed=self.allowed_places)
-        for query, (distances, rows) in enumerate(search_radius_oracle(queries, self.codes, radius, self.allowed)):
-            found_distances, places = result.of(query)
-            assert np.array_equal(found_distances, distances)
-            assert np.array_equal(self.clustered.ids[places], self.ids[rows])
-
 
 def ids_at(ids, places):
     return np.where(places == PAD_ID, PAD_ID, np.append(ids, 0)[places])
@@ -62,7 +55,6 @@ def test_any_gallery_gives_clustered_what_it_gives_plain(data):
     queries = random_codes(seed + 1, data.draw(st.integers(0, 4), "queries"), width, alphabet)
     threads = data.draw(st.sampled_from([1, 2, 3]), "threads")
     pair.assert_same_search(queries, data.draw(st.one_of(st.integers(1, 20), st.integers(1, count + 10)), "k"), threads)
-    pair.assert_same_radius(queries, data.draw(st.integers(0, 8 * width), "radius"), threads)
 
 
 def clusters(seed, count, centres):
@@ -78,7 +70,6 @@ def test_codes_that_cluster_are_searched_exactly_and_mostly_skipped():
     queries = clusters(0, 300, 10)[-20:]
     for k in (1, 10, 1000, 16_384):
         pair.assert_same_search(queries, k, threads=2)
-    pair.assert_same_radius(queries, 3)
     work = pair.clustered.measured_search(queries, 10)[2]
     assert work.visited < 0.3 * work.buckets * len(queries)
 
@@ -115,8 +106,6 @@ def test_ids_of_either_width_are_searched_exactly_up_to_the_largest(largest, wid
     queries = random_codes(9, 5, 2, alphabet=4)
     for k in (1, 100, 2999, 3100):
         pair.assert_same_search(queries, k, threads=2)
-    for radius in (0, 2, 16):
-        pair.assert_same_radius(queries, radius)
 
 
 @pytest.mark.parametrize("k", [1, 10, 2000])
@@ -142,7 +131,6 @@ def test_a_filter_that_leaves_few_is_searched_exactly_however_many_queries_share
     pair = Pair(codes, ids, random.permutation(ids)[:allowed_count])
     for k in (1, 10, 300):
         pair.assert_same_search(codes[:queries], k, threads=2)
-    pair.assert_same_radius(codes[:queries], 6)
 
 
 def test_for_several_queries_only_the_few_codes_that_a_filter_leaves_are_compared():
@@ -162,8 +150,6 @@ def test_a_filter_is_exact_at_the_edges_of_its_words_of_64_flags(first):
         pair = Pair(codes, np.arange(count), sorted(kept))
         for k in (1, 2, 5):
             pair.assert_same_search(np.array([[1]], np.uint8), k)
-        for radius in (0, 8):
-            pair.assert_same_radius(np.array([[1]], np.uint8), radius)
 
 
 def test_what_is_held_and_what_a_search_takes_besides_is_small():
@@ -245,7 +231,6 @@ def test_queries_k_and_masks_are_checked_as_in_a_plain_search():
         (lambda: clustered.search(query[:, :4], 1), "4 bytes a code"),
         (lambda: clustered.search(query, 1, allowed=np.ones(4, np.bool_)), "allowed must be bool"),
         (lambda: clustered.search(query, 1, threads=0), "threads = 0"),
-        (lambda: clustered.search_radius(query, -2), "radius = -2"),
         (lambda: cluster(np.zeros((5, 8), np.uint8), np.arange(4)), "give codes uint8"),
     ):
         with pytest.raises(InputError, match=message):

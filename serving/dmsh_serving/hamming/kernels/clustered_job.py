@@ -1,4 +1,4 @@
-"""What the compiled searches of clustered codes share: the words of a job, buckets and their bounds, ids, filters.
+"""What the compiled search of clustered codes is made of: the words of a job, buckets and their bounds, ids, filters.
 
 Imports numba, so it is itself imported on first use.
 """
@@ -26,9 +26,9 @@ BUCKET: Final = 64
 # Words of a job.
 (
     NEXT, NEAR, ARRANGE, CODES, WIDTH, COUNT, BUCKETS, SHARED, VALUES, STARTS, IDS, ID_BYTES, PLACES,
-    ALLOWED, QUERIES, QUERY_BYTES, QUERY_COUNT, LIMIT, OUT_DISTANCES, OUT_PLACES, OFFSETS, VISITED, ROOM, SCRATCH,
+    ALLOWED, QUERIES, QUERY_BYTES, QUERY_COUNT, LIMIT, OUT_DISTANCES, OUT_PLACES, VISITED, ROOM, SCRATCH,
     SCRATCH_WORDS, WORDS,
-) = range(26)  # fmt: skip
+) = range(25)  # fmt: skip
 
 
 @numba.njit(nogil=True, error_model="numpy")
