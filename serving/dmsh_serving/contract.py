@@ -40,6 +40,10 @@ RANKER_MODEL: Final = "dmsh_ranker"
 SEARCH_MODEL: Final = "dmsh_search"
 SEARCH_FILE_MODEL: Final = "dmsh_search_file"
 
+MODEL_FILE: Final = "model.onnx"  # in the encoder's folder of a model repository
+PLAN_FILE: Final = "model.plan"
+VERSION_COMPATIBLE: Final = "version_compatible"  # parameter of an encoder whose engine brings its own runtime
+
 DEFAULT_GRPC_PORT: Final = 8001
 DEFAULT_MAX_BATCH: Final = 32
 

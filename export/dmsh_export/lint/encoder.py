@@ -8,10 +8,9 @@ from dmsh_export.engine.targets import PlanTargets
 from dmsh_export.lint.findings import Finding, Model, Signature
 from dmsh_export.manifest import manifest_path, read_manifest
 from dmsh_serving.codes import bytes_per_code
-from dmsh_serving.contract import CODE, IMAGE, LOGITS
+from dmsh_serving.contract import CODE, IMAGE, LOGITS, MODEL_FILE, PLAN_FILE
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.errors import InputError
-from dmsh_serving.triton.spec import MODEL_FILE, PLAN_FILE
 
 DEFAULT_FILES = {"python": MODEL_FILE, "onnxruntime": MODEL_FILE, "tensorrt": PLAN_FILE}
 _MAKE_AGAIN = {

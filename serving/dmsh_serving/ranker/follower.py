@@ -99,17 +99,13 @@ class Ranker:
         Raises:
             InputError: codes of another width or dtype, or k, radius, filters or logits that cannot be.
         """
-        (answer,) = self.rank([Ask(codes, k, radius, filters, logits)])
+        ask = Ask(codes, k, radius, filters, logits)
+        ask.check(self.bits)
+        (answer,) = self.rank([ask])
         return answer
 
     def rank(self, asks: Sequence[Ask]) -> list[Ranked]:
-        """Answer all ``asks`` out of one version of the gallery, in as few scans as there can be.
-
-        Raises:
-            InputError: one of them is wrong; see :meth:`Ask.check`, by which to find it before.
-        """
-        for ask in asks:
-            ask.check(self.bits)
+        """Answer all ``asks``, which :meth:`Ask.check` found good, from one version of the gallery in few scans."""
         start = time.perf_counter()
         snapshot = self._snapshot  # one version for the whole call, whatever is swapped in meanwhile
         answers = rank(snapshot, asks, threads=self._threads)

@@ -1,4 +1,4 @@
-"""Generate the Triton model repository: five folders, whole or not at all, the same bytes for the same spec.
+"""Generate the Triton model repository: five folders, written whole or not at all.
 
     dmsh_decode       file -> image                     dmsh_search       image [, ...] -> code, ids, ...
     dmsh_encoder      image -> code, logits             dmsh_search_file  file [, ...] -> code, ids, ...
@@ -14,13 +14,20 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEARCH_FILE_MODEL, SEARCH_MODEL
+from dmsh_serving.contract import (
+    DECODE_MODEL,
+    ENCODER_MODEL,
+    MODEL_FILE,
+    RANKER_MODEL,
+    SEARCH_FILE_MODEL,
+    SEARCH_MODEL,
+)
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import replace_folder
 from dmsh_serving.triton.model_configs import config_texts
-from dmsh_serving.triton.spec import MODEL_FILE, PythonEncoder, RepositorySpec, TensorRTEncoder
+from dmsh_serving.triton.spec import PythonEncoder, RepositorySpec, TensorRTEncoder
 
-__all__ = ["MODELS", "MODEL_FILE", "RepositorySpec", "repository_texts", "write_repository"]
+__all__ = ["MODELS", "repository_texts", "write_repository"]
 
 MODELS = (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEARCH_MODEL, SEARCH_FILE_MODEL)
 

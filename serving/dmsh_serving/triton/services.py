@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from dmsh_serving.contract import (
     IMAGE,
     KEYS,
     LOGITS,
+    MODEL_FILE,
     RADIUS,
     RERANK,
     K,
@@ -36,10 +37,10 @@ from dmsh_serving.images import decode
 from dmsh_serving.ranker.asks import Ask, Ranked
 from dmsh_serving.ranker.follower import Ranker, RankerEvents
 from dmsh_serving.ranker.rerank import ASYMMETRIC
-from dmsh_serving.triton.spec import MODEL_FILE
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Answer = Arrays | InputError
+_Checked = TypeVar("_Checked")  # what a request is once it is known to be good
 
 
 @dataclass(frozen=True)
@@ -164,18 +165,15 @@ class RankerService:
 
     def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
         """Answer each request with its k nearest images; all that can share a scan of the gallery do."""
-        answers: list[Answer | None] = []
-        asks: list[Ask] = []
-        for request in requests:
-            try:
-                ask = ask_of(request)
-                ask.check(self._ranker.bits)
-                asks.append(ask)
-                answers.append(None)
-            except InputError as error:
-                answers.append(error)
-        ranked = iter(self._ranker.rank(asks))
-        return [_reply(next(ranked)) if answer is None else answer for answer in answers]
+        return answer_together(requests, self._checked_ask, self._replies)
+
+    def _checked_ask(self, request: Arrays) -> Ask:
+        ask = ask_of(request)
+        ask.check(self._ranker.bits)
+        return ask
+
+    def _replies(self, asks: Sequence[Ask]) -> list[Answer]:
+        return [_reply(ranked) for ranked in self._ranker.rank(asks)]
 
 
 def ask_of(request: Arrays) -> Ask:
@@ -225,12 +223,12 @@ def _reply(ranked: Ranked) -> Answer:
 
 def answer_together(
     requests: Sequence[Arrays],
-    checked: Callable[[Arrays], npt.NDArray[np.uint8]],
-    compute: Callable[[Sequence[npt.NDArray[np.uint8]]], list[Answer]],
+    checked: Callable[[Arrays], _Checked],
+    compute: Callable[[Sequence[_Checked]], list[Answer]],
 ) -> list[Answer]:
     """Check each request alone, compute the good ones in one call, and return all answers in the requests' order."""
     answers: list[Answer | None] = []
-    good: list[npt.NDArray[np.uint8]] = []
+    good: list[_Checked] = []
     for request in requests:
         try:
             good.append(checked(request))

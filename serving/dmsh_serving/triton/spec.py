@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmsh_serving.codes import checked_bits
-from dmsh_serving.contract import DEFAULT_MAX_BATCH
+from dmsh_serving.contract import DEFAULT_MAX_BATCH, PLAN_FILE
 from dmsh_serving.errors import InputError
 
-MODEL_FILE = "model.onnx"
-PLAN_FILE = "model.plan"
 _CAPABILITY = re.compile(r"\d{1,2}\.\d")
 _HEX = set("0123456789abcdef")
 
@@ -104,6 +102,11 @@ class TensorRTEncoder:
         """The most images that every one of the engines takes."""
         return min(plan.max_batch for plan in self.plans)
 
+    @property
+    def version_compatible(self) -> bool:
+        """Whether Triton must be told to trust the runtime that one of the engines brings."""
+        return any(plan.version_compatible for plan in self.plans)
+
     def file_of(self, plan: Plan) -> str:
         """Return the name that ``plan`` has in the repository."""
         return PLAN_FILE if len(self.plans) == 1 else f"model-sm{plan.capabilities[0].replace('.', '')}.plan"
@@ -130,7 +133,6 @@ class RepositorySpec:
             that carries its own ``timeout`` is dropped after that, if it is shorter. None: no limit.
             Either limit makes Triton 24.10 forget about 1 in 100 lone requests for half a second: its batcher does
             not prefetch from a queue that has one, and can then miss the wake-up. See docs/serving.md.
-        decode_threads, ranker_threads: threads of one call.
     """
 
     gallery: Path
@@ -143,8 +145,6 @@ class RepositorySpec:
     max_batch: int = DEFAULT_MAX_BATCH
     max_queue: int | None = None
     max_wait_seconds: int | None = None
-    decode_threads: int = 2
-    ranker_threads: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what no server could load."""
@@ -152,10 +152,7 @@ class RepositorySpec:
         for fingerprint in (self.fingerprint, self.parent_fingerprint):
             if fingerprint is not None and (len(fingerprint) != 64 or set(fingerprint) - _HEX):
                 raise InputError(f"a fingerprint is 64 hexadecimal digits, got {fingerprint!r}")
-        counts = {
-            name: getattr(self, name)
-            for name in ("image_size", "max_batch", "max_queue", "max_wait_seconds", "decode_threads", "ranker_threads")
-        }
+        counts = {name: getattr(self, name) for name in ("image_size", "max_batch", "max_queue", "max_wait_seconds")}
         match self.encoder:
             case PythonEncoder(threads):
                 counts["encoder threads"] = threads

@@ -1,5 +1,6 @@
 import itertools
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dmsh_export.cli import app
 from dmsh_export.lint.repository import lint_repository
 from dmsh_serving import gallery
 from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEARCH_FILE_MODEL, SEARCH_MODEL
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.triton.repository import MODELS, repository_texts, write_repository
 from dmsh_serving.triton.spec import (
     OnnxRuntimeEncoder,
@@ -94,6 +95,13 @@ def test_limits_of_the_queues_are_what_was_asked_for(spec, tmp_path):
         policy = config.dynamic_batching.default_queue_policy
         assert (policy.max_queue_size, policy.default_timeout_microseconds) == (9, 30_000_000)
         assert policy.allow_timeout_override
+
+
+def test_a_missing_protobuf_names_the_extra_that_brings_it(spec, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
+    with pytest.raises(MissingError, match=r"tritonclient\.grpc is not installed.*dmsh-toolkit\[client\]"):
+        write_repository(tmp_path / "repository", spec)
+    assert not (tmp_path / "repository").exists()
 
 
 @pytest.mark.parametrize("ensemble", [SEARCH_MODEL, SEARCH_FILE_MODEL])

@@ -23,9 +23,9 @@ from types import TracebackType
 
 from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import DmshError, MissingError
-from dmsh_serving.triton.encoder_config import read_encoder_config
 from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.server import preflight, shared_memory
+from dmsh_serving.triton.server.encoder_config import read_encoder_config
 from dmsh_serving.triton.server.log import error_from_log
 from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
 

@@ -7,12 +7,11 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from dmsh_serving.contract import ENCODER_MODEL
+from dmsh_serving.contract import ENCODER_MODEL, MODEL_FILE
 from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.triton.encoder_config import read_encoder_config
+from dmsh_serving.triton.server.encoder_config import read_encoder_config
 from dmsh_serving.triton.server.home import TritonHome
 from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
-from dmsh_serving.triton.spec import MODEL_FILE
 
 # Each Python model maps 1 MiB and grows it by what its batches need; Docker's default of 64 MiB is enough.
 NEEDED_SHARED_MEMORY_BYTES = 32 * 1024 * 1024

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from dmsh_serving.errors import CheckError, InputError, MissingError
-from dmsh_serving.triton.encoder_config import EncoderConfig, read_encoder_config
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.server import launcher
+from dmsh_serving.triton.server.encoder_config import EncoderConfig, read_encoder_config
 from dmsh_serving.triton.server.launcher import TritonServer, free_ports
 from dmsh_serving.triton.server.log import error_from_log
 from dmsh_serving.triton.spec import Plan, RepositorySpec, TensorRTEncoder

@@ -1,15 +1,16 @@
 """What a start of Triton must know of the encoder, read from its ``config.pbtxt``.
 
-Two fields are searched for as text: the launcher shall run where no protobuf of Triton's is installed.
+Two fields are searched for as text, because the launcher must run without Triton's protobuf messages.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmsh_serving.contract import ENCODER_MODEL
+from dmsh_serving.contract import ENCODER_MODEL, VERSION_COMPATIBLE
 
-VERSION_COMPATIBLE = "version_compatible"
+__all__ = ["EncoderConfig", "read_encoder_config"]
+
 _BACKEND = re.compile(r'^\s*(?:backend|platform)\s*:\s*"([^"]*)"', re.MULTILINE)
 _VERSION_COMPATIBLE = re.compile(
     rf'^[^#\n]*key\s*:\s*"{VERSION_COMPATIBLE}"[^#"]*string_value\s*:\s*"true"', re.MULTILINE
@@ -21,8 +22,8 @@ class EncoderConfig:
     """The encoder of a repository.
 
     Attributes:
-        backend: ``python``, or as ``backend`` or ``platform`` say; empty where there is no encoder.
-        version_compatible: its engine brings a runtime of its own, which Triton must be told to trust.
+        backend: the value of its field ``backend`` or ``platform``; empty if there is no encoder.
+        version_compatible: its engine brings its own runtime, which Triton must be told to trust.
     """
 
     backend: str
