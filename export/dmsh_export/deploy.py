@@ -29,13 +29,13 @@ from dmsh_model import checkpoint as float_checkpoint
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_serving import __version__, gallery
 from dmsh_serving.console import write_json
-from dmsh_serving.contract import ENCODER_MODEL
+from dmsh_serving.contract import ENCODER_MODEL, MODEL_FILE
 from dmsh_serving.encoder.codes_of_images import codes_of_images
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import sha256_of_file
 from dmsh_serving.images.read import Progress, image_paths
 from dmsh_serving.triton.repository import write_repository
-from dmsh_serving.triton.spec import MODEL_FILE, RepositorySpec
+from dmsh_serving.triton.spec import RepositorySpec
 
 __all__ = ["GALLERY", "INTEGER", "MODEL", "REPOSITORY", "Step", "deploy"]
 
