@@ -1,4 +1,4 @@
-"""The static certificate of an integer ONNX model: which integer network it is, what its sums can reach, and where."""
+"""The static certificate of an integer ONNX model: which network it is, and the largest sum of each layer."""
 
 import dataclasses
 import json
@@ -11,25 +11,39 @@ import onnx
 
 from dmsh_export.graph import Dialect, metadata_of, model_from_file
 from dmsh_export.prove.integer_from_onnx import ReadBack, integer_from_onnx
-from dmsh_model.integer.layers import HIGHEST, Add, Convolution, GlobalSum, Layer, Linear, Logits
+from dmsh_model.integer.layers import LOWEST, Add, Convolution, GlobalSum, Layer, Linear, Logits
 from dmsh_model.integer.network import FLOAT32_LIMIT, INT32_LIMIT, IntegerNetwork, canonical_hash
 from dmsh_model.integer.reference import code_space
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, DmshError, InputError
 from dmsh_serving.files import sha256_of_file
 
+__all__ = ["SATURATION_FREE_WEIGHT", "Certificate", "Condition", "LayerBound", "bounds_of", "certify"]
+
 FORMAT = "dmsh-certificate"
 FORMAT_VERSION = 1
-# Two neighbouring products of a uint8 and a weight within this fit int16, in which some CPUs' kernels add them.
-SATURATION_FREE_WEIGHT = 64
+
+_UINT8_MAX = int(np.iinfo(np.uint8).max)
+_ZERO_POINT = -LOWEST  # of the onnxruntime dialect: it moves -128..127 to 0..255
+# CPUs without VNNI add two products of a uint8 and a weight in int16, which cannot saturate up to this weight.
+SATURATION_FREE_WEIGHT = int(np.iinfo(np.int16).max) // (2 * _UINT8_MAX)
+# A quotient of this magnitude or more is clipped, whatever it rounds to: the last one that is not is -128.5.
+_SURELY_CLIPPED = 1 - LOWEST
 
 
 @dataclass(frozen=True)
 class LayerBound:
-    """The worst case of one layer with an accumulator, over all images there can be.
+    """The worst case of one layer with an accumulator, over all possible images.
 
-    ``lowest`` and ``highest`` bound the accumulator with its bias, ``peak`` every partial sum in any order too;
-    ``shifts`` is (least, greatest), of the logits their exponents; ``low`` and ``high`` bound the layer's output.
+    Attributes:
+        node: name of its main node.
+        kind: class of the layer.
+        lowest: least value of an accumulator with its bias.
+        highest: greatest value of an accumulator with its bias.
+        peak: largest magnitude of an accumulator and of every partial sum, in any order.
+        shifts: (least, greatest) of its output channels; of the logits, their exponents.
+        low: least value of its output.
+        high: greatest value of its output.
     """
 
     node: str
@@ -49,7 +63,7 @@ class LayerBound:
 
 @dataclass(frozen=True)
 class Condition:
-    """What a runtime must do, beyond the graph, for its result to be the integers; ``why`` in this model."""
+    """What a runtime must do beyond the graph, so that its results are the integers; ``why`` is for this model."""
 
     runtime: str
     needs: str
@@ -58,10 +72,18 @@ class Condition:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The proof of one model. There is none of a model that fails: :func:`certify` raises instead.
+    """The proof of one model. A model that fails has none: :func:`certify` raises instead.
 
-    ``network_hash`` is the canonical hash of the network that was read back; ``checkpoint`` the fingerprint of the
-    integer checkpoint it was held against (None: against the fingerprint in its own metadata alone).
+    Attributes:
+        model: name of the file.
+        sha256: of the file.
+        dialect: the dialect it is written in.
+        fingerprint: its code space.
+        network_hash: canonical hash of the network that was read back.
+        checkpoint: fingerprint of the integer checkpoint that it was compared with; None if it was compared with the
+            fingerprint in its own metadata alone.
+        bounds: of every layer with an accumulator.
+        conditions: for the runtimes.
     """
 
     model: str
@@ -82,13 +104,13 @@ class Certificate:
 
 
 def certify(path: Path, against: IntegerNetwork | None = None) -> Certificate:
-    """Prove that the ONNX file ``path`` is an integer network, and the very one that its fingerprint names.
+    """Prove that the ONNX file ``path`` is an integer network, and the one that its fingerprint names.
 
-    ``against`` is the checkpoint's network: it must be the same, and where it is not the first differing node is named.
+    ``against`` is the checkpoint's network, which the file must equal; the error names the first node that differs.
 
     Raises:
         InputError: not a model of dmsh-export, or a float one.
-        CheckError: the proof fails; names the node.
+        CheckError: the proof fails; the message names the node.
     """
     model = model_from_file(path)
     try:
@@ -170,16 +192,17 @@ def _difference(found: IntegerNetwork, expected: IntegerNetwork) -> str:
 
 
 def _check_dialect(read: ReadBack, bounds: tuple[LayerBound, ...]) -> None:
-    """Refuse what the network allows and float32, where the dialect computes in it, does not."""
+    """Refuse sums that the network allows, but that are not exact where the dialect computes in float32."""
     of = {bound.node: bound for bound in bounds}
     for layer, shape in zip(read.network.layers, read.network.shapes, strict=True):
         if layer.name not in of or isinstance(layer, Convolution):
             continue
         reached = of[layer.name].peak
         if isinstance(layer, Add) and len(shape) == 3 and read.dialect == "onnxruntime":
-            # Fused, it adds uint8 values and zero points times their scales: what that reaches, in the sum's units.
-            greater = max(layer.left_shift, layer.right_shift)
-            reached = (128 << layer.shift) + 383 * ((1 << greater) + 1)
+            # ONNX Runtime fuses it to QLinearAdd, which adds five terms in float32: the zero point of the result, and
+            # per side the uint8 value and its zero point. This is their sum in units of the finer side, any order.
+            sides = (1 << layer.left_shift) + (1 << layer.right_shift)
+            reached = (_ZERO_POINT << layer.shift) + (_UINT8_MAX + _ZERO_POINT) * sides
         if reached >= FLOAT32_LIMIT:
             raise CheckError(f"node {layer.name}: its sums reach {reached} in float32, exact below 2^24 only")
     if read.dialect == "tensorrt":
@@ -189,9 +212,14 @@ def _check_dialect(read: ReadBack, bounds: tuple[LayerBound, ...]) -> None:
 
 
 def _check_float_bias(layer: Convolution, bound: LayerBound) -> None:
-    """Refuse a float bias whose sum with an exact int32 accumulator float32 could round to another output."""
-    unclipped = (HIGHEST + 2) << int(layer.shift.max())
-    if not bound.below_float32 and int(np.abs(layer.bias.astype(np.int64)).max()) + unclipped >= FLOAT32_LIMIT:
+    """Refuse a bias that float32 could add inexactly to an int32 accumulator whose result is not clipped anyway.
+
+    With such a result, |accumulator + bias| is below ``_SURELY_CLIPPED`` << shift. If |bias| more than that is still
+    below 2^24, the accumulator is exact in float32, and so is the sum.
+    """
+    unclipped = np.int64(_SURELY_CLIPPED) << layer.shift.astype(np.int64)
+    reached = np.abs(layer.bias.astype(np.int64)) + unclipped
+    if not bound.below_float32 and int(reached.max()) >= FLOAT32_LIMIT:
         raise CheckError(f"node {layer.name}: its bias is too large to be added in float32 to sums of {bound.peak}")
 
 

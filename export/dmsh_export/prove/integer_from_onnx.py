@@ -1,7 +1,8 @@
 """An ONNX graph of either dialect -> the integer network it computes, or the first node that is outside the exact set.
 
-Reads the graph alone. Node after node, each tensor is given a meaning (:mod:`dmsh_export.prove.meaning`); a node whose
-inputs mean something else than its operator needs, or whose constants are not exact, is refused by name.
+The graph is all that is read. Node after node gets a form (:mod:`dmsh_export.prove.exact_set`) and gives its result a
+meaning (:mod:`dmsh_export.prove.meaning`). A node is refused by name if it has no form, if its inputs mean something
+else than its operator needs, or if its constants are not exact.
 """
 
 from dataclasses import dataclass
@@ -10,21 +11,24 @@ from typing import Final
 import onnx
 
 from dmsh_export.graph import Dialect
-from dmsh_export.prove.head import HEAD_OPERATORS
+from dmsh_export.prove.exact_set import form_of
+from dmsh_export.prove.head import HEAD_READERS
 from dmsh_export.prove.meaning import Bits, LogitsRead, Reading
 from dmsh_export.prove.nodes import Node
-from dmsh_export.prove.trunk import TRUNK_OPERATORS
+from dmsh_export.prove.trunk import TRUNK_READERS
 from dmsh_model.integer.network import IntegerNetwork
-from dmsh_serving.contract import CODE, LOGITS
+from dmsh_serving.contract import CODE, IMAGE, LOGITS
 from dmsh_serving.errors import CheckError, InputError
 
-OPERATORS: Final = {**TRUNK_OPERATORS, **HEAD_OPERATORS}
-OPSETS: Final = range(18, 26)  # whose operators mean what is read here
+__all__ = ["OPSETS", "READERS", "ReadBack", "integer_from_onnx"]
+
+READERS: Final = {**TRUNK_READERS, **HEAD_READERS}  # by the name of the form
+OPSETS: Final = range(18, 26)  # in these the operators of the exact set mean what is read here
 
 
 @dataclass(frozen=True)
 class ReadBack:
-    """What was read: the network, whose layers are named after their nodes, and the dialect."""
+    """The network, whose layers bear the names of their nodes, and the dialect that it is written in."""
 
     network: IntegerNetwork
     dialect: Dialect
@@ -42,24 +46,31 @@ def integer_from_onnx(model: onnx.ModelProto) -> ReadBack:
             "it is a float model, whose codes no static proof covers: compare them with dmsh-export parity, or make an "
             "integer checkpoint with dmsh-export quantize and export that"
         )
-    domains = [(entry.domain, entry.version) for entry in model.opset_import]
-    if model.functions or model.graph.sparse_initializer or len(domains) != 1 or domains[0][1] not in OPSETS:
-        raise CheckError(
-            f"the model has functions, sparse constants or operator sets other than ONNX {OPSETS[0]} to {OPSETS[-1]}"
-        )
+    _check_file(model)
     reading = Reading(model.graph)
     for proto in model.graph.node:
         node = Node(proto, reading.constants)
-        read = OPERATORS.get(node.operator)
-        if read is None or proto.domain:
-            raise node.error(f"the operator is outside the exact set ({', '.join(sorted(OPERATORS))})")
-        node.require(len(node.outputs) == 1, "has several outputs")
+        read = READERS[form_of(node, reading.dialect).name]
         reading.meanings[node.outputs[0]] = read(reading, node)
     _check_outputs(reading)
     try:
         return ReadBack(IntegerNetwork(tuple(reading.layers)), reading.dialect)
     except InputError as error:
         raise CheckError(str(error)) from error
+
+
+def _check_file(model: onnx.ModelProto) -> None:
+    """Refuse whatever could give the nodes another meaning than the one that is read."""
+    if [entry.domain for entry in model.opset_import] != [""] or model.opset_import[0].version not in OPSETS:
+        raise CheckError(f"its operator sets are not ONNX {OPSETS[0]} to {OPSETS[-1]} alone")
+    if model.functions or model.training_info:
+        raise CheckError("it has functions or training information, which the exact set has not")
+    if model.graph.sparse_initializer:
+        raise CheckError("it has sparse constants, which the exact set has not")
+    names = [tensor.name for tensor in model.graph.initializer]
+    computed = {name for node in model.graph.node for name in node.output}
+    if len(set(names)) != len(names) or {IMAGE, *computed}.intersection(names):
+        raise CheckError("a constant has the name of another tensor")
 
 
 def _check_outputs(reading: Reading) -> None:

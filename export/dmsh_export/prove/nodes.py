@@ -1,4 +1,4 @@
-"""One ONNX node under strict reading: every attribute and constant is asked for, and anything else refuses the node."""
+"""One ONNX node under strict reading: a constant that is not exactly what is asked for refuses the node."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,24 +8,44 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from dmsh_model.integer.network import LARGEST_EXPONENT
 from dmsh_serving.errors import CheckError
+
+__all__ = ["Array", "Node"]
 
 Array = npt.NDArray[Any]
 
 
 class Node:
-    """A node and the constants of its graph; whatever does not fit raises :class:`CheckError` that names the node."""
+    """A node and the constants of its graph. Whatever does not fit raises :class:`CheckError`, which names the node.
+
+    Attributes:
+        name: unique in the graph.
+        operator: its name without the domain.
+        domain: empty for ONNX's own.
+        inputs: names of the tensors; empty for an optional one that is absent.
+        outputs: names of the tensors.
+        attributes: name -> value.
+    """
 
     def __init__(self, proto: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> None:
         self.name: str = proto.name
         self.operator: str = proto.op_type
+        self.domain: str = proto.domain
         self.inputs: list[str] = list(proto.input)
         self.outputs: list[str] = list(proto.output)
-        self._proto = proto
         self._constants = constants
+        names = [attribute.name for attribute in proto.attribute]
+        self.require(len(set(names)) == len(names), "has an attribute twice")
+        self.require(
+            not any(attribute.ref_attr_name for attribute in proto.attribute), "refers to a function's attribute"
+        )
+        self.attributes: dict[str, Any] = {
+            attribute.name: helper.get_attribute_value(attribute) for attribute in proto.attribute
+        }
 
     def error(self, message: str) -> CheckError:
-        """Return the error that says ``message`` of this node."""
+        """Return an error whose message is ``message`` with the node in front."""
         return CheckError(f"node {self.name} ({self.operator}): {message}")
 
     def require(self, holds: bool, message: str) -> None:
@@ -33,29 +53,12 @@ class Node:
         if not holds:
             raise self.error(message)
 
-    def attributes(self, **defaults: Any) -> dict[str, Any]:
-        """Return the attributes, absent ones at their default; refuse any that ``defaults`` does not name."""
-        found = {attribute.name: helper.get_attribute_value(attribute) for attribute in self._proto.attribute}
-        unknown = sorted(set(found) - set(defaults))
-        self.require(not unknown, f"the attribute {', '.join(unknown)} is outside the exact set")
-        return {**defaults, **found}
-
-    def fixed(self, **expected: Any) -> None:
-        """Refuse attributes other than these values (which are also their defaults)."""
-        for name, value in self.attributes(**expected).items():
-            found = value.decode() if isinstance(value, bytes) else value
-            self.require(found == expected[name], f"{name} = {found}, the exact set has {name} = {expected[name]}")
-
-    def takes(self, least: int, most: int | None = None) -> None:
-        """Refuse another number of inputs."""
-        self.require(least <= len(self.inputs) <= (most or least), f"has {len(self.inputs)} inputs")
-
     def has(self, position: int) -> bool:
-        """Whether the optional input is there."""
+        """Whether an input is present."""
         return position < len(self.inputs) and self.inputs[position] != ""
 
     def constant(self, position: int, what: str, dtype: Any) -> Array:
-        """Return the constant at an input, of ``dtype`` exactly."""
+        """Return the constant at an input; its dtype must be ``dtype``."""
         tensor = self._constants.get(self.inputs[position]) if self.has(position) else None
         if tensor is None:
             raise self.error(f"its {what} is no constant of the file")
@@ -66,28 +69,34 @@ class Node:
     def scalar(self, position: int, what: str, dtype: Any) -> Any:
         """Return the one number at an input, as a Python number."""
         value = self.constant(position, what, dtype)
-        self.require(value.size == 1 and value.ndim <= 1, f"its {what} has the shape {list(value.shape)}, not of one")
+        self.require(
+            value.size == 1 and value.ndim <= 1, f"its {what} has the shape {list(value.shape)}, not that of one number"
+        )
         return value.reshape(()).item()
 
     def exponents(self, position: int, what: str) -> npt.NDArray[np.int64]:
-        """Return e of float32 values that are 2^e, in their shape."""
+        """Return the exponents e of float32 values that are 2^e, |e| at most 100, in their shape."""
         values = self.constant(position, what, np.float32)
         with np.errstate(all="ignore"):
             mantissas, exponents = np.frexp(values.astype(np.float64))
         wrong = values[~(np.isfinite(values) & (mantissas == 0.5))]
         self.require(not wrong.size, f"its {what} {wrong.flat[0] if wrong.size else 0:.9g} is not a power of two")
-        return exponents.astype(np.int64) - 1
+        exponents = exponents.astype(np.int64) - 1
+        far = values[np.abs(exponents) > LARGEST_EXPONENT]
+        self.require(not far.size, f"its {what} {far.flat[0] if far.size else 0:.9g} is beyond 2^{LARGEST_EXPONENT}")
+        return exponents
 
     def exponent(self, position: int, what: str) -> int:
-        """Return e of one float32 value that is 2^e."""
+        """Return the exponent e of one float32 value that is 2^e."""
         values = self.exponents(position, what)
         self.require(
-            values.size == 1 and values.ndim <= 1, f"its {what} has the shape {list(values.shape)}, not of one"
+            values.size == 1 and values.ndim <= 1,
+            f"its {what} has the shape {list(values.shape)}, not that of one number",
         )
         return int(values.reshape(()))
 
     def integers(self, values: Array, what: str, dtype: Any) -> Array:
-        """Return floats as the integers they are, within ``dtype``."""
+        """Return floats that are integers within ``dtype`` as such."""
         exact = values.astype(np.float64)
         wrong = exact[~(np.isfinite(exact) & (exact == np.rint(exact)))]
         self.require(not wrong.size, f"its {what} {wrong.flat[0] if wrong.size else 0:.9g} is no integer")

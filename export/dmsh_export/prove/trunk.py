@@ -1,4 +1,4 @@
-"""Operators of the image's way in and of the trunk: what each means in an integer model, or why it is refused."""
+"""Readers of the operators from the image to the feature maps: what a node means, or why it is refused."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,24 +11,19 @@ from dmsh_export.prove.meaning import Bits, Meaning, Pending, Pixels, Quantised,
 from dmsh_export.prove.nodes import Node
 from dmsh_model.integer.layers import HIGHEST, LOWEST, Add, Concat, Convolution, Int8, MaxPool
 
-_WINDOW: dict[str, Any] = {
-    "kernel_shape": [], "strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1], "auto_pad": b"NOTSET",
-}  # fmt: skip
+__all__ = ["TRUNK_READERS"]
 
 
 def _transpose(reading: Reading, node: Node) -> Meaning:
-    node.takes(1)
-    node.require(node.attributes(perm=[])["perm"] == [0, 3, 1, 2], "is not (N, H, W, C) to (N, C, H, W)")
     value = reading.meaning(node)
-    if value == Pixels("uint8"):
+    if value == Pixels("uint8") and reading.dialect == "onnxruntime":
         return Quantised(reading.image(node))
     node.require(value == Pixels("float"), "moves something else than the image")
     return Pixels("transposed")
 
 
 def _cast(reading: Reading, node: Node) -> Meaning:
-    node.takes(1)
-    to, value = node.attributes(to=0)["to"], reading.meaning(node)
+    to, value = node.attributes["to"], reading.meaning(node)
     if (value, to) == (Pixels("uint8"), onnx.TensorProto.FLOAT):
         return Pixels("float")
     if (value, to) == (Bits("above"), onnx.TensorProto.FLOAT):
@@ -39,8 +34,6 @@ def _cast(reading: Reading, node: Node) -> Meaning:
 
 
 def _sub(reading: Reading, node: Node) -> Meaning:
-    node.takes(2)
-    node.fixed()
     node.require(reading.meaning(node) == Pixels("transposed"), "subtracts from something else than the image")
     value = node.scalar(1, "subtrahend", np.float32)
     node.require(value == 128, f"subtracts {value:g} from the image, not 128")
@@ -48,36 +41,38 @@ def _sub(reading: Reading, node: Node) -> Meaning:
 
 
 def _quantize(reading: Reading, node: Node) -> Meaning:
-    node.takes(3)
-    node.fixed(axis=1, saturate=1, block_size=0, output_dtype=0, precision=0)
     exponent = node.exponent(1, "scale")
     reading.check_zero_point(node, 2)
     value = reading.meaning(node)
-    if value == Pixels("centred"):
-        node.require(exponent == 0, f"quantises the image at the scale {2.0**exponent:g}, not 1")
-        return Quantised(reading.image(node))
-    if not isinstance(value, Pending) or value.rounded:
-        raise node.error("quantises something else than the result of a layer")
+    if reading.dialect == "tensorrt":
+        node.require(exponent == 0, f"its scale is {2.0**exponent:g}, not 1")
+        if value == Pixels("centred"):
+            return Quantised(reading.image(node))
+    if not isinstance(value, Pending) or value.rounded or reading.gives_vectors(value):
+        raise node.error("quantises something else than the feature maps of a layer")
+    # With a scale other than 1, a clip before it would be one at other values after it.
+    node.require(reading.dialect == "tensorrt" or not value.clipped, "quantises what is clipped already")
     return Quantised(reading.complete(node, replace(value, exponents=value.exponents - exponent)))
 
 
 def _dequantize(reading: Reading, node: Node) -> Meaning:
-    node.takes(3)
-    if reading.meaning(node) is None:
-        values = node.constant(0, "weight", np.int8)
-        node.require(node.attributes(axis=1, block_size=0, output_dtype=0)["axis"] == 0, "axis is not 0")
-        exponents = node.exponents(1, "scale")
-        zero_points = node.constant(2, "zero point", np.int8)
-        node.require(not zero_points.any(), "the zero point of weights must be 0")
-        node.require(exponents.shape == zero_points.shape == values.shape[:1], "has not one scale an output channel")
-        return Weight(values, exponents)
-    node.fixed(axis=1, block_size=0, output_dtype=0)
     reading.check_zero_point(node, 2)
-    return Real(reading.quantised(node), node.exponent(1, "scale"))
+    exponent = node.exponent(1, "scale")
+    node.require(reading.dialect == "onnxruntime" or exponent == 0, f"its scale is {2.0**exponent:g}, not 1")
+    return Real(reading.quantised(node), exponent)
+
+
+def _dequantize_weights(reading: Reading, node: Node) -> Meaning:
+    node.require(reading.meaning(node) is None, f"its input {node.inputs[0]} is computed, weights are constants")
+    values = node.constant(0, "weight", np.int8)
+    exponents = node.exponents(1, "scale")
+    zero_points = node.constant(2, "zero point", np.int8)
+    node.require(not zero_points.any(), "the zero point of weights must be 0")
+    node.require(exponents.shape == zero_points.shape == values.shape[:1], "has not one scale per output channel")
+    return Weight(values, exponents)
 
 
 def _qlinear_conv(reading: Reading, node: Node) -> Meaning:
-    node.takes(9)
     source = reading.quantised(node)
     for position, what in ((1, "input"), (6, "output")):
         exponent = node.exponent(position, f"scale of the {what}")
@@ -88,7 +83,7 @@ def _qlinear_conv(reading: Reading, node: Node) -> Meaning:
     zero_points = node.constant(5, "zero point of the weights", np.int8)
     bias = node.constant(8, "bias", np.int32)
     node.require(not zero_points.any(), "the zero point of the weights is not 0")
-    node.require(exponents.shape == zero_points.shape == weight.shape[:1], "has not one scale an output channel")
+    node.require(exponents.shape == zero_points.shape == weight.shape[:1], "has not one scale per output channel")
     window = _convolution_window(node, weight)
     pending = Pending(
         Convolution, node.name, {"source": source, "weight": weight, "bias": bias, **window}, exponents, len(weight)
@@ -97,37 +92,29 @@ def _qlinear_conv(reading: Reading, node: Node) -> Meaning:
 
 
 def _conv(reading: Reading, node: Node) -> Meaning:
-    node.takes(3)
     source, weight = reading.integers(node), reading.meaning(node, 1)
     if not isinstance(weight, Weight):
         raise node.error(f"its weights {node.inputs[1]} are floats, not int8 times a power of two")
     bias = node.constant(2, "bias", np.float32).astype(np.float64)
-    node.require(bias.shape == weight.exponents.shape, "has not one bias an output channel")
+    node.require(bias.shape == weight.exponents.shape, "has not one bias per output channel")
     units = node.integers(np.ldexp(bias, -weight.exponents), "bias, in units of the accumulator,", np.int32)
     fields = {"source": source, "weight": weight.values, "bias": units, **_convolution_window(node, weight.values)}
     return Pending(Convolution, node.name, fields, weight.exponents, len(units))
 
 
 def _max_pool(reading: Reading, node: Node) -> Meaning:
-    node.takes(1)
-    attributes = node.attributes(**_WINDOW, ceil_mode=0, storage_order=0)
-    node.require(not attributes["ceil_mode"] and not attributes["storage_order"], "counts partial windows or columns")
-    fields = {"kernel": tuple(attributes["kernel_shape"]), **_geometry(node, attributes)}
+    fields = {"kernel": tuple(node.attributes["kernel_shape"]), **_geometry(node)}
     if reading.dialect == "onnxruntime":
         return Quantised(reading.add(node, MaxPool(node.name, reading.quantised(node), **fields)))
     return Pending(MaxPool, node.name, {"source": reading.integers(node), **fields})
 
 
 def _relu(reading: Reading, node: Node) -> Meaning:
-    node.takes(1)
-    node.fixed()
-    return _bounded(reading, node, 0, HIGHEST)
+    return _bounded(reading, node, 0, HIGHEST, of_vectors=False)
 
 
 def _clip(reading: Reading, node: Node) -> Meaning:
-    node.takes(2, 3)
-    node.fixed()
-    eight_bit = isinstance(reading.meaning(node), Quantised)
+    eight_bit = reading.dialect == "onnxruntime" and isinstance(reading.meaning(node), Quantised)
     bounds = []
     for position, what, extreme in ((1, "min", LOWEST), (2, "max", HIGHEST)):
         if node.has(position):
@@ -140,20 +127,28 @@ def _clip(reading: Reading, node: Node) -> Meaning:
     node.require(
         LOWEST <= low <= 0 <= high <= HIGHEST, f"clips to {low}..{high}: 0 must be inside, 8 bits must hold it"
     )
-    return _late_clip(reading, node, low, high) if eight_bit else _bounded(reading, node, low, high)
+    if eight_bit:
+        return _late_clip(reading, node, low, high)
+    return _bounded(reading, node, low, high, of_vectors=True)
 
 
-def _bounded(reading: Reading, node: Node, low: int, high: int) -> Meaning:
-    """Clip a layer that is not finished; if it is rounded, it then is."""
+def _bounded(reading: Reading, node: Node, low: int, high: int, *, of_vectors: bool) -> Meaning:
+    """Clip maps that are not quantised yet (tensorrt), or vectors that are rounded, which finishes their layer."""
     value = reading.meaning(node)
-    if not isinstance(value, Pending) or value.clipped:
-        raise node.error("clips something else than the result of a layer")
-    clipped = replace(value, low=low, high=high, clipped=True)
-    return Real(reading.complete(node, clipped)) if value.rounded else clipped
+    if isinstance(value, Pending) and not value.clipped:
+        clipped = replace(value, low=low, high=high, clipped=True)
+        if value.rounded and of_vectors:
+            return Real(reading.complete(node, clipped))
+        maps = value.kind in (Convolution, Add) and not reading.gives_vectors(value)
+        if maps and reading.dialect == "tensorrt":
+            return clipped
+    raise node.error("clips something else than the result of a layer")
 
 
 def _late_clip(reading: Reading, node: Node, low: int, high: int) -> Meaning:
-    """Clip the 8-bit tensor of a layer, or of the max pool that alone reads it: the same values either way."""
+    """Clip the 8-bit tensor of a layer, or of a max pool that is its only reader: both give the same values."""
+    # A clip that changes nothing would give a layer's tensor a second name, whose readers nobody counts.
+    node.require((low, high) != (LOWEST, HIGHEST), "clips nothing")
     index = target = reading.quantised(node)
     layer = reading.layers[index]
     alone = reading.users[node.inputs[0]] == 1
@@ -168,20 +163,18 @@ def _late_clip(reading: Reading, node: Node, low: int, high: int) -> Meaning:
 
 
 def _concat(reading: Reading, node: Node) -> Meaning:
-    node.require(node.attributes(axis=None)["axis"] == 1, "does not join channels")
     positions = range(len(node.inputs))
-    if isinstance(reading.meaning(node), Quantised):
+    if reading.dialect == "onnxruntime" and isinstance(reading.meaning(node), Quantised):
         parts = tuple(reading.quantised(node, position) for position in positions)
         return Quantised(reading.add(node, Concat(node.name, parts)))
     parts = tuple(reading.integers(node, position) for position in positions)
     if all(map(reading.is_vector, parts)):
         return Real(reading.add(node, Concat(node.name, parts)))
+    node.require(reading.dialect == "tensorrt", "joins feature maps that are not 8-bit")
     return Pending(Concat, node.name, {"parts": parts})
 
 
 def _add(reading: Reading, node: Node) -> Meaning:
-    node.takes(2)
-    node.fixed()
     left, right = reading.real(node, 0), reading.real(node, 1)
     least = min(left.exponent, right.exponent)
     fields = {
@@ -194,22 +187,18 @@ def _add(reading: Reading, node: Node) -> Meaning:
 
 
 def _convolution_window(node: Node, weight: Int8) -> dict[str, Any]:
-    attributes = node.attributes(**_WINDOW, group=1)
-    kernel = attributes["kernel_shape"]
-    node.require(
-        weight.ndim == 4 and kernel in ([], list(weight.shape[2:])), f"its kernel {kernel} is not its weights'"
-    )
-    return {"groups": attributes["group"], **_geometry(node, attributes)}
+    kernel = node.attributes["kernel_shape"]
+    node.require(weight.ndim == 4 and kernel == list(weight.shape[2:]), f"its kernel {kernel} is not its weights'")
+    return {"groups": node.attributes["group"], **_geometry(node)}
 
 
-def _geometry(node: Node, attributes: dict[str, Any]) -> dict[str, Any]:
-    node.require(attributes["auto_pad"] == b"NOTSET", "pads by itself (auto_pad)")
+def _geometry(node: Node) -> dict[str, Any]:
     fields = {"stride": "strides", "padding": "pads", "dilation": "dilations"}
-    return {field: tuple(attributes[name]) for field, name in fields.items()}
+    return {field: tuple(node.attributes[name]) for field, name in fields.items()}
 
 
-TRUNK_OPERATORS: Final[dict[str, Callable[[Reading, Node], Meaning]]] = {
+TRUNK_READERS: Final[dict[str, Callable[[Reading, Node], Meaning]]] = {
     "Add": _add, "Cast": _cast, "Clip": _clip, "Concat": _concat, "Conv": _conv, "DequantizeLinear": _dequantize,
-    "MaxPool": _max_pool, "QLinearConv": _qlinear_conv, "QuantizeLinear": _quantize, "Relu": _relu, "Sub": _sub,
-    "Transpose": _transpose,
+    "DequantizeLinear of weights": _dequantize_weights, "MaxPool": _max_pool, "QLinearConv": _qlinear_conv,
+    "QuantizeLinear": _quantize, "Relu": _relu, "Sub": _sub, "Transpose": _transpose,
 }  # fmt: skip

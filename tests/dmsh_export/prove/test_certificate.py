@@ -10,9 +10,9 @@ from dmsh_export.prove import certificate as certificates
 from dmsh_export.prove.certificate import bounds_of, certify
 from dmsh_export.prove.integer_from_onnx import integer_from_onnx
 from dmsh_export.to_onnx.dialects import onnx_from_network
-from dmsh_model.integer.layers import Convolution, Image, Linear, Logits
+from dmsh_model.integer.layers import Add, Convolution, GlobalMax, Image, Linear, Logits
 from dmsh_model.integer.network import canonical_hash
-from dmsh_model.integer.reference import outputs
+from dmsh_model.integer.reference import code_space, outputs
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, InputError
 
@@ -59,11 +59,12 @@ def with_first(value):
     return edit
 
 
-def attribute(model, name, key, value):
+def attribute(model, name, key, value=None):
+    """Give a node an attribute, or take it away."""
     found = node(model, name)
     kept = [entry for entry in found.attribute if entry.name != key]
     del found.attribute[:]
-    found.attribute.extend([*kept, helper.make_attribute(key, value)])
+    found.attribute.extend(kept if value is None else [*kept, helper.make_attribute(key, value)])
 
 
 def bypass(model, name):
@@ -75,14 +76,28 @@ def bypass(model, name):
     model.graph.node.remove(gone)
 
 
-def insert_after(model, name, operator):
-    """Put an operator between a node and all that read it."""
+def zero(model, value):
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), "zero"))
+    return "zero"
+
+
+def scale_residual(model, factor):
+    """Give the sum of feature maps another factor."""
+    give(model, "4_residual.shift", 1, factor)
+
+
+def multiply_again(model, name):
+    insert_after(model, name, "Mul", node(model, name).input[1])
+
+
+def insert_after(model, name, operator, *further):
+    """Put an operator with ``further`` inputs between a node and all that read it."""
     nodes = list(model.graph.node)
     where = next(index for index, found in enumerate(nodes) if found.name == name)
     source = nodes[where].output[0]
     for other in nodes[where + 1 :]:
         other.input[:] = ["smuggled" if entry == source else entry for entry in other.input]
-    nodes.insert(where + 1, helper.make_node(operator, [source], ["smuggled"], name="smuggled"))
+    nodes.insert(where + 1, helper.make_node(operator, [source, *further], ["smuggled"], name="smuggled"))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
@@ -148,7 +163,7 @@ VIOLATIONS = {
         "tensorrt", lambda m: change(m, "10_fusion.weight", with_first(0.5)), "node 10_fusion",
         "weight 0.5 is no integer"),
     "partial windows": (
-        "onnxruntime", lambda m: attribute(m, "5_pool", "ceil_mode", 1), "node 5_pool", "partial windows"),
+        "onnxruntime", lambda m: attribute(m, "5_pool", "ceil_mode", 1), "node 5_pool", "ceil_mode is outside"),
     "padding on another side": (
         "tensorrt", lambda m: attribute(m, "1_stem", "pads", [1, 1, 1, 0]), "node 1_stem", "its padding is"),
     "another offset of the image": (
@@ -160,7 +175,64 @@ VIOLATIONS = {
     "a residual from elsewhere": (
         "onnxruntime", lambda m: give_input(m, "4_residual.right", "2_depthwise.clip"), "node 4_residual",
         "right is 2"),
-    "no rounding": ("tensorrt", lambda m: bypass(m, "10_fusion.round"), "node 11_hash", "does not hold the integers"),
+    "no rounding": (
+        "tensorrt", lambda m: bypass(m, "10_fusion.round"), "node 10_fusion.clip", "clips something else"),
+    "a ReLU after a max pool": (
+        "tensorrt", lambda m: insert_after(m, "5_pool", "Relu"), r"node smuggled \(Relu\)", "clips something else"),
+    "a ReLU in the other dialect": (
+        "onnxruntime", lambda m: insert_after(m, "9_scales", "Relu"), r"node smuggled \(Relu\)", "onnxruntime dialect"),
+    "a default that is left to ONNX": (
+        "tensorrt", lambda m: attribute(m, "1_stem", "group"), "node 1_stem", "attribute group is missing"),
+    "a factor per column": (
+        "tensorrt", lambda m: scale_residual(m, np.full(16, 0.5, np.float32)), "node 4_residual.shift", "shape .16."),
+    "a factor on top of a factor": (
+        "tensorrt", lambda m: multiply_again(m, "10_fusion.shift"), r"node smuggled \(Mul\)", "has a factor already"),
+    "a factor beyond float32": (
+        "tensorrt", lambda m: scale_residual(m, np.float32(2.0**-120)), "node 4_residual.shift", "beyond 2.100"),
+    "a clip that hides who reads a layer": (
+        "onnxruntime", lambda m: insert_after(m, "3_grouped", "Clip", zero(m, np.uint8(0))), r"smuggled \(Clip\)",
+        "clips nothing"),
+    "a clip before a shift": (
+        "onnxruntime", lambda m: insert_after(m, "4_residual", "Clip", zero(m, np.float32(0))),
+        r"smuggled \(Clip\)", "clips something else"),
+    "a quantisation at another scale": (
+        "tensorrt", lambda m: give(m, "3_grouped.quantise", 1, np.float32(2)), "node 3_grouped.quantise",
+        "scale is 2, not 1"),
+    "a dequantisation at another scale": (
+        "tensorrt", lambda m: give(m, "3_grouped.dequantise", 1, np.float32(2)), "node 3_grouped.dequantise",
+        "scale is 2, not 1"),
+    "a rounding in the trunk": (
+        "tensorrt", lambda m: insert_after(m, "3_grouped", "Round"), r"smuggled \(Round\)", "of the head"),
+}  # fmt: skip
+# What the checker of ONNX would refuse as well, or what lies around the nodes: in both dialects.
+BEYOND = {
+    "an attribute at another value": (
+        lambda m: attribute(m, "8_sum", "keepdims", 1), "node 8_sum .*keepdims = 1.* has keepdims = 0"),
+    "padding with three sides": (
+        lambda m: attribute(m, "1_stem", "pads", [1, 1, 1]), "node 1_stem .*top, left, bottom, right"),
+    "a second input": (lambda m: node(m, "10_fusion.round").input.append("9_scales"), "10_fusion.round .*has 2 inputs"),
+    "no input": (lambda m: node(m, "9_scales").ClearField("input"), "node 9_scales .*has 0 inputs.* part"),
+    "sparse constants": (lambda m: m.graph.sparse_initializer.add(), "sparse constants"),
+    "functions": (lambda m: m.functions.add(), "functions"),
+    "another operator set beside ONNX's": (
+        lambda m: m.opset_import.add(domain="com.microsoft", version=1), "operator sets"),
+    "another operator set instead": (lambda m: setattr(m.opset_import[0], "domain", "ai.onnx.ml"), "operator sets"),
+    "an operator set of tomorrow": (lambda m: setattr(m.opset_import[0], "version", 26), "operator sets"),
+    "a constant with two values": (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "name of another"),
+    "a constant instead of the image": (lambda m: setattr(m.graph.initializer[0], "name", "image"), "name of another"),
+    "a node of a foreign domain": (
+        lambda m: setattr(node(m, "9_scales"), "domain", "com.microsoft"),
+        r"node 9_scales .*com.microsoft::Concat is outside the exact set"),
+    "a result that nothing uses": (
+        lambda m: m.graph.node.append(helper.make_node("Cast", ["code.above"], ["unused"], name="unused", to=1)),
+        "node unused .*nothing uses its result"),
+    "a node with two results": (lambda m: node(m, "5_pool").output.append("indices"), "node 5_pool .*several outputs"),
+    "an attribute that is there twice": (
+        lambda m: node(m, "9_scales").attribute.append(helper.make_attribute("axis", 1)), "node 9_scales .*twice"),
+    "an image that is not square": (
+        lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", 20), "node 0_image.*not uint8"),
+    "an image of floats": (
+        lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 1), "node 0_image.*not uint8"),
 }  # fmt: skip
 
 
@@ -186,6 +258,16 @@ def test_a_violation_is_found_and_its_node_named(violation, tmp_path):
     tamper(model)
     with pytest.raises(CheckError, match=f"(?s){where}.*{why}"):
         prove(model, tmp_path)
+
+
+@pytest.mark.parametrize("dialect", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("what", BEYOND)
+def test_a_file_with_more_than_an_integer_network_is_refused(what, dialect):
+    tamper, why = BEYOND[what]
+    model = written(dialect)
+    tamper(model)
+    with pytest.raises(CheckError, match=why):
+        integer_from_onnx(model)
 
 
 def test_a_changed_weight_is_found_without_the_checkpoint_too(tmp_path):
@@ -249,3 +331,120 @@ def test_reading_back_gives_the_network_of_both_dialects_for_other_weights_too()
         for dialect in ("onnxruntime", "tensorrt"):
             read = integer_from_onnx(onnx_from_network(network, dialect, 20))
             assert (read.dialect, canonical_hash(read.network)) == (dialect, canonical_hash(network))
+
+
+def reaching(sums, *, shift=8, bias=0):
+    """A network whose convolution has partial sums of up to ``sums`` and one output: below 2^24 in the logits."""
+    random = np.random.default_rng(1)
+    weight = np.zeros(3 * 40 * 40, np.int8)
+    whole, rest = divmod((sums - abs(bias)) // 128, 127)
+    weight[:whole], weight[whole] = 127, rest
+    assert (sums - abs(bias)) % 128 == 0
+    layers = (
+        Image("image", 40),
+        Convolution(
+            "large", 0, random.permutation(weight).reshape(1, 3, 40, 40), np.array([bias], np.int32),
+            np.array([shift], np.int8),
+        ),
+        GlobalMax("max", 1),
+        Logits("hash", 2, np.ones((1, 1), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
+    )  # fmt: skip
+    return networks.IntegerNetwork(layers)
+
+
+def proof_of(network, dialect, tmp_path):
+    model = onnx_from_network(network, dialect, 20)
+    helper.set_model_props(model, {Metadata.FINGERPRINT: code_space(network)})
+    return prove(model, tmp_path, network)
+
+
+@pytest.mark.parametrize(("sums", "below"), [(2**24 - 1, True), (2**24, False)])
+def test_an_accumulator_of_2_to_the_24_needs_int32_and_one_less_does_not(sums, below, tmp_path):
+    bias = sums % 128
+    network = reaching(sums, bias=-bias)
+    certificate = proof_of(network, "onnxruntime", tmp_path)
+    (bound, *_) = certificate.bounds
+    assert (bound.peak, bound.below_float32) == (sums, below)
+    needs = {condition.runtime: condition.why for condition in certificate.conditions}["ONNX Runtime"]
+    assert ("every partial sum is below 2^24" in needs) is below
+    assert ("can reach 2^24 or more" in needs) is not below
+
+
+@pytest.mark.parametrize(("sums", "proven"), [(2**24 - 1, True), (2**24, False)])
+def test_a_sum_of_2_to_the_24_in_the_head_is_refused_and_one_less_is_proven(sums, proven, tmp_path):
+    """The largest partial sum of a linear layer on 8 values of -128 to 127: its bias leads up to the limit."""
+    reached = 8 * 128 * 100
+    layers = (
+        Image("image", 8),
+        networks.convolution(np.random.default_rng(0), "stem", 0, 8, 3),
+        GlobalMax("max", 1),
+        Linear(
+            "fusion", 2, np.full((1, 8), 100, np.int8), np.array([sums - reached], np.int32), np.array([16], np.int8)
+        ),
+        Logits("hash", 3, np.ones((1, 1), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
+    )
+    network = networks.IntegerNetwork(layers)
+    assert network.accumulator(3).peak == sums
+    for dialect in ("onnxruntime", "tensorrt"):
+        if proven:
+            assert proof_of(network, dialect, tmp_path).bounds[1].peak == sums
+        else:
+            with pytest.raises(CheckError, match=f"node 3_fusion: its sums reach {sums} in float32"):
+                proof_of(network, dialect, tmp_path)
+
+
+@pytest.mark.parametrize(("bias", "proven"), [(2**24 - 1 - (129 << 8), True), (2**24 - (129 << 8), False)])
+def test_a_float_bias_is_proven_up_to_where_float32_could_round_a_result_that_is_not_clipped(bias, proven, tmp_path):
+    network = reaching(bias + 128 * (2**17 + 3), bias=-bias)
+    assert proof_of(network, "onnxruntime", tmp_path).bounds[0].peak >= 2**24  # int32 biases: any is exact
+    if proven:
+        assert proof_of(network, "tensorrt", tmp_path)
+    else:
+        with pytest.raises(CheckError, match="node 1_large: its bias is too large to be added in float32"):
+            proof_of(network, "tensorrt", tmp_path)
+
+
+def test_no_float_bias_within_the_limit_changes_a_result():
+    """TensorRT's way, in float32: an exact int32 accumulator, rounded to float32, times 2^-8, plus the bias."""
+    bias = np.int64(2**24 - 1 - (129 << 8))
+    unclipped = np.arange(-(129 << 8), 129 << 8, dtype=np.int64)
+    sums = np.concatenate([unclipped - bias, np.array([-(2**31) + 1, -(2**24) - 1, 2**24 + 1, 2**31 - 1])])
+    scale = np.float32(2.0**-8)
+    found = np.rint(sums.astype(np.float32) * scale + np.float32(bias) * scale).clip(-128, 127)
+    assert np.array_equal(found, np.rint((sums + bias) / 2**8).clip(-128, 127))
+
+
+@pytest.mark.parametrize(("left_shift", "proven"), [(14, True), (15, False)])
+def test_an_addition_at_shift_16_is_proven_up_to_where_the_fused_sum_leaves_float32(left_shift, proven, tmp_path):
+    """2^23 for the zero point of the result, and 383 per side: with 255 alone, 2^15 would fit below 2^24."""
+    layers = (
+        Image("image", 8),
+        networks.convolution(np.random.default_rng(0), "left", 0, 8, 3),
+        networks.convolution(np.random.default_rng(1), "right", 0, 8, 3),
+        Add("sum", 1, 2, left_shift, 0, 16),
+        GlobalMax("max", 3),
+        Logits("hash", 4, np.ones((1, 8), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
+    )
+    network = networks.IntegerNetwork(layers)
+    assert proof_of(network, "tensorrt", tmp_path)  # which adds the plain integers
+    if proven:
+        assert proof_of(network, "onnxruntime", tmp_path)
+    else:
+        with pytest.raises(
+            CheckError, match=f"node 3_sum: its sums reach {(128 << 16) + 383 * (2**15 + 1)} in float32"
+        ):
+            proof_of(network, "onnxruntime", tmp_path)
+
+
+@pytest.mark.parametrize(("weight", "free"), [(64, True), (65, False)])
+def test_a_weight_of_65_needs_the_precision_option_and_one_of_64_does_not(weight, free, tmp_path):
+    assert (2 * 255 * weight <= np.iinfo(np.int16).max) is free
+    layers = (
+        Image("image", 8),
+        Convolution("stem", 0, np.full((1, 3, 1, 1), -weight, np.int8), np.zeros(1, np.int32), np.array([8], np.int8)),
+        GlobalMax("max", 1),
+        Logits("hash", 2, np.ones((1, 1), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
+    )
+    conditions = proof_of(networks.IntegerNetwork(layers), "onnxruntime", tmp_path).conditions
+    (condition,) = [each for each in conditions if each.runtime == "ONNX Runtime, x86 without VNNI"]
+    assert (condition.needs == "nothing") is free
