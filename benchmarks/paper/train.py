@@ -13,6 +13,7 @@ import typer
 
 from benchmarks.paper.configurations import read_configuration, with_seed
 from dmsh_model.cli.data_option import CacheOption, read_labelled, refuse_split_options
+from dmsh_model.config import HashConfig
 from dmsh_serving import console
 
 app = console.make_app("Train one configuration of experiments/ on any data set.")
@@ -39,6 +40,7 @@ def train(
     from dmsh_model.data.split import SplitOptions
     from dmsh_model.training import run as training
     from dmsh_model.training.distributed import started_by_torchrun
+    from dmsh_model.weights.read import read_pretrained
 
     labelled = read_labelled(data, read.image_size, False, cache)
     counts = {"--queries-per-class": queries_per_class, "--train-per-class": train_per_class}
@@ -54,7 +56,9 @@ def train(
         ),
         with_seed(read, seed),
         out,
-        pretrained=pretrained,
+        pretrained=read_pretrained(str(pretrained), str(read.network.get("backbone", HashConfig.backbone)))
+        if pretrained
+        else None,
         resume=resume,
         overwrite=overwrite,
     )

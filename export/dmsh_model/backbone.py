@@ -70,10 +70,7 @@ def build_backbone(name: str, taps: tuple[int, ...] | None) -> Backbone:
         widths = tuple(stage[-1] for stage in SmallVGG.STAGES)
         taps = _checked_taps(name, taps, levels=len(widths), default=(2, 3, 4))
         return Backbone(SmallVGG(taps), taps, tuple(widths[tap] for tap in taps))
-    if not timm.is_model(name):
-        choices = [SMALL_VGG, *timm.list_models()]
-        nearest = difflib.get_close_matches(name, choices, n=4, cutoff=0.4) or ["vgg19", "resnet50"]
-        raise InputError(f"unknown backbone {name!r}; nearest names: {', '.join(nearest)}")
+    require_known(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm announces its own renames here
         try:
@@ -84,6 +81,14 @@ def build_backbone(name: str, taps: tuple[int, ...] | None) -> Backbone:
         except (RuntimeError, AttributeError, AssertionError) as error:
             raise InputError(f"backbone {name!r} cannot return its feature levels: {error}") from error
     return Backbone(module, taps, tuple(levels[tap]["num_chs"] for tap in taps))
+
+
+def require_known(name: str) -> None:
+    """Raise :class:`InputError`, with the nearest names, if ``name`` is no backbone."""
+    if name != SMALL_VGG and not timm.is_model(name):
+        choices = [SMALL_VGG, *timm.list_models()]
+        nearest = difflib.get_close_matches(name, choices, n=4, cutoff=0.4) or ["vgg19", "resnet50"]
+        raise InputError(f"unknown backbone {name!r}; nearest names: {', '.join(nearest)}")
 
 
 def _conv3_to_conv5(module: nn.Module) -> tuple[int, ...]:
@@ -124,23 +129,3 @@ def check_features(backbone: Backbone, name: str, image_size: int) -> None:
                 f"backbone {name!r} gives features {list(feature.shape)} at level {tap} for {image_size} pixels, "
                 f"a DMSH network needs [1, {channels}, H, W]: choose a convolutional backbone or larger images"
             )
-
-
-def load_pretrained(backbone: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Fill ``backbone`` from a state dict of the same timm backbone (classifier entries are ignored).
-
-    Raises:
-        InputError: a tensor of the backbone is missing or has another shape; each is named.
-    """
-    own = backbone.state_dict()
-    # timm's feature wrappers flatten the first dot of a module path: features.0.weight -> features_0.weight.
-    given = {key.replace(".", "_"): value for key, value in state.items()}
-    wrong = [
-        key
-        for key, value in own.items()
-        if key.replace(".", "_") not in given or given[key.replace(".", "_")].shape != value.shape
-    ]
-    if wrong:
-        shown = ", ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "")
-        raise InputError(f"pretrained weights lack or misshape {len(wrong)} tensors of the backbone: {shown}")
-    backbone.load_state_dict({key: given[key.replace(".", "_")] for key in own})

@@ -132,6 +132,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: missing, another kind of file, damaged, or a pickle that holds more than tensors.
     """
+    state = read_tensor_file(path)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} is not a plain state dict of tensors: save model.state_dict()")
+    return state
+
+
+def read_tensor_file(path: Path) -> Any:
+    """Return what a ``.safetensors``, ``.pt`` or ``.pth`` file holds, on the CPU; no code in it is run.
+
+    Raises:
+        InputError: missing, another kind of file, damaged, or a pickle that holds more than tensors and plain values.
+    """
     if not path.is_file():
         raise InputError(f"{path} does not exist, or is not a file")
     if path.suffix == ".safetensors":
@@ -141,10 +153,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path} is damaged: {error}") from error
     if path.suffix not in (".pt", ".pth"):
         raise InputError(f"{path} is neither a checkpoint folder nor a .safetensors, .pt or .pth file")
-    state = read_torch_file(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} is not a plain state dict of tensors: save model.state_dict()")
-    return state
+    return read_torch_file(path)
 
 
 def read_torch_file(path: Path) -> Any:

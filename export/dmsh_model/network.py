@@ -10,6 +10,7 @@ ReLU, a linear hash layer; widths, losses and their weights; normalisation as pa
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -58,6 +59,11 @@ class Lateral(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Project, activate, pool."""
         return global_pool(self.activation(self.norm(self.conv(feature))), self.pooling)
+
+
+def laterals_of(model: "DMSH") -> list[Lateral]:
+    """Return the laterals of ``model``, with their type."""
+    return [lateral for lateral in model.laterals if isinstance(lateral, Lateral)]
 
 
 def global_pool(feature: Tensor, pooling: Pooling) -> Tensor:
@@ -112,7 +118,17 @@ class DMSH(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Image UINT8 [N, H, W, 3] -> logits [N, K]."""
-        features = self.backbone(self.normalise(image))
+        return self.head(self.features(image))
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Image UINT8 [N, H, W, 3] -> one feature map (N, C_i, H_i, W_i) per tap."""
+        return cast(list[Tensor], self.backbone(self.normalise(image)))
+
+    def head(self, features: Sequence[Tensor]) -> Tensor:
+        """Feature maps (N, C_i, H_i, W_i) -> logits [N, K].
+
+        With average pooling and no lateral activation, the pooled maps (N, C_i, 1, 1) give the same logits.
+        """
         scales = [lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)]
         fused = self.fusion_activation(self.fusion(torch.cat(scales, 1)))
         return cast(Tensor, self.hash(fused))

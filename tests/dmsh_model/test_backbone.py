@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 
-from dmsh_model.backbone import build_backbone, check_features, load_pretrained
+from dmsh_model.backbone import build_backbone, check_features
 from dmsh_serving.errors import InputError
 
 # name, image size, taps, channels, sides: the last layers of conv3, conv4 and conv5.
@@ -75,29 +75,3 @@ def test_a_backbone_without_feature_maps_at_the_image_size_is_refused():
     with pytest.raises(InputError, match=r"gives features \[1, .* needs \[1, 192, H, W\]"):
         check_features(backbone, name, 224)
     assert backbone.module.training
-
-
-@pytest.mark.parametrize("name", ["vgg11_bn", "resnet50", "efficientnet_lite0"])
-def test_weights_of_the_whole_timm_network_fill_the_backbone(name):
-    torch.manual_seed(1)
-    whole = timm.create_model(name, pretrained=False).eval()
-    backbone = build_backbone(name, None).module.eval()
-    load_pretrained(backbone, whole.state_dict())
-    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    if name == "vgg11_bn":  # the end of conv5, before its pooling
-        expected = whole.features[:-1](image)
-    else:
-        expected = timm.create_model(name, pretrained=False, features_only=True).eval()
-        expected.load_state_dict(
-            {key: value for key, value in whole.state_dict().items() if key in expected.state_dict()}
-        )
-        expected = expected(image)[4]
-    assert torch.allclose(backbone(image)[-1], expected, atol=1e-5)
-
-
-def test_weights_of_another_backbone_are_refused_by_name():
-    backbone = build_backbone("vgg_small", None).module
-    state = {**backbone.state_dict(), "stages.0.0.weight": torch.zeros(1)}
-    del state["stages.1.1.weight"]
-    with pytest.raises(InputError, match=r"2 tensors of the backbone: stages\.0\.0\.weight, stages\.1\.1\.weight"):
-        load_pretrained(backbone, state)

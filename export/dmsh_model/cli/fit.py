@@ -120,12 +120,14 @@ def fit(
     from dmsh_model.data import load as images_of
     from dmsh_model.training import log as training_log
     from dmsh_model.training import run as training_run
+    from dmsh_model.weights.read import read_pretrained
 
     if log:
         training_log.require_tensorboard()
     counts = {"queries_per_class": queries_per_class, "train_per_class": train_per_class}
     given: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
     split = dataclasses.replace(images_of.SplitOptions(seed=training.seed), **given)
+    weights = read_pretrained(str(pretrained), network.backbone) if pretrained else None
     labelled = read_labelled(data, network.image_size, skip_bad, cache)
     refuse_split_options(labelled, {f"--{name.replace('_', '-')}": count for name, count in counts.items()})
     digits = data == images_of.MNIST_5K
@@ -144,7 +146,7 @@ def fit(
             split,
             options,
             out,
-            pretrained=pretrained,
+            pretrained=weights,
             resume=resume,
             overwrite=overwrite,
             on_epoch=show,

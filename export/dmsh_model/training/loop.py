@@ -73,6 +73,7 @@ class Trainee:
         after_step: called when the parameters have changed.
         validation_map: mAP@all of validation images, asked for after each epoch; its best epoch's weights are kept.
         device: where the model is, and the losses want their images.
+        into_training: puts the model into train mode.
     """
 
     model: nn.Module
@@ -80,6 +81,7 @@ class Trainee:
     after_step: Callable[[], None] = lambda: None
     validation_map: Callable[[], float] | None = None
     device: torch.device = CPU
+    into_training: Callable[[nn.Module], object] = nn.Module.train
 
 
 def unfinished(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> TrainingState | None:
@@ -158,7 +160,7 @@ def _train_one_epoch(
     if not ranks.first:  # the order is shared; what happens to an image is its process's own
         generator.manual_seed((options.seed << 20) + epoch + (ranks.rank << 52))
     torch.manual_seed((options.seed << 20) + epoch + (ranks.rank << 52))  # for backbones with dropout
-    trainee.model.train()
+    trainee.into_training(trainee.model)
     sums = torch.zeros(len(dataclasses.fields(Losses)))
     for step in range(steps):
         chosen = order[step * batch_size : (step + 1) * batch_size][ranks.rank :: ranks.count]

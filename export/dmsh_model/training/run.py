@@ -1,41 +1,28 @@
 """Training a DMSH network: seeded, reproducible on one machine, resumable after any epoch."""
 
 import copy
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dmsh_model import checkpoint
-from dmsh_model.backbone import load_pretrained
 from dmsh_model.config import HashConfig
 from dmsh_model.data.labelled import LabelledImages
-from dmsh_model.data.split import SplitOptions, split_images, split_record
+from dmsh_model.data.split import SplitOptions
 from dmsh_model.network import DMSH
 from dmsh_model.training import loop as training_loop
 from dmsh_model.training.centres import hash_centres
 from dmsh_model.training.device import autocast, training_device
 from dmsh_model.training.distributed import Ranks, joined, local_rank, started_by_torchrun
-from dmsh_model.training.early_stopping import validation_split
 from dmsh_model.training.loop import Epoch, Examples, Trainee, held_out_map
 from dmsh_model.training.losses import Losses, total_loss
 from dmsh_model.training.options import TrainingOptions
+from dmsh_model.training.plan import Trained, planned
 from dmsh_model.training.state import state_path
-from dmsh_serving.errors import InputError
-from dmsh_serving.files import sha256_of_file
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The trained network (eval mode), the record its checkpoint keeps, and mAP@all of the held-out queries."""
-
-    model: DMSH
-    record: dict[str, Any]
-    map_all: float
+from dmsh_model.weights.fill import fill
+from dmsh_model.weights.read import Pretrained
 
 
 def fit(
@@ -45,7 +32,7 @@ def fit(
     options: TrainingOptions,
     out: Path,
     *,
-    pretrained: Path | None = None,
+    pretrained: Pretrained | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -61,7 +48,7 @@ def fit(
         split_options: how they are split; only the training part is learnt from.
         options: how to train.
         out: the checkpoint folder.
-        pretrained: a state dict of the same timm backbone to start from (.safetensors, .pt or .pth).
+        pretrained: weights of the backbone to start from; the config's mean and std should be theirs.
         resume: continue after the last finished epoch. The configuration and the data must be the same.
         overwrite: replace the checkpoint or the unfinished training at ``out``.
         on_epoch: called after every epoch, in the first process.
@@ -74,30 +61,10 @@ def fit(
         MissingError: the device that ``options`` names is not here.
         CheckError: a loss or a weight became NaN or infinite; the state of the epoch before is kept.
     """
-    if config.num_classes not in (0, len(data.class_names)):
-        raise InputError(f"config.num_classes = {config.num_classes}, but {data.source} has {len(data.class_names)}")
-    if data.images.shape[1] != config.image_size:
-        raise InputError(f"{data.source} has images of {data.images.shape[1]} pixels, the config {config.image_size}")
-    checkpoint.check_target(out, overwrite=overwrite)
-    split = split_images(data, split_options)
-    if len(split.train) < 2:
-        raise InputError(f"{data.source}: {len(split.train)} training images, the losses compare pairs")
-    learnt = validation_split(split, options.validation_share, options.seed) if options.validation_share else split
-    identity: dict[str, Any] = {
-        "config": config.to_dict(),
-        "options": dataclasses.asdict(options),
-        "split": split_record(split_options, split),
-        "data_sha256": data.sha256,
-        "pretrained_sha256": sha256_of_file(pretrained) if pretrained else None,
-    }
-    if started_by_torchrun().count > 1:
-        identity["processes"] = started_by_torchrun().count
-    state = training_loop.unfinished(out, identity, resume=resume, overwrite=overwrite)
-    if config.bits > len(learnt.train):
-        raise InputError(
-            f"{data.source}: {len(learnt.train)} training images cannot give {config.bits} bits a meaning of their "
-            "own: fewer --bits, or more images"
-        )
+    plan = planned(config, data, split_options, options, out, pretrained=pretrained, overwrite=overwrite)
+    state = training_loop.unfinished(out, plan.identity, resume=resume, overwrite=overwrite)
+    plan.require_enough_for(config.bits)
+    learnt = plan.learnt
     started_by_torchrun().part_of(options.batch_size)
     device = training_device(options, local_rank())
 
@@ -105,7 +72,7 @@ def fit(
         torch.manual_seed(options.seed)
         model = DMSH(config)
         if pretrained:
-            load_pretrained(model.backbone, checkpoint.read_tensors(pretrained))
+            fill(model.backbone, pretrained.tensors, pretrained.source)
         learner = _on(device, model, ranks)
         trainee = Trainee(
             learner,
@@ -114,15 +81,13 @@ def fit(
             device=device,
         )
         examples = Examples(*map(torch.from_numpy, (data.images, data.labels, learnt.train)))
-        best = training_loop.run(trainee, examples, options, state_path(out), identity, state, on_epoch, ranks=ranks)
+        best = training_loop.run(
+            trainee, examples, options, state_path(out), plan.identity, state, on_epoch, ranks=ranks
+        )
         model.load_state_dict(learner.state_dict())
         model.eval()
-        map_all = held_out_map(model, data, split)
-        record = {**identity, "source": data.source, "classes": data.class_names, "map_all": map_all}
-        if best:
-            sizes = {"queries": len(learnt.query), "database": len(learnt.database)}
-            record["validation"] = {**sizes, "best_epoch": best.epoch, "map_all": best.map_all}
-        del record["config"]  # the checkpoint has it already
+        map_all = held_out_map(model, data, plan.split)
+        record = plan.record(map_all, best)
         if ranks.first:
             checkpoint.save(model, out, training=record, overwrite=overwrite)
             state_path(out).unlink()

@@ -16,6 +16,7 @@ from dmsh_model.training import run as training
 from dmsh_model.training.augmentation import augment
 from dmsh_model.training.options import Augmentation, TrainingOptions
 from dmsh_model.training.state import FORMAT, FORMAT_VERSION, state_path
+from dmsh_model.weights.read import read_pretrained
 from dmsh_serving.errors import CheckError, InputError
 
 OPTIONS = TrainingOptions(epochs=3, batch_size=16, warmup_epochs=1)
@@ -205,7 +206,8 @@ def test_a_backbone_may_start_from_given_weights(data, tmp_path):
     state = {name: torch.full_like(tensor, 0.01) for name, tensor in backbone.state_dict().items()}
     torch.save(state, tmp_path / "start.pth")
     still = dataclasses.replace(OPTIONS, epochs=1, learning_rate=1e-12, weight_decay=0.0)
-    trained = training.fit(config(), data, SPLIT, still, tmp_path / "model", pretrained=tmp_path / "start.pth")
+    pretrained = read_pretrained(str(tmp_path / "start.pth"), config().backbone)
+    trained = training.fit(config(), data, SPLIT, still, tmp_path / "model", pretrained=pretrained)
     assert torch.allclose(trained.model.backbone.stages[0][0].weight, torch.tensor(0.01), atol=1e-6)
 
 

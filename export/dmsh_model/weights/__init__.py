@@ -1,0 +1,1 @@
+"""Trained weights of a backbone: where they are found, whose names they use, and what images they expect."""
