@@ -19,7 +19,7 @@ BIN := .venv/bin
 ## Two environments, as in production: the toolkit's, and Triton's own (its numpy must stay below 2).
 TOOLKIT := .venv/ready
 TRITON := .venv-triton/ready
-EXTRAS := export,client,tensorrt-rtx,demo,parquet,bench,docs,dev
+EXTRAS := export,client,tensorrt-rtx,demo,parquet,web,bench,docs,dev
 
 ## Tests that need the serving package alone.
 MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cli gallery hamming/test_nearest.py)

@@ -94,3 +94,25 @@ def encoders(demo_model, tmp_path_factory):
     from trt_models import Encoders
 
     return Encoders(tmp_path_factory.mktemp("encoders"), demo_model)
+
+
+@pytest.fixture(scope="session")
+def web_world(tmp_path_factory):
+    """Ten thousand tiny images with their files, gallery and metadata: see web_world.WebWorld."""
+    from web_world import WebWorld
+
+    return WebWorld.make(tmp_path_factory.mktemp("web"))
+
+
+@pytest.fixture(scope="session")
+def web_triton(web_world):
+    """A live Triton over them."""
+    with web_world.triton() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def web_page(web_world, web_triton):
+    """The page over both, with everything at hand."""
+    with web_world.page(web_triton.url) as page:
+        yield page

@@ -153,12 +153,7 @@ class SearchClient:
         Raises:
             InputError: ``model`` is no encoder of ours.
         """
-        config = self._config(model)
-        said = {name: parameter.string_value for name, parameter in config.parameters.items()}
-        sizes = [tensor.dims[0] for tensor in config.input if tensor.name == IMAGE]
-        if not sizes or not {"bits", "fingerprint"} <= said.keys():
-            raise InputError(f"{model} at {self.url} is no encoder made by dmsh-export repository")
-        return CodeSpace(said["fingerprint"], int(said["bits"]), int(sizes[0]), said.get("parent_fingerprint"))
+        return code_space_of(self._config(model), self.url)
 
     def max_batch(self, model: str) -> int:
         """Return the most rows ``model`` takes in one request."""
@@ -225,6 +220,19 @@ class SearchClient:
             return call()
         except InferenceServerException as error:
             raise error_of(error, self.url, self.timeout) from error
+
+
+def code_space_of(config: Any, url: str) -> CodeSpace:
+    """Return what the configuration of an encoder of the Triton at ``url``, a ``ModelConfig``, says of its codes.
+
+    Raises:
+        InputError: it is no encoder of ours.
+    """
+    said = {name: parameter.string_value for name, parameter in config.parameters.items()}
+    sizes = [tensor.dims[0] for tensor in config.input if tensor.name == IMAGE]
+    if not sizes or not {"bits", "fingerprint"} <= said.keys():
+        raise InputError(f"{config.name} at {url} is no encoder made by dmsh-export repository")
+    return CodeSpace(said["fingerprint"], int(said["bits"]), int(sizes[0]), said.get("parent_fingerprint"))
 
 
 def error_of(error: Any, url: str, timeout: float) -> DmshError:

@@ -8,11 +8,14 @@ import typer
 from dmsh_serving import console
 from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
+from dmsh_serving.cli.web import web
+from dmsh_serving.commands import command
 from dmsh_serving.contract import DEFAULT_GRPC_PORT, DEFAULT_K, PAD_ID
 
 app = console.make_app("Serve an exact image search with Triton, and ask it.")
 app.add_typer(gallery_app, name="gallery")
 app.command()(bench)
+command(app, "dmsh-serve web --images photos --gallery build/gallery")(web)
 
 
 @app.command()

@@ -1,0 +1,182 @@
+"""The application: its pages, and the API under ``/v1`` that they use like everyone else."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dmsh_serving import __version__
+from dmsh_serving.errors import DmshError
+from dmsh_serving.web.codes.collection import GalleryFolder
+from dmsh_serving.web.codes.metadata import Metadata
+from dmsh_serving.web.http.abandoned import AbandonedError, unless_abandoned
+from dmsh_serving.web.http.files import OwnFiles
+from dmsh_serving.web.http.guard import Guard
+from dmsh_serving.web.http.problems import ProblemError, handle
+from dmsh_serving.web.http.questions import question_of
+from dmsh_serving.web.pictures.originals import Originals
+from dmsh_serving.web.pictures.thumbnails import MEDIA_TYPE, VIEW_BOX, Thumbnails, rendered
+from dmsh_serving.web.search import Searches, Times
+from dmsh_serving.web.settings import WebSettings
+from dmsh_serving.web.steps import TritonSteps
+
+MOST_AT_ONCE: Final = 64  # searches in flight; the next one is told to come again
+_SHOWN: Final = "private, max-age=600"
+_CLOSED: Final = 499  # nginx's number for a client that went away; nobody reads it
+
+
+class Web:
+    """Everything that answers requests; ``steps`` and ``searches`` live as long as the event loop.
+
+    Raises:
+        InputError: the folder of images or the gallery cannot be used.
+    """
+
+    def __init__(self, settings: WebSettings) -> None:
+        self.settings = settings
+        self.files = OwnFiles.load()
+        self.originals = Originals(settings.images)
+        self.thumbnails = Thumbnails(self.originals, settings.cache, settings.cache_mb << 20)
+        self.gallery = None if settings.gallery is None else GalleryFolder(settings.gallery)
+        self.metadata = None if settings.metadata is None else Metadata(settings.metadata)
+        self._in_flight = 0
+        self._templates = Environment(
+            loader=PackageLoader("dmsh_serving.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        )
+
+    def app(self) -> Starlette:
+        """Return the application."""
+        routes = [
+            Route("/", self.page("search.html")),
+            Route("/static/{digest}/{name}", self.files.serve),
+            Route("/v1/search", self.search, methods=["POST"]),
+            Route("/v1/encode", self.encode, methods=["POST"]),
+            Route("/v1/gallery", self.about),
+            Route("/v1/facets", self.facets),
+            Route("/v1/images/{key:path}", self.image),
+            Route("/v1/thumbnails/{key:path}", self.thumbnail),
+        ]
+        host = self.settings.host
+        guard = Middleware(
+            Guard,
+            names=(*self.settings.names, host, socket.gethostname()),
+            scheme=self.settings.scheme,
+            most_bytes=self.settings.upload_mb << 20,
+        )
+        handlers: dict[Any, Any] = dict.fromkeys((ProblemError, DmshError, 404, 405, Exception), handle)
+        return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=self._life)
+
+    @contextlib.asynccontextmanager
+    async def _life(self, app: Starlette) -> AsyncIterator[None]:
+        self.steps = TritonSteps(self.settings.triton, self.settings.timeout)
+        self.searches = Searches(self.steps, self.originals, self.gallery, self.metadata)
+        try:
+            yield
+        finally:
+            await self.steps.close()
+
+    def page(self, template: str) -> Callable[[Request], Awaitable[Response]]:
+        """Return what answers with one of the pages."""
+        html = self._templates.get_template(template).render(static=self.files.address, version=__version__)
+
+        async def answer(request: Request) -> Response:
+            return Response(html, headers={"cache-control": "no-cache"}, media_type="text/html")
+
+        return answer
+
+    async def search(self, request: Request) -> Response:
+        """POST /v1/search."""
+        question = await question_of(request)
+        return await self._working(request, lambda: self.searches.answer(question))
+
+    async def encode(self, request: Request) -> Response:
+        """POST /v1/encode: the code and the logits of one image."""
+        question = await question_of(request)
+        if len(question.like) != 1 or question.unlike or (question.like[0].file or question.like[0].key) is None:
+            raise ProblemError(400, "give one image: a file, or a key")
+
+        async def encoded() -> dict[str, Any]:
+            times = Times()
+            found = await self.searches.encode(question.like[0], times)
+            return {**found.to_dict(), "times": times.to_dict()}
+
+        return await self._working(request, encoded)
+
+    async def about(self, request: Request) -> Response:
+        """GET /v1/gallery: what is served."""
+        space = await self.steps.code_space()
+        ready = await self.steps.is_ready()
+        if not ready:
+            raise ProblemError(503, f"the Triton at {self.settings.triton} is not ready to search")
+        collection = None if self.gallery is None else await run_in_threadpool(self.gallery.current)
+        if collection is not None and collection.fingerprint != space.fingerprint:
+            raise ProblemError(409, f"{self.settings.gallery} belongs to another model than the Triton serves")
+        return JSONResponse(
+            {
+                "version": None if collection is None else collection.version,
+                "count": None if collection is None else len(collection),
+                "bits": space.bits,
+                "image_size": space.image_size,
+                "fingerprint": space.fingerprint,
+                "files": len(self.originals),
+                "codes": collection is not None,
+                "facets": self.metadata is not None,
+            },
+            headers={"cache-control": "no-store"},
+        )
+
+    async def facets(self, request: Request) -> Response:
+        """GET /v1/facets: the filters, with how many images each value would leave; the query names what is chosen."""
+        if self.metadata is None or self.gallery is None:
+            raise ProblemError(404, "there is no metadata: start the page with --gallery and --metadata")
+        chosen: dict[str, list[str]] = {}
+        for column, value in request.query_params.multi_items():
+            chosen.setdefault(column, []).append(value)
+        where = tuple((column, tuple(values)) for column, values in chosen.items())
+        collection = await run_in_threadpool(self.gallery.current)
+        return JSONResponse({"columns": await run_in_threadpool(self.metadata.counts, collection, where)})
+
+    async def image(self, request: Request) -> Response:
+        """GET /v1/images/{key}: a view of the image, upright, without metadata."""
+        key = request.path_params["key"]
+        if key not in self.originals:
+            raise ProblemError(404, f"no image has the key {key!r}")
+        data = await run_in_threadpool(lambda: rendered(self.originals.read(key), VIEW_BOX, key))
+        return Response(data, headers={"cache-control": _SHOWN}, media_type=MEDIA_TYPE)
+
+    async def thumbnail(self, request: Request) -> Response:
+        """GET /v1/thumbnails/{key}."""
+        key = request.path_params["key"]
+        tag = await run_in_threadpool(self.thumbnails.tag, key)
+        if tag is None:
+            raise ProblemError(404, f"no image has the key {key!r}")
+        headers = {"cache-control": _SHOWN, "etag": f'"{tag}"'}
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(await run_in_threadpool(self.thumbnails.read, key, tag), headers=headers, media_type=MEDIA_TYPE)
+
+    async def _working(self, request: Request, work: Callable[[], Any]) -> Response:
+        """Answer with what ``work`` returns, unless too many wait already or the client goes away."""
+        if self._in_flight >= MOST_AT_ONCE:
+            raise ProblemError(503, f"{MOST_AT_ONCE} searches are in flight already: try again")
+        self._in_flight += 1
+        try:
+            # Three steps, each with its own time; this one ends what none of them would.
+            async with asyncio.timeout(4 * self.settings.timeout):
+                found = await unless_abandoned(request, work())
+        except AbandonedError:
+            return Response(status_code=_CLOSED)
+        except TimeoutError:
+            raise ProblemError(504, "the answer took too long") from None
+        finally:
+            self._in_flight -= 1
+        return JSONResponse(found, headers={"cache-control": "no-store"})

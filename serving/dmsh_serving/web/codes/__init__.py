@@ -1,0 +1,1 @@
+"""The gallery's codes in this process: looked up, ordered, filtered and examined."""

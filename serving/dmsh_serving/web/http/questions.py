@@ -1,0 +1,272 @@
+"""What a request asks: a JSON object, a form with a file, or the bytes of a file with parameters in the address."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from dmsh_serving.contract import MAX_K
+from dmsh_serving.hamming.inputs import checked_radius
+from dmsh_serving.web.codes.ranking import Cursor
+from dmsh_serving.web.http.problems import ProblemError
+
+DEFAULT_PAGE: Final = 50
+MOST_EXAMPLES: Final = 64
+MOST_IDS: Final = 100_000
+MOST_JSON_BYTES: Final = 4 << 20
+READ_SECONDS: Final = 30.0  # for a body to arrive
+_NUMBERS: Final = ("k", "radius")
+_WHERE: Final = "where."
+_EXAMPLE: Final = {"key", "id", "code", "box"}
+_QUESTION: Final = {"key", "like", "unlike", "k", "radius", "ids", "where", "after", "version"}
+
+Box = tuple[float, float, float, float]
+"""Left, top, width and height of a region, as shares of the upright image's."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image to be like or unlike: exactly one of ``file`` (bytes), ``key``, ``number`` (an id) or ``code``."""
+
+    file: bytes | None = None
+    key: str | None = None
+    number: int | None = None
+    code: bytes | None = None
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """One search.
+
+    Attributes:
+        like, unlike: the examples.
+        k: the most images to answer with.
+        radius: the largest score.
+        ids: only images with these ids.
+        where: only images with one of these values, for each column of the metadata.
+        after: only images after this one.
+        version: the version of the gallery that ``after`` was found in.
+    """
+
+    like: tuple[Example, ...]
+    unlike: tuple[Example, ...] = ()
+    k: int = DEFAULT_PAGE
+    radius: int | None = None
+    ids: tuple[int, ...] | None = None
+    where: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    after: Cursor | None = None
+    version: str | None = None
+
+
+async def question_of(request: Request) -> Question:
+    """Read the search that a request asks for.
+
+    Raises:
+        ProblemError: the body is too long or too slow, or says something else.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            if kind == "application/json":
+                return _from_json(await _json(request))
+            if kind == "multipart/form-data":
+                return await _from_form(request)
+            if kind.startswith("image/") or kind == "application/octet-stream":
+                return _from_flat(list(request.query_params.multi_items()), await request.body())
+    except TimeoutError:
+        raise ProblemError(408, f"the request did not arrive within {READ_SECONDS:g} s") from None
+    raise ProblemError(415, "send JSON, a form with a file, or an image as application/octet-stream")
+
+
+async def _json(request: Request) -> Any:
+    if int(request.headers.get("content-length", "0")) > MOST_JSON_BYTES:
+        raise ProblemError(413, f"a JSON body has at most {MOST_JSON_BYTES:,} bytes")
+    body = await request.body()
+    if len(body) > MOST_JSON_BYTES:
+        raise ProblemError(413, f"a JSON body has at most {MOST_JSON_BYTES:,} bytes")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(400, f"the body is not JSON: {error}") from None
+
+
+async def _from_form(request: Request) -> Question:
+    try:
+        async with request.form(max_files=1, max_fields=200, max_part_size=1 << 20) as form:
+            files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
+            if [name for name, _ in files] != ["file"]:
+                raise ProblemError(400, "a form has one file, in the field 'file'")
+            said = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+            return _from_flat(said, await files[0][1].read())
+    except HTTPException as error:
+        raise ProblemError(400, f"the form cannot be read: {error.detail}") from None
+
+
+def _from_flat(said: list[tuple[str, str]], file: bytes) -> Question:
+    """Read a search by ``file`` whose other parts are names and texts."""
+    body: dict[str, Any] = {}
+    box = None
+    for name, text in said:
+        if name in _NUMBERS and name not in body:
+            body[name] = _whole(name, text)
+        elif name == "box" and box is None:
+            box = _box([_real(name, part) for part in text.split(",")])
+        elif name == "ids" and name not in body:
+            body["ids"] = [_whole("ids", part) for part in text.split(",") if part.strip()]
+        elif name.startswith(_WHERE):
+            body.setdefault("where", {}).setdefault(name.removeprefix(_WHERE), []).append(text)
+        else:
+            raise ProblemError(400, f"{name!r} is said twice, or is none of k, radius, box, ids, where.COLUMN")
+    return _question(body, like=(Example(file=file, box=box),))
+
+
+def _from_json(body: Any) -> Question:
+    if not isinstance(body, dict):
+        raise ProblemError(400, "the body is no JSON object")
+    _only(body, _QUESTION, "a search")
+    if "key" in body and "like" in body:
+        raise ProblemError(400, "give 'key' or 'like', not both")
+    like = [{"key": body["key"]}] if "key" in body else body.get("like", [])
+    return _question(body, like=_examples(like, "like"), unlike=_examples(body.get("unlike", []), "unlike"))
+
+
+def _question(body: Mapping[str, Any], *, like: tuple[Example, ...], unlike: tuple[Example, ...] = ()) -> Question:
+    count = len(like) + len(unlike)
+    if not 1 <= count <= MOST_EXAMPLES:
+        raise ProblemError(400, f"a search has 1 to {MOST_EXAMPLES} examples, this one has {count}")
+    k = body.get("k", DEFAULT_PAGE)
+    if not _is_whole(k) or not 1 <= k <= MAX_K:
+        raise ProblemError(400, f"k = {k!r} is out of range: ask for 1 to {MAX_K} images")
+    radius = body.get("radius")
+    if radius is not None:
+        if not _is_score(radius):
+            raise ProblemError(400, f"radius = {radius!r} is no whole number of 32 bits")
+        if not unlike:
+            checked_radius(radius)
+    version = body.get("version")
+    if version is not None and not isinstance(version, str):
+        raise ProblemError(400, "version is a text")
+    return Question(
+        like=like,
+        unlike=unlike,
+        k=k,
+        radius=radius,
+        ids=_ids(body.get("ids")),
+        where=_where(body.get("where", {})),
+        after=_cursor(body.get("after")),
+        version=version,
+    )
+
+
+def _examples(given: Any, name: str) -> tuple[Example, ...]:
+    if not isinstance(given, list):
+        raise ProblemError(400, f"{name!r} is a list of examples")
+    return tuple(example_of(each) for each in given[: MOST_EXAMPLES + 1])
+
+
+def example_of(given: Any) -> Example:
+    """Return the example that a JSON object names by its key, id or code.
+
+    Raises:
+        ProblemError: it names none, or several.
+    """
+    if not isinstance(given, dict):
+        raise ProblemError(400, "an example is an object with a key, an id or a code")
+    _only(given, _EXAMPLE, "an example")
+    if len(given.keys() & {"key", "id", "code"}) != 1:
+        raise ProblemError(400, "an example has one of key, id and code")
+    key, code, box = given.get("key"), given.get("code"), given.get("box")
+    if "key" in given and not isinstance(key, str):
+        raise ProblemError(400, f"key = {key!r} is no text")
+    if box is not None and key is None:
+        raise ProblemError(400, "a box is drawn in an image: give it with a key or a file")
+    try:
+        packed = None if code is None else bytes.fromhex(code)
+    except (TypeError, ValueError):
+        raise ProblemError(400, f"code = {code!r} is not in hexadecimal digits") from None
+    return Example(
+        key=key,
+        number=_id(given["id"]) if "id" in given else None,
+        code=packed,
+        box=None if box is None else _box(box),
+    )
+
+
+def _box(given: Any) -> Box:
+    if not isinstance(given, list) or len(given) != 4 or not all(_is_number(each) for each in given):
+        raise ProblemError(400, "box is left, top, width and height, as shares of the image")
+    left, top, width, height = map(float, given)
+    # A share that was rounded may pass the edge by a hair.
+    if not (left >= 0 and top >= 0 and width > 0 and height > 0 and left + width <= 1.001 and top + height <= 1.001):
+        raise ProblemError(400, f"box = {given} is not inside the image: shares are from 0 to 1")
+    return left, top, width, height
+
+
+def _ids(given: Any) -> tuple[int, ...] | None:
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) > MOST_IDS:
+        raise ProblemError(400, f"ids is a list of at most {MOST_IDS:,} ids")
+    return tuple(_id(each) for each in given)
+
+
+def _id(given: Any) -> int:
+    """Return an id, which a program that has no whole numbers beyond 2^53 gives as text."""
+    number = _whole("id", given) if isinstance(given, str) else given
+    if not _is_whole(number) or not 0 <= number < 2**63:
+        raise ProblemError(400, f"id = {given!r} is out of range: ids are whole numbers from 0 to 2^63 - 1")
+    return int(number)
+
+
+def _where(given: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if not isinstance(given, dict) or not all(
+        isinstance(values, list) and values and all(isinstance(value, str) for value in values)
+        for values in given.values()
+    ):
+        raise ProblemError(400, "where is an object: for each column a list of values, texts")
+    return tuple((column, tuple(values)) for column, values in sorted(given.items()))
+
+
+def _cursor(given: Any) -> Cursor | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict) or given.keys() != {"distance", "id"} or not _is_score(given["distance"]):
+        raise ProblemError(400, "after is an object with the distance and the id of an image")
+    return Cursor(given["distance"], _id(given["id"]))
+
+
+def _only(given: Mapping[str, Any], known: set[str], what: str) -> None:
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise ProblemError(400, f"{what} has no {unknown[0]!r}: it has {', '.join(sorted(known))}")
+
+
+def _whole(name: str, text: str) -> int:
+    if not text.strip().removeprefix("-").isdigit() or not text.isascii() or len(text) > 20:
+        raise ProblemError(400, f"{name} = {text!r} is no whole number")
+    return int(text)
+
+
+def _real(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ProblemError(400, f"{name}: {text!r} is no number") from None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_score(value: Any) -> bool:
+    return _is_whole(value) and abs(value) < 2**31
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < 1e9

@@ -1,0 +1,91 @@
+"""The files that the gallery's keys name. A key is looked up in an index of the folder, and never joined to a path."""
+
+import threading
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+
+from dmsh_serving.errors import InputError
+from dmsh_serving.images.decode import FORMATS, MAX_FILE_BYTES
+from dmsh_serving.images.read import image_paths
+
+_ORIENTATION: Final = 0x0112
+_TURNED: Final = (5, 6, 7, 8)
+
+Size = tuple[int, int]
+"""Width and height in pixels, upright."""
+
+
+class Originals:
+    """The image files below ``folder``, by the key that ``dmsh-serve gallery build --images`` gave each.
+
+    Raises:
+        InputError: no folder, or one of its folders is a link.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._sizes: dict[str, Size | None] = {}
+        self._files = self._indexed()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._files
+
+    def refresh(self) -> None:
+        """Read the folder again: a new version of the gallery may name new files."""
+        with self._lock:
+            self._files = self._indexed()
+            self._sizes = {}
+
+    def path(self, key: str) -> Path | None:
+        """Return the file that ``key`` names, or None."""
+        return self._files.get(key)
+
+    def read(self, key: str) -> bytes:
+        """Return the bytes of the file that ``key`` names.
+
+        Raises:
+            InputError: there is none, it is gone, or it is larger than any image that is decoded.
+        """
+        path = self.path(key)
+        if path is None:
+            raise InputError(f"no image has the key {key!r}")
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise InputError(f"{key}: larger than {MAX_FILE_BYTES:,} bytes")
+            return path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{key}: {error.strerror or 'cannot be read'}") from error
+
+    def known_size(self, key: str) -> Size | None:
+        """Return the image's size if it was looked at before; never touches the disk."""
+        return self._sizes.get(key)
+
+    def size(self, key: str) -> Size | None:
+        """Return the size that the image's header states, or None if there is no such image."""
+        if key not in self._sizes:
+            path = self.path(key)
+            self._sizes[key] = None if path is None else _size_of(path)
+        return self._sizes[key]
+
+    def are_sized(self, keys: list[str]) -> bool:
+        """Say whether the sizes of all ``keys`` are known, so that the disk need not be asked."""
+        return all(key in self._sizes or key not in self._files for key in keys)
+
+    def _indexed(self) -> dict[str, Path]:
+        return {path.relative_to(self._folder).as_posix(): path for path in image_paths(self._folder)}
+
+
+def _size_of(path: Path) -> Size | None:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            return (height, width) if turned else (width, height)
+    except Exception:  # a decoder fed hostile bytes raises nearly anything; such a file is shown as missing
+        return None

@@ -1,0 +1,25 @@
+"""A region of an image file, as a file of its own that the encoder can be given."""
+
+import io
+
+from dmsh_serving.images.decode import rgb_from_bytes
+
+
+def cut_out(data: bytes, box: tuple[float, float, float, float]) -> bytes:
+    """Return the region ``box`` (left, top, width and height, as shares of the upright image) as PNG, lossless.
+
+    Its edges are rounded to whole pixels; it is at least one pixel wide and high.
+
+    Raises:
+        InputError: ``data`` is no image.
+    """
+    image = rgb_from_bytes(data)
+    left, top, width, height = box
+    first = min(round(left * image.width), image.width - 1), min(round(top * image.height), image.height - 1)
+    end = (
+        min(max(round((left + width) * image.width), first[0] + 1), image.width),
+        min(max(round((top + height) * image.height), first[1] + 1), image.height),
+    )
+    file = io.BytesIO()
+    image.crop((*first, *end)).save(file, "PNG", compress_level=1)
+    return file.getvalue()

@@ -1,0 +1,115 @@
+"""Small copies of images to look at: decoded anew, so that nothing of a file but its pixels is ever sent.
+
+They are kept on disk, in a folder with a bound: the ones that were not looked at for the longest time go first.
+"""
+
+import hashlib
+import io
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+
+from dmsh_serving.images.decode import rgb_from_bytes
+from dmsh_serving.web.pictures.originals import Originals
+
+THUMBNAIL_BOX: Final = (560, 320)
+VIEW_BOX: Final = (1600, 1600)
+MEDIA_TYPE: Final = "image/webp"
+_LOSSLESS_PIXELS: Final = 64 * 64
+_QUALITY: Final = 82
+_RECIPE: Final = f"webp {_QUALITY}"
+_SUFFIX: Final = ".webp"
+_SWEEP_TO: Final = 0.9  # of the bound, so that not every new file sweeps
+
+
+def rendered(data: bytes, box: tuple[int, int], name: str) -> bytes:
+    """Return an image file as WebP that fits into ``box`` (width, height), upright, without any metadata.
+
+    Raises:
+        InputError: no image, or one that no encoder here would take either.
+    """
+    image = rgb_from_bytes(data, name=name, at_least=min(box))
+    image.thumbnail(box, Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    plain = Image.frombytes("RGB", image.size, image.tobytes())  # carries no EXIF, no profile, no comment
+    plain.save(file, "WEBP", quality=_QUALITY, method=2, lossless=image.width * image.height <= _LOSSLESS_PIXELS)
+    return file.getvalue()
+
+
+class Thumbnails:
+    """Thumbnails of ``originals``, made when first asked for, in ``folder``; at most ``most_bytes`` are kept."""
+
+    def __init__(self, originals: Originals, folder: Path, most_bytes: int) -> None:
+        self._originals, self._folder, self._most_bytes = originals, folder, most_bytes
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = threading.Lock()
+        self._bytes = sum(_file_size(path) for path in folder.glob(f"*{_SUFFIX}"))
+        self.made = 0
+
+    def tag(self, key: str) -> str | None:
+        """Return what names the content of a key's thumbnail, or None if the key has no file."""
+        path = self._originals.path(key)
+        if path is None:
+            return None
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        said = f"{_RECIPE}\n{THUMBNAIL_BOX}\n{path.absolute()}\n{status.st_mtime_ns}\n{status.st_size}"
+        return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()[:40]
+
+    def read(self, key: str, tag: str) -> bytes:
+        """Return the thumbnail of ``key``, WebP; ``tag`` is :meth:`tag`'s.
+
+        Raises:
+            InputError: the file is no image.
+        """
+        kept = self._folder / f"{tag}{_SUFFIX}"  # a digest: no part of the key reaches the file system
+        try:
+            data = kept.read_bytes()
+            os.utime(kept)  # looked at just now
+            return data
+        except OSError:
+            pass
+        data = rendered(self._originals.read(key), THUMBNAIL_BOX, key)
+        self._keep(kept, data)
+        return data
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        handle, temporary = tempfile.mkstemp(dir=self._folder)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)  # no fsync: what a crash takes is made again
+        Path(temporary).replace(path)
+        with self._lock:
+            self.made += 1
+            self._bytes += len(data)
+            if self._bytes > self._most_bytes:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete the files that were not looked at for the longest time."""
+        found = []
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            found.append((status.st_mtime_ns, status.st_size, path))
+        found.sort(reverse=True)
+        self._bytes = 0
+        for _, size, path in found:
+            if self._bytes + size > self._most_bytes * _SWEEP_TO:
+                path.unlink(missing_ok=True)
+            else:
+                self._bytes += size
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,289 @@
+"""A question -> its answer: examples become codes, Triton ranks them, and pages beyond its first are given exactly.
+
+The first page of a plain search is what Triton's ranker answers. Pages after it, several examples and filters by
+metadata are ordered here over the codes of the same version, by the same rule; without the gallery's folder, Triton is
+asked for as many images as the page ends at.
+"""
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+
+from dmsh_serving.codes import check_codes
+from dmsh_serving.contract import MAX_K
+from dmsh_serving.errors import InputError
+from dmsh_serving.web.codes.collection import Collection, GalleryFolder
+from dmsh_serving.web.codes.metadata import Metadata
+from dmsh_serving.web.codes.ranking import Cursor, Examples, Ranking, ranking_of
+from dmsh_serving.web.http.problems import ProblemError
+from dmsh_serving.web.http.questions import Example, Question
+from dmsh_serving.web.pictures.originals import Originals
+from dmsh_serving.web.pictures.region import cut_out
+from dmsh_serving.web.steps import TritonSteps
+
+MOST_EXACT_IN_JSON: Final = 2**53
+_RANKINGS_BYTES: Final = 256 << 20  # of rankings that are kept while their readers scroll
+
+
+@dataclass
+class Times:
+    """How long each step took, in seconds, as this process saw it; None for a step that was not needed."""
+
+    decode: float | None = None
+    encode: float | None = None
+    rank: float | None = None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return plain JSON types, in milliseconds."""
+        return {f"{name}_ms": None if took is None else round(took * 1e3, 3) for name, took in vars(self).items()}
+
+
+@dataclass
+class Resolved:
+    """An example with its code (B bytes), and its logits if an encoder was asked."""
+
+    code: bytes
+    said: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {"code": self.code.hex(), **self.said}
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of an order: places in a collection if there is one, ids, scores and keys; and whether it goes on."""
+
+    version: str
+    ids: list[int]
+    scores: list[int]
+    keys: list[str]
+    more: bool
+    truncated: bool = False
+    total: int | None = None
+
+
+class Searches:
+    """Answers questions with Triton, the files of ``originals`` and, if they are at hand, the gallery and metadata."""
+
+    def __init__(
+        self,
+        steps: TritonSteps,
+        originals: Originals,
+        gallery: GalleryFolder | None,
+        metadata: Metadata | None = None,
+    ) -> None:
+        self._steps, self._originals, self._gallery, self._metadata = steps, originals, gallery, metadata
+        self._rankings: OrderedDict[object, Ranking] = OrderedDict()
+
+    async def answer(self, question: Question) -> dict[str, Any]:
+        """Return the page that ``question`` asks for, as plain JSON types.
+
+        Raises:
+            ProblemError: there is no such image, or the gallery has changed since the page before.
+            InputError: Triton refuses it.
+            MissingError: Triton does not answer.
+        """
+        times = Times()
+        like = [await self.resolve(example, times) for example in question.like]
+        unlike = [await self.resolve(example, times) for example in question.unlike]
+        start = time.perf_counter()
+        page = await self._page(question, like, unlike)
+        times.rank = time.perf_counter() - start
+        return await self._told(question, page, like, unlike, times)
+
+    async def resolve(self, example: Example, times: Times) -> Resolved:
+        """Return the code of an example: the gallery's own, or the encoder's."""
+        if example.code is not None:
+            await self._check_code(example.code)
+            return Resolved(example.code)
+        collection = None
+        if self._gallery is not None and example.file is None and example.box is None:
+            collection = await run_in_threadpool(self._gallery.current)
+            place = await run_in_threadpool(_place_of, collection, example)
+            if place is not None:
+                said = {"id": json_id(int(collection.ids[place])), "key": collection.key_at(place)}
+                return Resolved(collection.codes[place].tobytes(), said)
+        if example.number is not None:
+            raise ProblemError(404, f"no image has the id {example.number}" if self._gallery else _WITHOUT_GALLERY)
+        return await self.encode(example, times)
+
+    async def encode(self, example: Example, times: Times) -> Resolved:
+        """Return the code and the logits that the served encoder gives for a file, or the file that a key names."""
+        data = example.file
+        if data is None:
+            if example.key is None or example.key not in self._originals:
+                raise ProblemError(404, f"no image has the key {example.key!r}")
+            data = await run_in_threadpool(self._originals.read, example.key)
+        started = time.perf_counter()
+        if example.box is not None:
+            data = await run_in_threadpool(cut_out, data, example.box)
+        image = await self._steps.decode(data)
+        decoded = time.perf_counter()
+        encoded = await self._steps.encode(image)
+        times.decode = (times.decode or 0) + decoded - started
+        times.encode = (times.encode or 0) + time.perf_counter() - decoded
+        said: dict[str, Any] = {"logits": [round(value, 6) for value in encoded.checked().logits[0].tolist()]}
+        if example.key is not None:
+            said["key"] = example.key
+        return Resolved(encoded.code[0].tobytes(), said)
+
+    async def bits(self) -> int:
+        """Return the bits of a code."""
+        if self._gallery is not None:
+            return (await run_in_threadpool(self._gallery.current)).bits
+        return (await self._steps.code_space()).bits
+
+    async def _check_code(self, code: bytes) -> None:
+        check_codes(np.frombuffer(code, np.uint8)[None], await self.bits())
+
+    async def _page(self, question: Question, like: list[Resolved], unlike: list[Resolved]) -> Page:
+        plain = len(like) == 1 and not unlike and not question.where
+        if plain and question.after is None:
+            return await self._first_page(question, like[0])
+        if self._gallery is not None:
+            return await self._ordered_page(self._gallery, question, like, unlike)
+        if plain and question.after is not None:
+            return await self._later_page(question, like[0], question.after)
+        raise ProblemError(409, _WITHOUT_GALLERY)
+
+    async def _first_page(self, question: Question, example: Resolved) -> Page:
+        k = min(question.k + 1, MAX_K)  # one more tells whether there is a next page
+        nearest = await self._nearest(question, example, k)
+        given = slice(min(question.k, len(nearest.ids)))
+        return Page(
+            nearest.version,
+            nearest.ids[given].tolist(),
+            nearest.distances[given].tolist(),
+            nearest.keys[given],
+            more=len(nearest.ids) == k,
+        )
+
+    async def _later_page(self, question: Question, example: Resolved, after: Cursor) -> Page:
+        """Ask Triton for the nearest images, ever more of them, until the page after the cursor is among them."""
+        k = 2 * question.k
+        while True:
+            k = min(k, MAX_K)
+            nearest = await self._nearest(question, example, k)
+            if question.version not in (None, nearest.version):
+                raise ProblemError(410, _CHANGED)
+            order = Ranking(np.arange(len(nearest.ids)), nearest.distances, nearest.ids)
+            start = order.after(after)
+            if k == MAX_K or len(nearest.ids) < k or start + question.k < k:
+                break
+            k *= 2
+        given = slice(start, min(start + question.k, len(nearest.ids)))
+        return Page(
+            nearest.version,
+            nearest.ids[given].tolist(),
+            nearest.distances[given].tolist(),
+            nearest.keys[given],
+            more=given.stop < len(nearest.ids),
+            truncated=k == MAX_K == len(nearest.ids) == given.stop,
+        )
+
+    async def _nearest(self, question: Question, example: Resolved, k: int) -> Any:
+        ids = None if question.ids is None else np.array(question.ids, np.int64)
+        code = np.frombuffer(example.code, np.uint8)[None]
+        return await self._steps.rank(code, k, radius=question.radius, ids=ids)
+
+    async def _ordered_page(
+        self, gallery: GalleryFolder, question: Question, like: list[Resolved], unlike: list[Resolved]
+    ) -> Page:
+        if question.version is None:
+            collection = await run_in_threadpool(gallery.current)
+        else:
+            found = gallery.held(question.version) or await run_in_threadpool(gallery.at, question.version)
+            if found is None:
+                raise ProblemError(410, _CHANGED)
+            collection = found
+        codes = [
+            np.frombuffer(b"".join(each.code for each in examples), np.uint8).reshape(-1, collection.codes.shape[1])
+            for examples in (like, unlike)
+        ]
+        order = await run_in_threadpool(self._ranking, collection, Examples(*codes), question)
+        start = 0 if question.after is None else order.after(question.after)
+        total = order.within(question.radius)
+        given = slice(start, max(start, min(start + question.k, total)))
+        return Page(
+            collection.version,
+            order.ids[given].tolist(),
+            order.scores[given].tolist(),
+            [collection.key_at(place) for place in order.places[given].tolist()],
+            more=given.stop < total,
+            total=total,
+        )
+
+    def _ranking(self, collection: Collection, examples: Examples, question: Question) -> Ranking:
+        name = (collection.version, examples.like.tobytes(), examples.unlike.tobytes(), question.ids, question.where)
+        found = self._rankings.get(name)
+        if found is not None:
+            return found
+        allowed = []
+        if question.ids is not None:
+            allowed.append(collection.places_of_ids(np.array(question.ids, np.int64)))
+        if question.where:
+            if self._metadata is None:
+                raise InputError("there is no metadata to filter by: start the page with --metadata")
+            allowed.append(self._metadata.places(collection, question.where))
+        found = ranking_of(collection, examples, allowed)
+        self._rankings[name] = found
+        while len(self._rankings) > 1 and sum(each.nbytes for each in self._rankings.values()) > _RANKINGS_BYTES:
+            self._rankings.popitem(last=False)
+        return found
+
+    async def _told(
+        self, question: Question, page: Page, like: list[Resolved], unlike: list[Resolved], times: Times
+    ) -> dict[str, Any]:
+        collection = None
+        if self._gallery is not None:
+            collection = self._gallery.held(page.version) or await run_in_threadpool(self._gallery.at, page.version)
+        if not self._originals.are_sized(page.keys):
+            await run_in_threadpool(lambda: [self._originals.size(key) for key in page.keys])
+        codes: list[str | None] = [None] * len(page.ids)
+        if collection is not None:
+            places = [collection.place_of_id(number) for number in page.ids]
+            codes = [None if place is None else collection.codes[place].tobytes().hex() for place in places]
+        images = []
+        for number, score, key, code in zip(page.ids, page.scores, page.keys, codes, strict=True):
+            size = self._originals.known_size(key)
+            images.append(
+                {
+                    "id": json_id(number),
+                    "key": key,
+                    "distance": score,
+                    "width": size and size[0],
+                    "height": size and size[1],
+                    "code": code,
+                    "attributes": None if self._metadata is None else self._metadata.attributes(key),
+                }
+            )
+        last = images[-1] if images and page.more else None
+        return {
+            "query": {"like": [each.to_dict() for each in like], "unlike": [each.to_dict() for each in unlike]},
+            "gallery_version": page.version,
+            "images": images,
+            "next": last and {"distance": last["distance"], "id": last["id"]},
+            "total": page.total,
+            "truncated": page.truncated,
+            "times": times.to_dict(),
+        }
+
+
+def json_id(number: int) -> int | str:
+    """Return an id as JSON can carry it: beyond 2^53, JavaScript would round it, so it is a text there."""
+    return number if number <= MOST_EXACT_IN_JSON else str(number)
+
+
+def _place_of(collection: Collection, example: Example) -> int | None:
+    if example.number is not None:
+        return collection.place_of_id(example.number)
+    return None if example.key is None else collection.place_of_key(example.key)
+
+
+_CHANGED: Final = "the gallery has changed since this search began: search again"
+_WITHOUT_GALLERY: Final = "this needs the gallery's codes: start the page with --gallery FOLDER"

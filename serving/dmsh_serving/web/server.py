@@ -1,0 +1,94 @@
+"""Run the page: in the foreground, or beside something else in a thread."""
+
+import socket
+import threading
+from types import TracebackType
+
+import uvicorn
+
+from dmsh_serving.errors import MissingError
+from dmsh_serving.web.app import Web
+from dmsh_serving.web.settings import WebSettings
+
+_STOP_SECONDS = 5
+_LONGEST_HEAD = 64 << 10  # a key may be long
+
+
+class WebServer:
+    """One page: ``with WebServer(settings) as page: ... page.url``.
+
+    Raises:
+        InputError: the images or the gallery cannot be used.
+        MissingError: the port is taken.
+    """
+
+    def __init__(self, settings: WebSettings) -> None:
+        self.settings = settings
+        self._socket = _listening(settings.host, settings.port)
+        try:
+            self._server = uvicorn.Server(
+                uvicorn.Config(
+                    Web(settings).app(),
+                    ssl_certfile=settings.tls_cert,
+                    ssl_keyfile=settings.tls_key,
+                    access_log=False,
+                    log_level="warning",
+                    server_header=False,
+                    proxy_headers=False,
+                    ws="none",
+                    timeout_graceful_shutdown=_STOP_SECONDS,
+                    h11_max_incomplete_event_size=_LONGEST_HEAD,
+                )
+            )
+        except BaseException:
+            self._socket.close()
+            raise
+        self._thread = threading.Thread(target=self.run, name="web", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.settings.host, self.settings.host)
+        if ":" in host and not host.startswith("["):
+            host = f"[{host}]"
+        return f"{self.settings.scheme}://{host}:{self._socket.getsockname()[1]}/"
+
+    def run(self) -> None:
+        """Answer until it is told to stop: by :meth:`stop`, or in the main thread by Ctrl-C or SIGTERM."""
+        self._server.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Stop, once the requests in flight are answered."""
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._socket.close()
+
+    def __enter__(self) -> "WebServer":
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            self._thread.join(0.01)
+        if not self._server.started:
+            raise MissingError("the page could not be started")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    opened = None
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        opened = socket.socket(family)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((host, port))
+        opened.listen(128)
+    except OSError as error:
+        if opened is not None:
+            opened.close()
+        why = error.strerror or error
+        raise MissingError(f"cannot listen on {host}:{port}: {why}; choose another --port") from None
+    return opened

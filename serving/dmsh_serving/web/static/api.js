@@ -1,0 +1,62 @@
+// The HTTP API, which the page uses like everyone else.
+
+export class ApiError extends Error {
+  constructor(status, detail) {
+    super(detail);
+    this.status = status;
+  }
+
+  get isOutage() { // it may pass by itself
+    return this.status === 0 || this.status === 502 || this.status === 503 || this.status === 504;
+  }
+}
+
+async function answered(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, { credentials: "omit", ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "this page's server does not answer");
+  }
+  const body = await response.json().catch(() => null);
+  if (!response.ok) throw new ApiError(response.status, body?.detail ?? response.statusText);
+  return body;
+}
+
+export const gallery = (signal) => answered("/v1/gallery", { signal });
+
+export function facets(where, signal) {
+  const query = new URLSearchParams();
+  for (const [column, values] of Object.entries(where)) for (const value of values) query.append(column, value);
+  return answered(`/v1/facets?${query}`, { signal });
+}
+
+export const search = (question, signal) => post("/v1/search", question, signal);
+
+export const encode = (example, signal) =>
+  example.file ? postForm("/v1/encode", example, {}, signal) : post("/v1/encode", { key: example.key }, signal);
+
+export const searchFile = (example, question, signal) => postForm("/v1/search", example, question, signal);
+
+function post(path, body, signal) {
+  return answered(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal });
+}
+
+function postForm(path, example, question, signal) {
+  const form = new FormData();
+  form.append("file", example.file);
+  if (example.box) form.append("box", example.box.join(","));
+  if (question.k) form.append("k", question.k);
+  if (question.radius !== undefined) form.append("radius", question.radius);
+  if (question.ids) form.append("ids", question.ids.join(","));
+  for (const [column, values] of Object.entries(question.where ?? {})) {
+    for (const value of values) form.append(`where.${column}`, value);
+  }
+  return answered(path, { method: "POST", body: form, signal });
+}
+
+// A slash of a key is no slash of the address, so a key such as ../x stays one name.
+const shown = (key) => key && key !== "." && key !== "..";
+export const thumbnailUrl = (key) => (shown(key) ? `/v1/thumbnails/${encodeURIComponent(key)}` : null);
+export const imageUrl = (key) => (shown(key) ? `/v1/images/${encodeURIComponent(key)}` : null);

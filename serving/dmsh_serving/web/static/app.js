@@ -1,0 +1,278 @@
+// The search page: what is looked at (the address) -> questions to the API -> cards.
+
+import * as api from "./api.js";
+import { byId, h, plural, svg } from "./dom.js";
+import { openDetails } from "./details.js";
+import { Grid } from "./grid.js";
+import { listen } from "./inputs.js";
+import { outage } from "./outage.js";
+import { drawFacets } from "./facets.js";
+import { drawTray, nameOf } from "./tray.js";
+import { addressOf, askedOf, emptyView, viewOf } from "./view.js";
+
+const uploads = new Map(); // by code: what was uploaded, for as long as the page is open
+let about = null;
+let view = emptyView();
+let browsed = null; // the code that the first look at the gallery is ordered by
+let answer = null;
+let aborter = new AbortController();
+let loading = false;
+
+const grid = new Grid(byId("grid"), {
+  onSearch: (card) => show({ ...view, like: [exampleOf(card)], unlike: [] }),
+  onMore: (card) => show({ ...view, like: [...view.like, exampleOf(card)] }),
+  onLess: (card) => show({ ...view, unlike: [...view.unlike, exampleOf(card)] }),
+  onDetails: look,
+  onEnd: () => nextPage(),
+});
+
+const exampleOf = ({ key, id, code, width, height }) => (key ? { key, id, code, width, height } : { id: String(id), code });
+
+function show(next, { push = true } = {}) {
+  keepPlace();
+  view = next;
+  for (const example of [...view.like, ...view.unlike]) Object.assign(example, uploads.get(example.code));
+  if (push) history.pushState({}, "", addressOf(view));
+  scrollTo(0, 0);
+  run();
+}
+
+// Where the reader is, for the way back.
+function keepPlace() {
+  history.replaceState({ ...history.state, y: Math.round(scrollY), cards: grid.cards.length, browsed }, "");
+}
+
+async function run(wanted = view.k) {
+  aborter.abort();
+  aborter = new AbortController();
+  const { signal } = aborter;
+  answer = null;
+  grid.clear();
+  say("Searching…");
+  byId("end").textContent = "";
+  drawControls();
+  drawTray(view, tray);
+  loading = true;
+  try {
+    about ??= await api.gallery(signal);
+    drawAbout();
+    answer = await firstPage(wanted, signal);
+    if (view.like.length + view.unlike.length) remember();
+    took(answer);
+    drawTray(view, tray);
+    if (about.facets) drawFacets(view, about, (where) => show({ ...view, where }), (ids) => show({ ...view, ids }), signal);
+  } catch (error) {
+    failed(error, () => run(wanted));
+  } finally {
+    if (!signal.aborted) loading = false;
+  }
+  if (!signal.aborted) grid.draw();
+}
+
+async function firstPage(k, signal) {
+  const examples = [...view.like, ...view.unlike];
+  if (!examples.length) return api.search({ ...filters(), like: [{ code: browseCode() }], k }, signal);
+  const unknown = examples.filter((example) => example.file && !example.code);
+  if (examples.length === 1 && unknown.length && view.like.length) return api.searchFile(examples[0], { ...filters(), k }, signal);
+  for (const example of unknown) {
+    const found = await api.encode(example, signal);
+    Object.assign(example, { code: found.code, logits: found.logits });
+  }
+  return api.search({ ...filters(), like: view.like.map(askedOf), unlike: view.unlike.map(askedOf), k }, signal);
+}
+
+function filters() {
+  const found = {};
+  if (view.radius !== undefined) found.radius = view.radius;
+  if (view.ids) found.ids = view.ids;
+  if (Object.keys(view.where).length) found.where = view.where;
+  return found;
+}
+
+// The codes that were found for the examples: pages after the first are asked for by them, and so is a link.
+function remember() {
+  for (const sign of ["like", "unlike"]) {
+    answer.query[sign].forEach((found, place) => {
+      const example = view[sign][place];
+      if (!example.file && found.key !== undefined && !example.box) example.id ??= found.id;
+      example.code = found.code;
+      example.logits ??= found.logits;
+      if (example.file) uploads.set(found.code, { file: example.file, url: example.url, label: example.label, logits: example.logits, box: example.box });
+    });
+  }
+  history.replaceState(history.state, "", addressOf(view));
+}
+
+async function nextPage() {
+  if (loading || !answer?.next) return;
+  loading = true;
+  const { signal } = aborter;
+  const { like, unlike } = answer.query;
+  const codes = (examples) => examples.map(({ code }) => ({ code }));
+  try {
+    const next = await api.search({ ...filters(), like: codes(like), unlike: codes(unlike), k: view.k, after: answer.next, version: answer.gallery_version }, signal);
+    answer = { ...next, times: answer.times };
+    took(answer, false);
+  } catch (error) {
+    failed(error, () => { loading = false; nextPage(); });
+  } finally {
+    if (!signal.aborted) loading = false;
+  }
+  if (!signal.aborted) grid.draw();
+}
+
+function took(found, first = true) {
+  grid.append(found.images, Boolean(found.next), found.total);
+  const count = grid.cards.length;
+  say(found.next ? `${plural(count, "image")} so far` : plural(count, "image"));
+  if (first) drawTimes(found);
+  byId("end").textContent = found.next ? "" : ending(count, found);
+}
+
+function ending(count, found) {
+  if (found.truncated) return `The nearest ${count.toLocaleString("en")} images. With --gallery, the page goes on to the last.`;
+  if (count) return count > 1 ? `That is all: ${plural(count, "image")}.` : "";
+  return view.radius === undefined ? "No image fits these filters." : `No image within ${plural(view.radius, "bit")}.`;
+}
+
+function failed(error, again) {
+  if (error.name === "AbortError") return;
+  if (!(error instanceof api.ApiError)) throw error;
+  if (error.isOutage) {
+    say("");
+    outage(error.message, (found) => { about = found; again(); });
+    return;
+  }
+  if (error.status === 410) {
+    say("");
+    byId("end").replaceChildren("The gallery has changed since this search began. ", h("button", { type: "button", onclick: () => run() }, "Search again"));
+    return;
+  }
+  say(error.message, true);
+}
+
+function say(text, wrong = false) {
+  byId("status").textContent = text;
+  byId("status").classList.toggle("wrong", wrong);
+}
+
+function drawTimes({ times, gallery_version: version }) {
+  const steps = [["decode", times.decode_ms], ["encode", times.encode_ms], ["rank", times.rank_ms]].filter(([, took]) => took !== null);
+  const whole = steps.reduce((sum, [, took]) => sum + took, 0) || 1;
+  let x = 0;
+  const bar = svg("svg", { viewBox: "0 0 60 6", "aria-hidden": "true" }, ...steps.map(([name, took]) => {
+    const part = svg("rect", { class: name, x, y: 0, width: Math.max(0.5, (60 * took) / whole - 0.7), height: 6, rx: 1 });
+    x += (60 * took) / whole;
+    return part;
+  }));
+  byId("times").replaceChildren(bar, ...steps.map(([name, took]) => h("span", { class: `step ${name}` }, `${name} ${took.toFixed(1)} ms`)), h("span", { class: "version", title: "The version of the gallery that answered" }, `gallery ${version}`));
+}
+
+function drawAbout() {
+  byId("about").textContent = about.count === null ? `${about.bits} bits` : `${plural(about.count, "image")}, ${about.bits} bits`;
+  byId("filters").hidden = !about.facets;
+}
+
+function drawControls() {
+  byId("k").value = view.k;
+  byId("radius").value = view.radius ?? "";
+  const examples = [...view.like, ...view.unlike];
+  const score = examples.length > 1 ? "smallest sum of distances first" : "nearest first";
+  byId("lead").textContent = examples.length ? `Images like ${examples.length > 1 ? `${examples.length} examples` : nameOf(examples[0])}, ${score}` : "Or begin with one of these";
+  document.title = examples.length ? `${nameOf(examples[0])} - search by image` : "Search by image";
+}
+
+function browseCode() {
+  const digits = Math.ceil(about.bits / 8) * 2;
+  if (browsed?.length !== digits) {
+    const bytes = crypto.getRandomValues(new Uint8Array(digits / 2));
+    if (about.bits % 8) bytes[bytes.length - 1] &= 256 - 2 ** (8 - (about.bits % 8));
+    browsed = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  }
+  return browsed;
+}
+
+const turned = { like: "unlike", unlike: "like" };
+const without = (sign, example) => ({ ...view, [sign]: view[sign].filter((each) => each !== example) });
+const tray = {
+  onRemove: (example, sign) => show(without(sign, example)),
+  onTurn(example, sign) {
+    const next = without(sign, example);
+    show({ ...next, [turned[sign]]: [...next[turned[sign]], example] });
+  },
+  onOpen: (example) => openDetails({
+    subject: example, query: null, bits: about?.bits ?? 0,
+    actions: { onRegion: region(example), onSearch: view.like.length + view.unlike.length > 1 ? () => show({ ...view, like: [example], unlike: [] }) : null },
+  }),
+};
+
+function look(card) {
+  const examples = [...view.like, ...view.unlike];
+  const subject = { ...card };
+  openDetails({
+    subject, bits: about.bits, distance: examples.length ? card.distance : undefined, attributes: card.attributes,
+    query: examples.length === 1 ? examples[0] : null,
+    actions: {
+      onSearch: () => show({ ...view, like: [exampleOf(card)], unlike: [] }),
+      onMore: () => show({ ...view, like: [...view.like, exampleOf(card)] }),
+      onLess: () => show({ ...view, unlike: [...view.unlike, exampleOf(card)] }),
+      onRegion: region(subject),
+    },
+  });
+}
+
+function region(example) {
+  if (!example.file && !example.key) return null;
+  const { file, url, label, key } = example;
+  return (box) => show({ ...view, like: [file ? { file, url, label, box } : { key, box }], unlike: [] });
+}
+
+listen((files) => {
+  const added = files.map((file) => ({ file, url: URL.createObjectURL(file), label: file.name || "pasted image" }));
+  show({ ...view, like: added, unlike: [] });
+}, (text) => say(text, true));
+
+byId("random").addEventListener("click", async () => {
+  const code = [...crypto.getRandomValues(new Uint8Array(Math.ceil((about?.bits ?? 0) / 8)))];
+  if (!code.length) return;
+  browsed = null;
+  try {
+    const found = await api.search({ like: [{ code: browseCode() }], k: 200 }, aborter.signal);
+    const picked = found.images[Math.floor(Math.random() * found.images.length)];
+    if (picked) show({ ...view, like: [exampleOf(picked)], unlike: [] });
+  } catch (error) {
+    failed(error, () => byId("random").click());
+  }
+});
+
+byId("controls").addEventListener("submit", (event) => event.preventDefault());
+byId("controls").addEventListener("change", () => {
+  const [k, radius] = [byId("k"), byId("radius")];
+  if (!k.checkValidity() || !radius.checkValidity()) return;
+  show({ ...view, k: Number(k.value) || 50, radius: radius.value === "" ? undefined : Number(radius.value) });
+});
+byId("filters").addEventListener("click", () => {
+  const open = byId("facets").hidden;
+  byId("facets").hidden = !open;
+  byId("filters").setAttribute("aria-expanded", open);
+});
+byId("copy").hidden = !navigator.clipboard;
+byId("copy").addEventListener("click", async () => {
+  await navigator.clipboard.writeText(location.href);
+  byId("copy-label").textContent = "Copied";
+  setTimeout(() => { byId("copy-label").textContent = "Copy link"; }, 1500);
+});
+
+history.scrollRestoration = "manual";
+addEventListener("popstate", async ({ state }) => {
+  view = viewOf(location.search);
+  browsed = state?.browsed ?? browsed;
+  for (const example of [...view.like, ...view.unlike]) Object.assign(example, uploads.get(example.code));
+  await run(Math.min(1000, Math.max(view.k, state?.cards ?? 0)));
+  if (state?.y) scrollTo(0, state.y);
+});
+addEventListener("pagehide", keepPlace);
+
+view = viewOf(location.search);
+browsed = history.state?.browsed ?? null;
+run();

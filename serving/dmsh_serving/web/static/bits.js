@@ -1,0 +1,62 @@
+// Codes to look at: a glyph, two rows of bits with the differing ones marked, logits as bars.
+
+import { h, svg } from "./dom.js";
+
+export function bitsOf(hex, count = hex.length * 4) {
+  return [...hex].flatMap((digit) => [8, 4, 2, 1].map((weight) => (parseInt(digit, 16) & weight ? 1 : 0))).slice(0, count);
+}
+
+// The code as a small square picture, for an image that is not at hand.
+export function glyph(hex) {
+  const bits = bitsOf(hex);
+  const side = Math.ceil(Math.sqrt(bits.length));
+  const path = bits.map((bit, place) => (bit ? `M${place % side} ${Math.floor(place / side)}h1v1h-1z` : "")).join("");
+  return svg("svg", { class: "glyph", viewBox: `-1 -1 ${side + 2} ${side + 2}`, "aria-hidden": "true" }, svg("path", { d: path }));
+}
+
+const LINE = 64; // bits in a line
+const [CELL, HIGH, BAR] = [10, 14, 34];
+
+// Returns a figure: per 64 bits the query's logits (if known), its bits, the result's bits, its logits (if known).
+export function comparison(query, result, count) {
+  const [first, second] = [query.code, result.code].map((hex) => (hex ? bitsOf(hex, count) : null));
+  const differing = first && second ? first.map((bit, place) => (bit === second[place] ? -1 : place)).filter((place) => place >= 0) : [];
+  const lines = [];
+  for (let start = 0; start < count; start += LINE) lines.push(line(start, Math.min(count, start + LINE), first, second, query.logits, result.logits));
+  const said = second ? `${differing.length} of ${count} bits differ${differing.length ? `: ${differing.join(", ")}` : ""}` : `${count} bits`;
+  return h("figure", { class: "bits" }, ...lines, h("figcaption", {}, said));
+}
+
+function line(start, end, first, second, above, below) {
+  const parts = [];
+  let y = 0;
+  const put = (shape) => parts.push(shape);
+  const bars = (logits, down) => {
+    const largest = Math.max(1e-9, ...logits.map(Math.abs));
+    put(svg("path", { class: "axis", d: `M0 ${y + BAR / 2}H${(end - start) * CELL}` }));
+    for (let place = start; place < end; place += 1) {
+      const tall = (Math.abs(logits[place]) / largest) * (BAR / 2 - 1);
+      put(svg("rect", { class: "logit", x: (place - start) * CELL + 2, y: logits[place] > 0 ? y + BAR / 2 - tall : y + BAR / 2, width: CELL - 4, height: Math.max(0.5, tall) },
+        svg("title", {}, `bit ${place}: logit ${logits[place].toFixed(3)}`)));
+    }
+    y += BAR + (down ? 0 : 4);
+  };
+  const row = (bits) => {
+    for (let place = start; place < end; place += 1) {
+      const differs = first && second && first[place] !== second[place];
+      put(svg("rect", { class: `bit${bits[place] ? " one" : ""}${differs ? " differs" : ""}`, x: (place - start) * CELL + 1, y: y + 1, width: CELL - 2, height: HIGH - 2, rx: 1.5 }));
+    }
+    y += HIGH;
+  };
+  if (above) bars(above, false);
+  if (first) row(first);
+  if (first && second) {
+    for (let place = start; place < end; place += 1) {
+      if (first[place] !== second[place]) put(svg("path", { class: "tick", d: `M${(place - start) * CELL + CELL / 2} ${y + 0.5}v5` }));
+    }
+    y += 6;
+  }
+  if (second) row(second);
+  if (below) { y += 4; bars(below, true); }
+  return svg("svg", { viewBox: `0 0 ${LINE * CELL} ${y}`, "aria-hidden": "true" }, ...parts);
+}

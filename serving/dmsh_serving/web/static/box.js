@@ -1,0 +1,58 @@
+// A region of an image: dragged with a pointer, or moved with the arrow keys (Shift changes its size).
+
+import { h } from "./dom.js";
+
+const STEP = 0.02;
+
+// Returns a function that gives [left, top, width, height] as shares of the image, or null.
+export function boxOn(stage, image, onChange) {
+  let box = null;
+  let from = null;
+  const mark = h("div", { class: "box", hidden: true });
+  stage.append(mark);
+  stage.tabIndex = 0;
+  stage.setAttribute("role", "group");
+  stage.setAttribute("aria-label", "Region: press B to begin, arrow keys move it, Shift and arrow keys change its size");
+
+  const set = (next) => {
+    box = next;
+    mark.hidden = !box;
+    if (box) {
+      const [frame, inside] = [stage.getBoundingClientRect(), image.getBoundingClientRect()];
+      mark.style.left = `${inside.left - frame.left + box[0] * inside.width}px`;
+      mark.style.top = `${inside.top - frame.top + box[1] * inside.height}px`;
+      mark.style.width = `${box[2] * inside.width}px`;
+      mark.style.height = `${box[3] * inside.height}px`;
+    }
+    onChange(box);
+  };
+  const at = (event) => {
+    const { left, top, width, height } = image.getBoundingClientRect();
+    return [(event.clientX - left) / width, (event.clientY - top) / height].map((share) => Math.min(1, Math.max(0, share)));
+  };
+  stage.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    from = at(event);
+    stage.setPointerCapture(event.pointerId);
+  });
+  stage.addEventListener("pointermove", (event) => {
+    if (!from) return;
+    const to = at(event);
+    const [left, top] = [Math.min(from[0], to[0]), Math.min(from[1], to[1])];
+    const [width, height] = [Math.abs(from[0] - to[0]), Math.abs(from[1] - to[1])];
+    set(width > 0.02 && height > 0.02 ? [left, top, width, height] : null);
+  });
+  stage.addEventListener("pointerup", () => { from = null; });
+  stage.addEventListener("keydown", (event) => {
+    const moves = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] };
+    if (event.key.toLowerCase() === "b") set([0.25, 0.25, 0.5, 0.5]);
+    else if (moves[event.key] && box) {
+      const [x, y] = moves[event.key];
+      const next = event.shiftKey ? [box[0], box[1], box[2] + x, box[3] + y] : [box[0] + x, box[1] + y, box[2], box[3]];
+      const size = [next[2], next[3]].map((side) => Math.min(1, Math.max(0.04, side)));
+      set([Math.min(1 - size[0], Math.max(0, next[0])), Math.min(1 - size[1], Math.max(0, next[1])), ...size]);
+    } else return;
+    event.preventDefault();
+  });
+  return () => box;
+}

@@ -1,0 +1,213 @@
+// A justified grid of any number of cards: rows fill the width, and only cards near the window are in the document.
+
+import { h, icon } from "./dom.js";
+import { thumbnailUrl } from "./api.js";
+import { glyph } from "./bits.js";
+
+const GAP = 10;
+const CAPTION = 30;
+const AHEAD = 1.2; // windows, above and below, that are drawn before they are seen
+
+export class Grid {
+  constructor(list, { onSearch, onMore, onLess, onDetails, onEnd }) {
+    this.list = list;
+    this.on = { onSearch, onMore, onLess, onDetails, onEnd };
+    this.clear();
+    addEventListener("scroll", () => this.soon(), { passive: true });
+    new ResizeObserver(() => { if (this.list.clientWidth !== this.width) this.layOut(0); }).observe(list);
+    list.addEventListener("keydown", (event) => this.pressed(event));
+    list.addEventListener("click", (event) => this.clicked(event));
+    list.addEventListener("focusin", (event) => this.focused(event));
+  }
+
+  clear() {
+    this.cards = [];
+    this.rows = [];
+    this.drawn = new Map();
+    this.current = 0;
+    this.total = -1;
+    this.hasMore = false;
+    this.list.replaceChildren();
+    this.list.style.height = "0px";
+  }
+
+  append(cards, hasMore, total) {
+    const first = this.cards.length;
+    this.cards.push(...cards);
+    this.hasMore = hasMore;
+    this.total = hasMore ? (total ?? -1) : this.cards.length;
+    if (!first) this.chooseHeight();
+    const last = this.rows.at(-1);
+    this.layOut(last && last.open ? last.first : first);
+  }
+
+  // Tiny images are not blown up to a blur.
+  chooseHeight() {
+    const heights = this.cards.map((card) => card.height ?? 0).filter(Boolean).sort((a, b) => a - b);
+    const typical = heights[heights.length >> 1] ?? 320;
+    this.target = Math.min(innerWidth < 640 ? 116 : 176, Math.max(96, 1.5 * typical));
+  }
+
+  layOut(first) {
+    this.width = this.list.clientWidth;
+    if (!this.width || !this.cards.length) return;
+    this.chooseHeight();
+    this.rows = first ? this.rows.filter((row) => row.end <= first) : [];
+    for (const [index, element] of this.drawn) {
+      if (index >= first && !element.contains(document.activeElement)) {
+        element.remove();
+        this.drawn.delete(index);
+      }
+    }
+    let top = this.rows.length ? this.rows.at(-1).top + this.rows.at(-1).height + CAPTION + GAP : 0;
+    for (let start = first; start < this.cards.length;) {
+      let end = start;
+      let aspects = 0;
+      while (end < this.cards.length && aspects * this.target + (end - start) * GAP < this.width) aspects += aspect(this.cards[end++]);
+      const fills = aspects * this.target + (end - start - 1) * GAP >= this.width;
+      const height = fills ? (this.width - (end - start - 1) * GAP) / aspects : this.target;
+      this.rows.push({ first: start, end, top, height, open: !fills });
+      top += height + CAPTION + GAP;
+      start = end;
+    }
+    this.list.style.height = `${top}px`;
+    this.draw();
+  }
+
+  soon() {
+    this.waiting ??= requestAnimationFrame(() => {
+      this.waiting = undefined;
+      this.draw();
+    });
+  }
+
+  draw() {
+    const { top } = this.list.getBoundingClientRect();
+    const from = -top - AHEAD * innerHeight;
+    const to = -top + (1 + AHEAD) * innerHeight;
+    const wanted = new Set();
+    for (let index = this.rowAt(from); index < this.rows.length && this.rows[index].top < to; index += 1) {
+      const row = this.rows[index];
+      let left = 0;
+      for (let each = row.first; each < row.end; each += 1) {
+        const width = aspect(this.cards[each]) * row.height;
+        wanted.add(each);
+        this.place(each, left, row, width);
+        left += width + GAP;
+      }
+    }
+    for (const [index, element] of this.drawn) {
+      if (!wanted.has(index) && !element.contains(document.activeElement)) {
+        element.querySelector("img")?.removeAttribute("src"); // stops what is still loading
+        element.remove();
+        this.drawn.delete(index);
+      }
+    }
+    if (this.hasMore && -top + (1 + 2 * AHEAD) * innerHeight > this.list.offsetHeight) this.on.onEnd();
+  }
+
+  rowAt(y) {
+    let [low, high] = [0, this.rows.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.rows[middle].top + this.rows[middle].height + CAPTION < y) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  place(index, left, row, width) {
+    let element = this.drawn.get(index);
+    if (!element) {
+      element = this.cardElement(index, row.height);
+      let next = index + 1;
+      while (next < index + 400 && !this.drawn.has(next)) next += 1;
+      this.list.insertBefore(element, this.drawn.get(next) ?? null);
+      this.drawn.set(index, element);
+    }
+    const { style } = element;
+    style.transform = `translate(${left}px, ${row.top}px)`;
+    style.width = `${width}px`;
+    element.firstChild.style.height = `${row.height}px`;
+    element.setAttribute("aria-setsize", this.total);
+  }
+
+  cardElement(index, shownHeight) {
+    const card = this.cards[index];
+    const name = card.key || `id ${card.id}`;
+    const pick = h("button", {
+      type: "button", class: "pick", tabindex: index === this.current ? 0 : -1,
+      "aria-label": `${name}, distance ${card.distance}: search by it`,
+    }, picture(card, shownHeight));
+    const tool = (act, symbol, label) => h("button", { type: "button", "data-act": act, tabindex: -1, title: label, "aria-label": `${label}: ${name}` }, icon(symbol));
+    return h("li", { class: "card", "data-index": index, "aria-posinset": index + 1 },
+      pick,
+      h("div", { class: "tools" }, tool("onMore", "plus", "More like this"), tool("onLess", "minus", "Less like this"), tool("onDetails", "info", "Why it was found")),
+      h("div", { class: "caption" }, h("span", { class: "distance" }, String(card.distance)), h("bdi", { class: "key", title: name }, name)));
+  }
+
+  indexOf(target) {
+    const element = target.closest(".card");
+    return element ? Number(element.dataset.index) : -1;
+  }
+
+  clicked(event) {
+    const index = this.indexOf(event.target);
+    const button = event.target.closest("button");
+    if (index < 0 || !button) return;
+    this.on[button.dataset.act ?? "onSearch"](this.cards[index]);
+  }
+
+  focused(event) {
+    const index = this.indexOf(event.target);
+    if (index < 0) return;
+    this.drawn.get(this.current)?.firstChild.setAttribute("tabindex", -1);
+    this.current = index;
+    this.drawn.get(index).firstChild.setAttribute("tabindex", 0);
+  }
+
+  pressed(event) {
+    const index = this.indexOf(event.target);
+    if (index < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    const acts = { "+": "onMore", "=": "onMore", "-": "onLess", i: "onDetails" };
+    if (acts[event.key]) this.on[acts[event.key]](this.cards[index]);
+    else {
+      const next = this.neighbour(index, event.key);
+      if (next === undefined) return;
+      this.focus(next);
+    }
+    event.preventDefault();
+  }
+
+  neighbour(index, key) {
+    const row = this.rows.findIndex((each) => index < each.end);
+    const column = index - this.rows[row].first;
+    const inRow = (other) => (this.rows[other] ? Math.min(this.rows[other].first + column, this.rows[other].end - 1) : index);
+    return {
+      ArrowRight: Math.min(index + 1, this.cards.length - 1), ArrowLeft: Math.max(index - 1, 0),
+      ArrowDown: inRow(row + 1), ArrowUp: inRow(row - 1), Home: 0, End: this.cards.length - 1,
+    }[key];
+  }
+
+  focus(index) {
+    const row = this.rows.find((each) => index < each.end);
+    const top = this.list.getBoundingClientRect().top + row.top;
+    const bar = document.querySelector(".bar").offsetHeight + 8;
+    if (top < bar) scrollBy(0, top - bar);
+    else if (top + row.height + CAPTION > innerHeight) scrollBy(0, top + row.height + CAPTION + GAP - innerHeight);
+    this.draw();
+    this.drawn.get(index)?.firstChild.focus({ preventScroll: true });
+  }
+}
+
+function aspect(card) {
+  return card.width && card.height ? Math.min(2.6, Math.max(0.5, card.width / card.height)) : 1;
+}
+
+function picture(card, shownHeight) {
+  const source = card.width ? thumbnailUrl(card.key) : null;
+  if (!source) return card.code ? glyph(card.code) : h("span", { class: "absent" }, "no image");
+  const image = h("img", { alt: "", src: source, decoding: "async", draggable: "false", class: card.height * 2 <= shownHeight ? "pixels" : null });
+  image.addEventListener("error", () => image.replaceWith(card.code ? glyph(card.code) : h("span", { class: "absent" }, "no image")));
+  return image;
+}

@@ -1,0 +1,61 @@
+// What is looked at, and the address that brings it back: ?like=key:a/b.png&unlike=id:7&k=50&radius=12&where.class=3
+
+export const DEFAULT_K = 50;
+
+export const emptyView = () => ({ like: [], unlike: [], k: DEFAULT_K, radius: undefined, ids: undefined, where: {} });
+
+export function viewOf(text) {
+  const view = emptyView();
+  for (const [name, value] of new URLSearchParams(text)) {
+    if (name === "like" || name === "unlike") {
+      const example = exampleOf(value);
+      if (example) view[name].push(example);
+    } else if (name === "k" && isWhole(value)) view.k = Math.min(1000, Math.max(1, Number(value)));
+    else if (name === "radius" && isWhole(value)) view.radius = Number(value);
+    else if (name === "ids") view.ids = idsOf(value);
+    else if (name.startsWith("where.")) (view.where[name.slice(6)] ??= []).push(value);
+  }
+  return view;
+}
+
+export function addressOf(view) {
+  const query = new URLSearchParams();
+  for (const name of ["like", "unlike"]) for (const example of view[name]) query.append(name, textOf(example));
+  if (view.k !== DEFAULT_K) query.append("k", view.k);
+  if (view.radius !== undefined) query.append("radius", view.radius);
+  if (view.ids) query.append("ids", view.ids.join(","));
+  for (const [column, values] of Object.entries(view.where)) for (const value of values) query.append(`where.${column}`, value);
+  const text = query.toString();
+  return text ? `?${text}` : location.pathname;
+}
+
+// Ids stay texts: they may be larger than JavaScript's exact numbers.
+export const idsOf = (text) => text.split(/[\s,;]+/).filter((each) => /^\d{1,19}$/.test(each));
+
+export const isWhole = (text) => /^-?\d{1,9}$/.test(text);
+
+function textOf({ key, id, code, box }) {
+  if (box && key !== undefined) return `box:${box.map((each) => +each.toFixed(4)).join(",")}:${key}`;
+  if (key) return `key:${key}`;
+  return id === undefined ? `code:${code}` : `id:${id}`;
+}
+
+function exampleOf(text) {
+  const kind = text.slice(0, text.indexOf(":"));
+  const rest = text.slice(kind.length + 1);
+  if (kind === "key") return { key: rest };
+  if (kind === "id" && /^\d+$/.test(rest)) return { id: rest };
+  if (kind === "code" && /^([0-9a-f]{2})+$/.test(rest)) return { code: rest };
+  if (kind === "box") {
+    const [box, key] = [rest.slice(0, rest.indexOf(":")).split(",").map(Number), rest.slice(rest.indexOf(":") + 1)];
+    if (box.length === 4 && box.every(Number.isFinite)) return { key, box };
+  }
+  return null;
+}
+
+// What the API is asked for an example: its code once that is known, so that every page has the same order.
+export function askedOf({ key, id, code, box }) {
+  if (code) return { code };
+  if (key !== undefined) return box ? { key, box } : { key };
+  return { id };
+}

@@ -1,0 +1,136 @@
+"""The three steps of a search, each asked of Triton by itself: file -> image -> code and logits -> nearest images.
+
+Asked one by one, each can be timed, and the logits are there to be shown. One gRPC channel serves all requests. A call
+whose task is cancelled is cancelled at Triton too.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.client import CHANNEL_OPTIONS, CodeSpace, Tensor, code_space_of, error_of, strings_of
+from dmsh_serving.codes import Codes, Encoded
+from dmsh_serving.contract import (
+    CODE,
+    DECODE_MODEL,
+    DISTANCES,
+    ENCODER_MODEL,
+    FILE,
+    FILTER,
+    GALLERY_VERSION,
+    IDS,
+    IMAGE,
+    KEYS,
+    LOGITS,
+    PAD_ID,
+    RADIUS,
+    RANKER_MODEL,
+    K,
+)
+from dmsh_serving.errors import MissingError
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The images nearest to one code, in (distance, id) order, without padding.
+
+    Attributes:
+        ids: (M,) int64.
+        distances: (M,) int32.
+        keys: M strings.
+        version: the version of the gallery that answered.
+    """
+
+    ids: npt.NDArray[np.int64]
+    distances: npt.NDArray[np.int32]
+    keys: list[str]
+    version: str
+
+
+class TritonSteps:
+    """A connection to the Triton at ``url`` (host:port of gRPC), to be made and used inside one event loop.
+
+    Raises:
+        InputError: Triton refuses the request.
+        MissingError: no Triton there, or no answer within ``timeout`` seconds.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        try:
+            import tritonclient.grpc.aio as triton
+        except ImportError as error:
+            raise MissingError("tritonclient is not installed: pip install 'dmsh-toolkit[web]'") from error
+        self.url, self.timeout = url, timeout
+        self._triton = triton
+        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
+        self._space: CodeSpace | None = None
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def code_space(self) -> CodeSpace:
+        """Return what the served encoder says of its codes; asked once."""
+        if self._space is None:
+            found = await self._asked(self._client.get_model_config(ENCODER_MODEL, client_timeout=self.timeout))
+            self._space = code_space_of(found.config, self.url)
+        return self._space
+
+    async def is_ready(self) -> bool:
+        """Say whether Triton answers, and every model of the search is ready."""
+        try:
+            return bool(await self._asked(self._client.is_model_ready(RANKER_MODEL, client_timeout=self.timeout)))
+        except MissingError:
+            return False
+
+    async def decode(self, file: bytes) -> npt.NDArray[np.uint8]:
+        """Return the image (1, H, W, 3) uint8 that the encoder is given for an image file."""
+        data = np.array([[file]], dtype=np.object_)
+        found = await self._infer(DECODE_MODEL, {FILE: data}, [IMAGE])
+        image: npt.NDArray[np.uint8] = found[IMAGE]
+        return image
+
+    async def encode(self, image: npt.NDArray[np.uint8]) -> Encoded:
+        """Return the code (1, B) and the logits (1, K) of an image (1, H, W, 3) uint8."""
+        found = await self._infer(ENCODER_MODEL, {IMAGE: image}, [CODE, LOGITS])
+        return Encoded(found[CODE], found[LOGITS])
+
+    async def rank(self, code: Codes, k: int, *, radius: int | None, ids: npt.NDArray[np.int64] | None) -> Nearest:
+        """Return the ``k`` nearest images of ``code`` (1, B): within ``radius``, and among ``ids``, if given."""
+        inputs: dict[str, Tensor] = {CODE: code, K: np.array([[k]])}
+        if radius is not None:
+            inputs[RADIUS] = np.array([[radius]])
+        if ids is not None:
+            inputs[FILTER] = ids[None] if len(ids) else np.array([[PAD_ID]])
+        found = await self._infer(RANKER_MODEL, inputs, [IDS, DISTANCES, KEYS, GALLERY_VERSION])
+        there = int((found[IDS][0] != PAD_ID).sum())
+        return Nearest(
+            found[IDS][0, :there],
+            found[DISTANCES][0, :there],
+            strings_of(found[KEYS][0, :there]).tolist(),
+            str(strings_of(found[GALLERY_VERSION])[0, 0]),
+        )
+
+    async def _infer(self, model: str, inputs: dict[str, Tensor], outputs: list[str]) -> dict[str, Tensor]:
+        from tritonclient.utils import np_to_triton_dtype
+
+        sent = []
+        for name, array in inputs.items():
+            tensor = self._triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            sent.append(tensor.set_data_from_numpy(array))
+        wanted = [self._triton.InferRequestedOutput(name) for name in outputs]
+        microseconds = max(1, int(self.timeout * 1e6))
+        answer = await self._asked(
+            self._client.infer(model, sent, outputs=wanted, client_timeout=self.timeout, timeout=microseconds)
+        )
+        return {name: answer.as_numpy(name) for name in outputs}
+
+    async def _asked(self, call: Any) -> Any:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return await call
+        except InferenceServerException as error:
+            raise error_of(error, self.url, self.timeout) from error

@@ -1,0 +1,106 @@
+"""The HTTP API, over a real Triton and a real socket."""
+
+import numpy as np
+import pytest
+import tiny_model
+from web_world import CODES, COUNT, IMAGES, KEYS, ask, in_order, png
+
+pytestmark = pytest.mark.live
+
+
+def found(answer):
+    return [(image["distance"], image["id"]) for image in answer["images"]]
+
+
+def test_a_file_finds_what_the_oracle_finds(web_page):
+    answer = ask(web_page, "/v1/search?k=20", png(IMAGES[7])).json()
+    assert found(answer) == in_order([CODES[7]])[:20]
+    assert [image["key"] for image in answer["images"]] == [KEYS[image["id"]] for image in answer["images"]]
+    assert answer["query"]["like"][0]["code"] == CODES[7].tobytes().hex()
+    np.testing.assert_allclose(answer["query"]["like"][0]["logits"], tiny_model.logits_of(IMAGES[7:8])[0])
+    assert all(answer["times"][f"{step}_ms"] > 0 for step in ("decode", "encode", "rank"))
+
+
+def test_a_key_finds_what_its_file_finds(web_page):
+    by_key = ask(web_page, "/v1/search", {"key": KEYS[7], "k": 20}).json()
+    assert found(by_key) == in_order([CODES[7]])[:20]
+    assert by_key["times"]["encode_ms"] is None
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 3000])
+def test_pages_give_every_image_once_in_order(web_page, size):
+    expected = in_order([CODES[3]])[: 5 * size]
+    seen, question = [], {"like": [{"id": 3}], "k": size}
+    for _ in range(5):
+        answer = ask(web_page, "/v1/search", question).json()
+        seen += found(answer)
+        if answer["next"] is None:
+            break
+        question |= {"after": answer["next"], "version": answer["gallery_version"]}
+    assert seen == expected
+
+
+def test_the_last_page_says_that_it_is_the_last(web_page):
+    answer = ask(web_page, "/v1/search", {"like": [{"id": 3}], "k": COUNT}).json()
+    assert (len(answer["images"]), answer["next"]) == (COUNT, None)
+    answer = ask(web_page, "/v1/search", {"like": [{"id": 3}], "k": COUNT - 1}).json()
+    last = ask(web_page, "/v1/search", {"like": [{"id": 3}], "k": 9, "after": answer["next"]}).json()
+    assert (len(last["images"]), last["next"], last["total"]) == (1, None, COUNT)
+
+
+def test_several_examples_are_ordered_by_the_sum_of_their_distances(web_page):
+    question = {"like": [{"id": 3}, {"id": 60}], "unlike": [{"key": KEYS[200]}], "k": 400}
+    answer = ask(web_page, "/v1/search", question).json()
+    assert found(answer) == in_order([CODES[3], CODES[60]], [CODES[200]])[:400]
+
+
+def test_metadata_filters_and_is_counted(web_page):
+    question = {"like": [{"id": 3}], "where": {"shelf": ["1", "4"], "parity": ["odd"]}, "k": 300}
+    answer = ask(web_page, "/v1/search", question).json()
+    allowed = [number for number in range(COUNT) if number % 7 in (1, 4) and number % 2]
+    assert found(answer) == in_order([CODES[3]], allowed=allowed)[:300]
+    assert answer["images"][0]["attributes"]["parity"] == "odd"
+    (shelf, parity) = ask(web_page, "/v1/facets?shelf=1&shelf=4&parity=odd").json()["columns"]
+    counts = {value["value"]: value["count"] for value in parity["values"]}
+    assert counts == {"odd": len(allowed), "even": sum(n % 7 in (1, 4) and n % 2 == 0 for n in range(COUNT))}
+    assert sum(value["count"] for value in shelf["values"]) == COUNT // 2
+
+
+def test_radius_and_ids_filter(web_page):
+    for after in ({}, {"after": {"distance": -1, "id": 0}}):
+        question = {"like": [{"id": 3}], "ids": [3, 4, 60, "61", 9_999_999], "radius": 24, **after}
+        answer = ask(web_page, "/v1/search", question).json()
+        assert found(answer) == [each for each in in_order([CODES[3]], allowed=[3, 4, 60, 61]) if each[0] <= 24]
+
+
+def test_a_thumbnail_and_a_view_come_as_webp_and_nothing_else_comes(web_page):
+    for kind in ("thumbnails", "images"):
+        answer = ask(web_page, f"/v1/{kind}/{KEYS[7]}")
+        assert (answer.status, answer.headers["content-type"]) == (200, "image/webp")
+        for hostile in ("..%2F..%2F..%2Fetc%2Fpasswd", "%2Fetc%2Fpasswd", "nothing.png", "%00", "model.onnx"):
+            assert ask(web_page, f"/v1/{kind}/{hostile}").status == 404
+
+
+def test_an_error_is_a_problem_with_what_to_do(web_page):
+    for path, body, status, said in (
+        ("/v1/search", {"key": "no such key"}, 404, "no image has the key"),
+        ("/v1/search", {"like": [{"id": COUNT}]}, 404, "no image has the id"),
+        ("/v1/search", {"key": KEYS[0], "k": 0}, 400, "k = 0 is out of range"),
+        ("/v1/search", b"not an image", 400, "not an image"),
+        ("/v1/search", {"code": "00"}, 400, "a search has no 'code'"),
+        ("/v1/search", {"like": [{"code": "00"}]}, 400, "codes of 64 bits must be"),
+        (
+            "/v1/search",
+            {"like": [{"id": 1}], "version": "00000009-00000000", "after": {"distance": 0, "id": 1}},
+            410,
+            "changed",
+        ),
+        ("/v1/search", {"like": [{"id": 1}], "where": {"serial": ["3"]}}, 400, "'serial' is no filter"),
+        ("/v1/nothing", None, 404, "Not Found"),
+        ("/v1/search", None, 405, "Method Not Allowed"),
+    ):
+        answer = ask(web_page, path, body)
+        assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json"), answer
+        problem = answer.json()
+        assert problem["status"] == status
+        assert said in problem["detail"]
