@@ -34,7 +34,9 @@ def first_sentence(text: str) -> str:
     Raises:
         SystemExit: the page has no such paragraph.
     """
-    for paragraph in re.split(r"\n\s*\n", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+    without_code = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for paragraph in re.split(r"\n\s*\n", re.sub(r"^#.*$", "", without_code, flags=re.MULTILINE)):
+        paragraph = paragraph.strip()
         if re.match(r"[\w`*\[]", paragraph) and not paragraph.startswith(("* ", "**Usage")):
             plain = re.sub(r"\[([^]]*)\]\([^)]*\)|[`*]", r"\1", " ".join(paragraph.split()))
             return re.split(r"(?<=[.?!])\s", plain)[0]
