@@ -1,4 +1,4 @@
-from website.commands import COMMANDS, command_pages, linked
+from website.commands import COMMANDS, command_pages, grouped, linked
 
 
 def test_a_list_of_commands_becomes_links_and_options_stay():
@@ -14,3 +14,10 @@ def test_every_command_has_a_page_with_its_options():
     assert pages.keys() == {f"reference/{name}.md" for name in COMMANDS}
     assert "## `dmsh-serve start`" in pages["reference/dmsh-serve.md"]
     assert "--grpc-port" in pages["reference/dmsh-serve.md"]
+
+
+def test_options_stand_in_the_groups_of_the_help():
+    text = "## `t run`\n\n**Options**:\n\n* `--a`: x\n* `--b <int>`: y\n* `--c`: z\n\nEnd\n"
+    expected = "## `t run`\n\n**Options**:\n\n* `--a`: x\n* `--c`: z\n\n**Rare**:\n\n* `--b <int>`: y\n\nEnd\n"
+    assert grouped(text, {"t run": {"--b": "Rare"}}) == expected
+    assert grouped(text, {"t other": {"--b": "Rare"}}) == text
