@@ -9,6 +9,7 @@ import typer
 
 COMMANDS = {"dmsh-train": "dmsh_model.cli", "dmsh-export": "dmsh_export.cli", "dmsh-serve": "dmsh_serving.cli"}
 _OPTIONS = re.compile(r"(?<=^\*\*Options\*\*:\n\n)((?:\* .*\n)+)", re.MULTILINE)
+_EXAMPLES = re.compile(r"^\x08\n(Examples?):\n((?:  .+\n)+)", re.MULTILINE)
 _LISTED = re.compile(r"^\* `(\w[\w-]*)`: .*$", re.MULTILINE)
 
 
@@ -27,7 +28,8 @@ def typer_docs(name: str, module: str) -> str:
 
 
 def linked(text: str) -> str:
-    """Turn each list of commands, whose summaries typer cuts off, into links to the commands' own sections."""
+    """Turn each list of commands, whose summaries typer cuts off, into links to the commands' own sections; set examples as code."""
+    text = _EXAMPLES.sub(lambda found: f"**{found[1]}**:\n\n```console\n{found[2].replace('  ', '$ ')}```\n", text)
     lines, title = [], ""
     for line in text.splitlines():
         if heading := re.match(r"#+ `(.+)`$", line):

@@ -34,7 +34,7 @@ JsonOption = Annotated[
     Path | None,
     typer.Option("--json", help="Also write the result to this JSON file.", callback=_in_a_folder),
 ]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Skip (and count) images that cannot be read.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Skip and count damaged images.")]
 
 
 def make_app(purpose: str, name: str | None = None) -> typer.Typer:

@@ -1,5 +1,6 @@
 """Help is there at once, however busy the machine is, and says what a command can do and how it ends."""
 
+import os
 import re
 import resource
 import subprocess
@@ -7,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from examples import COMMANDS, PROGRAMS, examples
+
+import dmsh_serving
 
 # Of the child, in seconds: 0.15 to 0.2 on a slow core, where importing numpy alone adds 0.15 and torch 2.
 MOST_PROCESSOR_TIME = 0.4
@@ -48,3 +52,34 @@ def test_fit_shows_its_usual_options_first_and_few_of_them():
     names = re.findall(r"^  (--[a-z-]+)", usual, re.MULTILINE)
     assert {"--out", "--bits", "--backbone", "--epochs"} <= set(names)
     assert len(names) <= 13
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_of_itself(name):
+    assert examples(name)
+    assert [line for line in examples(name) if not line.startswith(f"{name} ")] == []
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_says_its_version(program):
+    tool = Path(sys.executable).with_name(program)
+    done = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{program} {dmsh_serving.__version__}\n"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_shell_completes_commands_and_options(program):
+    tool = Path(sys.executable).with_name(program)
+    shell = ["bash", "-c", f"{tool} --show-completion; exit $?"]  # which it recognises as its parent
+    script = subprocess.run(shell, capture_output=True, text=True, check=True).stdout
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    assert f"{variable}=complete_bash" in script
+    name = next(iter(COMMANDS[each].name for each in COMMANDS if each.startswith(f"{program} ")))
+
+    def completed(words, position):
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(position), variable: "complete_bash"}
+        done = subprocess.run([tool], env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert name in completed(f"{program} {name[:2]}", 1)
+    assert "--json" in completed(f"{program} {name} --", 2)

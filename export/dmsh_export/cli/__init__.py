@@ -12,6 +12,7 @@ from dmsh_export.cli.quantise import quantize
 from dmsh_export.cli.repository import repository
 from dmsh_export.cli.trt import trt
 from dmsh_export.to_onnx.opsets import DEFAULT_OPSET
+from dmsh_serving.commands import command
 from dmsh_serving.console import JsonOption, SkipBadOption, console, make_app, progress, run, write_json
 from dmsh_serving.errors import CheckError, InputError
 
@@ -19,18 +20,22 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-app = make_app("Export a trained DMSH model, and prove that no bit of any code changed.")
-app.command()(quantize)
+app = make_app("Export a trained DMSH model, and prove that no bit of any code changed.", "dmsh-export")
+command(app, "dmsh-export quantize build/model --images photos --out build/integer")(quantize)
 
 GENERATED_PIXELS = 64 * 80 * 80  # enough to find a broken export; a network of large images is slow on a CPU
 
 Checkpoint = Annotated[
     Path, typer.Argument(help="A checkpoint folder, or a .pt/.pth state dict beside its config.json.")
 ]
-Images = Annotated[Path | None, typer.Option(help="A folder of images, or an .npy file, uint8 [N,H,W,3].")]
+Images = Annotated[Path | None, typer.Option(help="Folder of images, or an .npy file, uint8 [N, H, W, 3].")]
 
 
-@app.command()
+@command(
+    app,
+    "dmsh-export onnx build/model --out build/model.onnx --images photos",
+    "dmsh-export onnx build/integer --out build/integer.onnx --images photos --dialect onnxruntime",
+)
 def onnx(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="The ONNX file to write; its manifest goes beside it.")],
@@ -38,13 +43,13 @@ def onnx(
     skip_bad: SkipBadOption = False,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold BN, laterals and fusion.")] = True,
     dialect: Annotated[
-        DialectName | None, typer.Option(help="Of an integer checkpoint; onnxruntime where none is given.")
+        DialectName | None, typer.Option(help="Operators of an integer model.  [default: onnxruntime]")
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = DEFAULT_OPSET,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size proven not to change a code.")] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size for which codes must not change.")] = 8,
     json: JsonOption = None,
 ) -> None:
-    """Export one ONNX file, uint8 image to logits and packed code; written only if no bit differs from PyTorch."""
+    """Export one ONNX file, from uint8 image to packed code; write it only if no bit differs from PyTorch."""
     import dmsh_model
     from dmsh_export.cli.tables import print_fold, print_parity
     from dmsh_export.to_onnx.float import export_onnx
@@ -88,12 +93,12 @@ def onnx(
     )
 
 
-app.command()(prove)
-app.command()(deploy)
-app.command()(trt)
+command(app, "dmsh-export prove build/integer.onnx --against build/integer")(prove)
+command(app, "dmsh-export deploy build/model --images photos --out build/service")(deploy)
+command(app, "dmsh-export trt build/model.onnx --fp16 --out build/model.plan")(trt)
 
 
-@app.command()
+@command(app, "dmsh-export parity build/model build/model.onnx --images photos")
 def parity(
     checkpoint: Checkpoint,
     targets: Annotated[
@@ -101,7 +106,7 @@ def parity(
     ],
     images: Images = None,
     skip_bad: SkipBadOption = False,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size of the batch invariance check.")] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size for which codes must not change.")] = 8,
     json: JsonOption = None,
 ) -> None:
     """Compare every bit of every image with PyTorch; exit 1 on one wrong bit."""
@@ -135,7 +140,7 @@ def parity(
                 console().print(f"note: the manifest of {target} cannot be told of it: {error.strerror}")
 
 
-@app.command()
+@command(app, "dmsh-export latency build/model build/model.onnx --batch 8 --rounds 20")
 def latency(
     targets: Annotated[
         list[str],
@@ -143,11 +148,11 @@ def latency(
             help="A checkpoint folder, FILE.onnx, FILE.plan or triton://host:port/model", metavar="TARGET..."
         ),
     ],
-    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each target.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls per target.")] = 100,
     json: JsonOption = None,
 ) -> None:
-    """Time one call of each target, interleaved, on generated images."""
+    """Time calls of several targets in turns, on generated images."""
     import dmsh_model
     from dmsh_export.cli.tables import print_latency
     from dmsh_export.compare.generated import generated_images
@@ -170,16 +175,16 @@ def latency(
     write_json(json, {"latency": [row.to_dict() for row in rows]})
 
 
-app.command()(repository)
-app.command()(lint)
+command(app, "dmsh-export repository build/model.onnx --gallery build/gallery --out build/repository")(repository)
+command(app, "dmsh-export lint build/repository")(lint)
 
 
-@app.command()
+@command(app, "dmsh-export inspect build/model.onnx")
 def inspect(
-    artefact: Annotated[Path, typer.Argument(help="An artefact of dmsh-export, its manifest beside it.")],
+    artefact: Annotated[Path, typer.Argument(help="A file that dmsh-export wrote, beside its manifest.")],
     json: JsonOption = None,
 ) -> None:
-    """Show what an artefact is, what it was made from, and what was proven of it."""
+    """Show what a file is, what it was made from, and what was proven about it."""
     from dmsh_export.manifest import manifest_rows, read_manifest
     from dmsh_serving.console import print_table
 
@@ -198,11 +203,11 @@ def inspect(
     write_json(json, manifest)
 
 
-@app.command()
+@command(app, "dmsh-export demo --out build/demo")
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the demo's artefacts and report go.")] = Path("build/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the artefacts and the report.")] = Path("build/demo"),
     checkpoint: Annotated[Path, typer.Option(help="The checkpoint to serve.")] = Path("demo/checkpoint"),
-    triton: Annotated[Path | None, typer.Option(help="A Triton installation; see dmsh-serve start.")] = None,
+    triton: Annotated[Path | None, typer.Option(help="tritonserver, its folder, or a Python environment.")] = None,
     json: JsonOption = None,
 ) -> None:
     """Run the whole path on MNIST-5k: export, parity, gallery, a real Triton, 500 queries, report.html."""

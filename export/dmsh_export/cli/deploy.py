@@ -9,11 +9,11 @@ from dmsh_serving.console import JsonOption, SkipBadOption, console, print_table
 
 
 def deploy(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, float or integer.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A float or integer checkpoint.")],
     images: Annotated[
-        Path, typer.Option(help="The images to search in; they also calibrate. A folder, or .npy, uint8 [N, H, W, 3].")
+        Path, typer.Option(help="Images to search in and to calibrate on: a folder, or .npy, uint8 [N, H, W, 3].")
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write; an interrupted run goes on in it.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; a rerun makes only what is missing.")],
     in_float: Annotated[bool, typer.Option("--float", help="Stay in FP32 instead of quantising to integers.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make everything in --out anew.")] = False,
     skip_bad: SkipBadOption = False,

@@ -25,11 +25,11 @@ class DialectName(StrEnum):
 
 
 def prove(
-    model: Annotated[Path, typer.Argument(help="An ONNX file of an integer checkpoint, in either dialect.")],
-    against: Annotated[Path | None, typer.Option(help="The integer checkpoint it must be the network of.")] = None,
+    model: Annotated[Path, typer.Argument(help="An ONNX file of an integer checkpoint, in any dialect.")],
+    against: Annotated[Path | None, typer.Option(help="Integer checkpoint whose network it must be.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Prove from an ONNX graph alone which integer network it computes, exactly; a failure names the node."""
+    """Prove which integer network an ONNX file computes, from its graph alone; a failure names the node."""
     import dmsh_model
     from dmsh_export.prove.certificate import certify
     from dmsh_model.integer.reference import IntegerDMSH

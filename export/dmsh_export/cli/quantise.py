@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 def quantize(
     checkpoint: Annotated[Path, typer.Argument(help="A float checkpoint.")],
     images: Annotated[
-        Path, typer.Option(help="Images to calibrate on, like those to be served; folders of classes give mAP too.")
+        Path, typer.Option(help="Images like those to be served; one subfolder per class gives mAP as well.")
     ],
-    out: Annotated[Path, typer.Option(help="The integer checkpoint to write.")],
+    out: Annotated[Path, typer.Option(help="Integer checkpoint to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Turn a checkpoint into integers, whose codes are the same on every machine; say what that costs."""
+    """Make an integer checkpoint, whose codes are the same on every machine, and show what that costs."""
     from dmsh_export.quantise.checkpoint import quantise_checkpoint
 
     with progress() as bar:

@@ -26,28 +26,29 @@ class EncoderName(StrEnum):
 
 
 def repository(
-    model: Annotated[
-        Path, typer.Argument(help="The ONNX file to serve; a checkpoint's folder leaves the file's place empty.")
-    ],
-    gallery: Annotated[Path, typer.Option(help="The gallery's folder; it may be built later.")],
-    out: Annotated[Path, typer.Option(help="The model repository to write.")],
-    encoder: Annotated[EncoderName, typer.Option(help="What computes the codes.")] = EncoderName.PYTHON,
+    model: Annotated[Path, typer.Argument(help="ONNX file to serve; a checkpoint folder leaves a place for the file.")],
+    gallery: Annotated[Path, typer.Option(help="Gallery folder; it may be built later.")],
+    out: Annotated[Path, typer.Option(help="Model repository to write.")],
+    encoder: Annotated[EncoderName, typer.Option(help="Backend that computes the codes.")] = EncoderName.PYTHON,
     plan: Annotated[
-        list[Path] | None, typer.Option(help="tensorrt: an engine built from MODEL, one for each kind of GPU.")
+        list[Path] | None,
+        typer.Option(help="With tensorrt: an engine built from MODEL; repeat it for each kind of GPU."),
     ] = None,
     accelerate: Annotated[
-        bool, typer.Option("--accelerate", help="onnxruntime: let its TensorRT provider compile the model.")
+        bool, typer.Option("--accelerate", help="With onnxruntime: let its TensorRT provider compile the model.")
     ] = False,
     engine_cache: Annotated[
-        str | None, typer.Option(help="onnxruntime, accelerated: the server's folder to keep compiled engines in.")
+        str | None, typer.Option(help="With --accelerate: folder on the server for the compiled engines.")
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help=f"Most images of one call.  [default: {DEFAULT_MAX_BATCH}, or the plan's]")
+        int | None, typer.Option(min=1, help=f"Most images per call.  [default: {DEFAULT_MAX_BATCH}, or the plan's]")
     ] = None,
     max_queue: Annotated[
-        int | None, typer.Option(min=1, help="Refuse at once what exceeds this many waiting requests a model.")
+        int | None, typer.Option(min=1, help="Most waiting requests per model; more are refused at once.")
     ] = None,
-    max_wait: Annotated[int | None, typer.Option(min=1, help="Drop requests that waited so many seconds.")] = None,
+    max_wait: Annotated[
+        int | None, typer.Option(min=1, help="Drop a request that has waited this many seconds.")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Write the Triton model repository that serves MODEL and ranks against the gallery."""

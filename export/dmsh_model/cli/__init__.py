@@ -9,7 +9,7 @@ from dmsh_serving.commands import command
 __all__ = ["app", "main"]
 
 app = console.make_app("Train a Deep Multi-Scale Hashing network, and measure its retrieval.", "dmsh-train")
-command(app, "dmsh-train fit photos --out build/model --bits 16 --epochs 5")(fit)
+command(app, "dmsh-train fit photos --out build/model --bits 16 --queries-per-class 5 --epochs 10")(fit)
 command(app, "dmsh-train fine-tune build/integer photos --teacher build/model --out build/tuned")(fine_tune)
 command(app, "dmsh-train evaluate build/model photos --topk 10 --json build/retrieval.json")(evaluate)
 

@@ -16,19 +16,23 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a state dict beside its config.json.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint folder, or a .pt/.pth state dict beside its config.json.")
+    ],
     data: DataArgument,
     topk: Annotated[
-        list[int] | None, typer.Option(help="Ranks that count; may be repeated.  [default: 1, 10, 100]")
+        list[int] | None, typer.Option(help="Number of ranks that count; may be repeated.  [default: 1, 10, 100]")
     ] = None,
-    queries_per_class: Annotated[int | None, typer.Option(help="[default: as trained]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the split.  [default: as trained]")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the precision-recall curve, to this .svg file.")] = None,
+    queries_per_class: Annotated[
+        int | None, typer.Option(help="Held-out queries per class.  [default: as trained]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed for the split.  [default: as trained]")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the precision-recall curve into this .svg file.")] = None,
     cache: CacheOption = None,
     skip_bad: console.SkipBadOption = False,
     json: console.JsonOption = None,
 ) -> None:
-    """Print mAP, precision, recall and their curve of held-out queries, in the order (distance, database row)."""
+    """Measure how well held-out queries retrieve: mAP, precision, recall and their curve."""
     ranks = topk or [1, 10, 100]
     if min(ranks) < 1:
         raise InputError(f"topk = {min(ranks)} must be at least 1")

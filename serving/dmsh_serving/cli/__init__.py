@@ -12,21 +12,23 @@ from dmsh_serving.cli.web import web
 from dmsh_serving.commands import command
 from dmsh_serving.contract import DEFAULT_GRPC_PORT, DEFAULT_K, PAD_ID
 
-app = console.make_app("Serve an exact image search with Triton, and ask it.")
+app = console.make_app("Serve an exact image search with Triton, and ask it.", "dmsh-serve")
 app.add_typer(gallery_app, name="gallery")
-app.command()(bench)
+command(app, "dmsh-serve bench --bits 64 --codes 100000 -k 10")(bench)
 command(app, "dmsh-serve web --images photos --gallery build/gallery")(web)
 
 
-@app.command()
+@command(app, "dmsh-serve start --repository build/repository")
 def start(
-    repository: Annotated[Path, typer.Option(help="Model repository, made by dmsh-export repository.")],
-    grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = DEFAULT_GRPC_PORT,
-    http_port: Annotated[int | None, typer.Option(help="Port of HTTP.  [default: a free one]")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Port of the metrics.  [default: a free one]")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; anyone who reaches it may ask.")] = "127.0.0.1",
+    repository: Annotated[Path, typer.Option(help="Model repository that dmsh-export repository wrote.")],
+    grpc_port: Annotated[int, typer.Option(help="Port for gRPC.")] = DEFAULT_GRPC_PORT,
+    http_port: Annotated[int | None, typer.Option(help="Port for HTTP.  [default: a free one]")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port for metrics.  [default: a free one]")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; whoever reaches it may search.")] = "127.0.0.1",
     triton: Annotated[Path | None, typer.Option(help="tritonserver, its folder, or a Python environment.")] = None,
-    log_file: Annotated[Path | None, typer.Option(help="Log of the server.  [default: in the cache folder]")] = None,
+    log_file: Annotated[
+        Path | None, typer.Option(help="Log file of the server.  [default: in the cache folder]")
+    ] = None,
 ) -> None:
     """Start Triton on a model repository and keep it answering until Ctrl-C or SIGTERM."""
     import signal
@@ -67,14 +69,16 @@ def start(
             say("stopping Triton: requests in flight are answered first")
 
 
-@app.command()
+@command(app, "dmsh-serve query photos/red/photos-00.png -k 3")
 def query(
     files: Annotated[list[Path], typer.Argument(help="Image files.")],
     url: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = f"127.0.0.1:{DEFAULT_GRPC_PORT}",
-    k: Annotated[int, typer.Option("-k", help="How many nearest images.")] = DEFAULT_K,
-    radius: Annotated[int | None, typer.Option(help="Only images at most so many bits away.")] = None,
-    rerank: Annotated[str | None, typer.Option(help="Order equal distances by the query's logits: asymmetric.")] = None,
-    allow: Annotated[Path | None, typer.Option(help="Only images with these ids: .npy, integers [M].")] = None,
+    k: Annotated[int, typer.Option("-k", help="Number of nearest images.")] = DEFAULT_K,
+    radius: Annotated[int | None, typer.Option(help="Only images at most this many bits away.")] = None,
+    rerank: Annotated[
+        str | None, typer.Option(help="Order images at equal distance by the query's logits: asymmetric.")
+    ] = None,
+    allow: Annotated[Path | None, typer.Option(help="Only images with these ids: an .npy file, integers [M].")] = None,
     json: console.JsonOption = None,
 ) -> None:
     """Find the nearest gallery images of image files, with a running Triton."""

@@ -46,15 +46,19 @@ class Timing:
 
 
 def bench(
-    bits: Annotated[list[int] | None, typer.Option(help="Bits a code; may be repeated. [64]")] = None,
+    bits: Annotated[list[int] | None, typer.Option(help="Bits per code; may be repeated.  [default: 64]")] = None,
     codes: Annotated[int, typer.Option(min=1, help="Codes in the gallery.")] = 1_000_000,
-    queries: Annotated[list[int] | None, typer.Option(min=1, help="Queries at once; may be repeated. [1, 64]")] = None,
-    k: Annotated[list[int] | None, typer.Option("-k", "--k", help="Results; may be repeated. [10, 100]")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of every engine.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; engines take turns in each.")] = 11,
+    queries: Annotated[
+        list[int] | None, typer.Option(min=1, help="Queries at once; may be repeated.  [default: 1, 64]")
+    ] = None,
+    k: Annotated[
+        list[int] | None, typer.Option("-k", "--k", help="Results per query; may be repeated.  [default: 10, 100]")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads per engine.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, in each of which engines take turns.")] = 11,
     json: JsonOption = None,
 ) -> None:
-    """Time exact search on random codes against a bare distance pass, numpy and (where installed) faiss."""
+    """Time exact search on random codes beside a bare distance pass, numpy and faiss (if it is installed)."""
     from dmsh_serving.checks import checked_k
     from dmsh_serving.codes import checked_bits
 

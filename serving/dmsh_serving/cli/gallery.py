@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmsh_serving.commands import command
 from dmsh_serving.console import JsonOption, SkipBadOption, make_app, print_table, write_json
 from dmsh_serving.contract import DEFAULT_MAX_BATCH
 from dmsh_serving.errors import CheckError, InputError
@@ -14,25 +15,29 @@ if TYPE_CHECKING:
 
 gallery_app = make_app("Build and change a gallery: the codes that queries are compared with.")
 
-GalleryArgument = Annotated[Path, typer.Argument(help="The gallery's folder.", show_default=False)]
-OutOption = Annotated[Path, typer.Option(help="Folder of the new gallery.", show_default=False)]
+GalleryArgument = Annotated[Path, typer.Argument(help="Gallery folder.", show_default=False)]
+OutOption = Annotated[Path, typer.Option(help="Gallery folder to write.", show_default=False)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing gallery.")]
 ModelOption = Annotated[Path | None, typer.Option(help="ONNX model that turns --images into codes.")]
 ImagesOption = Annotated[Path | None, typer.Option(help="Folder of image files, or .npy, uint8 [N, H, W, 3].")]
 CodesOption = Annotated[
     Path | None,
-    typer.Option(help="Ready codes instead: .npy, uint8 [N, ceil(bits/8)], or .parquet with columns id, key, code."),
+    typer.Option(
+        help="Codes instead of images: .npy, uint8 [N, ceil(bits/8)], or .parquet with columns id, key, code."
+    ),
 ]
-BitsOption = Annotated[int | None, typer.Option(help="Bits of a code in --codes.")]
+BitsOption = Annotated[int | None, typer.Option(help="Bits per code in --codes.")]
 FingerprintOption = Annotated[
     str | None, typer.Option(help="Fingerprint of the model that made --codes, 64 hex digits.")
 ]
-IdsOption = Annotated[Path | None, typer.Option(help="Ids, .npy, integers [N]; else numbered on.")]
-KeysOption = Annotated[Path | None, typer.Option(help="Keys, a text file, one a line; else the images' names.")]
+IdsOption = Annotated[Path | None, typer.Option(help="Ids: .npy, integers [N].  [default: the next free numbers]")]
+KeysOption = Annotated[
+    Path | None, typer.Option(help="Keys: a text file, one per line.  [default: names of the image files]")
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images encoded at once.")]
 
 
-@gallery_app.command()
+@command(gallery_app, "dmsh-serve gallery build --model build/model.onnx --images photos --out build/gallery")
 def build(
     out: OutOption,
     model: ModelOption = None,
@@ -68,7 +73,7 @@ def build(
     _report("Gallery built", out, snapshot, json, given.bad)
 
 
-@gallery_app.command()
+@command(gallery_app, "dmsh-serve gallery append build/gallery --model build/model.onnx --images more")
 def append(
     folder: GalleryArgument,
     model: ModelOption = None,
@@ -82,7 +87,7 @@ def append(
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Add images or codes as a new version. With --codes, --bits and --fingerprint are checked if given."""
+    """Add images or codes as a new version."""
     from dmsh_serving import gallery
     from dmsh_serving.cli.gallery_inputs import given_codes
 
@@ -94,14 +99,14 @@ def append(
     _report(f"{len(given.codes)} codes appended", folder, snapshot, json, given.bad)
 
 
-@gallery_app.command()
+@command(gallery_app, "dmsh-serve gallery remove build/gallery --id 3")
 def remove(
     folder: GalleryArgument,
-    ids: Annotated[Path | None, typer.Option(help="Ids to drop: .npy, integers [M].")] = None,
-    id_: Annotated[list[int] | None, typer.Option("--id", help="One id to drop; may be repeated.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="Ids to remove: .npy, integers [M].")] = None,
+    id_: Annotated[list[int] | None, typer.Option("--id", help="Id to remove; may be repeated.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Drop codes by id, as a new version."""
+    """Remove codes by id, as a new version."""
     import numpy as np
 
     from dmsh_serving import gallery
@@ -118,32 +123,34 @@ def remove(
     _report(f"{len(ascending_ids(dropped))} codes removed", folder, snapshot, json)
 
 
-@gallery_app.command()
+@command(gallery_app, "dmsh-serve gallery compact build/gallery")
 def compact(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """Write all of the gallery as one file, in the layout that suits its codes now."""
+    """Write the whole gallery as one file, in the layout that suits its codes now."""
     from dmsh_serving import gallery
 
     _report("Gallery compacted", folder, gallery.compact(folder), json)
 
 
-@gallery_app.command()
+@command(gallery_app, "dmsh-serve gallery merge build/gallery build/other --out build/merged --renumber")
 def merge(
-    folders: Annotated[list[Path], typer.Argument(help="Galleries of one model.", show_default=False)],
+    folders: Annotated[list[Path], typer.Argument(help="Gallery folders of one model.", show_default=False)],
     out: OutOption,
-    renumber: Annotated[bool, typer.Option("--renumber", help="Give new ids, 0 on, instead of keeping them.")] = False,
+    renumber: Annotated[
+        bool, typer.Option("--renumber", help="Number all codes anew from 0 instead of keeping their ids.")
+    ] = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Make one gallery of the codes of several, which stay as they are."""
+    """Write one gallery with the codes of several, which stay as they are."""
     from dmsh_serving import gallery
 
     snapshot = gallery.merge(folders, out, renumber=renumber, overwrite=overwrite)
     _report(f"{len(folders)} galleries merged", out, snapshot, json)
 
 
-@gallery_app.command()
+@command(gallery_app, "dmsh-serve gallery info build/gallery")
 def info(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """Check the gallery whole and say what it holds, in which layout, and why in that one."""
+    """Check the gallery and show what it holds, in which layout, and why."""
     from dmsh_serving import gallery
     from dmsh_serving.gallery.snapshot import distinct_codes
 
@@ -152,9 +159,9 @@ def info(folder: GalleryArgument, json: JsonOption = None) -> None:
     _report("Gallery", folder, snapshot, json, distinct=distinct)
 
 
-@gallery_app.command()
+@command(gallery_app, "dmsh-serve gallery verify build/gallery")
 def verify(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """Check every file of the gallery to its last byte, older versions too; exit 1 where one is damaged."""
+    """Check every byte of every file of the gallery, older versions too; exit 1 if one is damaged."""
     from dmsh_serving.gallery.verify import verify as checked
 
     found = checked(folder)
@@ -178,15 +185,17 @@ def verify(folder: GalleryArgument, json: JsonOption = None) -> None:
         raise CheckError(found.current or next(iter(problems.values())))
 
 
-@gallery_app.command()
+@command(gallery_app, "dmsh-serve gallery export build/gallery --out build/codes.npy --ids build/ids.npy")
 def export(
     folder: GalleryArgument,
     out: Annotated[Path, typer.Option(help="File to write: .parquet (id, key, code), or .npy (the codes).")],
-    ids: Annotated[Path | None, typer.Option(help="Beside .npy: write the ids, .npy, int64 [N].")] = None,
+    ids: Annotated[
+        Path | None, typer.Option(help="Also write the ids: .npy, int64 [N]; Parquet holds them itself.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Write the codes, in ascending order of ids, for other tools; keys go into Parquet."""
+    """Write the codes for other tools, in ascending order of ids; Parquet holds the keys as well."""
     from dmsh_serving import gallery
     from dmsh_serving.gallery.tables import PARQUET_SUFFIX, write_npy, write_parquet
 
