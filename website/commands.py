@@ -28,7 +28,7 @@ def typer_docs(name: str, module: str) -> str:
 
 
 def linked(text: str) -> str:
-    """Turn each list of commands, whose summaries typer cuts off, into links to the commands' own sections; set examples as code."""
+    """Turn lists of commands, whose summaries typer cuts off, into links to their sections; set examples as code."""
     text = _EXAMPLES.sub(lambda found: f"**{found[1]}**:\n\n```console\n{found[2].replace('  ', '$ ')}```\n", text)
     lines, title = [], ""
     for line in text.splitlines():
