@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from dmsh_serving.errors import InputError
 
+__all__ = ["SMALL_VGG", "Backbone", "SmallVGG", "build_backbone", "check_features", "require_known"]
+
 SMALL_VGG = "vgg_small"
 
 

@@ -18,6 +18,22 @@ from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import replace_folder, umask
 
+__all__ = [
+    "CONFIG_FILE",
+    "FLOAT",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "INTEGER",
+    "WEIGHTS_FILE",
+    "check_target",
+    "load",
+    "read_header",
+    "read_tensor_file",
+    "read_torch_file",
+    "save",
+    "write_folder",
+]
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "dmsh-checkpoint"

@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 
 from dmsh_serving.errors import InputError
 
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Activation", "HashConfig", "LossWeights", "Pooling"]
+
 Activation = Literal["none", "relu", "tanh"]
 Pooling = Literal["avg", "max"]
 

@@ -24,6 +24,8 @@ from dmsh_serving.checks import check_images
 from dmsh_serving.codes import Codes, pack
 from dmsh_serving.images.decode import DECODE_RECIPE
 
+__all__ = ["DMSH", "Images", "Lateral", "Normalise", "global_pool", "laterals_of"]
+
 Images = npt.NDArray[np.uint8]
 
 # What a code does not depend on: the training-only classifier, and counters of BN.

@@ -8,6 +8,8 @@ import numpy.typing as npt
 from dmsh_serving.contract import MAX_K
 from dmsh_serving.errors import InputError
 
+__all__ = ["check_images", "checked_k"]
+
 
 def check_images(images: npt.NDArray[Any], image_size: int, name: str | None = None) -> None:
     """Raise :class:`InputError`, beginning with ``name``, unless ``images`` is uint8 (N, image_size, image_size, 3)."""

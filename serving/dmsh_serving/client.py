@@ -32,6 +32,17 @@ from dmsh_serving.contract import (
 )
 from dmsh_serving.errors import DmshError, InputError, MissingError
 
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "Answer",
+    "CodeSpace",
+    "SearchClient",
+    "Tensor",
+    "code_space_of",
+    "error_of",
+    "strings_of",
+]
+
 DEFAULT_URL = f"127.0.0.1:{DEFAULT_GRPC_PORT}"
 DEFAULT_TIMEOUT_SECONDS = 30.0
 CHANNEL_OPTIONS = [

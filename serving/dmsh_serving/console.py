@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+__all__ = ["JsonOption", "SkipBadOption", "console", "make_app", "print_table", "progress", "run", "write_json"]
+
 EX_SOFTWARE = 70  # of sysexits.h
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _ENDED_BY = {_INTERRUPTED: "interrupted", _TERMINATED: "terminated"}

@@ -1,5 +1,7 @@
 """The one family of errors a person can meet; each kind knows its exit code."""
 
+__all__ = ["CheckError", "DmshError", "InputError", "MissingError"]
+
 
 class DmshError(Exception):
     """Base of every error raised for the user: one line that says what, where, and what to do next."""

@@ -15,6 +15,8 @@ from dmsh_model.data.pixels import resized
 from dmsh_model.data.split import SplitOptions, split_images
 from dmsh_serving.errors import InputError
 
+__all__ = ["PROTOCOLS", "load_cifar10"]
+
 # 1,000 queries; 5,000 training images, which are or are not in the database.
 _DRAWN = {
     "cifar10-54000": SplitOptions(100, 500, seed=0, train_in_database=False),

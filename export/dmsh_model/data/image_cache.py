@@ -22,6 +22,8 @@ from dmsh_serving.files import write_atomically
 from dmsh_serving.images.decode import DECODE_RECIPE
 from dmsh_serving.images.read import ImageSet
 
+__all__ = ["files_key", "gather", "pixels_key", "refuse_bad"]
+
 GIB = 1 << 30
 
 

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from dmsh_model.data.labels import Labels
 from dmsh_serving.errors import InputError
 
+__all__ = ["MOST_CLASSES", "Indices", "LabelledImages", "Split"]
+
 Indices = npt.NDArray[np.int64]
 
 MOST_CLASSES = 1 << 16  # far beyond every data set; far below what a mistaken column would make of it

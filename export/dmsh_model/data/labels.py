@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+__all__ = ["Labels", "Relevance", "labels_problem", "relevance", "relevance_of_ids"]
+
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.uint8]
 """(N,) int64 classes, or (N, C) uint8 multi-hot, 1 where the image has the label."""
 

@@ -21,6 +21,8 @@ from dmsh_model.data.labels import Labels
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import iter_listed_batches
 
+__all__ = ["KNOWN", "KnownLists", "load_lists"]
+
 PARTS = ("database", "test", "train")
 _BATCH = 64
 _SHOWN = 3

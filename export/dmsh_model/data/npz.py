@@ -18,6 +18,8 @@ from dmsh_model.data.labelled import MOST_CLASSES, LabelledImages, Split
 from dmsh_model.data.pixels import resized
 from dmsh_serving.errors import InputError
 
+__all__ = ["load_npz"]
+
 _WITH_SPLIT = (("x_train", "y_train"), ("x_test", "y_test"))
 _WITHOUT = (("images", "labels"),)
 _KEYS = "x_train, y_train, x_test and y_test, or images and labels"

@@ -10,6 +10,8 @@ from dmsh_model.data import image_cache
 from dmsh_serving.images.decode import image_from_pixels
 from dmsh_serving.images.read import ImageSet
 
+__all__ = ["resized"]
+
 _BATCH = 256
 
 

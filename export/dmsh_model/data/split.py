@@ -9,6 +9,8 @@ import numpy as np
 from dmsh_model.data.labelled import Indices, LabelledImages, Split
 from dmsh_serving.errors import InputError
 
+__all__ = ["SplitOptions", "split_images", "split_record"]
+
 
 @dataclass(frozen=True)
 class SplitOptions:

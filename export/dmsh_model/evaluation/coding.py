@@ -8,6 +8,8 @@ import numpy.typing as npt
 from dmsh_model.data.labelled import Indices
 from dmsh_serving.codes import Codes
 
+__all__ = ["Images", "chunks_of", "codes_of_rows"]
+
 # A multiple of the networks' batch size: a chunk then makes the same batches as all images at once.
 _IMAGES_AT_ONCE = 1024
 

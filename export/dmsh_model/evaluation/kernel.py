@@ -11,6 +11,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+__all__ = ["Counts", "Relevance", "Sums", "Words", "add_precisions", "bound_precisions", "count_distances"]
+
 Words = npt.NDArray[np.uint64]
 Relevance = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]

@@ -16,6 +16,8 @@ from dmsh_model.evaluation.ranks import rank_relevance
 from dmsh_serving.codes import Codes
 from dmsh_serving.errors import InputError
 
+__all__ = ["Ids", "mean_average_precision", "mean_average_precision_of_answers"]
+
 Ids = npt.NDArray[np.int64]
 
 _CELLS_AT_ONCE = 1 << 22  # answers scored at a time: bounds memory to some 100 MiB

@@ -7,6 +7,8 @@ from dmsh_model.evaluation.report import LOOKUP_RADIUS, Retrieval
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import write_atomically
 
+__all__ = ["checked_plot_path", "write_curve"]
+
 
 def checked_plot_path(path: Path) -> Path:
     """Return ``path`` if a plot can be written there, else raise :class:`InputError`: before the work, not after it."""

@@ -18,6 +18,8 @@ from dmsh_serving.codes import Codes
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
 
+__all__ = ["Counts", "RankedRelevance", "Sums", "rank_relevance"]
+
 Counts = npt.NDArray[np.int64]
 Sums = npt.NDArray[np.float64]
 

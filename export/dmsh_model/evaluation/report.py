@@ -31,6 +31,8 @@ from dmsh_model.data.labels import Labels
 from dmsh_model.evaluation.ranks import RankedRelevance, rank_relevance
 from dmsh_serving.codes import Codes
 
+__all__ = ["LOOKUP_RADIUS", "AtRank", "CurvePoint", "Range", "Retrieval", "WithinRadius", "measure_retrieval"]
+
 LOOKUP_RADIUS = 2  # the radius that a hash table can be probed within, as the literature reports it
 
 

@@ -34,6 +34,8 @@ from dmsh_model.integer.layers import (
 from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork
 from dmsh_serving.errors import InputError
 
+__all__ = ["TrainableIntegerNetwork", "Weighted"]
+
 # One learning rate suits all masters: weights reach +-1, and a bias is a weight to an input that is always 128.
 _WEIGHT_UNIT: Final = 128.0
 _BIAS_UNIT: Final = 128.0 * 128.0

@@ -29,6 +29,8 @@ from dmsh_model.training.state import state_path
 from dmsh_serving.codes import unpack
 from dmsh_serving.errors import InputError
 
+__all__ = ["FineTuned", "HeldOut", "Start", "fine_tune", "read_start"]
+
 _FOR_FLOAT_TRAINING = ("trunk_rate", "validation_share", "patience", "device", "mixed_precision")
 
 

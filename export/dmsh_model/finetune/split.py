@@ -9,6 +9,8 @@ from dmsh_model.data.labelled import Indices, LabelledImages, Split
 from dmsh_model.data.split import SplitOptions, split_images
 from dmsh_serving.errors import InputError
 
+__all__ = ["seen_queries", "split_as_taught"]
+
 _OPTIONS = frozenset(field.name for field in dataclasses.fields(SplitOptions))
 
 

@@ -12,6 +12,8 @@ from dmsh_model.network import DMSH, laterals_of
 from dmsh_model.training.losses import Losses, total_loss
 from dmsh_serving.errors import InputError
 
+__all__ = ["PooledHead", "standardisation"]
+
 _LEAST_DEVIATION = 1e-5  # as a share of the mean: less is float32's rounding of a constant
 
 

@@ -34,6 +34,8 @@ from dmsh_model.weights.read import Pretrained
 from dmsh_serving.codes import Codes, pack
 from dmsh_serving.errors import InputError
 
+__all__ = ["fit_head"]
+
 
 def fit_head(
     config: HashConfig,

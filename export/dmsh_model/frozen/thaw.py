@@ -21,6 +21,8 @@ from dmsh_model.training.options import TrainingOptions
 from dmsh_model.training.plan import Plan
 from dmsh_model.training.state import state_path
 
+__all__ = ["normalise_positions", "thaw"]
+
 _IMAGES_FOR_STATISTICS = 512
 _BATCH = 64
 

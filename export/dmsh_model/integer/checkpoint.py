@@ -25,6 +25,8 @@ from dmsh_model.integer.network import IntegerNetwork
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_serving.errors import InputError
 
+__all__ = ["load", "save"]
+
 _KINDS = {kind.__name__: kind for kind in LAYER_KINDS}
 # What the plain (array-free) fields of the layers may be: number of values in the tuple, None for any.
 _TUPLES = {"stride": 2, "dilation": 2, "kernel": 2, "padding": 4, "parts": None}

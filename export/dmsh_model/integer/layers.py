@@ -16,6 +16,27 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "HIGHEST",
+    "LAYER_KINDS",
+    "LOWEST",
+    "LOWEST_WEIGHT",
+    "MAX_SHIFT",
+    "Add",
+    "Concat",
+    "Convolution",
+    "GlobalMax",
+    "GlobalSum",
+    "Image",
+    "Int8",
+    "Int32",
+    "Layer",
+    "Linear",
+    "Logits",
+    "MaxPool",
+    "sources",
+]
+
 Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 

@@ -29,6 +29,16 @@ from dmsh_model.integer.layers import (
 from dmsh_serving.contract import MAX_BITS
 from dmsh_serving.errors import InputError
 
+__all__ = [
+    "FLOAT32_LIMIT",
+    "INT32_LIMIT",
+    "LARGEST_EXPONENT",
+    "Accumulator",
+    "IntegerNetwork",
+    "Shape",
+    "canonical_hash",
+]
+
 INT32_LIMIT: Final = 2**31
 FLOAT32_LIMIT: Final = 2**24  # integers below are exact in float32, and so are their sums in any order
 _LARGEST_IMAGE: Final = 4096

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dmsh_model.training.options import UNCHANGED, Augmentation
 
+__all__ = ["augment"]
+
 
 def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -> Tensor:
     """Turn, resize, shift and perhaps mirror each image by its own random amounts; the border is repeated outwards.

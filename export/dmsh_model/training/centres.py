@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["Centres", "centre_loss", "centres_of_images", "hash_centres"]
+
 Centres = npt.NDArray[np.int8]
 
 _DRAWS = 200

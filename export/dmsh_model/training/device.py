@@ -5,6 +5,8 @@ import torch
 from dmsh_model.training.options import TrainingOptions
 from dmsh_serving.errors import MissingError
 
+__all__ = ["autocast", "training_device"]
+
 
 def training_device(options: TrainingOptions, local_rank: int = 0) -> torch.device:
     """Return the device to train on; of several GPUs that of this process.

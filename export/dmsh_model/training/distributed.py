@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+__all__ = ["Ranks", "joined", "local_rank", "started_by_torchrun"]
+
 RUNNING_STATISTICS = ("running_mean", "running_var")
 
 

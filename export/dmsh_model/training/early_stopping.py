@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from dmsh_model.data.labelled import Indices, Split
 from dmsh_serving.errors import InputError
 
+__all__ = ["Best", "better", "is_over", "validation_split"]
+
 LEAST_IMAGES = 2  # of either part: the losses compare pairs, and a query needs something to find
 
 

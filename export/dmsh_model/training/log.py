@@ -10,6 +10,8 @@ from dmsh_serving.errors import MissingError
 if TYPE_CHECKING:
     from dmsh_model.training.loop import Epoch
 
+__all__ = ["event_files", "require_tensorboard"]
+
 
 def require_tensorboard() -> None:
     """Raise :class:`MissingError` where event files cannot be written: before a training, not after it."""

@@ -24,6 +24,17 @@ from dmsh_model.training.options import TrainingOptions
 from dmsh_model.training.state import TrainingState, read_state, state_path, write_state
 from dmsh_serving.errors import CheckError, InputError
 
+__all__ = [
+    "Epoch",
+    "Examples",
+    "Trainee",
+    "held_out_map",
+    "learning_rate_at",
+    "own_random_numbers_and_threads",
+    "run",
+    "unfinished",
+]
+
 _LARGEST_GRADIENT_NORM = 5.0
 _TRUNK = "backbone."
 CPU = torch.device("cpu")

@@ -14,6 +14,18 @@ from dmsh_model.config import LossWeights
 from dmsh_model.training.centres import centre_loss, centres_of_images
 from dmsh_serving.errors import InputError
 
+__all__ = [
+    "Losses",
+    "balance_loss",
+    "classification_loss",
+    "distillation_loss",
+    "pair_weights",
+    "pairwise_loss",
+    "quantisation_loss",
+    "similarity",
+    "total_loss",
+]
+
 # DPSH was tuned for about 16 bits; longer codes are scaled to the same range of theta, else it saturates.
 _REFERENCE_BITS = 16
 

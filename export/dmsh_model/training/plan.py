@@ -16,6 +16,8 @@ from dmsh_model.training.options import TrainingOptions
 from dmsh_model.weights.read import Pretrained
 from dmsh_serving.errors import InputError
 
+__all__ = ["Plan", "Trained", "planned"]
+
 
 @dataclass(frozen=True)
 class Trained:

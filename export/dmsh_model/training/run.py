@@ -24,6 +24,8 @@ from dmsh_model.training.state import state_path
 from dmsh_model.weights.fill import fill
 from dmsh_model.weights.read import Pretrained
 
+__all__ = ["fit"]
+
 
 def fit(
     config: HashConfig,

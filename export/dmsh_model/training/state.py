@@ -13,6 +13,8 @@ from dmsh_model.checkpoint import read_torch_file
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import write_atomically
 
+__all__ = ["FORMAT", "FORMAT_VERSION", "TrainingState", "read_state", "state_path", "write_state"]
+
 FORMAT = "dmsh-training-state"
 FORMAT_VERSION = 1
 

@@ -7,6 +7,8 @@ from torch import nn
 from dmsh_model.weights.naming import Tensors
 from dmsh_serving.errors import InputError
 
+__all__ = ["check_network", "fill"]
+
 # What stands on the trunk, by timm's and torchvision's names: a network without these is whole for us.
 _HEADS: Final = ("classifier.", "fc.", "head.", "pre_logits.", "head_fc.", "last_linear.")
 _COUNTER: Final = "num_batches_tracked"  # of no use to trained weights, and not in files of before 2018

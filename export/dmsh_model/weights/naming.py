@@ -14,6 +14,8 @@ from torch import Tensor
 
 from dmsh_serving.errors import InputError
 
+__all__ = ["Naming", "Tensors", "in_timm_names"]
+
 Tensors = dict[str, Tensor]
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+__all__ = ["PACKAGES", "WeightsPackage", "package_of"]
+
 
 @dataclass(frozen=True)
 class WeightsPackage:

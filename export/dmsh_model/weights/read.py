@@ -19,6 +19,8 @@ from dmsh_model.weights.packages import PACKAGES, package_of
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.files import sha256_of_file
 
+__all__ = ["Pretrained", "network_named_by", "read_pretrained"]
+
 DOWNLOADED: Final = "timm:"
 _SUFFIXES = (".safetensors", ".pt", ".pth")
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights in what they save
