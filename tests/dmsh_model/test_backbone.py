@@ -5,6 +5,8 @@ import torch
 from dmsh_model.backbone import build_backbone, check_features
 from dmsh_serving.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 # name, image size, taps, channels, sides: the last layers of conv3, conv4 and conv5.
 LEVELS = [
     ("vgg19", 32, (2, 3, 4), (256, 512, 512), (8, 4, 2)),

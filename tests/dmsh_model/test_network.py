@@ -19,6 +19,7 @@ def small(**fields):
     return DMSH(HashConfig(**values)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "size"), BACKBONES, ids=[name for name, _ in BACKBONES])
 def test_every_backbone_gives_codes(backbone, size):
     model = small(backbone=backbone, image_size=size, bits=20)

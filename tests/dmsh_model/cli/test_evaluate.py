@@ -9,6 +9,8 @@ from dmsh_model import cli
 from dmsh_model.evaluation.plot import checked_plot_path
 from dmsh_serving.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def command(monkeypatch, capsys):

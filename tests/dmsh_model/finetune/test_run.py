@@ -41,6 +41,8 @@ from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.images.read import ImageSet
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = dataclasses.replace(FINE_TUNING, epochs=3, batch_size=16)
 
 

@@ -16,6 +16,8 @@ from dmsh_model.training.distributed import Ranks, started_by_torchrun
 from dmsh_model.training.options import TrainingOptions
 from dmsh_serving.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PROGRAM = ROOT / "tests" / "helpers" / "distributed_training.py"
 

@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from project import ROOT
+
+pytestmark = pytest.mark.slow
 
 SECONDS = float(os.environ.get("DMSH_KILL_SECONDS", "20"))
 

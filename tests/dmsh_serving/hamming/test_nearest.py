@@ -135,6 +135,7 @@ def test_many_queries_are_searched_in_several_scans(width):
     assert_as_oracle(random_codes(5, 300, width), random_codes(6, 5000, width), 5, threads=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [*WIDTHS, 57, 100])  # of both slots beyond 32 bytes that words are left out of
 @pytest.mark.parametrize("count", [1, 63, 64, 4096, 5003])
 def test_many_queries_which_read_codes_in_columns_find_what_the_oracle_finds(width, count):
@@ -144,6 +145,7 @@ def test_many_queries_which_read_codes_in_columns_find_what_the_oracle_finds(wid
     assert_as_oracle(random_codes(99, 9, width), codes, 20, allowed=allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 3, 6, 13, 16, 100, 127])
 @pytest.mark.parametrize("queries", [1, 9])
 def test_nothing_beyond_the_codes_is_read(width, queries):
@@ -245,6 +247,7 @@ def test_a_forked_child_searches_with_helpers_of_its_own():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX2 is of x86-64")
 def test_code_compiled_for_avx2_alone_finds_the_same(tmp_path):
     """What most CPUs of before 2022 run: no 512-bit vectors and no population count of vectors."""
@@ -363,6 +366,7 @@ def test_importing_the_search_does_not_import_numba():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_it_compiles_where_no_cache_folder_can_be_written():
     code = (
         "from numba.core import caching\n"
