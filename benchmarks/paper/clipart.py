@@ -1,4 +1,4 @@
-"""Debian's openclipart-png (8,121 PNG files in the public domain) -> a data set with one folder of images a class.
+"""Debian's openclipart-png (8,121 PNG files in the public domain) -> a data set with one folder of images per class.
 
     python -m benchmarks.paper.clipart --out build/clipart
     python -m benchmarks.paper.clipart --image-size 128 --out demo/drawings.zip
@@ -33,7 +33,7 @@ _ARCHIVE = ".zip"
 _WEBP_QUALITY: Final = 80
 _ARCHIVE_DATE: Final = (1980, 1, 1, 0, 0, 0)  # the earliest a .zip file can hold; a real one would change its bytes
 
-app = console.make_app("Make a data set with one folder of images a class of Debian's openclipart-png.")
+app = console.make_app("Make a data set with one folder of images per class from Debian's openclipart-png.")
 
 
 @app.command()

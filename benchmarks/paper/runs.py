@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION: Final = 1
 RANKS: Final = (100, 1000)
-_SMALL: Final = 24  # images a class of the data that a smoke run cuts
+_SMALL: Final = 24  # images per class in a smoke run
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training; ``smoke`` cuts its data to a few images a class."""
+    """One training; ``smoke`` cuts its data to a few images per class."""
 
     configuration: Configuration
     data: DataChoice

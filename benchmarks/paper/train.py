@@ -25,9 +25,11 @@ def train(
     data: Annotated[str, typer.Option(help="As dmsh-train fit takes it.")],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
     bits: Annotated[int, typer.Option(help="Bits of a code.")] = 48,
-    seed: Annotated[int, typer.Option(help="Of the split, the weights and the order.")] = 0,
-    queries_per_class: Annotated[int | None, typer.Option(help="Of data without a split of its own.")] = None,
-    train_per_class: Annotated[int | None, typer.Option(help="Likewise, at most.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed for the split, the weights and the data order.")] = 0,
+    queries_per_class: Annotated[
+        int | None, typer.Option(help="Held-out queries per class, for data without a split of its own.")
+    ] = None,
+    train_per_class: Annotated[int | None, typer.Option(help="Most training images per class, likewise.")] = None,
     pretrained: Annotated[Path | None, typer.Option(help="Weights of the backbone: .safetensors, .pt, .pth.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,

@@ -168,7 +168,7 @@ def markdown(bench: ServeBench) -> str:
         for name, speed in one.images_per_s.items():
             asked = f", {_CLIENTS} clients" if name == ENSEMBLE else ""
             share = speed / one.images_per_s[ENCODER]
-            lines.append(f"| {one.network} | {name}{asked}, {one.batch} images a call | {speed:,.1f} | {share:.0%} |")
+            lines.append(f"| {one.network} | {name}{asked}, {one.batch} images per call | {speed:,.1f} | {share:.0%} |")
     parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

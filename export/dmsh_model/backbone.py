@@ -55,7 +55,7 @@ class SmallVGG(nn.Module):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A built backbone: ``module`` maps an image to one feature map a tap; ``channels`` are their widths."""
+    """A built backbone: ``module`` maps an image to one feature map per tap; ``channels`` are their widths."""
 
     module: nn.Module
     taps: tuple[int, ...]

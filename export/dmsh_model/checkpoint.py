@@ -76,7 +76,7 @@ def write_folder(folder: Path, header: dict[str, Any], weights: bytes) -> None:
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
-    """Raise :class:`InputError` where :func:`save` would; for those who work long before they save."""
+    """Raise :class:`InputError` if :func:`save` would: before the work, not after it."""
     if folder.exists() and not overwrite:
         raise InputError(f"{folder} exists already: choose another name, or --overwrite it")
     if folder.exists() and not (folder / CONFIG_FILE).is_file():

@@ -21,8 +21,8 @@ _MOST_FEATURES = 1 << 16  # of a layer: far beyond every network; far below what
 class LossWeights:
     """Weights of the training losses; see :mod:`dmsh_model.training.losses`.
 
-    ``imbalance`` weighs no loss of its own: from 0, every pair counts alike in the pairwise one, to 1, similar pairs
-    count as much in all as dissimilar ones, of which there are many more.
+    ``imbalance`` is not the weight of a loss. At 0 every pair counts alike in the pairwise loss; at 1 all similar pairs
+    count as much as all dissimilar ones, of which there are many more.
     """
 
     pairwise: float = 1.0
@@ -43,7 +43,7 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class HashConfig:
-    """A DMSH network: ``backbone`` features at ``taps``, a lateral a scale, fusion layer, hash layer.
+    """A DMSH network: ``backbone`` features at ``taps``, one lateral per scale, fusion layer, hash layer.
 
     ``taps`` are indices into the backbone's feature levels (timm ``feature_info``); None means the last
     layers of the conv3, conv4 and conv5 stages. ``mean`` and ``std`` are in units of 0..1 RGB.

@@ -4,7 +4,7 @@ From the paper (Redaoui, Belloulata, Belalia, "Deep Multi-Scale Hashing for Imag
 as an abstract): features of several convolutional layers are extracted, fused, and hashed to a short binary code.
 From its authors' later papers: VGG-19 with codes from several scales (DFPH, 2023); ResNet-50 with the last layers of
 conv3, conv4 and conv5 (MDFF-SH, 2025).
-Our choices: the lateral 1x1 convolution with BN and the global pooling a scale, concatenation, one fusion layer with
+Our choices: the lateral 1x1 convolution with BN and the global pooling per scale, concatenation, one fusion layer with
 ReLU, a linear hash layer; widths, losses and their weights; normalisation as part of the network.
 """
 
@@ -34,7 +34,7 @@ _TRAINING_ONLY_FIELDS = ("loss", "num_classes")
 
 
 class Normalise(nn.Module):
-    """UINT8 [N, H, W, 3] RGB -> FP32 [N, 3, H, W] with zero mean and unit variance a channel."""
+    """UINT8 [N, H, W, 3] RGB -> FP32 [N, 3, H, W] with zero mean and unit variance per channel."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()

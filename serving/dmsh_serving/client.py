@@ -56,12 +56,12 @@ Tensor = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """The k nearest images of N queries, ordered by (distance, id), or inside a distance as re-ranked.
+    """The k nearest images of N queries, ordered by (distance, id); re-ranking changes the order at equal distance.
 
     Attributes:
-        ids: (N, k) int64; -1 where there are no more.
-        distances: (N, k) int32; 2147483647 there.
-        keys: (N, k) object, str; empty there.
+        ids: (N, k) int64; -1 if there are no more images.
+        distances: (N, k) int32; 2147483647 if there are no more.
+        keys: (N, k) object, str; empty if there are no more.
         gallery_version: (N,) object, str: which gallery answered each query (one for all queries of one request).
         code: (N, B) uint8, the queries' codes.
     """
@@ -75,7 +75,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class CodeSpace:
-    """Which codes an encoder gives: its fingerprint, bits a code, and side of an image in pixels.
+    """The codes that an encoder gives: its fingerprint, bits per code, and side of an image in pixels.
 
     ``parent_fingerprint`` is that of the code space which a low-precision encoder approximates.
     """
@@ -87,13 +87,13 @@ class CodeSpace:
 
 
 class SearchClient:
-    """A connection to the Triton at ``url`` (host:port of gRPC); ``timeout`` is of one request, in seconds.
+    """A connection to the Triton at ``url`` (host:port of gRPC); ``timeout`` limits each request, in seconds.
 
     Any number of images may be given: they are sent in batches of the server's ``max_batch_size``.
 
     Raises:
         InputError: the server refuses the request; its message says what it expected.
-        MissingError: no server there, none of these models, or no answer in time.
+        MissingError: there is no server, it lacks these models, or it gives no answer in time.
     """
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
@@ -131,7 +131,7 @@ class SearchClient:
 
         Args:
             images: the queries.
-            k: results a query; where there are fewer, the rest is padding.
+            k: results per query; if there are fewer, the rest is padding.
             radius: only images at most this many bits away; more than ``k`` of them are cut at ``k``.
             allowed: only images with these ids; ids that the gallery does not have do not matter.
             rerank: "asymmetric" orders those at equal distance by the query's logits, not by id; see
@@ -281,7 +281,7 @@ def _for_each(count: int, name: str, value: int) -> npt.NDArray[np.int64]:
 
 
 def _filter(allowed: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Return a filter's ids (F,) int64, F at least 1: of none, padding, which lets nothing through."""
+    """Return the ids of a filter, (F,) int64, F at least 1: without ids one padding id, which lets nothing through."""
     given = np.asarray(allowed)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise InputError(f"allowed must be ids, whole numbers [F], got {given.dtype} {list(given.shape)}")

@@ -1,4 +1,4 @@
-"""How every command talks: one line an error, the right exit code, tables for people, JSON for machines."""
+"""How every command talks: one line per error, the right exit code, tables for people, JSON for machines."""
 
 import contextlib
 import json

@@ -43,7 +43,7 @@ def read_labelled(data: str, image_size: int, skip_bad: bool, cache: Path | None
 
 
 def refuse_split_options(data: "LabelledImages", given: dict[str, int | None]) -> None:
-    """Raise :class:`InputError` for options of a split (None: not given) where the images come with theirs."""
+    """Raise :class:`InputError` if options of a split are given (not None) and the images come with one."""
     names = ", ".join(name for name, value in given.items() if value is not None)
     if data.given_split is not None and names:
         raise InputError(f"{names}: {data.source} comes with its split, leave it out")

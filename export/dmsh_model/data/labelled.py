@@ -54,9 +54,9 @@ class LabelledImages:
         labels: (N,) int64, indices into ``class_names``; or (N, C) uint8 multi-hot, a column for each of
             ``class_names`` and at least one 1 a row.
         names: N names, unique.
-        class_names: at least two.
+        class_names: names of the classes, at least two.
         bad: one line for each file that could not be read and was left out.
-        given_split: the split that comes with the images; None where it is to be drawn.
+        given_split: the split that comes with the images; None if it is to be drawn.
 
     Raises:
         InputError: counts that differ, a label that is none of ``class_names``, or an image without any.

@@ -1,8 +1,8 @@
 """Data sets as list files: the format that deep-hashing codebases share for NUS-WIDE-21, MS-COCO and ImageNet-100.
 
-Three files in one folder: ``database.txt``, ``test.txt`` (the queries) and ``train.txt``. A line is an image's path,
-relative to a root folder, and its labels: either a column of 0 or 1 for each label, or one column with the number of
-its class. Columns are separated by blanks. Images in both database and training set appear in both files.
+Three files in one folder: ``database.txt``, ``test.txt`` (the queries) and ``train.txt``. Each line holds the path of
+an image, relative to a root folder, and its labels: either one column of 0 or 1 per label, or one column with the
+number of its class. Columns are separated by blanks. Images in both database and training set appear in both files.
 """
 
 import os
@@ -187,7 +187,7 @@ def _require_files(kind: str, folder: Path, root: Path) -> None:
     if not root.is_dir():
         missing.append(f"the folder {root}")
     if missing:
-        hint = KNOWN[kind].hint if kind in KNOWN else "a line of a list is an image's path and its labels"
+        hint = KNOWN[kind].hint if kind in KNOWN else "each line of a list holds the path of an image and its labels"
         raise InputError(
             f"{kind}: {', '.join(missing)} not there: {hint}; then give {kind}:LISTS:ROOT, the folder of the lists and "
             "the one that their paths are relative to"

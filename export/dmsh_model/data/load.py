@@ -24,7 +24,7 @@ __all__ = [
 
 MNIST_5K = "mnist5k"
 MNIST_5K_SIZE = 32
-# Of the padded images, in units of 0..1; rounded, as ImageNet's are.
+# Mean and deviation of the padded images, in units of 0..1; rounded, as ImageNet's are.
 MNIST_5K_MEAN = (0.1, 0.1, 0.1)
 MNIST_5K_STD = (0.27, 0.27, 0.27)
 
@@ -49,7 +49,7 @@ def load_labelled(
             - ``cifar10-54000:FOLDER``, ``cifar10-59000:FOLDER`` or ``cifar10-50000:FOLDER``: see
               :mod:`dmsh_model.data.cifar`;
             - ``lists:LISTS[:ROOT]``, or ``nuswide21``, ``coco`` or ``imagenet100`` in its place: see
-              :mod:`dmsh_model.data.lists`; ROOT is LISTS where it is left out;
+              :mod:`dmsh_model.data.lists`; ROOT is LISTS if it is left out;
             - a file that ends in ``.npz``: see :mod:`dmsh_model.data.npz`.
         image_size: side of an image in pixels; 32 for ``mnist5k``.
         skip_bad: leave out files that cannot be read, and list them in ``bad``.
@@ -105,10 +105,10 @@ def _class_folders(
 
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"{folder} {what}: give a folder with one folder of images a class, or {MNIST_5K}")
+        raise InputError(f"{folder} {what}: give a folder with one subfolder of images per class, or {MNIST_5K}")
     listed = [path.relative_to(folder).as_posix() for path in image_paths(folder)]
     if not listed:
-        raise InputError(f"{folder} holds no files: give a folder with one folder of images a class")
+        raise InputError(f"{folder} holds no files: give a folder with one subfolder of images per class")
     loose = [name for name in listed if "/" not in name]
     if loose:
         raise InputError(f"{folder}: {len(loose)} files lie outside of the class folders, the first is {loose[0]}")

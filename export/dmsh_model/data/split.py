@@ -18,8 +18,8 @@ class SplitOptions:
 
     Attributes:
         queries_per_class: queries drawn from every class.
-        train_per_class: at most so many training images of every class; None takes the whole database.
-        seed: of the drawing.
+        train_per_class: most training images of every class; None takes the whole database.
+        seed: random seed for the drawing.
         train_in_database: whether training images are also in the database. Both are in use, and mAP differs.
     """
 

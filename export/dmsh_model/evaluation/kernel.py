@@ -1,7 +1,7 @@
 """The compiled part of the evaluation. Imports numba, so it is itself imported on first use.
 
-Each function sees some queries and one block of the database at a time and keeps a few counters a query and distance:
-memory depends neither on the size of the database nor on that of the query set.
+Each function sees some queries and one block of the database at a time, and keeps a few counters per query and
+distance: memory depends neither on the size of the database nor on the number of queries.
 """
 
 from collections.abc import Callable

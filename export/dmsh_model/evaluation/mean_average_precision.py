@@ -31,7 +31,7 @@ def mean_average_precision(
     *,
     topk: int | None = None,
 ) -> float:
-    """Return mAP@topk, or mAP@all where ``topk`` is None.
+    """Return mAP@topk, or mAP@all if ``topk`` is None.
 
     Args:
         query_codes: (Q, B) uint8, packed.

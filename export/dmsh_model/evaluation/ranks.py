@@ -35,10 +35,10 @@ class RankedRelevance:
         totals: (Q, D) int64, database images at each Hamming distance 0 to D - 1.
         hits: (Q, D) int64, relevant ones among them.
         cutoffs: (C,) int64, numbers of ranks, at most the size of the database.
-        found: (Q, C) int64, relevant images among the first so many ranks.
+        found: (Q, C) int64, relevant images within each cutoff.
         sums: (Q, C) float64, precision@rank summed over these, added up in the order of their rows.
-        lowest: (Q, C) float64, that sum where, at equal distance, relevant images come last.
-        highest: (Q, C) float64, that sum where they come first.
+        lowest: (Q, C) float64, that sum if, at equal distance, relevant images come last.
+        highest: (Q, C) float64, that sum if they come first.
     """
 
     totals: Counts

@@ -5,8 +5,8 @@ Definitions, each a mean over the queries unless it says otherwise:
 - *AP@k over found*: precision@i summed over the ranks i <= k that hold a relevant image, divided by their number. What
   most of the hashing literature's code computes.
 - *AP@k over possible*: the same sum divided by min(k, all relevant images): a missed image costs.
-- *mAP@all*: k is the whole database, where the two agree.
-- *precision@k*: relevant images among the first k, divided by k (by N where the database has fewer).
+- *mAP@all*: k is the whole database; there the two agree.
+- *precision@k*: relevant images among the first k, divided by k (by N if the database has fewer).
 - *recall@k*: relevant images among the first k, divided by all relevant.
 - *precision within a radius*: relevant images among those within that Hamming distance; a query with none within it
   counts as 0, and how many do is told.
@@ -15,8 +15,8 @@ Definitions, each a mean over the queries unless it says otherwise:
 
 Everywhere else a query that no database image is relevant to counts as 0; how many are is told.
 
-*Range under ties*: mAP where, at equal distance, relevant images come last, and where they come first. Whatever
-order another tool gives ties, its mAP lies between. Told for mAP@all and for AP@k over possible; AP@k over found has
+*Range under ties*: mAP if, at equal distance, relevant images come last, and if they come first. Whatever order
+another tool gives ties, its mAP lies between. Told for mAP@all and for AP@k over possible; AP@k over found has
 no such bounds, as finding one image more can lower it.
 """
 

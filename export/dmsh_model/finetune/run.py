@@ -56,8 +56,8 @@ class HeldOut:
 class FineTuned:
     """The fine-tuned network, the record its checkpoint keeps, and held-out queries before, after, and in float.
 
-    ``record["queries_trained_on"]`` is how many queries this chain of checkpoints was trained on before, None where
-    it cannot be known: 0 where they are held out.
+    ``record["queries_trained_on"]`` is how many queries this chain of checkpoints was trained on before: 0 if all
+    are held out, None if that cannot be known.
     """
 
     model: IntegerDMSH
@@ -105,12 +105,12 @@ def fine_tune(
     unfinished training are as in :func:`dmsh_model.training.run.fit`.
 
     Args:
-        start: where to start from.
+        start: the networks to start from.
         data: images of the networks' size; their labels count in ``weights`` and in what is measured.
         split_options: how they are split, best as the teacher's were; only the training part is learnt from.
         options: how to train; a weight is learnt in units of 128, so that all lie between -1 and 1.
         out: the checkpoint folder.
-        weights: of the losses beside distillation, which has the weight 1.
+        weights: weights of the losses beside distillation, whose weight is 1.
         resume: continue after the last finished epoch.
         overwrite: replace the checkpoint or the unfinished training at ``out``.
         on_epoch: called after every epoch.

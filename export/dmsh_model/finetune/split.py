@@ -21,9 +21,9 @@ def split_as_taught(
 
     Args:
         record: what the teacher's checkpoint keeps of its training; may lack the split.
-        queries_per_class: in place of the record's.
-        train_per_class: in place of the record's.
-        seed: where the record has none.
+        queries_per_class: replaces the record's.
+        train_per_class: replaces the record's.
+        seed: used if the record has none.
 
     Raises:
         InputError: the record is no record.
@@ -39,11 +39,11 @@ def seen_queries(records: list[dict[str, Any]], data: LabelledImages, data_sha25
     Args:
         records: what checkpoints keep of their trainings.
         data: the images of ``split``.
-        data_sha256: of ``data``, known already.
-        split: whose queries count.
+        data_sha256: SHA-256 of ``data``.
+        split: the split whose queries count.
 
     Returns:
-        None where a record is of other images, or names no split that can be drawn again.
+        None if a record is of other images, or names no split that can be drawn again.
 
     Raises:
         InputError: a record is no record.

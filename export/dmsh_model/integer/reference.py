@@ -47,7 +47,7 @@ class IntegerDMSH:
     """Images UINT8 [N, H, W, 3] -> codes, the same on every machine: the face of :class:`dmsh_model.network.DMSH`.
 
     Attributes:
-        config: of the float network that this one was made from; no part of its arithmetic.
+        config: config of the float network that this one was made from; no part of its arithmetic.
         network: the integers.
     """
 

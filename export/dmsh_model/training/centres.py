@@ -1,9 +1,9 @@
-"""Central similarity: each class has a code of its own, far from the others', which its images are drawn to.
+"""Central similarity: each class has its own code, far from the other classes' codes; its images learn codes near it.
 
 Yuan, Wang, Zhang, Tay, Jie, Liu, Feng, "Central Similarity Quantization for Efficient Image and Video Retrieval"
 (CSQ), CVPR 2020; https://arxiv.org/abs/1908.00347. Rows of a Hadamard matrix and their negatives differ in at least
-half of their bits. Where the number of bits is no power of two, or there are more classes than such rows, the paper
-draws bits at random; here such codes are drawn one after the other, each farther from those before it than many others.
+half of their bits. If the number of bits is no power of two, or there are more classes than such rows, the paper draws
+bits at random. Here such codes are drawn one after the other, each farther from those before it than many others.
 """
 
 import numpy as np
@@ -23,8 +23,8 @@ def hash_centres(classes: int, bits: int) -> Centres:
     """Return the code of every class, (classes, bits) int8 of -1 and 1; the same arguments, the same codes.
 
     Args:
-        classes: their number, at least 1.
-        bits: of a code, at least 1.
+        classes: number of classes, at least 1.
+        bits: bits per code, at least 1.
     """
     if bits & (bits - 1) == 0 and classes <= 2 * bits:
         rows = np.ones((1, 1), np.int8)
@@ -47,9 +47,9 @@ def _drawn(classes: int, bits: int) -> Centres:
 
 
 def centres_of_images(centres: Tensor, labels: Tensor) -> Tensor:
-    """Return the code that each image is drawn to, (N, K) of -1 and 1.
+    """Return the code that each image should have, (N, K) of -1 and 1.
 
-    With several labels each bit is the majority of their centres; where they tie, the first label's.
+    With several labels each bit is the majority of their centres; if they tie, it is the first label's.
 
     Args:
         centres: (C, K) of -1 and 1.

@@ -12,7 +12,7 @@ def training_device(options: TrainingOptions, local_rank: int = 0) -> torch.devi
     """Return the device to train on; of several GPUs that of this process.
 
     Raises:
-        MissingError: PyTorch sees no such GPU, or it has no bfloat16 where mixed precision needs it.
+        MissingError: PyTorch sees no such GPU, or mixed precision is asked for and the GPU has no bfloat16.
     """
     if options.device == "cpu":
         return torch.device("cpu")

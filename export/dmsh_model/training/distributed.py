@@ -3,9 +3,9 @@
     torchrun --nproc-per-node 2 -m dmsh_model fit DATA --out MODEL
 
 Gradients are averaged (DistributedDataParallel), so every process has the same weights at every step. The pairwise loss
-sees the pairs within a process's part. BN: on GPUs its statistics are taken over all parts (SyncBatchNorm); on CPUs,
-where PyTorch has no such layer, each process normalises with its own part's, and the running statistics that the
-trained network uses are averaged over the processes after every epoch. The first process alone measures and writes.
+sees the pairs within a process's part. BN: on GPUs its statistics are taken over all parts (SyncBatchNorm); on CPUs
+PyTorch has no such layer: each process normalises with its own part's, and the running statistics that the trained
+network uses are averaged over the processes after every epoch. The first process alone measures and writes.
 """
 
 import inspect
@@ -98,7 +98,7 @@ class Ranks:
 
 
 def started_by_torchrun() -> Ranks:
-    """Return this process's place as torchrun gives it in the environment; alone where it did not start it."""
+    """Return this process's place as torchrun gives it in the environment; rank 0 of 1 if torchrun did not start it."""
     return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 

@@ -43,9 +43,9 @@ def validation_split(split: Split, share: float, seed: int) -> Split:
     """Return ``split`` with the training images in two: those to learn from (``train``, and ``database``) and queries.
 
     Args:
-        split: of the data; its own queries are not part of what is returned.
-        share: of the training images that become queries.
-        seed: of the drawing.
+        split: split of the data; its own queries are not part of what is returned.
+        share: share of the training images that become queries.
+        seed: random seed for the drawing.
 
     Raises:
         InputError: too few training images for two parts.

@@ -14,7 +14,7 @@ __all__ = ["event_files", "require_tensorboard"]
 
 
 def require_tensorboard() -> None:
-    """Raise :class:`MissingError` where event files cannot be written: before a training, not after it."""
+    """Raise :class:`MissingError` if event files cannot be written: before a training, not after it."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
@@ -25,7 +25,7 @@ def require_tensorboard() -> None:
 
 @contextmanager
 def event_files(folder: Path) -> Iterator[Callable[["Epoch"], None]]:
-    """Give a function that writes an epoch's losses and validation mAP below ``folder``, its number as the step."""
+    """Yield a function that writes an epoch's losses and validation mAP into ``folder``, with the epoch as the step."""
     require_tensorboard()
     from torch.utils.tensorboard import SummaryWriter
 

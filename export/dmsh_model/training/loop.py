@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 class Epoch:
     """One finished epoch: its number from 1, of how many, and the mean of each loss over its steps.
 
-    ``validation_map`` is mAP@all of the validation images after it, where there are any.
+    ``validation_map`` is mAP@all of the validation images after it, if there are any.
     """
 
     number: int
@@ -96,7 +96,7 @@ class Trainee:
 
 
 def unfinished(out: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> TrainingState | None:
-    """Return the state of the unfinished training of ``out`` where it is to be resumed.
+    """Return the state of the unfinished training of ``out`` if it is to be resumed.
 
     Raises:
         InputError: there is one and neither is asked for, there is none to resume, or it is of another training.

@@ -118,7 +118,7 @@ def quantisation_loss(relaxed: Tensor) -> Tensor:
 
 
 def balance_loss(relaxed: Tensor) -> Tensor:
-    """Mean over the bits of (N, K) of the squared mean of each: 0 where every bit is 1 for half of the images.
+    """Mean over the bits of (N, K) of the squared mean of each: 0 if every bit is 1 for half of the images.
 
     Erin Liong, Lu, Wang, Moulin, Zhou, "Deep Hashing for Compact Binary Codes Learning", CVPR 2015, equation 4, in the
     relaxed form that gradients need.
@@ -150,9 +150,9 @@ def total_loss(
     Args:
         logits: (N, K) float, N >= 2.
         labels: (N,) int64 classes, or (N, C) multi-hot.
-        scores: (N, C) float, the linear classifier's output for ``tanh(logits)``; None where there is no classifier.
-        weights: of the parts.
-        centres: (C, K), the code of each class: see :mod:`centres`; needed where they have a weight.
+        scores: (N, C) float, the linear classifier's output for ``tanh(logits)``; None without a classifier.
+        weights: weights of the losses.
+        centres: (C, K), the code of each class: see :mod:`centres`; needed if they have a weight.
 
     Raises:
         InputError: centres have a weight, and there are none.

@@ -34,7 +34,7 @@ class Plan:
 
     Attributes:
         data: the images.
-        split: of the data; its queries are what mAP is reported on.
+        split: split of the data; mAP is reported on its queries.
         learnt: what is learnt from; with validation images as its queries, if there are any.
         identity: config, options and SHA-256 of the data and the weights: what must be the same to resume.
     """

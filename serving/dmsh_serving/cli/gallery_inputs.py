@@ -24,8 +24,8 @@ class Given:
         codes: (N, B) uint8.
         ids: (N,) integers; None numbers them on.
         keys: N strings, or None.
-        bits: bits a code; None where nobody said.
-        fingerprint: of the model that made the codes; None where nobody said.
+        bits: bits per code; None if unknown.
+        fingerprint: fingerprint of the model that made the codes; None if unknown.
         bad: one line for each image that was left out.
     """
 
