@@ -15,10 +15,12 @@ import dmsh_serving
 MAKEFILE = (ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+SOURCES = ("export", "serving", "tests", "benchmarks", "website", "model_repository")
 PAGES = sorted([*(ROOT / name for name in TOP), *(ROOT / "docs").rglob("*.md")])
 YAML = sorted(
     [ROOT / "CITATION.cff", ROOT / "mkdocs.yml", ROOT / ".pre-commit-config.yaml", *(ROOT / ".github").rglob("*.yml")]
 )
+_MODULE = re.compile(r"`([\w/]+\.py)`")
 _PATH = re.compile(r"`((?:export|serving|tests|benchmarks|website|docs|experiments|\.github)/[\w./-]+)`")
 
 
@@ -57,6 +59,13 @@ def unknown_options(line):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_a_page_names_is_there(page):
     assert [path for path in _PATH.findall(page.read_text()) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_module_that_a_page_names_is_there(page):
+    files = [f"/{file.relative_to(ROOT)}" for top in SOURCES for file in (ROOT / top).rglob("*.py")]
+    named = [name for name in _MODULE.findall(page.read_text()) if "NAME" not in name]
+    assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
