@@ -15,6 +15,8 @@ from dmsh_serving.console import write_json
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import move_durably, sha256_of_file
 
+__all__ = ["add_results", "manifest_path", "manifest_rows", "publish", "read_manifest", "write_manifest"]
+
 FORMAT = "dmsh-manifest"
 FORMAT_VERSION = 1
 

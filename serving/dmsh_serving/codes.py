@@ -13,6 +13,18 @@ import numpy.typing as npt
 from dmsh_serving.contract import MAX_BITS, MIN_BITS
 from dmsh_serving.errors import InputError
 
+__all__ = [
+    "Codes",
+    "Encoded",
+    "bytes_per_code",
+    "check_codes",
+    "checked_bits",
+    "pack",
+    "require_finite",
+    "uniform_codes",
+    "unpack",
+]
+
 Codes = npt.NDArray[np.uint8]
 
 

@@ -10,6 +10,40 @@ Filter: ``filter`` INT64 ``[N, F]``, of each query the ids that may be found; :d
 
 from typing import Final
 
+__all__ = [
+    "CODE",
+    "DECODE_MODEL",
+    "DEFAULT_GRPC_PORT",
+    "DEFAULT_K",
+    "DEFAULT_MAX_BATCH",
+    "DISTANCES",
+    "ENCODER_MODEL",
+    "FILE",
+    "FILTER",
+    "GALLERY_VERSION",
+    "IDS",
+    "IMAGE",
+    "KEYS",
+    "LOGITS",
+    "MAX_BITS",
+    "MAX_FILTER_IDS",
+    "MAX_K",
+    "MIN_BITS",
+    "MODEL_FILE",
+    "PAD_DISTANCE",
+    "PAD_ID",
+    "PAD_KEY",
+    "PLAN_FILE",
+    "RADIUS",
+    "RANKER_MODEL",
+    "RERANK",
+    "SEARCH_FILE_MODEL",
+    "SEARCH_MODEL",
+    "VERSION_COMPATIBLE",
+    "K",
+    "Metadata",
+]
+
 MIN_BITS: Final = 1
 MAX_BITS: Final = 1024
 

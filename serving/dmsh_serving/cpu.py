@@ -5,6 +5,8 @@ Instructions are asked of the CPU itself: an emulator shows the host's in /proc/
 
 import os
 
+__all__ = ["available_cpus", "has_vnni"]
+
 
 def has_vnni() -> bool:
     """Return whether products of uint8 and int8 are summed in int32 here by one instruction (x86 VNNI)."""

@@ -20,7 +20,6 @@ from dmsh_serving.errors import InputError
 __all__ = [
     "fsync_folder",
     "move_durably",
-    "naming",
     "replace_folder",
     "sha256_of_file",
     "umask",

@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+__all__ = ["generated_images"]
+
 
 def generated_images(count: int, image_size: int, *, seed: int = 0) -> npt.NDArray[np.uint8]:
     """Return ``count`` images (count, image_size, image_size, 3) uint8: noise at several scales, each its own contrast.

@@ -3,6 +3,8 @@
 import platform
 from pathlib import Path
 
+__all__ = ["machine_name"]
+
 # Best first: the first that a CPU has is what ONNX Runtime's integer kernels use on it.
 _INTEGER_INSTRUCTIONS = (
     ("amx_int8", "AMX"),

@@ -13,6 +13,8 @@ from dmsh_export.compare.runners import Images, Runner
 from dmsh_serving.codes import Encoded, unpack
 from dmsh_serving.errors import InputError
 
+__all__ = ["BatchInvariance", "ParityReport", "TargetParity", "batches_of_every_size", "compare", "upper_bound_95"]
+
 PIXELS_AT_ONCE = 32 * 224 * 224  # of one batch: bounds memory, keeps small images from paying a call each
 
 

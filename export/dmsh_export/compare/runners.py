@@ -17,6 +17,8 @@ from dmsh_serving.codes import Encoded, pack
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
 
+__all__ = ["Images", "OnnxRunner", "Runner", "TorchRunner", "TritonRunner", "runner_of"]
+
 Images = npt.NDArray[np.uint8]
 
 

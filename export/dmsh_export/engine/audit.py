@@ -18,6 +18,16 @@ from dmsh_serving.errors import CheckError
 if TYPE_CHECKING:
     import tensorrt
 
+__all__ = [
+    "AuditRow",
+    "LayerRecord",
+    "check_precision",
+    "is_audited",
+    "records_from_inspector",
+    "records_of_network",
+    "rows_of",
+]
+
 
 # Names of trt.DataType -> ours; the inspector writes some of them otherwise.
 _TYPE_NAMES = {

@@ -11,6 +11,8 @@ from dmsh_export.manifest import manifest_path, read_manifest
 from dmsh_serving.codes import checked_bits
 from dmsh_serving.errors import InputError, MissingError
 
+__all__ = ["PlanManifest", "read_plan_manifest"]
+
 
 @dataclass(frozen=True)
 class PlanManifest:

@@ -15,6 +15,8 @@ from dmsh_export.manifest import add_results
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import CheckError, MissingError
 
+__all__ = ["Proof", "proof_of", "record_parity"]
+
 Bytes = npt.NDArray[np.uint8]
 
 

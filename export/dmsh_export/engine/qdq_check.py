@@ -7,6 +7,8 @@ from onnx import TensorProto, numpy_helper
 from dmsh_export.graph import element_types
 from dmsh_serving.errors import InputError
 
+__all__ = ["check_quantised", "with_plain_biases"]
+
 
 def check_quantised(graph: onnx.GraphProto, head: frozenset[str], element_type: int, precision: str) -> None:
     """Refuse Q/DQ that reaches the head, is of another type than ``element_type``, or has a zero point other than 0.

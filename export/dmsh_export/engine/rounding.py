@@ -23,6 +23,8 @@ from dmsh_serving.encoder import known_answer
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
 
+__all__ = ["Runnable", "rounding_graph", "runnable", "with_known_answer"]
+
 _HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # These return values they were given: nothing to round again.
 _EXACT = frozenset({"Relu", "MaxPool", "Transpose", "Reshape", "Flatten", "Identity", "Concat"})

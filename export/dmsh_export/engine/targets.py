@@ -6,6 +6,8 @@ from typing import Literal
 
 from dmsh_export.engine.tensorrt_api import Gpu
 
+__all__ = ["HardwareCompatibility", "PlanTargets", "served_capabilities"]
+
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 
 # What an RTX engine runs on unless built for one capability.

@@ -9,6 +9,17 @@ from typing import Any, Literal
 
 from dmsh_serving.errors import MissingError
 
+__all__ = [
+    "Flavour",
+    "FlavourChoice",
+    "Gpu",
+    "Runtime",
+    "choose_flavour",
+    "find_gpu",
+    "import_flavour",
+    "problem_logger",
+]
+
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 Runtime = Literal["auto", "tensorrt", "tensorrt-rtx"]
 

@@ -12,6 +12,8 @@ from dmsh_serving.contract import CODE, IMAGE, LOGITS, MODEL_FILE, PLAN_FILE
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.errors import InputError
 
+__all__ = ["EncoderFile", "check_plans", "encoder_files"]
+
 DEFAULT_FILES = {"python": MODEL_FILE, "onnxruntime": MODEL_FILE, "tensorrt": PLAN_FILE}
 _MAKE_AGAIN = {
     ".onnx": "export the model again, then dmsh-export repository",

@@ -5,6 +5,8 @@ from typing import Any
 
 from dmsh_export.lint.findings import Finding, Model, Signature, tensor_text
 
+__all__ = ["check_ensemble"]
+
 _UNKNOWN: tuple[str, tuple[int, ...]] = ("", ())  # made by a step that is wrong itself: nothing else is blamed on it
 
 

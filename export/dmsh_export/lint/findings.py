@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+__all__ = ["CONFIG", "Finding", "Model", "Signature", "tensor_text"]
+
 CONFIG = "config.pbtxt"
 Signature = dict[str, tuple[str, tuple[int, ...]]]  # name -> (TYPE_..., dims without the batch)
 

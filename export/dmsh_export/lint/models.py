@@ -5,6 +5,8 @@ from typing import Any
 
 from dmsh_export.lint.findings import CONFIG, Finding, Model, Signature, tensor_text
 
+__all__ = ["check_alone", "check_signature", "check_tensors", "read_models"]
+
 BACKENDS = ("python", "onnxruntime", "tensorrt", "ensemble")
 
 

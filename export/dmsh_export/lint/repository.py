@@ -20,6 +20,8 @@ from dmsh_serving.triton.model_configs import config_texts
 from dmsh_serving.triton.repository import MODELS
 from dmsh_serving.triton.spec import RepositorySpec
 
+__all__ = ["LintReport", "lint_repository"]
+
 
 @dataclass(frozen=True)
 class LintReport:

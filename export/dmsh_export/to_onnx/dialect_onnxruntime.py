@@ -24,6 +24,8 @@ from dmsh_model.integer.layers import (
 from dmsh_model.integer.network import IntegerNetwork
 from dmsh_serving.contract import IMAGE
 
+__all__ = ["OnnxRuntimeTrunk"]
+
 ZERO_POINT = np.uint8(128)
 
 

@@ -18,6 +18,8 @@ from dmsh_serving.codes import bytes_per_code
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
 from dmsh_serving.errors import CheckError
 
+__all__ = ["Graph", "Trunk", "exact_float32", "node_name", "powers", "write_head", "write_sum"]
+
 MAP_AXES = np.array([2, 3], np.int64)
 
 

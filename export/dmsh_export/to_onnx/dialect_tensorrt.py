@@ -12,6 +12,8 @@ from dmsh_export.to_onnx.dialect_parts import Graph, exact_float32, powers, writ
 from dmsh_model.integer.layers import HIGHEST, LOWEST, Add, Concat, Convolution, Image, Layer, MaxPool
 from dmsh_serving.contract import IMAGE
 
+__all__ = ["TensorRTTrunk"]
+
 ZERO_POINT = np.int8(0)
 
 

@@ -9,6 +9,8 @@ from dmsh_export.to_onnx.dialect_parts import Graph, node_name, write_head
 from dmsh_export.to_onnx.dialect_tensorrt import TensorRTTrunk
 from dmsh_model.integer.network import IntegerNetwork
 
+__all__ = ["onnx_from_network"]
+
 IR_VERSION = 10  # the newest that every ONNX Runtime from 1.19 on reads
 
 

@@ -28,6 +28,8 @@ from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import CheckError, InputError
 
+__all__ = ["OnnxExport", "check_request", "describe", "export_onnx", "write_proven"]
+
 KNOWN_ANSWER_IMAGES = 8
 KNOWN_ANSWER_PIXELS = 64 * 80 * 80  # of the images it is chosen from
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")

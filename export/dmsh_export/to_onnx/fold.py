@@ -17,6 +17,8 @@ from torch import Tensor, fx, nn
 from dmsh_model.config import Pooling
 from dmsh_model.network import DMSH, Lateral, global_pool
 
+__all__ = ["FoldStep", "FoldedDMSH", "batch_norm_affine", "fold"]
+
 
 @dataclass(frozen=True)
 class FoldStep:

@@ -24,6 +24,16 @@ from PIL import Image, UnidentifiedImageError
 
 from dmsh_serving.errors import InputError
 
+__all__ = [
+    "DECODE_RECIPE",
+    "FORMATS",
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "image_from_bytes",
+    "image_from_pixels",
+    "rgb_from_bytes",
+]
+
 DECODE_RECIPE: Final[str] = (
     "dmsh-decode/1: first frame, exif orientation, 16-bit grey (v+128)//257, alpha over white, rgb, "
     "central square, pillow bicubic"

@@ -15,6 +15,16 @@ from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes
 
+__all__ = [
+    "ImageSet",
+    "Progress",
+    "image_paths",
+    "iter_image_batches",
+    "iter_listed_batches",
+    "load_images",
+    "load_npy",
+]
+
 _DEFAULT_BATCH: Final = 64
 _SHOWN: Final = 3
 

@@ -8,6 +8,16 @@ from dmsh_serving.codes import checked_bits
 from dmsh_serving.contract import DEFAULT_MAX_BATCH, PLAN_FILE
 from dmsh_serving.errors import InputError
 
+__all__ = [
+    "Encoder",
+    "OnnxRuntimeEncoder",
+    "Plan",
+    "PythonEncoder",
+    "RepositorySpec",
+    "TensorRTAccelerator",
+    "TensorRTEncoder",
+]
+
 _CAPABILITY = re.compile(r"\d{1,2}\.\d")
 _HEX = set("0123456789abcdef")
 

@@ -21,6 +21,8 @@ from typing import Any
 
 from dmsh_serving.errors import MissingError
 
+__all__ = ["HOME_VARIABLE", "PythonFacts", "TritonHome", "cache_folder", "find"]
+
 HOME_VARIABLE = "DMSH_TRITON_HOME"
 MADE_ENVIRONMENT = ".venv-triton"
 _HOW_TO_GET_ONE = (

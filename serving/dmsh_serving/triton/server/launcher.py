@@ -29,6 +29,8 @@ from dmsh_serving.triton.server.encoder_config import read_encoder_config
 from dmsh_serving.triton.server.log import error_from_log
 from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
 
+__all__ = ["LOOPBACK", "TritonServer", "free_ports"]
+
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 120.0
 STOP_SECONDS = 30  # how long requests in flight may take once the server is told to stop

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
 
+__all__ = ["error_from_log"]
+
 
 def error_from_log(text: str, log_file: Path) -> DmshError:
     """Return what a server's log says about a start that failed; a model's own error keeps its kind."""

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
+__all__ = ["all_living", "all_stubs", "living_stubs"]
+
 PROCESSES = Path("/proc")
 _ZOMBIE = "Z"
 _STUB_NAME = "triton_python_b"  # of triton_python_backend_stub, cut to the kernel's 15 characters

@@ -13,6 +13,8 @@ from dmsh_serving.triton.server.encoder_config import read_encoder_config
 from dmsh_serving.triton.server.home import TritonHome
 from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
 
+__all__ = ["check", "check_ports", "check_python", "check_repository", "check_shared_memory"]
+
 # Each Python model maps 1 MiB and grows it by what its batches need; Docker's default of 64 MiB is enough.
 NEEDED_SHARED_MEMORY_BYTES = 32 * 1024 * 1024
 

@@ -10,6 +10,8 @@ import os
 import secrets
 from pathlib import Path
 
+__all__ = ["SHARED_MEMORY", "RegionPrefix", "sweep"]
+
 SHARED_MEMORY = Path("/dev/shm")
 _FAMILY = "dmsh-triton-"
 _LOCK = ".lock"
