@@ -7,7 +7,8 @@ import onnx
 import torch
 
 from dmsh_export.compare.generated import generated_images
-from dmsh_export.graph import model_from_file, parts_of
+from dmsh_export.graph import model_from_file
+from dmsh_export.parts import parts_of
 from dmsh_export.to_onnx.float import export_onnx
 from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH

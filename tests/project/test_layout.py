@@ -21,7 +21,6 @@ PROVER = "dmsh_export.prove"
 PROVER_MAY_IMPORT = (
     "dmsh_export.prove",
     "dmsh_export.graph",
-    "dmsh_export.parts",
     "dmsh_model.integer.",
     "dmsh_serving.contract",
     "dmsh_serving.codes",

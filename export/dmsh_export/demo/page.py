@@ -1,9 +1,7 @@
 """The demo's report.html: one file, no script, nothing loaded from elsewhere."""
 
 import base64
-import html
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,26 +16,7 @@ from dmsh_export.demo.machines import MachineResult
 from dmsh_export.prove.certificate import Certificate, LayerBound
 from dmsh_serving.files import write_atomically
 
-_STYLE = """
-:root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --good: #1f8a4c; --bad: #c0392b; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 60rem; margin: 2.5rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-p { color: var(--soft); max-width: 46rem; } code { font-size: .9em; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: right; padding: .4rem .7rem; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
-.cards { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.4rem 0; }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem 1.2rem; flex: 1; min-width: 9rem; }
-.card b { display: block; font-size: 1.6rem; } .card span { color: var(--soft); font-size: .9rem; }
-.row { display: flex; gap: .4rem; align-items: flex-start; margin-bottom: .5rem; }
-figure { margin: 0; text-align: center; font-size: .75rem; color: var(--soft); }
-figure img { width: 3.6rem; height: 3.6rem; image-rendering: pixelated; border-radius: .25rem;
-  border: 3px solid transparent; display: block; }
-.query img { border-color: var(--ink); } .query { margin-right: 1rem; }
-.same img { border-color: var(--good); } .other img { border-color: var(--bad); }
-svg { width: 100%; height: auto; }
-"""
+__all__ = ["DemoPage", "Neighbours", "speed_name", "step_name", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -52,19 +31,21 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class DemoPage:
-    """What the page shows.
+    """The contents of the page.
 
     Attributes:
         fingerprint: the code space that is served.
         parity: the float exports, both integer dialects, and Triton.
         certificate: of the integer model that is served.
-        plan: what became of the TensorRT plan, one line.
-        machines: on which the integer codes were compared.
+        plan: whether a TensorRT plan was built, one line.
+        machines: those on which the integer codes were compared.
         figures: ``map_float``, ``map_integer``, ``map_triton``, and the shares ``equal_bits`` and ``equal_codes``.
         speeds: of the encoders.
-        latency: of single queries through Triton, and ``seconds`` each of them.
-        margins: |logit| of every bit of the float network, and ``worst_error`` the largest of its exports.
-        queries: shown with their neighbours.
+        latency: of single queries through Triton.
+        seconds: each of these queries.
+        margins: |logit| of every bit of the float network.
+        worst_error: largest difference between its logits and those of its exports.
+        queries: queries with their neighbours.
     """
 
     fingerprint: str
@@ -83,106 +64,45 @@ class DemoPage:
 
 def write_page(path: Path, page: DemoPage) -> None:
     """Write ``page`` as one HTML file."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     targets = [target for report in page.parity for target in report.targets]
     figures = page.figures
-    cards = [
-        (f"{sum(target.bits_compared for target in targets):,}", "bits compared with PyTorch"),
-        (f"{sum(target.wrong_bits for target in targets):,}", "wrong bits"),
-        (f"{figures['map_triton']:.4f}", f"mAP@all in integers (float: {figures['map_float']:.4f})"),
-        (f"{page.latency.p50_ms:.1f} ms", f"median query over gRPC (p99 {page.latency.p99_ms:.1f} ms)"),
-    ]
-    bound_columns = ("layer", "kind", "largest sum", "of 2<sup>24</sup>")
-    bounds = _table(bound_columns, [_bound_row(bound) for bound in page.certificate.bounds])
-    shown_cards = "".join(
-        f'<div class="card"><b>{value}</b><span>{html.escape(what)}</span></div>' for value, what in cards
+    templates = Environment(
+        loader=PackageLoader("dmsh_export.demo"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    body = f"""<h1>DMSH: served, and still the same</h1>
-<p>A trained Deep Multi-Scale Hashing model, quantised to integers, exported to ONNX, served by NVIDIA Triton, queried
-over gRPC. Code space <code>{html.escape(page.fingerprint[:16])}</code>.</p>
-<div class="cards">{shown_cards}</div>
-<h2>Every bit, at every step</h2>
-{
-        _table(
-            (
-                "",
-                "images",
-                "bits compared",
-                "wrong bits",
-                "worst logit error",
-                "codes in batches of 1 to 32",
-                "changed",
-            ),
-            [_parity_row(target) for target in targets],
-        )
-    }
-<p>A float export may be off by rounding noise, which flips a bit wherever a logit lies closer to 0. The integer network
-has none: its logits are equal, not near.</p>
-<h2>Why no machine can change an integer code</h2>
-<p>Read back from the ONNX graph alone: every tensor, weight and bias an integer, every scale a power of two, and the
-largest sum that any image can drive an accumulator to. Below 2<sup>24</sup> it is exact in int32 and FP32 alike,
-in any order.</p>
-{bounds}
-<p>TensorRT plan of the same network: {html.escape(page.plan)}.</p>
-<h2>Where the integer codes were compared</h2>
-{
-        _table(
-            ("machine", "bits compared", "wrong bits"),
-            [
-                (html.escape(machine.machine), f"{machine.bits:,}", f"{machine.wrong_bits:,}")
-                for machine in page.machines
-            ],
-        )
-    }
-<p>{
-        ""
-        if len(page.machines) > 1
-        else "<code>make test-cpus</code> adds emulated ones: AVX2 without VNNI, and ARM64."
-    }</p>
-<h2>What integers cost</h2>
-{
-        _table(
-            ("", "mAP@all"),
-            [
-                ("float codes, PyTorch", f"{figures['map_float']:.6f}"),
-                ("integer codes, PyTorch", f"{figures['map_integer']:.6f}"),
-                ("integer codes, Triton's answers", f"{figures['map_triton']:.6f}"),
-            ],
-        )
-    }
-<p>{figures["equal_bits"]:.3%} of the bits and {
-        figures["equal_codes"]:.1%} of the codes are the float network's. It is a
-code space of its own: the gallery was encoded with it.</p>
-<h2>How fast the encoder is</h2>
-{
-        _table(
-            ("", "batch", "p50 ms", "images/s"),
-            [
-                (speed_name(speed), speed.batch, f"{speed.p50_ms:.2f}", f"{speed.images_per_s:,.0f}")
-                for speed in page.speeds
-            ],
-        )
-    }
-<h2>Queries and their nearest images</h2>
-<p>The held-out query on the left, then what Triton answered, nearest first, with the Hamming distance. Green: of the
-query's class. Red: of another. The last rows are the queries with the most mixed neighbours.</p>
-{"".join(_row(query) for query in page.queries)}
-<h2>How far the float logits are from the threshold</h2>
-<p>A bit is 1 where its logit is above 0. The distance of every float logit from 0, beside the largest difference seen
-between PyTorch's logits and an export's ({page.worst_error:.1e}): where no bar reaches left of the line,
-no bit of these images flips. For the integer network that line would stand at 0.</p>
-{_margin_plot(page)}
-<h2>Latency of a single query</h2>
-<p>Image in, neighbours out, over gRPC, one at a time, {len(page.seconds)} queries.</p>
-{_latency_plot(page)}"""
-    document = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>DMSH demo</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>{body}</body></html>\n'
+    text = templates.get_template("report.html").render(
+        page=page,
+        cards=[
+            (f"{sum(target.bits_compared for target in targets):,}", "bits compared with PyTorch"),
+            (f"{sum(target.wrong_bits for target in targets):,}", "wrong bits"),
+            (f"{figures['map_triton']:.4f}", f"mAP@all in integers (float: {figures['map_float']:.4f})"),
+            (f"{page.latency.p50_ms:.1f} ms", f"median query over gRPC (p99 {page.latency.p99_ms:.1f} ms)"),
+        ],
+        parity=[_parity_row(target) for target in targets],
+        bounds=[_bound_row(bound) for bound in page.certificate.bounds],
+        machines=[(machine.machine, f"{machine.bits:,}", f"{machine.wrong_bits:,}") for machine in page.machines],
+        precision=[
+            ("float codes, PyTorch", f"{figures['map_float']:.6f}"),
+            ("integer codes, PyTorch", f"{figures['map_integer']:.6f}"),
+            ("integer codes, Triton", f"{figures['map_triton']:.6f}"),
+        ],
+        equal_bits=f"{figures['equal_bits']:.3%}",
+        equal_codes=f"{figures['equal_codes']:.1%}",
+        speeds=[
+            (speed_name(speed), speed.batch, f"{speed.p50_ms:.2f}", f"{speed.images_per_s:,.0f}")
+            for speed in page.speeds
+        ],
+        queries=[_row(query) for query in page.queries],
+        worst_error=f"{page.worst_error:.1e}",
+        margin_plot=_margin_plot(page),
+        latency_plot=_latency_plot(page),
     )
-    write_atomically(path, document.encode())
+    write_atomically(path, text.encode())
 
 
 def step_name(target: TargetParity) -> str:
-    """Return what a target is to a reader of the demo."""
+    """Return the name of a target for a reader of the demo."""
     names = {
         demo_encoders.FLOAT: "float: ONNX, folded",
         demo_encoders.UNFOLDED: "float: ONNX, as trained",
@@ -193,19 +113,14 @@ def step_name(target: TargetParity) -> str:
 
 
 def speed_name(speed: Latency) -> str:
-    """Return what a timed encoder is to a reader of the demo."""
+    """Return the name of a timed encoder for a reader of the demo."""
     names = {demo_encoders.FLOAT: "float, ONNX Runtime", demo_encoders.INTEGER: "integer, ONNX Runtime"}
     return names.get(speed.target, "float, PyTorch")
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
-    cells = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{cells}</table>"
-
-
 def _parity_row(target: TargetParity) -> tuple[str, ...]:
     return (
-        html.escape(step_name(target)),
+        step_name(target),
         f"{target.images:,}",
         f"{target.bits_compared:,}",
         f"{target.wrong_bits:,}",
@@ -216,15 +131,17 @@ def _parity_row(target: TargetParity) -> tuple[str, ...]:
 
 
 def _bound_row(bound: LayerBound) -> tuple[str, ...]:
-    return (html.escape(bound.node), bound.kind, f"{bound.peak:,}", f"{bound.peak / 2**24:.1%}")
+    return (bound.node, bound.kind, f"{bound.peak:,}", f"{bound.peak / 2**24:.1%}")
 
 
-def _row(query: Neighbours) -> str:
-    figures = [f'<figure class="query"><img src="{_png(query.query)}" alt="query">query</figure>']
-    for image, distance, same in zip(query.images, query.distances, query.same_class, strict=True):
-        kind = "same" if same else "other"
-        figures.append(f'<figure class="{kind}"><img src="{_png(image)}" alt="{kind} class">{distance}</figure>')
-    return f'<div class="row">{"".join(figures)}</div>'
+def _row(query: Neighbours) -> dict[str, Any]:
+    return {
+        "image": _png(query.query),
+        "neighbours": [
+            {"image": _png(image), "distance": int(distance), "kind": "same" if same else "other"}
+            for image, distance, same in zip(query.images, query.distances, query.same_class, strict=True)
+        ],
+    }
 
 
 def _png(image: npt.NDArray[np.uint8]) -> str:

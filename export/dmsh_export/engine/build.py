@@ -1,14 +1,14 @@
-"""ONNX -> TensorRT plan: typed, audited, built in a fresh process, and written only if it is what was asked for."""
+"""ONNX -> TensorRT plan: typed, audited, built in a fresh process, and written only if every check passes."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dmsh_export.engine import worker as engine_worker
-from dmsh_export.engine.audit import AuditRow, LayerRecord, is_audited, rows_of
+from dmsh_export.engine import worker
+from dmsh_export.engine.audit import AuditRow, is_audited, rows_of
+from dmsh_export.engine.exchange import BuildRequest, BuildResult
 from dmsh_export.engine.precision import Precision, TypedGraph, WeightRounding, typed_graph
 from dmsh_export.engine.process import run_worker
 from dmsh_export.engine.proof import Proof, proof_of
@@ -21,12 +21,14 @@ from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.errors import DmshError, InputError
 from dmsh_serving.files import sha256_of_file
 
+__all__ = ["BatchProfile", "EngineBuild", "EngineOptions", "engine_from_onnx"]
+
 PACKAGES = ("onnx", "numpy")
 
 
 @dataclass(frozen=True)
 class BatchProfile:
-    """Batch sizes an engine takes: ``min`` to ``max`` images, fastest at ``opt``."""
+    """Batch sizes that an engine takes: ``min`` to ``max`` images, fastest at ``opt``."""
 
     min: int = 1
     opt: int = 8
@@ -46,7 +48,7 @@ class BatchProfile:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to build; ``None`` leaves a setting at TensorRT's default. ``workspace_mib``: scratch memory of a layer."""
+    """How to build; None leaves a setting at TensorRT's default. ``workspace_mib`` is scratch memory per layer."""
 
     precision: Precision
     profile: BatchProfile = BatchProfile()
@@ -60,10 +62,21 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """A plan that was written, and what it is: its code space, its audit, and what rounding did to the weights.
+    """A plan that was written.
 
-    ``reproducible``: a second build of this input here gives the same bytes (where a GPU times kernels, only as far
-    as its choices repeat). ``engine_audited``: the engine's own layers show the types of trunk and head.
+    Attributes:
+        path: the plan.
+        choice: the flavour of TensorRT that built it.
+        version: of TensorRT.
+        reproducible: a second build of this input on this machine gives the same bytes; if a GPU timed the kernels,
+            only as far as its choices repeat.
+        fingerprint: its code space.
+        parent_fingerprint: of the encoder it was made from; None if the code space is the same.
+        network_audit: types and work in the parsed network.
+        engine_audit: types in the engine; empty without a GPU.
+        engine_audited: whether the engine's own layers show the types of trunk and head.
+        rounding: the effect of rounding on the weights.
+        proof: whether it gives the checkpoint's codes.
     """
 
     path: Path
@@ -94,17 +107,17 @@ def engine_from_onnx(
     """Build the ONNX encoder ``source`` into the plan ``out`` with its manifest.
 
     ``typed_out`` keeps the typed graph that was compiled, with its own known answer, for parity and for study.
-    ``on_progress(phase, done, total)`` follows TensorRT's builder. Nothing is written under a final name until the
-    audit of the parsed network has passed, and where a GPU can load the plan that of the engine, and the known answer
+    ``on_progress(phase, done, total)`` follows TensorRT's builder. No file gets its final name until the audit of the
+    parsed network has passed. If a GPU can load the plan, the audit of the engine must pass too, and the known answer
     of a plan that keeps its checkpoint's code space.
 
     Raises:
-        InputError: ``source`` is no encoder of dmsh-export or is not what its manifest says, an operator TensorRT
-            does not support, a graph that has not the precision asked for, an option the flavour lacks, or one file
-            named for two things.
-        CheckError: a weight overflows, the audit or the known answer failed, the proof of an integer model
-            failed, or TensorRT cannot build it.
-        MissingError: no TensorRT package, or no GPU for the flavour asked for.
+        InputError: ``source`` is no encoder of dmsh-export or differs from its manifest, TensorRT does not support an
+            operator, the graph is not of the requested precision, the flavour lacks an option, or two outputs have
+            the same path.
+        CheckError: a weight overflows, the audit or the known answer fails, the proof of an integer model fails, or
+            TensorRT cannot build the plan.
+        MissingError: no TensorRT package, or no GPU for the requested flavour.
     """
     named = {"MODEL": source, "--out": out, "--typed-onnx": typed_out, "--timing-cache": options.timing_cache}
     _check_apart({name: path for name, path in named.items() if path is not None})
@@ -123,17 +136,17 @@ def engine_from_onnx(
         folder.mkdir()
         try:
             result = _result_of(typed, choice, options, folder, on_progress)
-            (folder / engine_worker.PLAN).rename(plan)
+            (folder / worker.PLAN).rename(plan)
             build = EngineBuild(
                 path=out,
                 choice=choice,
-                version=result["version"],
-                reproducible=result["reproducible"],
+                version=result.version,
+                reproducible=result.reproducible,
                 fingerprint=typed.fingerprint,
                 parent_fingerprint=typed.parent_fingerprint,
-                network_audit=_rows(result["network"]),
-                engine_audit=_rows(result["inspected"]),
-                engine_audited=is_audited(_records(result["inspected"])),
+                network_audit=tuple(rows_of(result.network)),
+                engine_audit=tuple(rows_of(result.inspected)),
+                engine_audited=is_audited(result.inspected),
                 rounding=typed.rounding,
                 proof=Proof(None, "not run yet"),
             )
@@ -144,7 +157,7 @@ def engine_from_onnx(
                 made_from={source.name: made_from},
                 options=_recorded(options),
                 packages=PACKAGES,
-                results=_results(build, metadata, options, sha256_of_file(folder / engine_worker.MODEL)) | certificate,
+                results=_results(build, metadata, options, sha256_of_file(folder / worker.MODEL)) | certificate,
             )
             proof = proof_of(plan, typed.parent_fingerprint, metadata.known_answer, options.profile.min, choice.gpu)
         except DmshError as error:
@@ -153,7 +166,7 @@ def engine_from_onnx(
         if typed_out:
             _write_typed(typed, draft_of[typed_out], source, made_from, options)
         if options.timing_cache:
-            (folder / engine_worker.TIMING_CACHE).rename(draft_of[options.timing_cache])
+            (folder / worker.TIMING_CACHE).rename(draft_of[options.timing_cache])
     return dataclasses.replace(build, proof=proof)
 
 
@@ -163,16 +176,16 @@ def _result_of(
     options: EngineOptions,
     folder: Path,
     on_progress: Callable[[str, int, int], None] | None,
-) -> dict[str, Any]:
-    (folder / engine_worker.MODEL).write_bytes(typed.model.SerializeToString(deterministic=True))
-    (folder / engine_worker.REQUEST).write_text(json.dumps(_request(options, choice, typed)))
+) -> BuildResult:
+    (folder / worker.MODEL).write_bytes(typed.model.SerializeToString(deterministic=True))
+    (folder / worker.REQUEST).write_text(_request(options, choice, typed).to_json())
     if options.timing_cache and options.timing_cache.is_file():
-        (folder / engine_worker.TIMING_CACHE).write_bytes(options.timing_cache.read_bytes())
+        (folder / worker.TIMING_CACHE).write_bytes(options.timing_cache.read_bytes())
     return run_worker(folder, on_progress)
 
 
 def _check_apart(named: dict[str, Path]) -> None:
-    """Refuse one file, or manifest, for two things: the second one written would replace the first."""
+    """Refuse one path, or its manifest, for two files: the second would replace the first."""
     owners: dict[Path, str] = {}
     for name, path in named.items():
         for file in (path, manifest_path(path)):
@@ -217,7 +230,7 @@ def _check_options(options: EngineOptions, choice: FlavourChoice) -> None:
 
 
 def _checked_source(source: Path, metadata: EncoderMetadata) -> str:
-    """Return the SHA-256 of ``source``, checked against the manifest beside it where there is one."""
+    """Return the SHA-256 of ``source``; if it has a manifest, both must agree."""
     if not manifest_path(source).exists():
         return sha256_of_file(source)
     manifest = read_manifest(source)
@@ -229,29 +242,21 @@ def _checked_source(source: Path, metadata: EncoderMetadata) -> str:
     return str(manifest["sha256"])
 
 
-def _request(options: EngineOptions, choice: FlavourChoice, typed: TypedGraph) -> dict[str, Any]:
-    return {
-        "flavour": choice.flavour,
-        "precision": options.precision,
-        "image_size": EncoderMetadata.from_props(metadata_of(typed.model), "the typed graph").image_size,
-        "profile": [options.profile.min, options.profile.opt, options.profile.max],
-        "workspace_mib": options.workspace_mib,
-        "optimization_level": options.optimization_level,
-        "version_compatible": options.version_compatible,
-        "hardware_compatibility": options.hardware_compatibility,
-        "timing_cache": options.timing_cache is not None,
-        # An RTX plan is compiled when it is loaded: what the inspector could name is not decided yet.
-        "inspect": choice.flavour == "tensorrt" and choice.gpu is not None,
-        "parts": {name: sorted(names) for name, names in vars(typed.parts).items()},
-    }
-
-
-def _records(records: list[dict[str, Any]]) -> list[LayerRecord]:
-    return [LayerRecord(**record) for record in records]
-
-
-def _rows(records: list[dict[str, Any]]) -> tuple[AuditRow, ...]:
-    return tuple(rows_of(_records(records)))
+def _request(options: EngineOptions, choice: FlavourChoice, typed: TypedGraph) -> BuildRequest:
+    return BuildRequest(
+        flavour=choice.flavour,
+        precision=options.precision,
+        image_size=EncoderMetadata.from_props(metadata_of(typed.model), "the typed graph").image_size,
+        profile=(options.profile.min, options.profile.opt, options.profile.max),
+        workspace_mib=options.workspace_mib,
+        optimization_level=options.optimization_level,
+        version_compatible=options.version_compatible,
+        hardware_compatibility=options.hardware_compatibility,
+        timing_cache=options.timing_cache is not None,
+        # An RTX plan is compiled when it is loaded, so its inspector cannot name the kernels yet.
+        inspect=choice.flavour == "tensorrt" and choice.gpu is not None,
+        parts=typed.parts,
+    )
 
 
 def _recorded(options: EngineOptions) -> dict[str, Any]:

@@ -22,8 +22,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dmsh_export.engine.qdq_check import check_quantised, with_plain_biases
-from dmsh_export.graph import element_types, metadata_of, parts_of, with_shapes
-from dmsh_export.parts import GraphParts
+from dmsh_export.graph import element_types, metadata_of, with_shapes
+from dmsh_export.parts import GraphParts, parts_of
 from dmsh_serving.contract import IMAGE, Metadata
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.errors import CheckError, InputError

@@ -1,4 +1,4 @@
-"""Run :mod:`dmsh_export.engine.worker` in a fresh process, and follow it."""
+"""Run :mod:`dmsh_export.engine.worker` in a fresh process and follow its progress."""
 
 import json
 import os
@@ -7,18 +7,26 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from dmsh_export.engine import worker as engine_worker
+from dmsh_export.engine import worker
+from dmsh_export.engine.exchange import BuildResult
 from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
+
+__all__ = ["run_worker"]
 
 _KEPT, _KEPT_PREFIXES = ("PATH", "HOME", "TMPDIR", "PYTHONPATH"), ("LD_", "CUDA_", "NVIDIA_")
 _ERRORS: dict[str, type[DmshError]] = {kind.__name__: kind for kind in (CheckError, InputError, MissingError)}
 
 
-def run_worker(folder: Path, on_progress: Callable[[str, int, int], None] | None) -> dict[str, Any]:
-    """Build what the request in ``folder`` asks for and return the worker's result; kill it if this is interrupted."""
-    command = [sys.executable, "-P", "-m", engine_worker.__name__]
+def run_worker(folder: Path, on_progress: Callable[[str, int, int], None] | None) -> BuildResult:
+    """Carry out the request in ``folder`` in a fresh process; an interruption kills that process.
+
+    ``on_progress(phase, done, total)`` follows TensorRT's builder.
+
+    Raises:
+        DmshError: what the worker raised, or a :class:`CheckError` if it ended without an answer.
+    """
+    command = [sys.executable, "-P", "-m", worker.__name__]
     with (
         tempfile.TemporaryFile() as noise,
         subprocess.Popen(
@@ -34,8 +42,7 @@ def run_worker(folder: Path, on_progress: Callable[[str, int, int], None] | None
                     kind, text = message["error"]
                     raise _ERRORS[kind](text)
                 elif "result" in message:
-                    result: dict[str, Any] = message["result"]
-                    return result
+                    return BuildResult.from_fields(message["result"])
         except BaseException:
             process.kill()
             raise
@@ -47,6 +54,6 @@ def run_worker(folder: Path, on_progress: Callable[[str, int, int], None] | None
 
 
 def _worker_environment() -> dict[str, str]:
-    """Return the variables a build needs: any other one would shift the memory that its bytes depend on."""
+    """Return the variables that a build needs: another one would move the memory that the plan's bytes depend on."""
     needed = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
     return {**needed, "PYTHONHASHSEED": "0"}

@@ -19,7 +19,8 @@ from dmsh_serving.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     import tensorrt
-    import torch
+
+__all__ = ["Engine", "TensorRTRunner", "batches_of", "load_engine"]
 
 Images = npt.NDArray[np.uint8]
 
@@ -39,17 +40,14 @@ class Engine(Protocol):
 class TensorRTRunner:
     """A plan on this machine's first GPU, loaded in ``__enter__``: ``with TensorRTRunner(path) as runner: ...``.
 
-    ``cuda_graph`` records each batch size once and replays it, which saves the launch of every kernel.
-
     Raises:
-        InputError: no plan, or its manifest is missing or about another file.
+        InputError: no plan, or its manifest is missing or belongs to another file.
         MissingError: no GPU, no TensorRT package, or another GPU or version than the plan was built for.
     """
 
-    def __init__(self, path: Path, *, cuda_graph: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.name = path.name
         self._path = path
-        self._cuda_graph = cuda_graph
 
     def __enter__(self) -> Self:
         self._manifest = read_plan_manifest(self._path)
@@ -57,7 +55,7 @@ class TensorRTRunner:
         self.image_size = self._manifest.image_size
         self.fingerprint = self._manifest.fingerprint
         self.parent_fingerprint = self._manifest.parent_fingerprint
-        self._engine: Engine = load_engine(self._manifest, cuda_graph=self._cuda_graph)
+        self._engine: Engine = load_engine(self._manifest)
         return self
 
     def __exit__(
@@ -81,12 +79,12 @@ class TensorRTRunner:
 
 
 def batches_of(count: int, smallest: int, largest: int, name: str) -> list[slice]:
-    """Return the rows of as few batches as ``count`` images need, each of ``smallest`` to ``largest``.
+    """Return the rows of the fewest batches of ``smallest`` to ``largest`` images that hold ``count`` images.
 
-    They are full from the front; only where the last would be too small do the others give it of theirs.
+    Batches are full from the front; only if the last would be too small, earlier ones leave it some of their images.
 
     Raises:
-        InputError: there is no such division; ``name`` is the plan's.
+        InputError: there is no such division; the message names the plan ``name``.
     """
     number = -(-count // largest)
     if number * smallest > count:
@@ -101,11 +99,11 @@ def batches_of(count: int, smallest: int, largest: int, name: str) -> list[slice
     return rows
 
 
-def load_engine(manifest: PlanManifest, *, cuda_graph: bool) -> Engine:
+def load_engine(manifest: PlanManifest) -> Engine:
     """Load a plan onto the GPU.
 
     Raises:
-        MissingError: this machine cannot run it; says what it was built for, what is here, and how to rebuild it.
+        MissingError: this machine cannot run it; says which GPU it was built for, which is here, and how to rebuild.
         InputError: it is damaged, or its tensors are not those of an encoder.
     """
     gpu = find_gpu()
@@ -119,13 +117,13 @@ def load_engine(manifest: PlanManifest, *, cuda_graph: bool) -> Engine:
         raise MissingError(
             f"{manifest.path} needs a PyTorch that finds the GPU for its buffers, {torch.__version__} does not"
         )
-    return _GpuEngine(trt, manifest, cuda_graph)
+    return _GpuEngine(trt, manifest)
 
 
 class _GpuEngine:
     """One engine, one context, its stream, and buffers for the largest batch."""
 
-    def __init__(self, trt: ModuleType, manifest: PlanManifest, cuda_graph: bool) -> None:
+    def __init__(self, trt: ModuleType, manifest: PlanManifest) -> None:
         import torch
 
         self._problems: list[str] = []
@@ -156,7 +154,6 @@ class _GpuEngine:
         for name, buffer in self._buffers.items():
             context.set_tensor_address(name, buffer.data_ptr())
         self._context: tensorrt.IExecutionContext | None = context
-        self._graphs: dict[int, torch.cuda.CUDAGraph] | None = {} if cuda_graph else None
 
     def run(self, images: Images) -> Encoded:
         import torch
@@ -166,15 +163,12 @@ class _GpuEngine:
         count = len(images)
         with torch.cuda.stream(self._stream):
             self._buffers[IMAGE][:count].copy_(torch.from_numpy(np.ascontiguousarray(images)))
-            if self._graphs is None:
-                self._execute(self._context, count)
-            else:
-                self._replay(self._context, self._graphs, count)
+            self._execute(self._context, count)
             code, logits = (self._buffers[name][:count].cpu() for name in (CODE, LOGITS))
         return Encoded(code.numpy(), logits.numpy())
 
     def close(self) -> None:
-        self._graphs = self._context = self._engine = None
+        self._context = self._engine = None
         self._buffers.clear()
 
     def _execute(self, context: "tensorrt.IExecutionContext", count: int) -> None:
@@ -183,20 +177,6 @@ class _GpuEngine:
         context.set_input_shape(IMAGE, (count, *self._buffers[IMAGE].shape[1:]))
         if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise MissingError(f"{self._name} failed on the GPU with {count} images: {self._reason()}")
-
-    def _replay(
-        self, context: "tensorrt.IExecutionContext", graphs: "dict[int, torch.cuda.CUDAGraph]", count: int
-    ) -> None:
-        import torch
-
-        if count not in graphs:
-            self._execute(context, count)  # what the first run of a shape sets up cannot be recorded
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
-                self._execute(context, count)
-            graphs[count] = graph
-        graphs[count].replay()
 
     def _reason(self) -> str:
         return self._problems[-1] if self._problems else "no reason is given"

@@ -1,17 +1,15 @@
-"""One TensorRT build in a process of its own: ``python -m dmsh_export.engine.worker``, used by engine.py.
+"""One TensorRT build in a process of its own: ``python -m dmsh_export.engine.worker``, started by ``process.py``.
 
-A fresh process because several builds in one give different bytes, and because a native crash must not take the
-command with it. It works in the current folder: reads :data:`REQUEST` and :data:`MODEL`, writes :data:`PLAN` and
-:data:`TIMING_CACHE`. On stdout it writes JSON lines: ``{"phase": [name, done, total]}`` while it works, at last
-``{"result": ...}`` or ``{"error": [kind, message]}``.
+The process is fresh because several builds in one process give different bytes, and because a native crash must not
+end the command. It works in the current folder: it reads :data:`REQUEST` and :data:`MODEL`, and writes :data:`PLAN` and
+:data:`TIMING_CACHE`. On stdout it writes JSON lines: ``{"phase": [name, done, total]}`` while it works, and
+``{"result": ...}`` or ``{"error": [kind, message]}`` at the end.
 
-The builder's order of some tensors follows the addresses of their objects, so address randomisation is switched off
-where the system lets a process do that, and no path of the user's is read here: one input, one sequence of
-allocations, the same bytes.
+The builder orders some tensors by the addresses of their objects. So address randomisation is switched off if the
+system allows it, and no path that the user gave is read here: one input, one sequence of allocations, the same bytes.
 """
 
 import ctypes
-import dataclasses
 import json
 import os
 import sys
@@ -19,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dmsh_export.engine.audit import check_precision, records_from_inspector, records_of_network
+from dmsh_export.engine.audit import LayerRecord, check_precision, records_from_inspector, records_of_network
+from dmsh_export.engine.exchange import BuildRequest, BuildResult
 from dmsh_export.engine.tensorrt_api import import_flavour, problem_logger
-from dmsh_export.parts import GraphParts
 from dmsh_serving.contract import IMAGE
 from dmsh_serving.errors import CheckError, DmshError, InputError
 
@@ -34,7 +32,7 @@ _ADDR_NO_RANDOMIZE = 0x0040000  # personality(2)
 
 
 class _Channel:
-    """JSON lines on the real stdout; what native code prints there goes to stderr instead."""
+    """JSON lines on the real stdout; native code that prints there writes to stderr instead."""
 
     def __init__(self) -> None:
         self._lines = os.fdopen(os.dup(1), "w", buffering=1)
@@ -44,26 +42,25 @@ class _Channel:
         self._lines.write(json.dumps(message) + "\n")
 
 
-def build(request: dict[str, Any], channel: _Channel) -> dict[str, Any]:
-    """Parse, audit, build and write the plan of ``request``; return what the manifest records of it.
+def build(request: BuildRequest, channel: _Channel) -> BuildResult:
+    """Parse, audit, build and write the plan of ``request``; return what the manifest records.
 
-    Messages do not name the model: the caller knows it.
+    Messages do not name the model, which the caller knows.
 
     Raises:
         InputError: TensorRT cannot parse the model.
         CheckError: the audit failed, or TensorRT could not build.
     """
-    trt = import_flavour(request["flavour"])
+    trt = import_flavour(request.flavour)
     problems: list[str] = []
     logger = problem_logger(trt, problems)
-    parts = GraphParts(*(frozenset(request["parts"][name]) for name in ("stem", "trunk", "head")))
     builder: tensorrt.Builder = trt.Builder(logger)
     network: tensorrt.INetworkDefinition = builder.create_network(
         1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     )
     _parse(trt, network, logger)
-    records = list(records_of_network(trt, network, parts))
-    check_precision(records, request["precision"], "parsed network")
+    records = tuple(records_of_network(trt, network, request.parts))
+    check_precision(records, request.precision, "parsed network")
     config: tensorrt.IBuilderConfig = builder.create_builder_config()
     _configure(trt, builder, config, request)
     monitor = _monitor(trt, channel)
@@ -73,19 +70,14 @@ def build(request: dict[str, Any], channel: _Channel) -> dict[str, Any]:
         reason = next((problem for problem in reversed(problems) if "cudaError" not in problem), "no reason is given")
         raise CheckError(f"TensorRT cannot build it: {reason}")
     PLAN.write_bytes(plan)
-    if request["timing_cache"]:
+    if request.timing_cache:
         cache: tensorrt.ITimingCache = config.get_timing_cache()
         TIMING_CACHE.write_bytes(cache.serialize())
-    inspected = []
-    if request["inspect"]:
-        inspected = records_from_inspector(_inspection(trt, logger, request), records, parts)
-        check_precision(inspected, request["precision"], "engine inspector")
-    return {
-        "version": trt.__version__,
-        "reproducible": _addresses_are_fixed(),
-        "network": [dataclasses.asdict(record) for record in records],
-        "inspected": [dataclasses.asdict(record) for record in inspected],
-    }
+    inspected: tuple[LayerRecord, ...] = ()
+    if request.inspect:
+        inspected = tuple(records_from_inspector(_inspection(trt, logger, request), records, request.parts))
+        check_precision(inspected, request.precision, "engine inspector")
+    return BuildResult(trt.__version__, _addresses_are_fixed(), records, inspected)
 
 
 def _parse(trt: ModuleType, network: "tensorrt.INetworkDefinition", logger: "tensorrt.ILogger") -> None:
@@ -103,36 +95,36 @@ def _parse(trt: ModuleType, network: "tensorrt.INetworkDefinition", logger: "ten
 
 
 def _configure(
-    trt: ModuleType, builder: "tensorrt.Builder", config: "tensorrt.IBuilderConfig", request: dict[str, Any]
+    trt: ModuleType, builder: "tensorrt.Builder", config: "tensorrt.IBuilderConfig", request: BuildRequest
 ) -> None:
     # TF32 rounds the inputs of FP32 products to 10 bits of mantissa: no parity with FP32.
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if request["workspace_mib"] is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_mib"] * 2**20)
-    if request["optimization_level"] is not None:
-        config.builder_optimization_level = request["optimization_level"]
-    if request["version_compatible"]:
+    if request.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib * 2**20)
+    if request.optimization_level is not None:
+        config.builder_optimization_level = request.optimization_level
+    if request.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if request["hardware_compatibility"] == "ampere-plus":
+    if request.hardware_compatibility == "ampere-plus":
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    elif request["hardware_compatibility"] == "same-compute-capability":
+    elif request.hardware_compatibility == "same-compute-capability":
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
-    if request["timing_cache"]:
+    if request.timing_cache:
         cache: tensorrt.ITimingCache = config.create_timing_cache(
             TIMING_CACHE.read_bytes() if TIMING_CACHE.is_file() else b""
         )
         if not config.set_timing_cache(cache, False):
             raise InputError("the timing cache is of another GPU or TensorRT version: delete it, or name another")
     profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
-    size = request["image_size"]
-    smallest, best, largest = ((batch, size, size, 3) for batch in request["profile"])
+    size = request.image_size
+    smallest, best, largest = ((batch, size, size, 3) for batch in request.profile)
     profile.set_shape(IMAGE, smallest, best, largest)
     config.add_optimization_profile(profile)
 
 
-def _inspection(trt: ModuleType, logger: "tensorrt.ILogger", request: dict[str, Any]) -> str:
-    """Load the plan and return the engine inspector's JSON, for batches of the best size."""
+def _inspection(trt: ModuleType, logger: "tensorrt.ILogger", request: BuildRequest) -> str:
+    """Load the plan and return the engine inspector's JSON for batches of the best size."""
     runtime: tensorrt.Runtime = trt.Runtime(logger)
     engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(PLAN.read_bytes())
     if engine is None:
@@ -140,14 +132,14 @@ def _inspection(trt: ModuleType, logger: "tensorrt.ILogger", request: dict[str, 
     inspector: tensorrt.EngineInspector = engine.create_engine_inspector()
     context: tensorrt.IExecutionContext | None = engine.create_execution_context()
     if context is not None:  # without a shape, the inspector knows no layer's type
-        size = request["image_size"]
-        context.set_input_shape(IMAGE, (request["profile"][1], size, size, 3))
+        size = request.image_size
+        context.set_input_shape(IMAGE, (request.profile[1], size, size, 3))
         inspector.execution_context = context
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _monitor(trt: ModuleType, channel: _Channel) -> Any:
-    """Return a progress monitor that reports the phase that moved last."""
+    """Return a progress monitor that reports each step of each phase."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
@@ -169,7 +161,7 @@ def _monitor(trt: ModuleType, channel: _Channel) -> Any:
 
 
 def _fix_addresses() -> None:
-    """Start this process anew without address randomisation; go on as it is where that is not allowed."""
+    """Start this process anew without address randomisation; if that is not allowed, go on as it is."""
     if _addresses_are_fixed():
         return
     libc = ctypes.CDLL(None)
@@ -179,7 +171,7 @@ def _fix_addresses() -> None:
 
 
 def _addresses_are_fixed() -> bool:
-    persona = int(ctypes.CDLL(None).personality(0xFFFFFFFF))  # asks without a change
+    persona = int(ctypes.CDLL(None).personality(0xFFFFFFFF))  # this value asks, and changes nothing
     return persona != -1 and bool(persona & _ADDR_NO_RANDOMIZE)
 
 
@@ -188,7 +180,7 @@ def main() -> None:
     _fix_addresses()
     channel = _Channel()
     try:
-        channel.send({"result": build(json.loads(REQUEST.read_text()), channel)})
+        channel.send({"result": build(BuildRequest.from_json(REQUEST.read_text()), channel).to_fields()})
     except DmshError as error:
         channel.send({"error": [type(error).__name__, str(error)]})
 

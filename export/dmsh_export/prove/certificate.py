@@ -151,7 +151,7 @@ def bounds_of(network: IntegerNetwork) -> list[LayerBound]:
     """Return the bound of each layer of ``network`` that has an accumulator."""
     bounds = []
     for index, layer in enumerate(network.layers):
-        accumulator = network.accumulator(index)
+        accumulator = network.accumulators[index]
         if accumulator is None:
             continue
         shifts = _shifts(layer)

@@ -50,8 +50,7 @@ def _quantize(reading: Reading, node: Node) -> Meaning:
             return Quantised(reading.image(node))
     if not isinstance(value, Pending) or value.rounded or reading.gives_vectors(value):
         raise node.error("quantises something else than the feature maps of a layer")
-    # With a scale other than 1, a clip before it would be one at other values after it.
-    node.require(reading.dialect == "tensorrt" or not value.clipped, "quantises what is clipped already")
+    # Clipped only at scale 1: in the other dialect nothing clips feature maps before they are quantised.
     return Quantised(reading.complete(node, replace(value, exponents=value.exponents - exponent)))
 
 

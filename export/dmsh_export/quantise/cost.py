@@ -82,7 +82,7 @@ def layer_costs(
             values[index] += wanted.numel()
     costs = []
     for index, layer in enumerate(network.layers):
-        bounds = network.accumulator(index)
+        bounds = network.accumulators[index]
         costs.append(
             LayerCost(
                 layer.name,

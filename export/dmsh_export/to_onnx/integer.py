@@ -110,7 +110,7 @@ def _drive_and_margin(
         rows = slice(start, start + _AT_ONCE)
 
         def note(index: int, sums: torch.Tensor, rows: slice = rows) -> None:
-            bounds = model.network.accumulator(index)
+            bounds = model.network.accumulators[index]
             peak = max(1, bounds.peak) if bounds else 1
             drive[rows] = np.maximum(drive[rows], sums.abs().flatten(1).amax(1).double().numpy() / peak)
 

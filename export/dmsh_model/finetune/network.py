@@ -56,7 +56,7 @@ class TrainableIntegerNetwork(nn.Module):
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()
         for index, layer in enumerate(network.layers):
-            bounds = network.accumulator(index)
+            bounds = network.accumulators[index]
             if bounds and bounds.peak >= FLOAT32_LIMIT:
                 raise InputError(
                     f"layer {layer.name}: an accumulator could reach {bounds.peak}, training in integers needs less "

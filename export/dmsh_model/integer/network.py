@@ -74,12 +74,15 @@ class IntegerNetwork:
 
     layers: tuple[Layer, ...]
     shapes: tuple[Shape, ...] = dataclasses.field(init=False)
+    accumulators: tuple[Accumulator | None, ...] = dataclasses.field(init=False)
+    """Bounds of each layer's accumulators; None for a layer that only moves values."""
     ranges: tuple[tuple[int, int], ...] = dataclasses.field(init=False)
     """(least, greatest) value of each layer's output, for any image; of the logits, that of the accumulators."""
 
     def __post_init__(self) -> None:
         """Infer shapes and ranges, checking every layer on the way."""
         shapes: list[Shape] = []
+        accumulators: list[Accumulator | None] = []
         ranges: list[tuple[int, int]] = []
         if len(self.layers) < 2:
             raise InputError("integer network: no layers between the image and the logits")
@@ -90,8 +93,11 @@ class IntegerNetwork:
             if not all(0 <= source < index for source in sources(layer)):
                 raise InputError(f"{_named(index, layer)}: its inputs {list(sources(layer))} are not earlier layers")
             try:
-                shapes.append(_shape(layer, [shapes[source] for source in sources(layer)]))
-                ranges.append(_range(layer, [ranges[source] for source in sources(layer)], shapes))
+                inputs = [shapes[source] for source in sources(layer)]
+                passed = [ranges[source] for source in sources(layer)]
+                shapes.append(_shape(layer, inputs))
+                accumulators.append(_accumulator(layer, passed, inputs))
+                ranges.append(_range(layer, passed, accumulators[-1]))
             except ValueError as error:
                 raise InputError(f"{_named(index, layer)}: {error}") from error
         used = {source for layer in self.layers for source in sources(layer)}
@@ -99,6 +105,7 @@ class IntegerNetwork:
             if index not in used:
                 raise InputError(f"{_named(index, layer)}: no layer uses it")
         object.__setattr__(self, "shapes", tuple(shapes))
+        object.__setattr__(self, "accumulators", tuple(accumulators))
         object.__setattr__(self, "ranges", tuple(ranges))
 
     @property
@@ -110,12 +117,6 @@ class IntegerNetwork:
     def image_size(self) -> int:
         """Side of an image in pixels."""
         return self.shapes[0][1]
-
-    def accumulator(self, index: int) -> Accumulator | None:
-        """Return the bounds of a layer's accumulators; None for a layer that only moves values."""
-        layer = self.layers[index]
-        inputs = sources(layer)
-        return _accumulator(layer, [self.ranges[source] for source in inputs], [self.shapes[i] for i in inputs])
 
 
 def canonical_hash(network: IntegerNetwork) -> str:
@@ -227,11 +228,10 @@ def _windows(
     return sides[0], sides[1]
 
 
-def _range(layer: Layer, inputs: list[tuple[int, int]], shapes: list[Shape]) -> tuple[int, int]:
-    """Return the range of a layer's output (``shapes`` of all layers so far); ValueError says what is out of range."""
+def _range(layer: Layer, inputs: list[tuple[int, int]], accumulator: Accumulator | None) -> tuple[int, int]:
+    """Return the range of a layer's output; ValueError says what is out of range."""
     if isinstance(layer, Image):
         return (LOWEST, HIGHEST)
-    accumulator = _accumulator(layer, inputs, [shapes[source] for source in sources(layer)])
     if accumulator is None:
         return min(low for low, _ in inputs), max(high for _, high in inputs)
     limit = FLOAT32_LIMIT if isinstance(layer, Logits) else INT32_LIMIT

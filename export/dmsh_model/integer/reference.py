@@ -135,7 +135,7 @@ def _output(
     inputs: list[Tensor],
     on_accumulator: Callable[[int, Tensor], None] | None,
 ) -> Tensor:
-    bounds = network.accumulator(index)
+    bounds = network.accumulators[index]
     exact = torch.float32 if bounds is None or bounds.peak < FLOAT32_LIMIT else torch.float64
     match layer:
         case Convolution() | Linear() | Logits():

@@ -86,7 +86,7 @@ def test_bounds_machines_costs_and_speeds_are_those_given(tables, text):
         [
             ["float codes, PyTorch", "0.500000"],
             ["integer codes, PyTorch", "0.250000"],
-            ["integer codes, Triton's answers", "0.250000"],
+            ["integer codes, Triton", "0.250000"],
         ],
         [["integer, ONNX Runtime", "32", "16.00", "2,000"]],
     ]

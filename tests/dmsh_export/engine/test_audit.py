@@ -8,7 +8,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dmsh_export.engine.audit import (
-    GraphParts,
     LayerRecord,
     check_precision,
     is_audited,
@@ -17,7 +16,8 @@ from dmsh_export.engine.audit import (
     rows_of,
 )
 from dmsh_export.engine.precision import typed_graph
-from dmsh_export.graph import model_from_file, parts_of
+from dmsh_export.graph import model_from_file
+from dmsh_export.parts import GraphParts, parts_of
 from dmsh_serving.errors import CheckError
 
 PARTS = GraphParts(frozenset({"cast"}), frozenset({"conv_0", "relu_0", "conv_1"}), frozenset({"pool", "gemm"}))

@@ -25,6 +25,7 @@ from dmsh_export.engine import (
     worker as engine_worker,
 )
 from dmsh_export.engine.build import BatchProfile, EngineOptions, engine_from_onnx
+from dmsh_export.engine.exchange import BuildResult
 from dmsh_export.engine.manifest import read_plan_manifest
 from dmsh_export.engine.tensorrt_api import FlavourChoice, Gpu, choose_flavour, find_gpu
 from dmsh_export.graph import metadata_of
@@ -259,12 +260,12 @@ def on_h100(monkeypatch, encoders):
     def worker(folder, on_progress):
         (folder / engine_worker.PLAN).write_bytes(b"a plan")
         (folder / engine_worker.TIMING_CACHE).write_bytes(b"a cache")
-        return {"version": "10.16.1.11", "reproducible": True, "network": [], "inspected": []}
+        return BuildResult("10.16.1.11", True, (), ())
 
     def start(flip=False, missing=None):
         loaded = OnGpu(encoders.demo, flip)
 
-        def load(manifest, *, cuda_graph):
+        def load(manifest):
             if missing:
                 raise MissingError(missing)
             return loaded

@@ -19,7 +19,9 @@ from dmsh_export.compare.runners import OnnxRunner, TorchRunner
 from dmsh_export.engine.precision import HALF, _RoundingCount, precision_of, typed_graph
 from dmsh_export.engine.qdq_check import with_plain_biases
 from dmsh_export.engine.rounding import rounding_graph, with_known_answer
-from dmsh_export.graph import element_types, metadata_of, model_from_file, parts_of, with_shapes
+from dmsh_export.graph import element_types, metadata_of, model_from_file, with_shapes
+from dmsh_export.parts import parts_of
+from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError
 
@@ -300,3 +302,28 @@ def test_weights_that_two_nodes_of_the_trunk_share_are_counted_once(encoders):
     model.graph.initializer.append(numpy_helper.from_array(np.float32([1e-9]), "bias"))
     shared = typed_graph(with_shapes(model, "the model"), "fp16").rounding
     assert (shared.values, shared.to_zero) == (separate.values + 1, separate.to_zero + 1)
+
+
+def test_the_code_space_of_a_typed_graph_hangs_on_its_parent_its_nodes_and_its_weights(encoders):
+    def fingerprint(change=lambda model: None):
+        model = model_from_file(encoders.demo)
+        change(model)
+        return typed_graph(model, "fp16").fingerprint
+
+    def another_parent(model):
+        entry = next(entry for entry in model.metadata_props if entry.key == Metadata.FINGERPRINT)
+        entry.value = "ab" * 32
+
+    def another_node(model):
+        relu = next(node for node in model.graph.node if node.op_type == "Relu")
+        relu.op_type = "Tanh"
+
+    def another_weight(model):
+        tensor = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+        values = numpy_helper.to_array(tensor).copy()
+        values.flat[0] += 1
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+    found = [fingerprint(), *map(fingerprint, (another_parent, another_node, another_weight))]
+    assert fingerprint() == found[0]
+    assert len(set(found)) == len(found)

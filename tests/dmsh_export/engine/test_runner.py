@@ -40,7 +40,7 @@ class Oracle:
 @pytest.fixture
 def engine(monkeypatch):
     oracle = Oracle()
-    monkeypatch.setattr(trt_runner, "load_engine", lambda manifest, *, cuda_graph: oracle)
+    monkeypatch.setattr(trt_runner, "load_engine", lambda manifest: oracle)
     return oracle
 
 
@@ -198,7 +198,7 @@ def test_what_tensorrt_says_of_a_plan_it_cannot_load_is_passed_on(tmp_path):
     with pytest.raises(
         MissingError, match=rf"tensorrt-rtx \S+ cannot load .*model\.plan \(.+\), built for .*{REBUILD}"
     ):
-        trt_runner._GpuEngine(rtx(), read_plan_manifest(plan), False)
+        trt_runner._GpuEngine(rtx(), read_plan_manifest(plan))
 
 
 class Tensors:

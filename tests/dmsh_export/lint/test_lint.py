@@ -104,6 +104,9 @@ MISTAKES = {
     "warm-up": (
         "tensorrt", "dmsh_encoder", "dims: [16, 16, 3] random", "dims: [32, 32, 3] random",
         r'model_warmup "batch of 1": dims \[32, 32, 3\] are not those of image', r"write dims: \[16, 16, 3\]"),
+    "batch of the warm-up": (
+        "tensorrt", "dmsh_encoder", '"batch of 1" batch_size: 1 ', '"batch of 1" batch_size: 9 ',
+        r'model_warmup "batch of 1": batch_size 9 is over max_batch_size 8', "write batch_size: 8"),
     "plan of another gpu": (
         "tensorrt", "dmsh_encoder", 'key: "9.0" value: "model-sm90.plan"', 'key: "8.9" value: "model-sm90.plan"',
         "gives model-sm90.plan to GPUs .* 8.9, it was built for compute capability 9.0", 'write key: "9.0"'),

@@ -283,7 +283,7 @@ def test_a_float_model_is_no_case_for_a_proof(tmp_path):
 
 
 def test_no_image_drives_an_accumulator_past_its_bound():
-    bounds = {index: MODEL.network.accumulator(index) for index in range(len(MODEL.network.layers))}
+    bounds = {index: MODEL.network.accumulators[index] for index in range(len(MODEL.network.layers))}
     seen = {}
 
     def note(index, sums):
@@ -384,7 +384,7 @@ def test_a_sum_of_2_to_the_24_in_the_head_is_refused_and_one_less_is_proven(sums
         Logits("hash", 3, np.ones((1, 1), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
     )
     network = networks.IntegerNetwork(layers)
-    assert network.accumulator(3).peak == sums
+    assert network.accumulators[3].peak == sums
     for dialect in ("onnxruntime", "tensorrt"):
         if proven:
             assert proof_of(network, dialect, tmp_path).bounds[1].peak == sums

@@ -109,7 +109,7 @@ def test_the_integer_network_follows_the_float_network_whatever_the_batch(backbo
     images = generated_images(4, 48, seed=2)
     logits = integer.logits(images)
     assert signal_to_noise(model.logits(images), logits) > 18
-    bounds = [found.network.accumulator(index) for index in range(len(found.network.layers))]
+    bounds = [found.network.accumulators[index] for index in range(len(found.network.layers))]
     assert max(bound.peak for bound in bounds if bound) < FLOAT32_LIMIT
     assert np.array_equal(integer.logits(images[::-1], batch_size=1)[::-1], logits)
 
@@ -181,7 +181,7 @@ def test_a_layer_whose_sums_could_reach_2_to_the_24_gives_up_a_bit_of_its_weight
     )
     scales = tuple(torch.ones(shape[0]).double() for shape in graph.shapes)
     network = integer_from_float(graph, scales).network
-    assert FLOAT32_LIMIT // 2 < network.accumulator(1).peak < FLOAT32_LIMIT
+    assert FLOAT32_LIMIT // 2 < network.accumulators[1].peak < FLOAT32_LIMIT
     assert (network.layers[1].weight == 60).all()
 
 

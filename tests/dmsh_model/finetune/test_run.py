@@ -162,7 +162,7 @@ def test_weights_stay_int8_and_accumulators_below_2_to_the_24_however_far_a_step
                 master.mul_(3)
     trainable.constrain()
     after = trainable.network()
-    peaks = [bounds.peak for index in range(len(after.layers)) if (bounds := after.accumulator(index))]
+    peaks = [bounds.peak for index in range(len(after.layers)) if (bounds := after.accumulators[index])]
     assert max(peaks) < FLOAT32_LIMIT
     assert max(peaks) > 0.95 * FLOAT32_LIMIT  # no more was given up than had to be
     least = [int(layer.weight.min()) for layer in after.layers if hasattr(layer, "weight")]

@@ -76,7 +76,7 @@ def test_accumulators_that_float32_would_round_are_exact_too():
         Logits("hash", 3, np.eye(2, dtype=np.int8), np.zeros(2, np.int32), np.zeros(2, np.int8)),
     )
     network = IntegerNetwork(layers)
-    bounds = network.accumulator(2)
+    bounds = network.accumulators[2]
     assert bounds.peak > FLOAT32_LIMIT
     seen = {}
     image = np.full((1, 1, 1, 3), 255, np.uint8)
@@ -105,7 +105,7 @@ def test_a_half_is_rounded_to_even_and_the_result_saturates(accumulator, shift, 
 def test_the_stated_bounds_hold_and_are_reached():
     """An image built from the signs of the weights drives the first layer to its bound."""
     stem = NETWORK.layers[1]
-    bounds = NETWORK.accumulator(1)
+    bounds = NETWORK.accumulators[1]
     seen = {}
     pixels = np.zeros((1, integer_networks.SIZE, integer_networks.SIZE, 3), np.uint8)
     rows, columns = slice(3, 6), slice(3, 6)
@@ -114,7 +114,7 @@ def test_the_stated_bounds_hold_and_are_reached():
         pass
     assert seen[1][0, 0].max().item() == bounds.highest[0]
     for index, values in seen.items():
-        limits = NETWORK.accumulator(index)
+        limits = NETWORK.accumulators[index]
         axes = (0, 2, 3) if values.ndim == 4 else (0,)
         assert (values.amax(axes).numpy() <= limits.highest).all()
         assert (values.amin(axes).numpy() >= limits.lowest).all()

@@ -126,6 +126,22 @@ def test_a_model_with_other_tensors_is_refused(path, tmp_path):
         OnnxEncoder(tmp_path / "model.onnx")
 
 
+def test_a_provider_that_is_there_and_does_not_start_is_an_error_and_no_fallback(path, monkeypatch):
+    """As on a machine whose ONNX Runtime has CUDA, and whose driver is missing."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession
+    cuda = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: cuda)
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda model, options, providers, enable_fallback: session(model, options, providers=cuda[1:]),
+    )
+    with pytest.raises(MissingError, match="could not start CUDAExecutionProvider: is its GPU driver"):
+        OnnxEncoder(path, providers=cuda)
+
+
 def test_a_provider_that_is_not_there_is_an_error_and_no_fallback(path):
     with pytest.raises(MissingError, match="has no NoSuchExecutionProvider"):
         OnnxEncoder(path, providers=["NoSuchExecutionProvider", "CPUExecutionProvider"])
