@@ -17,6 +17,8 @@ from dmsh_model.data.load import MNIST_5K, load_labelled
 from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError
 
+__all__ = ["BACKBONES", "DEMO", "NETWORKS", "Images", "fit_statistics", "network", "photograph_crops", "real_images"]
+
 Images = npt.NDArray[np.uint8]
 
 DEMO = "demo"

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from dmsh_serving.errors import InputError
 
+__all__ = ["around", "markers", "replace"]
+
 
 def markers(name: str) -> tuple[str, str]:
     """Return the lines that begin and end the place of benchmark ``name``."""

@@ -14,6 +14,8 @@ from dmsh_export.graph import Dialect
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import CheckError
 
+__all__ = ["IMAGES", "Row", "Session", "Setting", "row", "run", "settings"]
+
 Session = Literal["served", "exact", "fast"]
 # Real images of a run: what an emulated CPU computes in about half a minute (a float convolution takes it longer).
 IMAGES: Final[dict[tuple[NetworkName, Dialect], int]] = {

@@ -19,6 +19,8 @@ from typing import Final
 from dmsh_serving.errors import MissingError
 from dmsh_serving.files import replace_folder, sha256_of_file
 
+__all__ = ["ARM64_WHEELS", "EMULATOR_PACKAGE", "arm64_python", "check_host", "emulator"]
+
 # 7.2 of QEMU is the first to emulate AVX2. ONNX Runtime 1.32 crashes under its ARM64, these are known to run.
 EMULATOR_PACKAGE: Final = "qemu-user-static"
 ARM64_WHEELS: Final = ("onnxruntime==1.22.1", "numpy==1.26.4")

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+__all__ = ["Settings"]
+
 Settings = dict[str, Any]
 _AT_ONCE = 15  # images of a call: the last batch is a smaller one
 

@@ -14,6 +14,8 @@ from dmsh_export.compare.machine import machine_name
 from dmsh_serving.cpu import has_vnni
 from dmsh_serving.errors import CheckError, MissingError
 
+__all__ = ["CPUS", "GUEST", "Cpu", "CpuName", "Machine", "check_cpu", "guest_result", "ready"]
+
 CpuName = Literal["native", "avx2", "arm64", "arm64-a53"]
 GUEST: Final = Path(__file__).with_name("guest.py")
 _MOST_SECONDS: Final = 1800  # of one run: the slowest takes two minutes on an idle machine

@@ -28,6 +28,8 @@ from dmsh_serving.encoder import known_answer
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.images.read import ImageSet
 
+__all__ = ["DIALECTS", "Bytes", "Network", "NetworkName", "networks"]
+
 NetworkName = Literal["demo", "vgg11_bn"]
 Bytes = npt.NDArray[np.uint8]
 DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)

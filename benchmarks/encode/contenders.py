@@ -16,6 +16,18 @@ from dmsh_model.network import DMSH
 from dmsh_serving.contract import IMAGE, LOGITS
 from dmsh_serving.cpu import has_vnni
 
+__all__ = [
+    "CHANNELS_LAST",
+    "COMPILED",
+    "EAGER",
+    "Compiled",
+    "Contender",
+    "Logits",
+    "Reference",
+    "contenders",
+    "open_session",
+]
+
 Logits = npt.NDArray[np.float32]
 Reference = Literal["float", "integer"]
 

@@ -16,6 +16,16 @@ from dmsh_model.network import DMSH
 from dmsh_serving.contract import IMAGE
 from dmsh_serving.images.read import ImageSet
 
+__all__ = [
+    "CALIBRATION_IMAGES",
+    "FLOAT",
+    "INTEGER",
+    "INTEGER_TENSORRT",
+    "STATIC_INT8",
+    "EncoderFiles",
+    "write_encoder_files",
+]
+
 CALIBRATION_IMAGES: Final = 48
 _PROVEN_IMAGES = 4  # when a file is made; the benchmark compares every bit of more of them itself
 _AT_ONCE = 2

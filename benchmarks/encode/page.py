@@ -11,6 +11,8 @@ from benchmarks.encode.timing import Row, Setting, Wrong
 if TYPE_CHECKING:
     from benchmarks.encode.results import EncodeBench
 
+__all__ = ["BASELINES", "markdown", "plot", "ratio", "setting_name"]
+
 # What the integer encoder is held against, {shown: names, of which the fastest counts}, and what it must reach.
 BASELINES: Final = {
     "PyTorch eager": (EAGER,),

@@ -13,6 +13,8 @@ from benchmarks.encode.contenders import open_session
 from dmsh_model.integer.layers import Convolution, Linear, Logits
 from dmsh_model.integer.network import IntegerNetwork
 
+__all__ = ["Arithmetic", "operations_per_image", "peak_operations_per_second"]
+
 _SHAPES: Final = ((1024, 1024, 1024), (2048, 512, 2304), (3136, 256, 2304))  # (M, N, K): square, and as convolutions
 _ROUNDS = 7
 Arithmetic = Literal["fp32", "int8"]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.encode.timing import Row, Wrong
 
+__all__ = ["EncodeBench", "Peak"]
+
 
 @dataclass(frozen=True)
 class Peak:

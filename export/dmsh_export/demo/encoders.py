@@ -28,6 +28,24 @@ from dmsh_serving.images.read import ImageSet
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+__all__ = [
+    "BATCHES_TIMED",
+    "FILES",
+    "FLOAT",
+    "FOR_TENSORRT",
+    "INTEGER",
+    "INTEGER_CHECKPOINT",
+    "MAX_BATCH",
+    "PLAN",
+    "UNFOLDED",
+    "Export",
+    "IntegerEncoders",
+    "calibration_batches",
+    "encoder_speeds",
+    "export_float",
+    "export_integer",
+]
+
 Export = TypeVar("Export")
 
 FLOAT, UNFOLDED = "model.onnx", "model-unfolded.onnx"

@@ -11,6 +11,8 @@ from dmsh_export.compare.machine import machine_name
 from dmsh_export.compare.parity import ParityReport
 from dmsh_serving.errors import InputError
 
+__all__ = ["EMULATED", "MachineResult", "machines_compared"]
+
 # Where the comparison writes it, in the repository, wherever the demo is run from.
 EMULATED: Final = Path(__file__).resolve().parents[3] / "build" / "cpus" / "report.json"
 

@@ -1,7 +1,7 @@
-"""The precision audit: which type does each layer compute in, and is that what was asked for?
+"""The precision audit: the type in which each layer computes, against the requested one.
 
-Before the build it reads the network that TensorRT's parser made; after it, where a GPU can load the plan, the
-layers that the engine inspector names.
+Before the build it reads the network that TensorRT's parser made. After the build, if a GPU can load the plan, it reads
+the layers that the engine inspector names.
 """
 
 import json
@@ -29,14 +29,14 @@ __all__ = [
 ]
 
 
-# Names of trt.DataType -> ours; the inspector writes some of them otherwise.
+# Names of trt.DataType -> ours; the inspector has other names for some of them.
 _TYPE_NAMES = {
     "FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8", "INT32": "int32",
     "INT64": "int64", "UINT8": "uint8", "BOOL": "bool", "FP32": "fp32", "FP16": "fp16", "BFLOAT16": "bf16",
 }  # fmt: skip
 _LOW = frozenset({"fp16", "bf16", "int8", "fp8"})
-_HEAD_TYPES = frozenset({"fp32", "int32", "int64", "uint8", "bool"})  # of numbers, shapes, codes and bits
-# The inspector has no type for the tensors of an engine with dynamic shapes, in some versions even where one is set.
+_HEAD_TYPES = frozenset({"fp32", "int32", "int64", "uint8", "bool"})  # for numbers, shapes, codes and bits
+# The inspector states no type for tensors of dynamic shape, in some versions not even if the shape is set.
 _UNSTATED, _UNSTATED_FORMAT = "unstated", "N/A due to dynamic shapes"
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _TYPE_IN_FORMAT = re.compile(r"\b(BFLOAT16|BF16|FP32|FLOAT|FP16|HALF|INT8|FP8|INT32|INT64|UINT8|BOOL)\b", re.IGNORECASE)
@@ -46,7 +46,12 @@ _TYPE_IN_FORMAT = re.compile(r"\b(BFLOAT16|BF16|FP32|FLOAT|FP16|HALF|INT8|FP8|IN
 class LayerRecord:
     """One layer: its ONNX node, the part of the encoder it belongs to, its type, and its work.
 
-    ``product``: a convolution or matrix product. ``flops`` are of one image, a multiply-add counted as two.
+    Attributes:
+        node: name of the ONNX node.
+        part: of the encoder.
+        type: in which it computes, such as ``fp16``.
+        product: whether it is a convolution or a matrix product.
+        flops: per image; a multiply-add counts as two.
     """
 
     node: str
@@ -83,8 +88,8 @@ def check_precision(
 ) -> None:
     """Raise :class:`CheckError` unless every product of the trunk is in ``precision`` and the whole head in FP32.
 
-    An engine may hide products in a block that it compiled as a whole, or not state a type: :func:`is_audited` says
-    whether this check saw anything. A parsed network shows all.
+    An engine may hide products in a block that it compiled as a whole, or state no type: :func:`is_audited` says
+    whether this check saw anything. A parsed network shows every layer.
     """
     products = [record for record in records if record.part == "trunk" and record.product]
     unstated = {_UNSTATED} if source == "engine inspector" else set()
@@ -114,7 +119,7 @@ def is_audited(records: Sequence[LayerRecord]) -> bool:
 def records_of_network(
     trt: ModuleType, network: "tensorrt.INetworkDefinition", parts: GraphParts
 ) -> Iterator[LayerRecord]:
-    """Yield what the parser made of each ONNX node. Constants and what has no node of its own are left out."""
+    """Yield the layers that the parser made of ONNX nodes, without constants and layers that belong to no node."""
     layer: tensorrt.ILayer
     tensor: tensorrt.ITensor
     layers = [network.get_layer(index) for index in range(network.num_layers)]
@@ -140,7 +145,7 @@ def records_of_network(
 def _compute_type(
     trt: ModuleType, layer: "tensorrt.ILayer", producers: dict[str, "tensorrt.ILayer"], product: bool
 ) -> str:
-    """Return the type of the output; of a product whose operands are all dequantised, their quantised type."""
+    """Return the type of the output; for a product of dequantised operands, their quantised type."""
     output: tensorrt.ITensor = layer.get_output(0)
     if product:
         # A convolution whose weights are constants has one input; quantised weights are a second one.
@@ -159,7 +164,7 @@ def _flops(trt: ModuleType, layer: "tensorrt.ILayer") -> int:
     if layer.type == trt.LayerType.MATRIX_MULTIPLY:
         rows = _volume(output.shape[:-1])
         return 2 * _volume(output.shape) * (_volume(first.shape) // rows)
-    # The bindings hand out a plain ILayer; its class is what tells them to show the convolution's own fields.
+    # The bindings return a plain ILayer. Only with this class do they show the fields of a convolution.
     layer.__class__ = trt.IConvolutionLayer
     convolution: tensorrt.IConvolutionLayer = layer
     multiply_adds: int = math.prod(convolution.kernel_size_nd) * first.shape[1] // convolution.num_groups
@@ -167,7 +172,7 @@ def _flops(trt: ModuleType, layer: "tensorrt.ILayer") -> int:
 
 
 def _volume(shape: Sequence[int]) -> int:
-    """Return the elements of one image's tensor: the batch is -1."""
+    """Return the number of elements for one image; the batch dimension is -1."""
     return math.prod(max(1, size) for size in shape)
 
 
@@ -178,9 +183,9 @@ def _type_name(name: str) -> str:
 def records_from_inspector(text: str, network: Sequence[LayerRecord], parts: GraphParts) -> list[LayerRecord]:
     """Read the JSON of ``EngineInspector.get_engine_information``, built with detailed profiling verbosity.
 
-    ``network`` says which ONNX nodes are products. A fused layer counts as its first product, else as its first
-    node, and is as low as the lowest type that enters or leaves a product: casts may be fused into it. Work is not
-    known here: ``flops`` is 0.
+    ``network`` tells which ONNX nodes are products. A fused layer counts as its first product, or as its first node if
+    it has none. Its type is the lowest that enters or leaves a product, because casts may be fused into it. The
+    inspector does not report work: ``flops`` is 0.
 
     Raises:
         CheckError: the text names layers without their types.

@@ -1,4 +1,4 @@
-"""What a plan's manifest says of it: read by whoever runs, serves or checks an engine without loading it."""
+"""The manifest of a plan, for those who run, serve or check an engine without loading it."""
 
 import shlex
 from dataclasses import dataclass
@@ -20,13 +20,18 @@ class PlanManifest:
 
     Attributes:
         path: the plan.
-        fingerprint, bits, image_size: its code space and the side of its images in pixels.
-        parent_fingerprint: of the encoder that a low-precision one was made from.
-        flavour, version: which TensorRT built it.
-        targets: the GPUs it runs on.
-        min_batch, opt_batch, max_batch: its optimisation profile.
-        version_compatible: later TensorRT versions run it too.
-        proven: on a GPU it gave the codes of the checkpoint whose code space it keeps.
+        fingerprint: its code space.
+        parent_fingerprint: of the encoder that a low-precision one was made from; None without one.
+        bits: of a code.
+        image_size: side of an image in pixels.
+        flavour: the package that built it.
+        version: of that package.
+        targets: the GPUs that it runs on.
+        min_batch: least batch size of its profile.
+        opt_batch: batch size at which it is fastest.
+        max_batch: greatest batch size of its profile.
+        version_compatible: whether later TensorRT versions run it too.
+        proven: whether it gave the codes of its checkpoint on a GPU.
         command: the command line that made it.
     """
 
@@ -47,7 +52,7 @@ class PlanManifest:
 
     @property
     def how_to_rebuild(self) -> str:
-        """The command, and where to run it."""
+        """The command, and the machine to run it on."""
         return f"on this machine, build it again: {self.command}"
 
     @property

@@ -1,4 +1,4 @@
-"""Precision is in the graph: an ONNX encoder whose trunk computes in the type that was asked for.
+"""An ONNX encoder -> the same encoder with a trunk that computes in the requested type: the graph sets the precision.
 
 Half precision (FP16, BF16): the trunk's tensors and weights; stem, pooling, fusion, hash head, threshold and packing
 stay FP32, and so do inputs and outputs. The normalisation stays FP32 because it is less than a thousandth of the work
@@ -6,8 +6,8 @@ and feeds every layer; the pooling because its kernels sum in FP32 anyway, and r
 tenth to the worst logit error of ResNet-50 and VGG-19.
 INT8 and FP8 come as a Q/DQ graph, which a quantiser has written and this module checks.
 
-A pass of our own: onnxruntime.transformers.float16 knows no BF16, moves weights that are out of range to the nearest
-value in range without an error, and casts around each excluded node by itself.
+The pass is our own because onnxruntime.transformers.float16 has no BF16, moves weights that are out of range to the
+nearest value in range without an error, and adds casts around each excluded node.
 """
 
 import hashlib
@@ -28,6 +28,17 @@ from dmsh_serving.contract import IMAGE, Metadata
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.errors import CheckError, InputError
 
+__all__ = [
+    "ELEMENT_TYPES",
+    "HALF",
+    "RECIPE",
+    "Precision",
+    "TypedGraph",
+    "WeightRounding",
+    "precision_of",
+    "typed_graph",
+]
+
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 ELEMENT_TYPES: dict[Precision, int] = {
@@ -45,7 +56,7 @@ RECIPE = "trunk typed, FP32 from the pooling on, version 1"
 
 @dataclass(frozen=True)
 class WeightRounding:
-    """What rounding the trunk's weights did; counts of values. ``tensors`` names those that were hit worst."""
+    """The effect of rounding on the trunk's weights: counts of values, and the names of the tensors it changed most."""
 
     values: int
     to_infinity: int
@@ -58,7 +69,7 @@ class WeightRounding:
 class TypedGraph:
     """An encoder in one precision: ``fingerprint`` names its code space, ``parent_fingerprint`` the one it came from.
 
-    ``parent_fingerprint`` is None where the code space is unchanged (FP32). The metadata of ``model`` say the same.
+    ``parent_fingerprint`` is None if the code space is unchanged (FP32). The metadata of ``model`` say the same.
     """
 
     model: onnx.ModelProto
@@ -72,11 +83,11 @@ class TypedGraph:
 def typed_graph(model: onnx.ModelProto, precision: Precision) -> TypedGraph:
     """Return ``model`` (as :func:`dmsh_export.graph.model_from_file` reads it) in ``precision``.
 
-    A graph that :func:`typed_graph` made before is returned as it is, if it is of that precision.
+    A graph that :func:`typed_graph` has already made in this precision is returned unchanged.
 
     Raises:
         InputError: not made by dmsh-export, a plain graph for INT8 or FP8, Q/DQ that is asymmetric or reaches the
-            head, or a graph that already has another type than the one asked for.
+            head, or a graph that already has another type than the requested one.
         CheckError: a weight is too large for the type.
     """
     metadata = metadata_of(model)
@@ -232,7 +243,7 @@ def _half_inputs(node: onnx.NodeProto, opset: int, precision: Precision) -> list
 
 
 class _RoundingCount:
-    """Rounds weights to ``dtype`` and counts what that did to them."""
+    """Rounds weights to ``dtype`` and counts those that become infinite, 0 or subnormal."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
@@ -259,7 +270,7 @@ class _RoundingCount:
         return numpy_helper.from_array(half, name)
 
     def checked(self, precision: Precision) -> WeightRounding:
-        """Return the counts; raise :class:`CheckError` where a weight became infinite."""
+        """Return the counts; raise :class:`CheckError` if a weight became infinite."""
         if self.to_infinity:
             raise CheckError(
                 f"{self.to_infinity} weights are too large for {precision} (largest finite value "
@@ -271,7 +282,7 @@ class _RoundingCount:
 
 
 def _fingerprint(model: onnx.ModelProto, parent: str, precision: Precision) -> str:
-    """Return the SHA-256 (hex) that names the code space of a typed graph: its parent, the recipe, and every byte."""
+    """Return the SHA-256 (hex) over parent, recipe and every byte of a typed graph: the name of its code space."""
     digest = hashlib.sha256(json.dumps([parent, precision, RECIPE]).encode())
     for chunk in _chunks(model.graph):
         digest.update(chunk)

@@ -1,4 +1,4 @@
-"""Does a plan that keeps its checkpoint's code space give the checkpoint's codes? Proven where a GPU can run it."""
+"""The proof that a plan gives the codes of its checkpoint, on a GPU that can run it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Proof:
-    """``proven``: None for a plan whose code space is its own, which has nothing to prove; ``why``: for people."""
+    """``proven`` is None for a plan with a code space of its own, which has nothing to prove; ``why`` is for people."""
 
     proven: bool | None
     why: str
@@ -55,14 +55,14 @@ def proof_of(plan: Path, parent_fingerprint: str | None, answer: str | None, min
 
 
 def record_parity(plan: Path, bits_compared: int) -> None:
-    """Note in the manifest of ``plan`` that parity found every bit of the code space it keeps; else leave it alone."""
+    """Record in the manifest that parity found no wrong bit, if ``plan`` keeps its checkpoint's code space."""
     if read_plan_manifest(plan).what_is_unproven is not None:
         why = f"parity compared {bits_compared:,} bits with PyTorch's, and found no other"
         add_results(plan, Proof(True, why).to_dict())
 
 
 def _padded(encode: Callable[[Bytes], Bytes], min_batch: int) -> Callable[[Bytes], Bytes]:
-    """Fill up to whole batches of the smallest size: every profile can divide that."""
+    """Repeat images up to a multiple of the smallest batch, which every profile can divide."""
 
     def padded(images: Bytes) -> Bytes:
         rows = np.arange(-(-len(images) // min_batch) * min_batch) % len(images)

@@ -1,4 +1,4 @@
-"""What a Q/DQ graph must be for TensorRT: symmetric, in one type, and nowhere in the head."""
+"""What TensorRT needs of a Q/DQ graph: symmetric, in one type, and none in the head."""
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ __all__ = ["check_quantised", "with_plain_biases"]
 
 
 def check_quantised(graph: onnx.GraphProto, head: frozenset[str], element_type: int, precision: str) -> None:
-    """Refuse Q/DQ that reaches the head, is of another type than ``element_type``, or has a zero point other than 0.
+    """Refuse Q/DQ in the head, of another type than ``element_type``, or with a zero point other than 0.
 
     Raises:
         InputError: names the first such node.

@@ -2,9 +2,9 @@
 
 ONNX Runtime's CPU provider has few FP16 kernels and no BF16 ones. Given an FP16 graph it computes in FP32 and drops
 the rounding between operations as "precision free" (core/optimizer/insert_cast_transformer.cc), so what it shows is
-the rounding of the weights alone. Casts that are written in the graph it keeps. One rounding an operation, of a sum
-accumulated in FP32, is how GPU kernels compute too; fused ones round less often. An FP8 Q/DQ graph it runs only as it
-is written: its optimiser fuses FP8 into operators that have none.
+the rounding of the weights alone. It keeps casts that the graph itself has. GPU kernels also round once per
+operation, after a sum in FP32; fused ones round less often. ONNX Runtime runs an FP8 Q/DQ graph only without
+optimisation: its optimiser fuses FP8 into operators that do not support it.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from dmsh_serving.errors import InputError
 __all__ = ["Runnable", "rounding_graph", "runnable", "with_known_answer"]
 
 _HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-# These return values they were given: nothing to round again.
+# These return values that they were given, so there is nothing to round.
 _EXACT = frozenset({"Relu", "MaxPool", "Transpose", "Reshape", "Flatten", "Identity", "Concat"})
 
 
 @dataclass(frozen=True)
 class Runnable:
-    """A file that ONNX Runtime computes as its author meant it, and whether its optimiser may touch it."""
+    """A file that ONNX Runtime computes with every rounding of the graph, and whether its optimiser may change it."""
 
     path: Path
     optimise: bool
@@ -40,7 +40,7 @@ class Runnable:
 
 @contextlib.contextmanager
 def runnable(path: Path) -> Iterator[Runnable]:
-    """Yield ``path`` as ONNX Runtime can run it: itself, or where it is half precision a rounding graph of it.
+    """Yield a file that ONNX Runtime can run: ``path`` itself, or if it is half precision, its rounding graph.
 
     Raises:
         InputError: as :func:`dmsh_export.graph.model_from_file`.

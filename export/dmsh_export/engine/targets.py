@@ -1,4 +1,4 @@
-"""Which GPUs a plan runs on: said in its manifest, checked before it is loaded, told to Triton."""
+"""The GPUs that a plan runs on: recorded in its manifest, checked before it is loaded, written to Triton's files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ _AMPERE_PLUS = ("8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1")
 
 @dataclass(frozen=True)
 class PlanTargets:
-    """``gpu`` is the one it was built on; None for an engine built ahead of time, whose GPU TensorRT-RTX checks."""
+    """``gpu`` built the plan; it is None for an engine built ahead of time, whose GPU TensorRT-RTX checks."""
 
     gpu: Gpu | None
     hardware_compatibility: HardwareCompatibility = "none"
 
     @property
     def text(self) -> str:
-        """Say it in words."""
+        """The targets in words."""
         if self.gpu is None:
             return _RTX
         if self.hardware_compatibility == "ampere-plus":
@@ -35,7 +35,7 @@ class PlanTargets:
         return f"compute capability {self.gpu.compute_capability}"
 
     def includes(self, compute_capability: str) -> bool:
-        """Whether a GPU of ``compute_capability`` ("8.6") is one of them, as far as is known without the engine."""
+        """Whether a GPU of ``compute_capability`` ("8.6") is a target, as far as the manifest tells."""
         if self.gpu is None:
             return True
         if self.hardware_compatibility == "ampere-plus":
@@ -44,7 +44,7 @@ class PlanTargets:
 
 
 def served_capabilities(plans: Sequence[PlanTargets]) -> list[tuple[str, ...]]:
-    """Share the compute capabilities out among TensorRT ``plans``: one that fits a GPU exactly goes first."""
+    """Return the compute capabilities that each of ``plans`` serves; a plan built for exactly one takes precedence."""
     exact = {plan.gpu.compute_capability for plan in plans if plan.gpu and plan.hardware_compatibility != "ampere-plus"}
     return [
         tuple(capability for capability in _AMPERE_PLUS if capability not in exact)

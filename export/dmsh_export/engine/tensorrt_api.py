@@ -1,4 +1,4 @@
-"""Which TensorRT is here: the package (its two flavours share one API) and the GPU."""
+"""The TensorRT package (its two flavours share one API) and the GPU of this machine."""
 
 import ctypes
 import importlib
@@ -39,7 +39,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class FlavourChoice:
-    """The flavour to build with and why, one clause for people."""
+    """The flavour to build with, and the reason as one clause for people."""
 
     flavour: Flavour
     why: str
@@ -47,10 +47,10 @@ class FlavourChoice:
 
 
 def choose_flavour(requested: Runtime) -> FlavourChoice:
-    """Return ``requested``, or for ``auto`` TensorRT where a GPU and the package are, else RTX.
+    """Return ``requested``; for ``auto`` TensorRT if a GPU and the package are here, otherwise RTX.
 
     Raises:
-        MissingError: the package, or for TensorRT the GPU it builds on, is not there; says how to get it.
+        MissingError: the package is missing, or for TensorRT the GPU that it builds on; says how to get it.
     """
     gpu = find_gpu()
     if requested == "tensorrt-rtx":
@@ -96,7 +96,7 @@ def import_flavour(flavour: Flavour) -> ModuleType:
 
 
 def problem_logger(trt: ModuleType, problems: list[str]) -> Any:
-    """Return a logger that keeps errors in ``problems``: each becomes part of one line, or nothing."""
+    """Return a logger that appends TensorRT's errors to ``problems`` and prints nothing."""
 
     class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
@@ -110,7 +110,7 @@ def problem_logger(trt: ModuleType, problems: list[str]) -> Any:
 
 
 def find_gpu() -> Gpu | None:
-    """Ask the NVIDIA driver for its first GPU; None where there is no driver or no GPU."""
+    """Return the first GPU of the NVIDIA driver; None without a driver or a GPU."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -26,6 +26,8 @@ from dmsh_serving.errors import CheckError, DmshError, InputError
 if TYPE_CHECKING:
     import tensorrt
 
+__all__ = ["MODEL", "PLAN", "REQUEST", "TIMING_CACHE", "build", "main"]
+
 
 REQUEST, MODEL, PLAN, TIMING_CACHE = Path("request.json"), Path("typed.onnx"), Path("engine.plan"), Path("timing.cache")
 _ADDR_NO_RANDOMIZE = 0x0040000  # personality(2)
