@@ -2,7 +2,7 @@
 
     python -m benchmarks.rank [--quick] [--learned 10000000] [--huge]
 
-All engines get the same codes and the same number of threads, FAISS in every setting that might be its best, and their
+All engines get the same codes and the same number of threads; FAISS runs in every setting that might be its best. Their
 distances are compared before anything is timed.
 """
 
@@ -24,23 +24,27 @@ if TYPE_CHECKING:
 
 app = make_app("Time exact Hamming search against FAISS, usearch and numpy.")
 
+__all__ = ["app", "cases", "measured", "rank"]
+
 _ROOT: Final = Path(__file__).parents[2]
 _NAME: Final = "rank"  # in the markers of the page
 _PACKAGES: Final = ("numba", "numpy", "faiss-cpu", "usearch")
 _UNIFORM_GALLERY: Final = 10_000_000
-_ASKED: Final = 200  # of the learned codes are queries and not in the gallery
+_ASKED: Final = 200  # this many learned codes are queries; they are not in the gallery
 
 
 @app.command()
 def rank(
     quick: Annotated[bool, typer.Option("--quick", help="Small galleries, few cases and rounds.")] = False,
     learned: Annotated[
-        int, typer.Option(min=1000, help="Real images to encode for learned codes, kept in build/rank; not if --quick.")
+        int, typer.Option(min=1000, help="Images to encode for learned codes, kept in build/rank. --quick ignores it.")
     ] = 1_500_000,
-    huge: Annotated[bool, typer.Option("--huge", help="Also 10^8 codes of 64 bits: 1.7 GB with FAISS's copy.")] = False,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Timed turns of each engine.")] = None,
-    page: Annotated[Path | None, typer.Option(help="The page to write the tables to, between its markers.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to draw the plots to.")] = None,
+    huge: Annotated[bool, typer.Option("--huge", help="Add 10^8 codes of 64 bits (1.7 GB with FAISS's copy).")] = False,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Timed turns per engine. [default: 15, with --quick 3]")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the tables to this page, between its markers.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plots to this folder.")] = None,
     json: JsonOption = None,
 ) -> None:
     """Time exact Hamming search side by side; without --quick, write docs/ranking.md and its plots too."""
@@ -51,9 +55,9 @@ def rank(
     if not quick:
         page, out = page or _ROOT / "docs" / "ranking.md", out or _ROOT / "docs" / "img"
     if page is not None:
-        around(page, _NAME)  # refused now, not after minutes of measuring
+        around(page, _NAME)  # so that a wrong page is refused now, not after minutes of measuring
     if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: name a folder to draw to")
+        raise InputError(f"--out {out} is a file: name a folder for the plots")
     bench = measured(quick, learned, huge, rounds or (3 if quick else 15))
     _print(bench)
     if page is not None:
@@ -66,7 +70,7 @@ def rank(
 
 
 def cases(quick: bool, huge: bool) -> "list[Case]":
-    """Return what is timed: bits, codes, queries at once, k, threads."""
+    """Return the cases to time."""
     from benchmarks.rank.engines import Case
 
     if quick:
@@ -85,7 +89,7 @@ def cases(quick: bool, huge: bool) -> "list[Case]":
 
 
 def measured(quick: bool, learned: int, huge: bool, rounds: int) -> RankBench:
-    """Measure everything, a case after the other."""
+    """Measure everything, one case after the other."""
     from benchmarks.rank.codes import learned_codes
     from benchmarks.rank.layouts import demo_logits, measure_layouts, rerank_effect
     from benchmarks.rank.timing import measure
@@ -97,7 +101,7 @@ def measured(quick: bool, learned: int, huge: bool, rounds: int) -> RankBench:
     with progress() as bar:
         task = bar.add_task("encoding images", total=None)
         logits = demo_logits()
-        if quick:  # nothing is encoded a second time
+        if quick:  # the codes of the images that are encoded anyway
             codes = pack(logits)
         else:
             codes = learned_codes(

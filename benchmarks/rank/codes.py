@@ -1,9 +1,8 @@
-"""The codes that ranking is timed on: uniform ones, and those that the demo model gives to real, changed images.
+"""Learned codes to time ranking on: the demo model's codes of real images, changed at random.
 
-Learned codes are what the integer form of the demo checkpoint makes of the 5,000 images of MNIST-5k, each shifted,
-turned and resized by random amounts as in training, as many times over as codes are asked for. Every image is
-really encoded. The codes are kept in a folder, a file for each 100,000 of them, so that asking again, or asking
-for more, costs only what is new.
+The integer form of the demo checkpoint encodes the 5,000 images of MNIST-5k, shifted, turned and resized by random
+amounts as in training, as often as needed for the number of codes. Every changed image is really encoded. The codes are
+kept in a folder, one file per 100,000 codes, so the next run encodes only what is missing.
 """
 
 import io
@@ -13,6 +12,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
+__all__ = ["CALIBRATION_IMAGES", "CHECKPOINT", "Codes", "learned_codes", "real_images"]
 
 Codes = npt.NDArray[np.uint8]
 Images = npt.NDArray[np.uint8]
@@ -25,7 +26,7 @@ _PROVEN_IMAGES = 8
 
 
 def learned_codes(count: int, folder: Path, on_progress: Callable[[int, int], None] = lambda _, __: None) -> Codes:
-    """Return codes (count, 8) uint8 of real, changed images, read from or added to ``folder``.
+    """Return codes (count, 8) uint8 of changed images, read from ``folder``; codes that it lacks are added.
 
     ``on_progress`` is called with (codes done, codes in all).
     """
@@ -56,7 +57,7 @@ def _encode_file(number: int, path: Path, on_progress: Callable[[int], None]) ->
 
 
 def _changed_images(number: int) -> Iterator[Images]:
-    """Yield the images (_BATCH, 32, 32, 3) uint8 of one file; the file's number seeds every change."""
+    """Yield the images (_BATCH, 32, 32, 3) uint8 of one file; the number of the file is the random seed."""
     import torch
 
     from dmsh_model.training.augmentation import augment
@@ -79,7 +80,7 @@ def real_images() -> tuple[Images, npt.NDArray[np.int64]]:
 
 
 def _encoder_file(folder: Path) -> Path:
-    """Return the integer encoder's ONNX file, made from the demo checkpoint where it is not there yet."""
+    """Return the integer encoder's ONNX file; make it from the demo checkpoint if it is not there yet."""
     from dmsh_export.quantise.run import quantise
     from dmsh_export.to_onnx.integer import export_integer_onnx
     from dmsh_model import checkpoint

@@ -1,4 +1,4 @@
-"""Every engine that ranking is timed on, as a call that returns the distances (Q, k) it found."""
+"""Every engine that is timed, as a call that returns the distances (Q, k) that it found."""
 
 import functools
 import importlib.util
@@ -15,6 +15,20 @@ from dmsh_serving.hamming import search
 from dmsh_serving.hamming.bare_pass import BarePass
 from dmsh_serving.hamming.inputs import padded_queries
 
+__all__ = [
+    "ALONE",
+    "BARE",
+    "BARE_ALONE",
+    "FAISS",
+    "NUMPY",
+    "OURS",
+    "READ",
+    "USEARCH",
+    "Case",
+    "Engine",
+    "engines",
+]
+
 Engine = Callable[[], "npt.NDArray[np.int32] | None"]
 
 OURS: Final = "dmsh"
@@ -25,13 +39,13 @@ READ: Final = "read"
 FAISS: Final = "FAISS"
 USEARCH: Final = "usearch"
 NUMPY: Final = "numpy"
-_SLOW_COMPARISONS: Final = 1 << 22  # numpy and usearch need tens of milliseconds for so many
+_SLOW_COMPARISONS: Final = 1 << 22  # more take numpy and usearch too long
 _FAISS_BATCH_SIZES: Final = (32, 128)
 
 
 @dataclass(frozen=True)
 class Case:
-    """``queries`` queries of ``bits`` bits against ``codes`` uniform codes, k results each, so many threads."""
+    """One search to time: its bits per code, number of uniform codes, queries at once, k and threads."""
 
     bits: int
     codes: int
@@ -45,9 +59,9 @@ class Case:
 
 
 def engines(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:
-    """Return, by name, what can run this case; ours first. FAISS comes in every setting that might be its best."""
+    """Return, by name, the engines that can run this case: ours first, FAISS in every setting that may be its best."""
     found: dict[str, Engine] = {OURS: lambda: search(queries, codes, case.k, threads=case.threads)[0]}
-    power_of_two = codes.shape[1].bit_count() == 1  # codes of other widths are spread on the way
+    power_of_two = codes.shape[1].bit_count() == 1  # a bare pass takes no other widths
     if power_of_two:
         found[BARE] = BarePass(queries, codes, threads=case.threads)
     if case.threads > 1:
@@ -66,15 +80,15 @@ def engines(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:
 
 
 def _read(codes: Codes) -> None:
-    """Read every word of the codes once and do next to nothing with it: what memory and caches allow."""
+    """Read every word of the codes once, with next to no work: the speed that memory and caches allow."""
     np.bitwise_or.reduce(codes.reshape(-1).view(np.uint64))
 
 
 def _faiss(case: Case, queries: Codes, codes: Codes) -> dict[str, Engine]:
-    """Return FAISS as it comes, with counting instead of heaps, with other query batches, and on wider codes.
+    """Return FAISS with heaps or counting, with both query batches, and on wider codes.
 
-    FAISS has fast paths for some widths; codes of another width are also given to it with zero bytes behind, up to the
-    next of these, which changes no distance.
+    FAISS has fast paths for some widths. Codes of another width are also tried with zero bytes added up to the next of
+    these; that changes no distance.
     """
     if not importlib.util.find_spec("faiss"):
         return {}
@@ -105,7 +119,9 @@ def _faiss_search(
 ) -> npt.NDArray[np.int32]:
     import faiss
 
-    faiss.omp_set_num_threads(min(case.threads, case.queries))  # it cannot split a query: more would only contend
+    faiss.omp_set_num_threads(
+        min(case.threads, case.queries)
+    )  # FAISS cannot split a query: more threads would only get in the way
     index.use_heap, index.query_batch_size = use_heap, query_batch_size
     return index.search(queries, case.k)[0]  # type: ignore[no-any-return]
 
@@ -119,7 +135,7 @@ def _usearch(queries: Codes, codes: Codes, k: int, threads: int) -> npt.NDArray[
 
 
 def _numpy(queries: Codes, codes: Codes, k: int) -> npt.NDArray[np.int32]:
-    """Select as one would by hand: popcount of every pair, partition, sort the first k."""
+    """Search as one would by hand: count the bits of every pair, partition, sort the first k."""
     found = np.empty((len(queries), k), np.int32)
     for index, query in enumerate(queries):
         distances = np.bitwise_count(query ^ codes).sum(axis=1, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""A plain scan against clustered codes, on learned and on uniform codes, and what re-ranking does to the mAP."""
+"""Time a plain scan against clustered codes, and measure the mAP with and without re-ranking."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,23 @@ from dmsh_serving.hamming import search
 from dmsh_serving.hamming.clustered import cluster
 from dmsh_serving.hamming.layout import choose_layout
 
-_QUERIES: Final = 200  # one after the other, in every turn
+__all__ = [
+    "CLUSTERED",
+    "PLAIN",
+    "LayoutTiming",
+    "RerankEffect",
+    "demo_logits",
+    "measure_layouts",
+    "rerank_effect",
+]
+
+_QUERIES: Final = 200  # per turn, one after the other
 PLAIN, CLUSTERED = "plain", "clustered"
 
 
 @dataclass(frozen=True)
 class LayoutTiming:
-    """Lone queries, one thread: the median of the mean over the queries, in milliseconds a query."""
+    """Milliseconds per lone query on one thread: the mean over the queries, then the median over the rounds."""
 
     kind: str
     codes: int
@@ -33,12 +43,12 @@ class LayoutTiming:
 
     @property
     def gain(self) -> float:
-        """How many times faster clustered codes are searched."""
+        """How many times faster clustered codes are searched than plain ones."""
         return self.plain_milliseconds / self.clustered_milliseconds
 
 
 def measure_layouts(kind: str, codes: Codes, queries: Codes, ks: Sequence[int], rounds: int) -> list[LayoutTiming]:
-    """Time both layouts of ``codes`` (N, B) uint8 for some of ``queries`` (Q, B), none of which is in the gallery.
+    """Time both layouts of ``codes`` (N, B) uint8 with the first 200 of ``queries`` (Q, B), none of them in ``codes``.
 
     Raises:
         CheckError: the layouts gave different answers.
@@ -81,14 +91,14 @@ class RerankEffect:
 
 
 def demo_logits() -> npt.NDArray[np.float32]:
-    """Return the logits (5000, 64) float32 that the demo checkpoint gives to the images of MNIST-5k as they are."""
+    """Return the logits (5000, 64) float32 that the demo checkpoint gives to the unchanged images of MNIST-5k."""
     from dmsh_model import load
 
     return load(CHECKPOINT).logits(real_images()[0])
 
 
 def rerank_effect(logits: npt.NDArray[np.float32], ks: Sequence[int]) -> list[RerankEffect]:
-    """Measure it on the split that the demo checkpoint was trained with; k of 0 stands for the whole database."""
+    """Measure the mAP on the split that the demo checkpoint was trained with; a k of 0 means the whole database."""
     from dmsh_model.data.load import MNIST_5K, load_labelled
     from dmsh_model.data.split import SplitOptions, split_images
     from dmsh_model.evaluation.mean_average_precision import mean_average_precision_of_answers

@@ -1,4 +1,4 @@
-"""The ranking figures as Markdown between the markers of a page, and as plots."""
+"""The ranking figures as Markdown tables and as plots."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,8 @@ from benchmarks.rank.timing import Measured
 
 if TYPE_CHECKING:
     from benchmarks.rank.results import RankBench
+
+__all__ = ["markdown", "plot"]
 
 _OURS_COLOUR, _FAISS_COLOUR, _BARE_COLOUR = "#2c7a4b", "#c98f5a", "#7d9ec0"
 
@@ -111,7 +113,7 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _plot_ratios(measured: Sequence[Measured]) -> Any:
-    """One bar a case on one thread, a group for lone queries and one for batches."""
+    """Draw one bar per case on one thread; lone queries and batches differ in colour."""
     shown = [one for one in measured if one.case.threads == 1 and one.times_ours(FAISS) is not None]
     figure, axes = _axes(7.5, 0.24 * len(shown) + 0.9)
     names = [f"{m.case.bits} bits, {m.case.codes:,} codes, {m.case.queries} x k={m.case.k}" for m in shown][::-1]
@@ -128,7 +130,7 @@ def _plot_ratios(measured: Sequence[Measured]) -> Any:
 
 
 def _plot_sizes(measured: Sequence[Measured]) -> Any:
-    """Milliseconds of a lone query of 64 bits, k = 100, against the size of the gallery."""
+    """Draw the milliseconds of a lone query of 64 bits, k = 100, against the size of the gallery."""
     shown = sorted(
         (m for m in measured if (m.case.bits, m.case.queries, m.case.k, m.case.threads) == (64, 1, 100, 1)),
         key=lambda m: m.case.codes,
@@ -141,13 +143,13 @@ def _plot_sizes(measured: Sequence[Measured]) -> Any:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("codes of 64 bits", fontsize=9)
-    axes.set_ylabel("ms a query, k = 100, one thread", fontsize=9)
+    axes.set_ylabel("ms per query, k = 100, one thread", fontsize=9)
     axes.legend(fontsize=8, frameon=False)
     return figure
 
 
 def _plot_layouts(layouts: Sequence[LayoutTiming]) -> Any:
-    """Milliseconds of a lone query against the size of a gallery of learned codes, plain and clustered, k = 100."""
+    """Draw the milliseconds of a lone query, k = 100, against the number of learned codes, for both layouts."""
     shown = sorted((t for t in layouts if t.kind == "learned" and t.k == 100), key=lambda t: t.codes)
     figure, axes = _axes(5.5, 3.6)
     sizes = [t.codes for t in shown]
@@ -162,6 +164,6 @@ def _plot_layouts(layouts: Sequence[LayoutTiming]) -> Any:
     axes.set_yscale("log")
     axes.margins(x=0.15, y=0.2)
     axes.set_xlabel("learned codes of 64 bits", fontsize=9)
-    axes.set_ylabel("ms a query, k = 100, one thread", fontsize=9)
+    axes.set_ylabel("ms per query, k = 100, one thread", fontsize=9)
     axes.legend(fontsize=8, frameon=False)
     return figure

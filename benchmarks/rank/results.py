@@ -1,4 +1,4 @@
-"""Everything that was measured, as plain values for the page and the JSON file."""
+"""All results, as plain values for the page and the JSON file."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,13 +9,16 @@ if TYPE_CHECKING:
     from benchmarks.rank.timing import Measured
 
 
+__all__ = ["RankBench"]
+
+
 @dataclass(frozen=True)
 class RankBench:
-    """Everything that was measured."""
+    """All results of one run."""
 
     machine: str
     versions: dict[str, str]
-    load_average: float  # when it began: above 0 others were busy too
+    load_average: float  # at the start; above 0, other programs were busy too
     rounds: int
     measured: tuple["Measured", ...]
     layouts: tuple["LayoutTiming", ...]

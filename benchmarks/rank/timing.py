@@ -1,4 +1,4 @@
-"""Time calls in turns, so that a busy moment hits all of them, and only after their answers were found equal."""
+"""Check that the engines of a case give equal answers, then time them in turns."""
 
 import statistics
 import time
@@ -14,16 +14,16 @@ from dmsh_serving.timing import in_turns
 
 __all__ = ["Measured", "Timing", "measure", "milliseconds_in_turns"]
 
-_SPAN_SECONDS: Final = 0.004  # of one timed turn: shorter calls are repeated within it
-_REST_SECONDS: Final = 0.01  # until whoever ran before has gone to sleep: OpenMP's threads spin for milliseconds
+_SPAN_SECONDS: Final = 0.004  # per timed turn; a shorter call is repeated
+_REST_SECONDS: Final = 0.01  # until the previous engine's threads sleep: OpenMP's spin for milliseconds
 _ENOUGH_SECONDS: Final = 1.5  # an engine that has run for so long gets no further turns
-_WARM_SECONDS: Final = 0.01  # of calls before a turn: the engine before emptied the caches, and the clock went down
+_WARM_SECONDS: Final = 0.01  # of calls before a turn: the previous engine emptied the caches
 _WORTH_A_TURN: Final = 1.5
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The median turn of one engine, in milliseconds a call."""
+    """The median turn of one engine, in milliseconds per call."""
 
     engine: str
     milliseconds: float
@@ -31,24 +31,24 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measured:
-    """One case: what each engine took."""
+    """One case and the time that each engine took."""
 
     case: Case
     timings: tuple[Timing, ...]
 
     def milliseconds(self, engine: str) -> float | None:
-        """Return what ``engine`` took in its fastest setting, or None where it did not run."""
+        """Return what ``engine`` took in its fastest setting, or None if it did not run."""
         found = [timing.milliseconds for timing in self.timings if timing.engine.startswith(engine)]
         return min(found, default=None)
 
     def times_ours(self, engine: str) -> float | None:
-        """Return how many times as long as ours ``engine`` took in its fastest setting."""
+        """Return the time of ``engine``, in its fastest setting, divided by ours; None if one of them did not run."""
         its, ours = self.milliseconds(engine), self.milliseconds(OURS)
         return None if its is None or ours is None else its / ours
 
     @property
     def gigabytes_per_s(self) -> float:
-        """Bytes of codes that ours compared a second, counted once for each query."""
+        """Gigabytes of codes that our search compares per second, counted once per query."""
         ours = self.milliseconds(OURS) or float("nan")
         return self.case.codes * ((self.case.bits + 7) // 8) * self.case.queries / ours / 1e6
 

@@ -1,9 +1,9 @@
-"""Threads that wait for compiled work: handed over in about a microsecond while they still look for it.
+"""Threads that wait for compiled work. A helper that has not gone to sleep yet begins within about a microsecond.
 
-A scan of a million codes takes a tenth of a millisecond, which is what waking a thread of a Python pool costs.
-Helpers here look for work for about a tenth of a millisecond after each job, in compiled code without the GIL, then
-sleep in the kernel. The caller takes part in its own job and never waits for a helper that did not begin, so
-a helper that wakes late costs nothing.
+A scan of a million codes takes a tenth of a millisecond; to wake a thread of a Python pool takes as long. After each
+job, a helper looks for the next one for about a tenth of a millisecond, in compiled code without the GIL. Then it
+sleeps in the operating system. The caller works on its own job too, and never waits for a helper that did not begin.
+So a helper that wakes late costs nothing.
 """
 
 import os
@@ -12,7 +12,9 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.hamming.kernels.cache_lines import LINE, aligned_words
+from dmsh_serving.hamming.kernels.memory import new_record
+
+__all__ = ["Helper", "helpers", "run"]
 
 
 class Helper:
@@ -21,11 +23,9 @@ class Helper:
     def __init__(self) -> None:
         from dmsh_serving.hamming.kernels import helpers as worker_kernel
 
-        box = aligned_words(LINE)
-        box[:] = 0
         bell = _bell()
-        box[worker_kernel.SLEEPS_ON], box[worker_kernel.WOKEN_BY] = bell
-        box[worker_kernel.ONE] = 1
+        box = new_record(worker_kernel.MAILBOX, sleeps_on=bell[0], woken_by=bell[1])
+        box["one"]["value"] = 1
         self.mailbox: int = box.ctypes.data
         # The thread keeps the memory: it lives as long as the process.
         try:
@@ -37,9 +37,9 @@ class Helper:
 
 
 def _bell() -> tuple[int, int]:
-    """Return descriptors such that reading 8 bytes of the first sleeps until 8 bytes are written to the second."""
+    """Return two file descriptors: a read of 8 bytes from the first sleeps until 8 bytes are written to the second."""
     if hasattr(os, "eventfd"):
-        # Unlike a pipe's, its sleeper is not drawn to the very CPU that wakes it.
+        # Linux wakes the reader of a pipe on the CPU of the writer, but not the reader of an eventfd.
         descriptor = os.eventfd(0)
         return descriptor, descriptor
     return os.pipe()
@@ -58,10 +58,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_helpers)
 
 
-class helpers:  # noqa: N801 - a class, not a generator, for a microsecond of a search that has a few
-    """Lend threads for a while: the addresses (count,) int64 of their mailboxes, for ``share``.
+class helpers:  # noqa: N801 - a class, because a generator would add a microsecond to a search of a few
+    """Lend ``count`` threads for a while: gives the addresses of their mailboxes, (count,) int64, for ``share``.
 
-    They are fewer where the process may not have so many; whoever they are lent to then does their part.
+    If the process cannot start so many threads, they are fewer, and the caller does their part.
     """
 
     def __init__(self, count: int) -> None:
@@ -74,15 +74,15 @@ class helpers:  # noqa: N801 - a class, not a generator, for a microsecond of a 
         _idle.extend(self._lent)
 
 
-def run(function: int, job: npt.NDArray[np.int64], participants: int) -> None:
+def run(function: int, job: npt.NDArray[np.void], participants: int) -> None:
     """Call ``function(job, participant)`` on this thread, as participant 0, and on up to ``participants - 1`` helpers.
 
-    The function shares its work out itself, by an atomic counter, until none is left: some or all of the
-    helpers may never begin. It returns when all that began have ended.
+    The function itself takes work by an atomic counter until none is left, so some or all of the helpers may never
+    begin. This returns when the caller and all helpers that began have ended.
 
     Args:
         function: address of a compiled ``void(int64 job, int64 participant)``.
-        job: what it is told, by address.
+        job: its record, handed over by address.
         participants: at least 1.
     """
     from dmsh_serving.hamming.kernels.helpers import call_share, share

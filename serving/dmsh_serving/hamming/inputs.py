@@ -1,4 +1,4 @@
-"""What a Hamming search accepts: the checks that every kind of search makes before it starts."""
+"""The checks that every kind of Hamming search makes before it starts."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,10 +7,21 @@ from dmsh_serving.contract import MAX_BITS
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
 
+__all__ = [
+    "Codes",
+    "Mask",
+    "check_codes_and_queries",
+    "checked_mask",
+    "checked_radius",
+    "checked_threads",
+    "padded_queries",
+    "worthwhile_threads",
+]
+
 Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-_WORTH_A_THREAD = 1 << 20  # bytes of codes to compare; below, handing over costs more than it saves
+_WORTH_A_THREAD = 1 << 20  # bytes of codes to compare; for fewer, another thread costs more than it saves
 
 
 def check_codes_and_queries(queries: Codes, codes: Codes) -> None:
@@ -20,15 +31,17 @@ def check_codes_and_queries(queries: Codes, codes: Codes) -> None:
             raise InputError(f"{name} must be uint8 [N, bytes], got {array.dtype} {list(array.shape)}")
     if queries.shape[1] != codes.shape[1]:
         raise InputError(
-            f"queries have {queries.shape[1]} bytes a code but the codes have {codes.shape[1]}: "
-            "they were made with different bit counts"
+            f"queries have {queries.shape[1]} bytes per code but the codes have {codes.shape[1]}: "
+            "both must be made with the same number of bits"
         )
     if not 1 <= codes.shape[1] <= MAX_BITS // 8:
-        raise InputError(f"codes of {codes.shape[1]} bytes cannot be searched: 1 to {MAX_BITS // 8} bytes can")
+        raise InputError(
+            f"codes of {codes.shape[1]} bytes cannot be searched: give codes of 1 to {MAX_BITS // 8} bytes"
+        )
 
 
 def checked_mask(allowed: Mask | None, count: int) -> Mask | None:
-    """Return ``allowed`` contiguous, or None; refuse anything but bool (count,)."""
+    """Return ``allowed`` as a contiguous array, or None; raise :class:`InputError` unless it is bool (count,)."""
     if allowed is None:
         return None
     if allowed.dtype != np.bool_ or allowed.shape != (count,):
@@ -39,28 +52,28 @@ def checked_mask(allowed: Mask | None, count: int) -> Mask | None:
 
 
 def checked_radius(radius: int) -> int:
-    """Return ``radius`` if it is a distance, else raise :class:`InputError`; beyond all bits it finds everything."""
+    """Return ``radius``, at most ``contract.MAX_BITS``; raise :class:`InputError` unless it is a distance."""
     if not isinstance(radius, int | np.integer) or radius < 0:
         raise InputError(f"radius = {radius} is out of range: a Hamming distance is a whole number, at least 0")
     return min(int(radius), MAX_BITS)
 
 
 def checked_threads(threads: int | None) -> int:
-    """Return ``threads``, or for None the number of CPUs this process may use; refuse less than 1."""
+    """Return ``threads``, or the number of CPUs for None; raise :class:`InputError` if it is below 1."""
     if threads is None:
         return available_cpus()
     if not isinstance(threads, int | np.integer) or threads < 1:
-        raise InputError(f"threads = {threads}: give at least 1, or none to use every CPU")
+        raise InputError(f"threads = {threads}: give at least 1, or None to use every CPU")
     return int(threads)
 
 
 def worthwhile_threads(threads: int, compared_bytes: int) -> int:
-    """Return how many of ``threads`` a scan of so many bytes of codes (of all queries together) should have."""
+    """Return how many of ``threads`` are worth their cost; ``compared_bytes`` are summed over all queries."""
     return max(1, min(threads, compared_bytes // _WORTH_A_THREAD))
 
 
 def padded_queries(queries: Codes, slot: int) -> Codes:
-    """Return queries (Q, B) as contiguous rows of ``slot`` bytes, zeros after each."""
+    """Return queries (Q, B) as contiguous rows of ``slot`` bytes, each filled up with zeros."""
     padded = np.zeros((len(queries), slot), np.uint8)
     padded[:, : queries.shape[1]] = queries
     return padded

@@ -9,13 +9,15 @@ from dmsh_serving.codes import Codes
 from dmsh_serving.hamming.clustered import MAX_PLACES, ClusteredCodes
 from dmsh_serving.hamming.sorting import grouped
 
+__all__ = ["LayoutChoice", "choose_layout"]
+
 SAMPLE_QUERIES: Final = 64
 SAMPLE_K: Final = 100
-MIN_CODES: Final = 20_000  # below, a plain scan takes a few microseconds anyway
-WORTH: Final = 0.5  # clustered must look at no more than this share of what a plain scan compares
-# In codes compared by a plain scan: the bound of a bucket, and a visit, which is a call and a look at 64 distances.
-_BOUND_COSTS: Final = 3
-_VISIT_COSTS: Final = 200
+MIN_CODES: Final = 20_000  # a plain scan of fewer takes a few microseconds anyway
+WORTH: Final = 0.5  # the clustered layout is chosen if its work is at most this share of a plain scan's
+# The unit of these costs is to compare one code in a plain scan.
+_BOUND_COSTS: Final = 3  # to compute the bound of a bucket
+_VISIT_COSTS: Final = 200  # to measure the 64 codes of a bucket
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,10 @@ class LayoutChoice:
     """Which layout a gallery gets, and the measurement that says so.
 
     Attributes:
-        layout: "plain" (every code in row order) or "clustered" (:class:`clustered_codes.ClusteredCodes`).
+        layout: "plain" (every code in row order) or "clustered" (``clustered.ClusteredCodes``).
         reason: one line for people.
         distinct: number of different codes.
-        work: what sample searches cost clustered, as a share of a plain scan; None where none was made.
+        work: the work of sample searches in the clustered layout, as a share of a plain scan's; None if not tried.
     """
 
     layout: Literal["plain", "clustered"]
@@ -36,9 +38,9 @@ class LayoutChoice:
 
 
 def choose_layout(codes: Codes) -> LayoutChoice:
-    """Return the layout that codes (N, B) uint8 should have; the answers of both are equal.
+    """Return the layout that codes (N, B) uint8 should have. Both layouts give equal answers.
 
-    The choice is made from counts, not from clocks: equal codes get the same one on every machine.
+    The choice is made by counting work, not by a clock: equal codes get the same layout on every machine.
     """
     count = len(codes)
     order, starts = grouped(codes)
@@ -46,7 +48,7 @@ def choose_layout(codes: Codes) -> LayoutChoice:
     if count < MIN_CODES:
         return LayoutChoice("plain", f"plain: {count:,} codes are few enough to compare them all", distinct, None)
     if count > MAX_PLACES:
-        return LayoutChoice("plain", f"plain: {count:,} codes are too many to be numbered in 4 bytes", distinct, None)
+        return LayoutChoice("plain", f"plain: {count:,} codes are too many for places of 4 bytes", distinct, None)
     trial = ClusteredCodes(np.ascontiguousarray(codes[order[starts[:-1]]]), starts.astype(np.int32), order)
     queries = codes[np.random.default_rng(0).integers(0, count, SAMPLE_QUERIES)]
     _, _, done = trial.measured_search(queries, SAMPLE_K, threads=1)

@@ -25,12 +25,14 @@ from dmsh_serving.hamming.inputs import (
 if TYPE_CHECKING:
     from dmsh_serving.hamming.kernels.vectors import Kernel
 
+__all__ = ["search"]
+
 Distances = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.int64]
 
-_QUERIES_A_SCAN = 128  # that use a block of codes while it is in the first-level cache
-_CANDIDATE_BYTES = 64 << 20  # bounds the queries of one scan where k or the threads are many
-_BLOCKS_A_CHUNK = 4  # that a thread takes at a time for a lone query: some microseconds
+_QUERIES_PER_SCAN = 128  # they use a block of codes while it is in the first-level cache
+_CANDIDATE_BYTES = 64 << 20  # the most memory of a scan: a large k or many threads mean fewer queries per scan
+_BLOCKS_PER_CHUNK = 4  # for a lone query: some microseconds of work
 
 
 def search(
@@ -46,14 +48,14 @@ def search(
     Args:
         queries: (Q, B) uint8, packed; Q may be 0.
         codes: (N, B) uint8, packed, 1 <= B <= 128; N may be 0. Read-only and memory-mapped arrays are searched
-            in place; rows that are not contiguous are copied first.
-        k: results a query, 1 to ``contract.MAX_K``.
-        threads: at most so many; None takes the CPUs this process may use. The answer does not depend on it.
-        allowed: (N,) bool, the rows that may be found; None for all.
+            in place; an array that is not contiguous is copied first.
+        k: results per query, 1 to ``contract.MAX_K``.
+        threads: the most threads to use; None for all CPUs that this process may use. It does not change the answer.
+        allowed: (N,) bool, whether each row may be found; None if all may.
 
     Returns:
-        distances (Q, k) int32 and rows (Q, k) int64, ordered by (distance, row) ascending. Where k exceeds N
-        the rest is distance ``contract.PAD_DISTANCE``, row ``contract.PAD_ID``.
+        distances (Q, k) int32 and rows (Q, k) int64, ordered by (distance, row) ascending. If fewer than k rows may be
+        found, the rest is distance ``contract.PAD_DISTANCE`` and row ``contract.PAD_ID``.
 
     Raises:
         InputError: a dtype, shape, k or thread count other than the above.
@@ -67,20 +69,20 @@ def search(
     queries, codes = np.ascontiguousarray(queries), np.ascontiguousarray(codes)
     distances, rows = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
     participants = worthwhile_threads(threads, len(queries) * codes.size)
-    batch = max(1, min(_QUERIES_A_SCAN, len(queries), _CANDIDATE_BYTES // (24 * k * participants)))
+    batch = max(1, min(_QUERIES_PER_SCAN, len(queries), _CANDIDATE_BYTES // (24 * k * participants)))
     parts = _compiled()
     with helpers(participants - 1) as mailboxes:
         parts.search_batches(
-            *(parts.kernel_for(codes.shape[1]).words_for(batch), parts.scan, parts.share, mailboxes),
+            *(parts.kernel_for(codes.shape[1]).record_for(batch), parts.scan, parts.share, mailboxes),
             *(codes, 0 if allowed is None else allowed.ctypes.data, queries),
-            *(batch, max(1, _BLOCKS_A_CHUNK // len(queries)), distances, rows),
+            *(batch, max(1, _BLOCKS_PER_CHUNK // len(queries)), distances, rows),
         )
     return distances, rows
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """The compiled functions a search needs, fetched once: imports cost a small search too much."""
+    """The compiled functions that a search needs. They are fetched once: imports would slow a small search down."""
 
     search_batches: Callable[..., None]
     kernel_for: "Callable[[int], Kernel]"

@@ -1,9 +1,11 @@
-"""The slow, obvious Hamming searches that :mod:`dmsh_serving.hamming.nearest` and its kin are tested against."""
+"""Slow, obvious Hamming searches. The fast ones are tested against them."""
 
 import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
+
+__all__ = ["search_oracle", "search_radius_oracle"]
 
 Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -12,16 +14,16 @@ Rows = npt.NDArray[np.int64]
 
 
 def search_oracle(queries: Codes, codes: Codes, k: int, allowed: Mask | None = None) -> tuple[Distances, Rows]:
-    """Return what :func:`dmsh_serving.hamming.search` must return, by one stable sort a query.
+    """Return what :func:`dmsh_serving.hamming.search` must return, by one stable sort per query.
 
     Args:
         queries: (Q, B) uint8.
         codes: (N, B) uint8.
-        k: results a query.
-        allowed: (N,) bool, the rows that may be found; None for all.
+        k: results per query.
+        allowed: (N,) bool, whether each row may be found; None if all may.
 
     Returns:
-        distances (Q, k) int32 and rows (Q, k) int64, ordered by (distance, row), padded beyond the allowed rows.
+        distances (Q, k) int32 and rows (Q, k) int64, ordered by (distance, row), padded as :func:`search` pads them.
     """
     distances = np.full((len(queries), k), PAD_DISTANCE, np.int32)
     rows = np.full((len(queries), k), PAD_ID, np.int64)

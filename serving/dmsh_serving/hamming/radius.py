@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.hamming.helper_threads import run
+from dmsh_serving.hamming.helper_threads import helpers
 from dmsh_serving.hamming.inputs import (
     Codes,
     Mask,
@@ -13,19 +13,20 @@ from dmsh_serving.hamming.inputs import (
     checked_mask,
     checked_radius,
     checked_threads,
-    padded_queries,
     worthwhile_threads,
 )
-from dmsh_serving.hamming.kernels.cache_lines import aligned_words
 
-_QUERIES_A_SCAN = 64  # that use a block of codes while it is in the first-level cache
-_PARTS_A_THREAD = 4  # so that a thread which comes late finds something left
-_COUNT_BYTES = 64 << 20  # bounds the queries of one scan where the radius or the threads are large
+_QUERIES_PER_SCAN = 64  # they use a block of codes while it is in the first-level cache
+_PARTS_PER_THREAD = 4  # so that a thread that comes late still finds work
+_COUNT_BYTES = 64 << 20  # the most memory for counts: a large radius or many threads mean fewer queries per scan
+
+
+__all__ = ["RadiusResult", "search_radius"]
 
 
 @dataclass(frozen=True)
 class RadiusResult:
-    """The hits of Q queries, one query's after the other's; those of query q lie in [offsets[q], offsets[q + 1]).
+    """The hits of Q queries, one query after the other; the hits of query q lie in [offsets[q], offsets[q + 1]).
 
     Attributes:
         offsets: (Q + 1,) int64.
@@ -57,8 +58,8 @@ def search_radius(
         queries: (Q, B) uint8, packed; Q may be 0.
         codes: (N, B) uint8, packed; N may be 0.
         radius: largest distance, at least 0.
-        threads: at most so many; None takes the CPUs this process may use.
-        allowed: (N,) bool, the rows that may be found; None for all.
+        threads: the most threads to use; None for all CPUs that this process may use. It does not change the answer.
+        allowed: (N,) bool, whether each row may be found; None if all may.
 
     Raises:
         InputError: a dtype, shape, radius or thread count other than the above.
@@ -69,8 +70,8 @@ def search_radius(
     allowed = checked_mask(allowed, len(codes))
     if len(codes) == 0 or len(queries) == 0:
         return RadiusResult(np.zeros(len(queries) + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.int64))
-    codes = np.ascontiguousarray(codes)
-    batch = max(1, min(_QUERIES_A_SCAN, _COUNT_BYTES // (8 * (radius + 1) * threads * _PARTS_A_THREAD)))
+    queries, codes = np.ascontiguousarray(queries), np.ascontiguousarray(codes)
+    batch = max(1, min(_QUERIES_PER_SCAN, _COUNT_BYTES // (8 * (radius + 1) * threads * _PARTS_PER_THREAD)))
     batches = [
         _search(queries[first : first + batch], codes, radius, threads, allowed)
         for first in range(0, len(queries), batch)
@@ -92,34 +93,17 @@ def joined(batches: list[RadiusResult]) -> RadiusResult:
 
 
 def _search(queries: Codes, codes: Codes, radius: int, threads: int, allowed: Mask | None) -> RadiusResult:
-    from dmsh_serving.hamming.kernels import radius as radius_kernel
-    from dmsh_serving.hamming.kernels.job import GROUP
+    from dmsh_serving.hamming.kernels.helpers import share
+    from dmsh_serving.hamming.kernels.radius import scan_radius, search_within
     from dmsh_serving.hamming.kernels.vectors import kernel_for
 
     kernel = kernel_for(codes.shape[1])
     participants = worthwhile_threads(threads, len(queries) * codes.size)
-    part = -(-len(codes) // (participants * (_PARTS_A_THREAD if participants > 1 else 1)))
+    part = -(-len(codes) // (participants * (_PARTS_PER_THREAD if participants > 1 else 1)))
     part = -(-part // kernel.block) * kernel.block
-    parts = -(-len(codes) // part)
-    padded = padded_queries(queries, kernel.slot)
-    scratch_bytes = (kernel.slot + 1) * kernel.block + 2 * GROUP  # whole cache lines
-    scratch = aligned_words(participants * scratch_bytes // 8)
-    places = np.zeros((parts, len(queries), radius + 1), np.int64)
-    job = np.array(
-        [
-            *(0, *kernel.words_for(len(queries)).tolist()),
-            *(codes.ctypes.data, codes.shape[1], len(codes), 0 if allowed is None else allowed.ctypes.data),
-            *(padded.ctypes.data, len(padded), radius, part, parts, places.ctypes.data, 0, 0),
-            *(scratch.ctypes.data, scratch_bytes),
-        ],
-        np.int64,
-    )
-    run(radius_kernel.scan_radius.address, job, participants)
-    offsets = np.empty(len(queries) + 1, np.int64)
-    radius_kernel.places_from_counts(places, offsets)
-    result = RadiusResult(offsets, np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64))
-    job[radius_kernel.NEXT] = 0
-    job[radius_kernel.OUT_DISTANCES] = result.distances.ctypes.data
-    job[radius_kernel.OUT_ROWS] = result.rows.ctypes.data
-    run(radius_kernel.scan_radius.address, job, participants)
-    return result
+    with helpers(participants - 1) as mailboxes:
+        found = search_within(
+            *(kernel.record_for(len(queries)), scan_radius.address, share.address, mailboxes),
+            *(codes, 0 if allowed is None else allowed.ctypes.data, queries, radius, part),
+        )
+    return RadiusResult(*found)

@@ -1,7 +1,7 @@
 """The order of codes: the words they sort by, groups of equal ones, and whether arrays ascend.
 
-Arrays are checked in blocks that stay in the cache, on every CPU. A gallery of ten million codes is checked whole when
-it is opened: comparing whole arrays would write as many bytes of intermediate results as there are codes.
+A gallery of ten million codes is checked whole when it is opened. To compare whole arrays at once would write long
+intermediate arrays. So arrays are checked block by block, in the cache, on every CPU.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,10 @@ import numpy.typing as npt
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.hamming.inputs import Codes
 
+__all__ = ["ascends", "ascends_within", "codes_ascend", "grouped", "sort_keys"]
+
 _BLOCK: Final = 1 << 15  # entries
-_WORTH_THREADS: Final = 1 << 18  # entries; looking at fewer takes no longer than to start a thread
+_WORTH_THREADS: Final = 1 << 18  # entries; to check fewer takes no longer than to start a thread
 
 Numbers = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
@@ -31,10 +33,10 @@ def codes_ascend(codes: Codes) -> bool:
 
 
 def ascends_within(starts: Numbers, values: Numbers) -> bool:
-    """Say whether ``values`` (N,) ascend strictly within each group; they may begin anew with the next.
+    """Say whether ``values`` (N,) ascend strictly within each group; a group may begin below the end of the last one.
 
     Args:
-        starts: (U + 1,), ascending strictly from 0 to N: where each group starts, and N.
+        starts: (U + 1,), ascending strictly from 0 to N: the position of each group's first value, then N.
         values: (N,).
     """
 
@@ -50,7 +52,12 @@ def ascends_within(starts: Numbers, values: Numbers) -> bool:
 
 
 def grouped(codes: Codes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the order (N,) int64 that sorts codes (N, B) uint8, stably, and where each different one starts, and N."""
+    """Sort codes (N, B) uint8 stably, and group equal ones.
+
+    Returns:
+        order (N,) int64, the rows in ascending order of their codes; and starts (U + 1,) int64, the position in
+        ``order`` of the first of each of U different codes, then N.
+    """
     keys = sort_keys(codes)
     order = np.argsort(keys[0], kind="stable") if len(keys) == 1 else np.lexsort(keys[::-1])
     first = np.ones(len(codes), np.bool_)
@@ -62,7 +69,7 @@ def grouped(codes: Codes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 def sort_keys(codes: Codes) -> list[npt.NDArray[np.uint64]]:
-    """Return the words of codes (N, B) uint8 that sort as their bytes do, the first word first."""
+    """Return codes (N, B) uint8 as arrays (N,) of their first, second, ... words, which sort as the bytes do."""
     words = -(-codes.shape[1] // 8)
     if codes.shape[1] % 8 or not codes.flags.c_contiguous:
         padded = np.zeros((len(codes), 8 * words), np.uint8)
@@ -86,7 +93,7 @@ def _codes_ascend(codes: Codes) -> bool:
 
 
 def _everywhere(check: Callable[[int, int], bool], count: int) -> bool:
-    """Say whether ``check`` holds of all blocks, as start and stop; each begins with the entry the last ends with."""
+    """Say whether ``check(start, stop)`` is true for all blocks; neighbouring blocks share one entry."""
     spans = [(start, min(start + _BLOCK, count - 1) + 1) for start in range(0, count - 1, _BLOCK)]
     if count < _WORTH_THREADS:
         return all(check(*span) for span in spans)

@@ -228,7 +228,7 @@ def test_queries_k_and_masks_are_checked_as_in_a_plain_search():
     query = np.zeros((1, 8), np.uint8)
     for call, message in (
         (lambda: clustered.search(query, 0), "k = 0"),
-        (lambda: clustered.search(query[:, :4], 1), "4 bytes a code"),
+        (lambda: clustered.search(query[:, :4], 1), "4 bytes per code"),
         (lambda: clustered.search(query, 1, allowed=np.ones(4, np.bool_)), "allowed must be bool"),
         (lambda: clustered.search(query, 1, threads=0), "threads = 0"),
         (lambda: cluster(np.zeros((5, 8), np.uint8), np.arange(4)), "give codes uint8"),

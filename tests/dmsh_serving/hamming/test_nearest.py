@@ -15,7 +15,8 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.hamming import inputs as hamming_inputs
 from dmsh_serving.hamming import nearest as hamming
 from dmsh_serving.hamming.kernels import batches as hamming_batches
-from dmsh_serving.hamming.kernels import job as hamming_job
+from dmsh_serving.hamming.kernels.memory import new_record
+from dmsh_serving.hamming.kernels.scan import SCAN_JOB
 from dmsh_serving.hamming.kernels.vectors import kernel_for
 from dmsh_serving.hamming.nearest import search
 from dmsh_serving.hamming.oracle import search_oracle
@@ -101,12 +102,18 @@ def test_a_guessed_cut_is_rarely_too_low_whatever_the_size_of_its_sample(groups)
     k, width = 300, 32
     codes, queries = random_codes(1, 4 * k * groups + 50, width), random_codes(2, 100, width)
     kernel, cuts = kernel_for(width), np.empty(len(queries), np.int64)
-    job = np.zeros(hamming_job.WORDS, np.int64)
-    job[hamming_job.LINE : hamming_job.LINE + 9] = kernel.words_for(1)
-    job[hamming_job.CODES], job[hamming_job.WIDTH], job[hamming_job.COUNT] = codes.ctypes.data, width, len(codes)
-    job[hamming_job.QUERIES], job[hamming_job.QUERY_COUNT] = queries.ctypes.data, len(queries)
-    job[hamming_job.K], job[hamming_job.LEVELS] = k, 8 * width + 1
-    hamming_batches._first_cuts(job, cuts, True)
+    job = new_record(
+        SCAN_JOB,
+        kernel=kernel.record_for(1),
+        codes=codes.ctypes.data,
+        width=width,
+        count=len(codes),
+        queries=queries.ctypes.data,
+        query_count=len(queries),
+        k=k,
+        levels=8 * width + 1,
+    )
+    hamming_batches._first_cuts(job[0], cuts, True)
     assert (cuts < 8 * width).all()  # guessed
     farthest = search(queries, codes, k)[0][:, -1]
     assert (farthest >= cuts).mean() <= 0.04
@@ -338,7 +345,7 @@ def test_nothing_outside_the_codes_is_read():
         (np.zeros((1, 8), np.uint8), np.zeros((5, 8), np.uint8), 0, "k = 0 is out of range"),
         (np.zeros((1, 8), np.uint8), np.zeros((5, 8), np.uint8), -1, "k = -1 is out of range"),
         (np.zeros((1, 8), np.uint8), np.zeros((5, 8), np.uint8), MAX_K + 1, "out of range"),
-        (np.zeros((1, 8), np.uint8), np.zeros((5, 4), np.uint8), 1, "8 bytes a code but the codes have 4"),
+        (np.zeros((1, 8), np.uint8), np.zeros((5, 4), np.uint8), 1, "8 bytes per code but the codes have 4"),
         (np.zeros((1, 8), np.int8), np.zeros((5, 8), np.uint8), 1, "queries must be uint8"),
         (np.zeros((1, 8), np.uint8), np.zeros(8, np.uint8), 1, "codes must be uint8"),
         (np.zeros((1, 129), np.uint8), np.zeros((5, 129), np.uint8), 1, "129 bytes"),

@@ -1,10 +1,10 @@
-"""Codes of any width arranged as :mod:`dmsh_serving.hamming.kernels.vectors` reads them; compiled once per width.
+"""Arrange codes of any width as :mod:`dmsh_serving.hamming.kernels.vectors` reads them; compiled once per width.
 
-Imports numba, so it is itself imported on first use. A vector of 64 bytes of slots is one unaligned load and one
-constant byte shuffle (AVX-512 VBMI; LLVM finds other ways where the CPU has none).
+Imports numba, so it is itself imported on first use. One unaligned load and one constant byte shuffle fill a vector of
+64 bytes with slots (AVX-512 VBMI; LLVM uses other instructions if the CPU lacks it).
 
-Every function is ``uint64(int64 codes, int64 left, int64 count, int64 out)``: it brings ``count`` of the ``left`` codes
-that lie at ``codes`` to ``out``, reads nothing beyond those left, and returns 0.
+Every function is ``uint64(int64 codes, int64 left, int64 count, int64 out)``. ``left`` codes lie at ``codes``; the
+function writes ``count`` of them to ``out``, reads nothing beyond the ``left`` codes, and returns 0.
 """
 
 import functools
@@ -24,6 +24,8 @@ from dmsh_serving.hamming.kernels.intrinsics import (
     types,
 )
 
+__all__ = ["columns_for", "copy_for", "lane_mask", "slot_of", "slot_vector", "spread_for", "words_of"]
+
 _VECTOR: Final = 64
 _WORD: Final = 8
 _LANES: Final = _VECTOR // _WORD
@@ -42,7 +44,7 @@ def words_of(width: int) -> int:
 
 @functools.cache
 def copy_for(width: int) -> int:
-    """Return the address of the function that copies codes as they are, to where more may be read than was written."""
+    """Return the address of the function that copies codes unchanged into a buffer that is safe to over-read."""
 
     @entry("uint64(int64, int64, int64, int64)")
     def copy(codes: int, left: int, count: int, out: int) -> int:
@@ -54,7 +56,7 @@ def copy_for(width: int) -> int:
 
 @functools.cache
 def spread_for(width: int) -> int:
-    """Return the address of the function that spreads codes into slots, zero bytes after each."""
+    """Return the address of the function that writes each code to a slot and fills the slot with zero bytes."""
     slot = slot_of(width)
 
     @entry("uint64(int64, int64, int64, int64)")
@@ -69,12 +71,12 @@ def spread_for(width: int) -> int:
 
 @functools.cache
 def columns_for(width: int) -> int:
-    """Return the address of the function that arranges codes beyond 8 bytes in columns, eight codes at a time."""
+    """Return the address of the function that arranges codes of more than 8 bytes in columns, eight codes at a time."""
     slot = slot_of(width)
 
     @entry("uint64(int64, int64, int64, int64)")
     def columns(codes: int, left: int, count: int, out: int) -> int:
-        # Tiles whose loads end within the codes; the others go by bytes, through slots, in place.
+        # Whole tiles whose loads end within the codes. The other codes are first copied to slots in ``out``.
         whole = max(0, min(count, left - _VECTOR)) // _LANES
         _turn_into_columns(width, width, slot, codes, whole, out)
         tiles = (count + _LANES - 1) // _LANES
@@ -92,11 +94,11 @@ def _address(function: Any) -> int:
 
 @compiled("int64(int64, int64, int64, int64)")
 def _whole_vectors(width: int, slot: int, left: int, count: int) -> int:
-    """Return how many whole vectors of ``count`` codes can be loaded within the ``left``; the rest goes by bytes."""
-    codes_a_vector, reach = max(1, _VECTOR // slot), max(_VECTOR, slot)  # codes and bytes that a step reads
+    """Return how many whole vectors of ``count`` codes end within the ``left`` codes; the rest is copied by bytes."""
+    codes_per_vector, reach = max(1, _VECTOR // slot), max(_VECTOR, slot)  # codes and bytes that one step reads
     if left * width < reach:
         return 0
-    return min(count // codes_a_vector, (left * width - reach) // (codes_a_vector * width) + 1)
+    return min(count // codes_per_vector, (left * width - reach) // (codes_per_vector * width) + 1)
 
 
 @compiled("void(int64, int64, int64, int64, int64, int64)")
@@ -109,9 +111,9 @@ def _spread_bytes(codes: int, width: int, first: int, last: int, out: int, slot:
 
 
 def slot_vector(builder: Any, codes: Any, width: int, slot: int, index: int) -> Any:
-    """Return, while code is generated, 64 bytes (as i8) of the codes at ``codes`` in their slots, from 64 ``index`` on.
+    """Return, while code is generated, vector ``index`` of the codes at ``codes`` in their slots: 64 of i8.
 
-    Up to 64 bytes beyond the codes of the vector are read where the width is not the slot.
+    If the width is not the slot, up to 64 bytes beyond the codes of the vector are read.
     """
     kind = ir.VectorType(ir.IntType(8), _VECTOR)
     code, part = divmod(index * _VECTOR, slot)
@@ -133,11 +135,11 @@ def _spread_vectors(typing: Any, width: Any, slot: Any, codes: Any, steps: Any, 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, _, codes, steps, out = arguments
         code_bytes, slot_bytes = width.literal_value, slot.literal_value
-        codes_a_vector, vectors_a_code = max(1, _VECTOR // slot_bytes), max(1, slot_bytes // _VECTOR)
+        codes_per_vector, vectors_per_code = max(1, _VECTOR // slot_bytes), max(1, slot_bytes // _VECTOR)
         with cgutils.for_range(builder, steps, intp=_I64) as loop:
-            source = builder.add(codes, builder.mul(loop.index, _I64(codes_a_vector * code_bytes)))
-            target = builder.add(out, builder.mul(loop.index, _I64(codes_a_vector * slot_bytes)))
-            for index in range(vectors_a_code):
+            source = builder.add(codes, builder.mul(loop.index, _I64(codes_per_vector * code_bytes)))
+            target = builder.add(out, builder.mul(loop.index, _I64(codes_per_vector * slot_bytes)))
+            for index in range(vectors_per_code):
                 vector = slot_vector(builder, source, code_bytes, slot_bytes, index)
                 _store(builder, vector, builder.add(target, _I64(index * _VECTOR)))
         return context.get_dummy_value()
@@ -147,9 +149,9 @@ def _spread_vectors(typing: Any, width: Any, slot: Any, codes: Any, steps: Any, 
 
 @literal_intrinsic
 def _turn_into_columns(typing: Any, width: Any, stride: Any, slot: Any, codes: Any, tiles: Any, out: Any) -> Any:
-    """Turn tiles of eight codes, ``stride`` bytes apart, into columns; words that no code reaches are left out.
+    """Turn tiles of eight codes, ``stride`` bytes apart, into columns; words beyond the width are left out.
 
-    ``out`` may lie in the codes if it is not behind them: a tile is read whole before it is written.
+    ``out`` may overlap the codes if it does not begin after them: a tile is read whole before it is written.
     """
     if not all(isinstance(each, types.IntegerLiteral) for each in (width, stride, slot)):
         return None
@@ -173,7 +175,7 @@ def _turn_into_columns(typing: Any, width: Any, stride: Any, slot: Any, codes: A
 
 
 def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """Return the columns of eight rows of len(rows) words that lie one after the other: even words apart from odd."""
+    """Return the columns of eight rows of len(rows) words: split even words from odd ones, then each half again."""
     if len(rows) == 1:
         return rows
     halves = [
@@ -190,7 +192,7 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
 
 
 def lane_mask(lanes: list[int]) -> Any:
-    """Return the constant that a shuffle takes: of each lane of the result, where it comes from."""
+    """Return the constant that a shuffle takes: for each lane of the result, the lane that it comes from."""
     return ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
 
 

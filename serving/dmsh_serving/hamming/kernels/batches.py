@@ -2,9 +2,9 @@
 
 Imports numba, so it is itself imported on first use. :mod:`dmsh_serving.hamming.kernels.scan` gathers the candidates.
 
-Where k is large, every participant would gather many candidates before its cut is low. So the cut begins at a guess
-from a few groups spread over the codes. A guess that proves too low, which fewer than k answers show, costs its query a
-second scan without it, never an answer.
+If k is large, every participant would gather many candidates before its cut is low. So the cut begins at a guess,
+made from a few groups spread over the codes. If the guess is too low, the query has fewer than k answers and is scanned
+again without a guess. So a bad guess costs time, never an answer.
 """
 
 from typing import Any, Final
@@ -12,79 +12,63 @@ from typing import Any, Final
 import numpy as np
 
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
-from dmsh_serving.hamming.kernels.cache_lines import LINE
+from dmsh_serving.hamming.kernels.blocks import GROUP, kernel_at
 from dmsh_serving.hamming.kernels.compile import compiled
 from dmsh_serving.hamming.kernels.intrinsics import (
+    address_of,
     bits_below,
     bytes_read,
     call_kernel,
-    carray,
-    pointer_i64,
+    line_from,
     popcount,
+    record_at,
+    record_type,
     types,
 )
-from dmsh_serving.hamming.kernels.job import (
-    ALLOWED,
-    BATCH,
-    CAPACITY,
-    CHUNK,
-    CODES,
-    COUNT,
-    FIRST_CUTS,
-    GROUP,
-    LEVELS,
-    MEMORY,
-    MEMORY_STRIDE,
-    NEXT,
-    QUERIES,
-    QUERY_COUNT,
-    ROW_NEAR,
-    SLOT,
-    STATE,
-    USED,
-    WIDTH,
-    WORDS,
-    K,
-    block_bytes,
-    memory_of,
-    memory_words,
-)
+from dmsh_serving.hamming.kernels.memory import LINE
+from dmsh_serving.hamming.kernels.scan import SCAN_JOB, memory_bytes, memory_of
 
-SAMPLE_GROUPS: Final = 256  # at most so many are looked at for a first cut,
-RUN_GROUPS: Final = 8  # so many in a row: a jump costs as much as they do
+__all__ = ["search_batches"]
+
+SAMPLE_GROUPS: Final = 256  # the most groups that a guess looks at
+RUN_GROUPS: Final = 8  # groups in a row: jumping elsewhere costs as much as reading these
+
+_job_at = record_at(SCAN_JOB)
+_JOB_BYTES: Final = SCAN_JOB.itemsize
+_job = record_type(SCAN_JOB)
 
 
-@compiled("void(int64[::1], int64[::1], boolean)")
+@compiled(types.void(_job, types.int64[::1], types.boolean))
 def _first_cuts(job: Any, cuts: Any, guess: bool) -> None:
-    """Write the cut that each query's scan begins with: a guess from a sample, or one that lets everything in.
+    """Write the cut that each query begins with: a guess from a sample, or a cut that lets every code in.
 
     Args:
-        job: the job, its queries in place.
+        job: the SCAN_JOB, its queries in place.
         cuts: (at least queries,) int64.
-        guess: False to let everything in.
+        guess: False to let every code in.
     """
-    count, k, slot, levels = job[COUNT], job[K], job[SLOT], job[LEVELS]
-    for q in range(job[QUERY_COUNT]):
+    kernel, count, k, levels = kernel_at(job.kernel), job.count, job.k, job.levels
+    for q in range(job.query_count):
         cuts[q] = levels
-    # So many that 16 of the sample are expected among the first k, or somewhat fewer in whole runs; fewer than 1 would
-    # tell little.
+    # Choose the sample so that about 16 of its codes belong to the true top k. Below 1 it would tell nothing.
     sample = max(1, min(SAMPLE_GROUPS, count // (4 * k)))
     in_run = min(sample, RUN_GROUPS)
     runs = sample // in_run
     sample = in_run * runs
     expected = sample * GROUP * k / count
-    rank = expected + 2.5 * np.sqrt(expected) + 1  # too few once in a hundred times, were the sample independent
-    if not guess or job[ALLOWED] != 0 or expected < 1 or rank > sample * GROUP / 2 or 16 * sample * GROUP > count:
+    rank = expected + 2.5 * np.sqrt(expected) + 1  # for an independent sample, too low once in a hundred times
+    if not guess or job.allowed != 0 or expected < 1 or rank > sample * GROUP / 2 or 16 * sample * GROUP > count:
         return
     measured = np.empty(sample * GROUP, np.uint16)
-    for q in range(job[QUERY_COUNT]):
+    for q in range(job.query_count):
         for run in range(runs):
-            first = (count // GROUP - in_run - 1) * run // runs * GROUP  # a group follows, as in place is read
+            # At least one group follows the run: row_near may read beyond its own.
+            first = (count // GROUP - in_run - 1) * run // runs * GROUP
             for group in range(in_run):
-                codes = job[CODES] + (first + group * GROUP) * job[WIDTH]
+                codes = job.codes + (first + group * GROUP) * job.width
                 out = np.int64(measured.ctypes.data) + 2 * GROUP * (in_run * run + group)
-                call_kernel(job[ROW_NEAR], codes, 0, job[QUERIES] + q * slot, out)
-        low, high = 0, levels  # the lowest cut below which enough of the sample are
+                call_kernel(kernel.row_near, codes, 0, job.queries + q * kernel.slot, out)
+        low, high = 0, levels  # find the lowest cut that has enough of the sample below it
         while low < high:
             middle = (low + high) // 2
             below = np.int64(0)
@@ -95,12 +79,12 @@ def _first_cuts(job: Any, cuts: Any, guess: bool) -> None:
             else:
                 low = middle + 1
         cuts[q] = low
-    measured[0] = 0  # numba frees an array after its last use, and addresses are none
+    measured[0] = 0  # numba frees an array after its last use, and does not count the use of its address
 
 
 @compiled("void(int32[::1], int64[::1], int64, int64[::1], int32[::1], int64[::1])")
 def _counting_sort(distances: Any, rows: Any, used: int, place: Any, out_distances: Any, out_rows: Any) -> None:
-    """Write the first len(out) of ``used`` candidates, stably sorted by distance; the rest of out is untouched."""
+    """Sort ``used`` candidates stably by distance; write the first len(out), and leave the rest of out as it is."""
     place[:] = 0
     for i in range(used):
         place[distances[i]] += 1
@@ -117,34 +101,33 @@ def _counting_sort(distances: Any, rows: Any, used: int, place: Any, out_distanc
             out_rows[target] = rows[i]
 
 
-@compiled("int64(int64[::1], int64[::1], int64, uint8[:,::1], int64[::1])")
+@compiled(types.int64(_job, types.int64[::1], types.int64, types.uint8[:, ::1], types.int64[::1]))
 def _keep_too_low(job: Any, cuts: Any, participants: int, padded: Any, wanted: Any) -> int:
-    """Bring the queries that began at a guessed cut and have fewer than k candidates to the front; return how many."""
+    """Move the queries whose guessed cut was too low (fewer than k candidates) to the front; return how many."""
     kept = 0
-    for q in range(job[QUERY_COUNT]):
+    for q in range(job.query_count):
         found = np.int64(0)
         for p in range(participants):
-            states, _, _, _, _ = memory_of(job, p)
-            found += states[q, USED]
-        if found < job[K] and cuts[q] < job[LEVELS]:
+            found += memory_of(job, p).states[q].used
+        if found < job.k and cuts[q] < job.levels:
             wanted[kept] = wanted[q]
             padded[kept] = padded[q]
             kept += 1
     return kept
 
 
-@compiled("int64(int64[::1], int64, int64)")
+@compiled(types.int64(_job, types.int64, types.int64))
 def _common_cut(job: Any, participants: int, q: int) -> Any:
-    """Return the k-th distance over the candidates of all participants, or the largest where there are fewer."""
+    """Return the k-th distance among the candidates of all participants, or ``levels`` if they are fewer than k."""
     found = np.int64(0)
-    for distance in range(job[LEVELS]):
+    for distance in range(job.levels):
         for p in range(participants):
-            states, _, _, histograms, _ = memory_of(job, p)
-            if states[q, USED] > 0:  # else it may never have begun, and its histograms hold anything
-                found += histograms[q, distance]
-        if found >= job[K]:
+            memory = memory_of(job, p)
+            if memory.states[q].used > 0:  # a participant that never began has histograms full of garbage
+                found += memory.histograms[q, distance]
+        if found >= job.k:
             return distance
-    return job[LEVELS]
+    return job.levels
 
 
 @compiled("int64(int64[::1], int32[::1], int64, int64[::1], int32[::1], int64, int64, int64[::1], int32[::1])")
@@ -159,7 +142,7 @@ def _merge(
     out_rows: Any,
     out_distances: Any,
 ) -> int:
-    """Merge ``more`` candidates, those up to the cut, into ``size`` of ascending rows; return how many are written."""
+    """Merge ``more`` candidates, except those beyond the cut, into ``size`` others by row; return their number."""
     total = head = 0
     for i in range(more):
         if more_distances[i] > cut:
@@ -178,34 +161,36 @@ def _merge(
     return total
 
 
-@compiled("void(int64[::1], int64, int64[::1], int32[:,::1], int64[:,::1])")
+@compiled(types.void(_job, types.int64, types.int64[::1], types.int32[:, ::1], types.int64[:, ::1]))
 def _finish(job: Any, participants: int, wanted: Any, out_distances: Any, out_rows: Any) -> None:
     """Merge the candidates of all participants and write each query's first k, in (distance, row) order.
 
     Args:
-        job: the job, scanned.
-        participants: at least 1; those that never began have no candidates.
-        wanted: (at least the job's queries,) int64, where each is in ``out``.
+        job: the SCAN_JOB, done by all participants.
+        participants: at least 1; a participant that never began has no candidates.
+        wanted: (at least query_count,) int64, the row of each query in ``out``.
         out_distances: (all queries, k) int32, filled with the padding.
         out_rows: (all queries, k) int64, likewise.
     """
-    place = np.empty(job[LEVELS], np.int64)
+    place = np.empty(job.levels, np.int64)
     if participants == 1:
-        states, rows, distances, _, _ = memory_of(job, 0)
-        for q in range(job[QUERY_COUNT]):
-            used = states[q, USED]
-            _counting_sort(distances[q], rows[q], used, place, out_distances[wanted[q]], out_rows[wanted[q]])
+        memory = memory_of(job, 0)
+        for q in range(job.query_count):
+            _counting_sort(
+                memory.distances[q], memory.rows[q], memory.states[q].used, place, out_distances[wanted[q]],
+                out_rows[wanted[q]],
+            )  # fmt: skip
         return
-    room = participants * job[CAPACITY]
+    room = participants * job.capacity
     merged, merged_distances = np.empty((2, room), np.int64), np.empty((2, room), np.int32)
-    for q in range(job[QUERY_COUNT]):
+    for q in range(job.query_count):
         cut = _common_cut(job, participants, q)
         total, here = 0, 0
-        for p in range(participants):  # by row, so that the sort by distance, which is stable, leaves ties in row order
-            states, rows, distances, _, _ = memory_of(job, p)
+        for p in range(participants):  # merged by row: the sort by distance is stable, so ties stay in row order
+            memory = memory_of(job, p)
             total = _merge(
-                merged[here], merged_distances[here], total, rows[q], distances[q], states[q, USED], cut,
-                merged[1 - here], merged_distances[1 - here],
+                merged[here], merged_distances[here], total, memory.rows[q], memory.distances[q],
+                memory.states[q].used, cut, merged[1 - here], merged_distances[1 - here],
             )  # fmt: skip
             here = 1 - here
         _counting_sort(
@@ -215,12 +200,12 @@ def _finish(job: Any, participants: int, wanted: Any, out_distances: Any, out_ro
 
 @compiled(
     types.void(
-        types.int64[::1], types.int64, types.int64, types.int64[::1], bytes_read, types.int64, bytes_read, types.int64,
+        types.int64, types.int64, types.int64, types.int64[::1], bytes_read, types.int64, bytes_read, types.int64,
         types.int64, types.int32[:, ::1], types.int64[:, ::1],
     )
 )  # fmt: skip
 def search_batches(
-    kernel: Any,
+    kernel_address: int,
     scan_address: int,
     share: int,
     mailboxes: Any,
@@ -235,41 +220,37 @@ def search_batches(
     """Search batch by batch, with memory that does not grow with the queries.
 
     Args:
-        kernel: (9,) int64, of ``Kernel.words_for``.
+        kernel_address: of a BLOCK_KERNEL, from ``Kernel.record_for``.
         scan_address: of :func:`scan`.
         share: address of :func:`dmsh_serving.hamming.kernels.helpers.share`.
         mailboxes: (helpers,) int64.
         codes: (count, width) uint8.
-        allowed: address of a boolean for each code; 0 where all are.
+        allowed: address of a boolean for each code; 0 if all may be found.
         queries: (queries, width) uint8.
-        batch: queries a scan.
-        blocks: that a thread takes at a time.
+        batch: queries per scan.
+        blocks: blocks per chunk.
         out_distances: (queries, k) int32, overwritten.
         out_rows: (queries, k) int64, overwritten.
     """
     count, width = codes.shape
     all_queries, k = out_rows.shape
     participants = mailboxes.shape[0] + 1
-    slot, block = kernel[7], kernel[8]
+    kernel = kernel_at(kernel_address)
     levels, capacity = 8 * width + 1, 2 * k + GROUP
-    words = memory_words(slot, block, batch, capacity, levels)
-    memory = np.empty(participants * words + LINE, np.int64)
-    job_memory = np.empty(WORDS + LINE, np.int64)
-    job_address = (np.int64(job_memory.ctypes.data) + 63) // 64 * 64
-    job = carray(pointer_i64(job_address), WORDS)
-    for i in range(9):
-        job[LINE + i] = kernel[i]
-    job[CHUNK], job[CODES], job[WIDTH] = blocks * block, np.int64(codes.ctypes.data), width
-    job[COUNT], job[ALLOWED] = count, allowed
-    job[K], job[LEVELS], job[BATCH], job[CAPACITY] = k, levels, batch, capacity
-    job[MEMORY], job[MEMORY_STRIDE] = (np.int64(memory.ctypes.data) + 63) // 64 * 64, words
-    padded = np.zeros((batch, slot), np.uint8)
-    job[QUERIES] = np.int64(padded.ctypes.data)
+    each = memory_bytes(kernel, batch, capacity, levels)
+    memory = np.empty(participants * each + LINE, np.uint8)
+    job_memory = np.empty(_JOB_BYTES + LINE, np.uint8)
+    padded = np.zeros((batch, kernel.slot), np.uint8)
     cuts, wanted = np.empty(batch, np.int64), np.empty(batch, np.int64)
-    job[FIRST_CUTS] = np.int64(cuts.ctypes.data)
+    job = _job_at(line_from(job_memory))
+    job.kernel, job.chunk = kernel_address, blocks * kernel.block
+    job.codes, job.width, job.count, job.allowed = np.int64(codes.ctypes.data), width, count, allowed
+    job.queries, job.first_cuts = np.int64(padded.ctypes.data), np.int64(cuts.ctypes.data)
+    job.k, job.levels, job.batch, job.capacity = k, levels, batch, capacity
+    job.memory, job.memory_bytes = line_from(memory), each
     for first in range(0, all_queries, batch):
-        job[QUERY_COUNT] = min(batch, all_queries - first)
-        for q in range(job[QUERY_COUNT]):
+        job.query_count = min(batch, all_queries - first)
+        for q in range(job.query_count):
             wanted[q] = first + q
             for byte in range(width):
                 padded[q, byte] = queries[first + q, byte]
@@ -277,16 +258,15 @@ def search_batches(
                 out_distances[first + q, column] = PAD_DISTANCE
                 out_rows[first + q, column] = PAD_ID
         guess = True
-        while job[QUERY_COUNT] > 0:  # then those alone whose guess was too low, without one
-            job[NEXT] = 0
+        while job.query_count > 0:  # in the second round, the queries whose guess was too low
+            job.next_chunk.value = 0
             for participant in range(participants):
-                at = job[MEMORY] + 8 * participant * words + block_bytes(slot, block)
-                states = carray(pointer_i64(at), batch * STATE)
-                for i in range(batch * STATE):
-                    states[i] = 0
+                states = memory_of(job, participant).states
+                for q in range(batch):
+                    states[q].used = states[q].cut = states[q].below = 0
             _first_cuts(job, cuts, guess)
-            call_kernel(share, scan_address, job_address, np.int64(mailboxes.ctypes.data), mailboxes.shape[0])
+            call_kernel(share, scan_address, address_of(job), np.int64(mailboxes.ctypes.data), mailboxes.shape[0])
             _finish(job, participants, wanted, out_distances, out_rows)
-            job[QUERY_COUNT] = _keep_too_low(job, cuts, participants, padded, wanted)
+            job.query_count = _keep_too_low(job, cuts, participants, padded, wanted)
             guess = False
-    memory[0] = job_memory[0] = cuts[0] = padded[0, 0] = 0
+    memory[0] = job_memory[0] = cuts[0] = padded[0, 0] = 0  # numba frees an array after its last use; see above

@@ -1,12 +1,12 @@
 """Compilation of search kernels, cached on disk.
 
-Imports numba, so it is itself imported on first use. Arrays reach compiled code as addresses: read-only,
-memory-mapped and unaligned arrays then share one compiled function (numba would compile each kind again), and
-one function can be called by its address from any thread. The caller keeps the arrays alive.
+Imports numba, so it is itself imported on first use. Arrays reach compiled code as addresses. So read-only,
+memory-mapped and unaligned arrays share one compiled function (numba would compile one for each kind), and any thread
+can call a function by its address. The caller keeps the arrays alive.
 
-numba's cache on disk notices a change of the file that a function is in, but not of the files that something in it was
-inlined from. So the name of a cached function contains a hash of every source file that can be inlined: those of this
-folder, and the contract's constants.
+numba's cache on disk notices a change in the file of a function, but not in other files whose code was inlined into
+it. So the name of a cached function contains a hash of every source file that can be inlined: the files of this folder
+and the contract's constants.
 """
 
 import hashlib
@@ -16,24 +16,26 @@ from typing import Any, Final
 
 import numba
 
+__all__ = ["compiled", "entry"]
+
 _SOURCES: Final = (
     *sorted(Path(__file__).parent.glob("*.py")),
     Path(__file__).parents[2] / "contract.py",
 )
 _SOURCE_HASH: Final = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
 
-_entries: list[Any] = []  # known to others by address alone: two threads may compile one at the same time, both stay
+_entries: list[Any] = []  # kept for ever: callers know a function by its address alone
 
 
 def compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile to native code that runs without the GIL; the signature is numba's, a string or made of its types."""
+    """Compile to native code that runs without the GIL; ``signature`` is a string or a numba type."""
     return _cached(lambda cache: numba.njit(signature, cache=cache, nogil=True, error_model="numpy"))
 
 
 def entry(signature: str) -> Callable[[Callable[..., Any]], Any]:
-    """Compile to native code whose ``.address`` other compiled code can call, from any thread.
+    """Compile to native code with an ``address`` that other compiled code can call from any thread.
 
-    An exception inside would be printed and lost, so such functions allocate nothing and raise nothing.
+    An exception inside it would be printed and lost, so such functions allocate nothing and raise nothing.
     """
     decorate = _cached(lambda cache: numba.cfunc(signature, cache=cache, error_model="numpy"))
 
@@ -46,10 +48,10 @@ def entry(signature: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _cached(decorator: Callable[[bool], Callable[..., Any]]) -> Callable[[Callable[..., Any]], Any]:
-    """Compile with numba's cache on disk, wherever it finds a writable place for it.
+    """Compile with numba's cache on disk, or without it if there is no place to write it.
 
-    numba looks at NUMBA_CACHE_DIR, then beside the file, then in the user's cache folder. Where all are
-    read-only, or the disk is full, it raises instead of compiling, so such a machine compiles once a process.
+    numba tries NUMBA_CACHE_DIR, then the folder of the file, then the user's cache folder. If all are read-only or the
+    disk is full, numba raises an error. Such a machine compiles once per process.
     """
 
     def wrap(function: Callable[..., Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What compiled search code is written with: words at an address, bit counts, atomic operations, calls by address.
+"""Operations that numba lacks: data at an address, bit counts, atomic operations, calls by address.
 
 Imports numba, so it is itself imported on first use.
 """
@@ -7,20 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils as _cgutils
 from numba.core import types as _types
 from numba.extending import intrinsic as _numba_intrinsic
 
+from dmsh_serving.hamming.kernels.memory import LINE
+
 carray: Any = numba.carray  # type: ignore[attr-defined]  # (pointer, shape) -> array
 cgutils: Any = _cgutils
 types: Any = _types
 
-# Typed upstream as the function it decorates, not as what callers see.
+# numba types it as the function that it decorates, not as the function that callers see.
 intrinsic: Callable[[Callable[..., Any]], Any] = _numba_intrinsic
 literal_intrinsic: Callable[[Callable[..., Any]], Any] = _numba_intrinsic(prefer_literal=True)
 
-bytes_read: Any = _types.Array(_types.uint8, 2, "C", readonly=True)  # of a signature: contiguous, perhaps read-only
+bytes_read: Any = _types.Array(_types.uint8, 2, "C", readonly=True)  # in a signature: contiguous, perhaps read-only
 
 _I64 = ir.IntType(64)
 
@@ -31,47 +34,35 @@ def place(builder: Any, address: Any, kind: Any) -> Any:
 
 
 def load_unaligned(builder: Any, address: Any, kind: Any) -> Any:
-    """Return, while code is generated, the ``kind`` that lies at ``address``, however it is aligned."""
+    """Return, while code is generated, the value of LLVM type ``kind`` at ``address``, aligned or not."""
     loaded = builder.load(place(builder, address, kind))
     loaded.align = 1
     return loaded
 
 
-def _loader(kind: Any) -> Any:
-    """Make ``load(address)``: the little-endian ``kind`` that lies there."""
+@intrinsic
+def load_u8(typing: Any, address: Any) -> Any:
+    """Return the byte at ``address``."""
 
-    @intrinsic
-    def load(typing: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return load_unaligned(builder, arguments[0], ir.IntType(kind.bitwidth))
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return load_unaligned(builder, arguments[0], ir.IntType(8))
 
-        return kind(types.int64), generate
-
-    return load
+    return types.uint8(types.int64), generate
 
 
-def _storer(kind: Any) -> Any:
-    """Make ``store(address, value)``."""
+@intrinsic
+def store_u8(typing: Any, address: Any, value: Any) -> Any:
+    """Write a byte to ``address``."""
 
-    @intrinsic
-    def store(typing: Any, address: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            builder.store(arguments[1], place(builder, arguments[0], ir.IntType(kind.bitwidth))).align = 1
-            return context.get_dummy_value()
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[1], place(builder, arguments[0], ir.IntType(8)))
+        return context.get_dummy_value()
 
-        return types.void(types.int64, kind), generate
-
-    return store
+    return types.void(types.int64, types.uint8), generate
 
 
-load_u8 = _loader(types.uint8)
-load_i64 = _loader(types.int64)
-store_u8 = _storer(types.uint8)
-store_i64 = _storer(types.int64)
-
-
-def _pointer(kind: Any) -> Any:
-    """Make ``pointer(address)``, for :func:`numba.carray`."""
+def pointer_to(kind: Any) -> Any:
+    """Return the compiled function ``pointer(address)``, for :func:`numba.carray` of numba type ``kind``."""
 
     @intrinsic
     def pointer(typing: Any, address: Any) -> Any:
@@ -83,16 +74,52 @@ def _pointer(kind: Any) -> Any:
     return pointer
 
 
-pointer_i64 = _pointer(types.int64)
-pointer_i32 = _pointer(types.int32)
-pointer_u64 = _pointer(types.uint64)
-pointer_u16 = _pointer(types.uint16)
-pointer_u8 = _pointer(types.uint8)
+pointer_i64 = pointer_to(types.int64)
+pointer_i32 = pointer_to(types.int32)
+pointer_u64 = pointer_to(types.uint64)
+pointer_u16 = pointer_to(types.uint16)
+pointer_u8 = pointer_to(types.uint8)
+
+
+def record_type(kind: np.dtype[np.void]) -> Any:
+    """Return the numba type of records of ``kind``; compiled code reads and writes their fields as attributes."""
+    return numba.from_dtype(kind)
+
+
+def record_at(kind: np.dtype[np.void]) -> Any:
+    """Return the compiled function ``at(address)``: the record of ``kind`` that lies there, not a copy."""
+
+    @intrinsic
+    def at(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return record_type(kind)(types.int64), generate
+
+    return at
+
+
+@intrinsic
+def address_of(typing: Any, record: Any) -> Any:
+    """Return the address of a record."""
+    if not isinstance(record, types.Record):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ptrtoint(arguments[0], _I64)
+
+    return types.int64(record), generate
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def line_from(memory: Any) -> Any:
+    """Return the address of the first cache line that begins in an array."""
+    return (np.int64(memory.ctypes.data) + LINE - 1) // LINE * LINE
 
 
 @intrinsic
 def copy_bytes(typing: Any, target: Any, source: Any, count: Any) -> Any:
-    """Copy ``count`` bytes between addresses that do not overlap; an assignment of slices took ten times as long."""
+    """Copy ``count`` bytes between regions that do not overlap; assigning slices took ten times as long."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         byte = ir.IntType(8)
@@ -105,7 +132,7 @@ def copy_bytes(typing: Any, target: Any, source: Any, count: Any) -> Any:
 
 @intrinsic
 def popcount(typing: Any, value: Any) -> Any:
-    """Return the number of set bits of an unsigned integer, in its own type (vectorises, unlike a table)."""
+    """Return the number of set bits of an unsigned integer, in its own type. Unlike a table, it vectorises."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
@@ -123,46 +150,58 @@ def trailing_zeros(typing: Any, value: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-@intrinsic
-def atomic_load(typing: Any, address: Any) -> Any:
-    """Return the int64 at an aligned address, in sequence with every other atomic operation."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(place(builder, arguments[0], _I64), "seq_cst", 8)
-
-    return types.int64(types.int64), generate
+def _word(builder: Any, record: Any) -> Any:
+    """Return, while code is generated, the pointer to the int64 that a ``memory.WORD`` or ``COUNTER`` begins with."""
+    return builder.bitcast(record, _I64.as_pointer())
 
 
 @intrinsic
-def atomic_exchange(typing: Any, address: Any, value: Any) -> Any:
-    """Write an int64 and return what was there."""
+def atomic_load(typing: Any, word: Any) -> Any:
+    """Return the value of a ``WORD`` or ``COUNTER``, sequentially consistent like the other atomic operations."""
+    if not isinstance(word, types.Record):
+        return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("xchg", place(builder, arguments[0], _I64), arguments[1], "seq_cst")
+        return builder.load_atomic(_word(builder, arguments[0]), "seq_cst", 8)
 
-    return types.int64(types.int64, types.int64), generate
+    return types.int64(word), generate
 
 
 @intrinsic
-def atomic_add(typing: Any, address: Any, value: Any) -> Any:
-    """Add to an int64 and return what was there before."""
+def atomic_exchange(typing: Any, word: Any, value: Any) -> Any:
+    """Write the value of a ``WORD`` or ``COUNTER`` and return what it was."""
+    if not isinstance(word, types.Record):
+        return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("add", place(builder, arguments[0], _I64), arguments[1], "seq_cst")
+        return builder.atomic_rmw("xchg", _word(builder, arguments[0]), arguments[1], "seq_cst")
 
-    return types.int64(types.int64, types.int64), generate
+    return types.int64(word, types.int64), generate
 
 
 @intrinsic
-def atomic_replace(typing: Any, address: Any, expected: Any, value: Any) -> Any:
-    """Write ``value`` if the int64 there is ``expected``; return whether it was."""
+def atomic_add(typing: Any, word: Any, value: Any) -> Any:
+    """Add to the value of a ``WORD`` or ``COUNTER`` and return what it was before."""
+    if not isinstance(word, types.Record):
+        return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        target = place(builder, arguments[0], _I64)
-        outcome = builder.cmpxchg(target, arguments[1], arguments[2], "seq_cst", "seq_cst")
+        return builder.atomic_rmw("add", _word(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(word, types.int64), generate
+
+
+@intrinsic
+def atomic_replace(typing: Any, word: Any, expected: Any, value: Any) -> Any:
+    """Write ``value`` if the value of a ``WORD`` or ``COUNTER`` is ``expected``; return whether it was."""
+    if not isinstance(word, types.Record):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        outcome = builder.cmpxchg(_word(builder, arguments[0]), arguments[1], arguments[2], "seq_cst", "seq_cst")
         return builder.extract_value(outcome, 1)
 
-    return types.boolean(types.int64, types.int64, types.int64), generate
+    return types.boolean(word, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -178,8 +217,8 @@ def call_entry(typing: Any, function: Any, job: Any, participant: Any) -> Any:
 
 
 @intrinsic
-def call_kernel(typing: Any, function: Any, codes: Any, groups: Any, query: Any, last: Any) -> Any:
-    """Call one of the functions of a :class:`dmsh_serving.hamming.kernels.vectors.Kernel` by its address."""
+def call_kernel(typing: Any, function: Any, first: Any, second: Any, third: Any, fourth: Any) -> Any:
+    """Call the ``uint64(int64, int64, int64, int64)`` at address ``function``."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(_I64, [_I64] * 4)
@@ -190,7 +229,7 @@ def call_kernel(typing: Any, function: Any, codes: Any, groups: Any, query: Any,
 
 @intrinsic
 def bits_below(typing: Any, address: Any, limit: Any) -> Any:
-    """Return a word whose bit i is set where the i-th of 64 uint16 at ``address`` is below ``limit``."""
+    """Return a word whose bit i says whether the i-th of 64 uint16 at ``address`` is below ``limit``."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.VectorType(ir.IntType(16), 64)
@@ -204,7 +243,7 @@ def bits_below(typing: Any, address: Any, limit: Any) -> Any:
 
 @intrinsic
 def bits_true(typing: Any, address: Any) -> Any:
-    """Return a word whose bit i is set where the i-th of 64 booleans at ``address`` is true."""
+    """Return a word whose bit i is the i-th of 64 booleans at ``address``."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.VectorType(ir.IntType(8), 64)
@@ -215,7 +254,7 @@ def bits_true(typing: Any, address: Any) -> Any:
 
 
 def _c_function(name: str, result: Any, *parameters: Any) -> Any:
-    """Make a call of the C library's ``name``; parameters and result are int32 or int64."""
+    """Return the compiled function that calls ``name`` of the C library; parameters and result are int32 or int64."""
     llvm = [ir.IntType(kind.bitwidth) for kind in (result, *parameters)]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -1,24 +1,22 @@
-"""The vector part of Hamming search: which groups of codes have one below a cut, and their distances.
+"""The vector part of Hamming search: which groups hold a code below the cut, and the distances of a group.
 
-Codes are looked at in groups of 64, in one of two arrangements. In *rows* they lie as the gallery holds them, of any
-width; each occupies a *slot* of a vector, its width rounded up to a power of two, and where the two differ a byte
-shuffle brings it there. In *columns* (of codes beyond 8 bytes) the first words of 8 codes come first, then their
-second words, and so on. A few queries read rows, in place. Many queries read columns, arranged once a block for
-all of them: no shuffle is left then, and a distance is a sum over whole vectors.
+Codes are compared in groups of 64, in one of two arrangements. In *rows* they lie as the gallery holds them. Each code
+takes a *slot* of a vector: its width rounded up to a power of two. If the width is not a power of two, a byte shuffle
+moves the code to its slot. In *columns* (for codes of more than 8 bytes) the first words of 8 codes come first, then
+their second words, and so on. Few queries read rows, in place. Many queries read columns, which are arranged once per
+block for all of them: they need no shuffle, and a distance is a sum over whole vectors.
 
-The fast path computes no list of distances at all: 64 codes are reduced to one vector of lane minima, which is
-compared with the running k-th distance ("the cut"). That is one exclusive or, one population count and one
-minimum a vector of 64 bytes (AVX-512 VPOPCNTDQ; AVX2 counts bits by table look-up). LLVM vectors are written out
-here, rather than loops left to the auto-vectoriser, because for slots beyond 8 bytes and for the reductions it
-does not find these instructions. Written for 64-byte vectors; LLVM splits them where the CPU's are narrower.
+The fast path writes no distances. It reduces 64 codes to one vector of lane minima and compares that with the cut (the
+k-th distance so far): one exclusive or, one population count and one minimum per vector of 64 bytes (AVX-512 VPOPCNTDQ;
+AVX2 counts bits by table look-up). This module writes LLVM vectors, not loops, because LLVM's auto-vectoriser does not
+find these instructions for slots of more than 8 bytes or for the minima. The vectors have 64 bytes; LLVM splits them if
+the CPU's are narrower.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from dmsh_serving.hamming.kernels.arrange import (
@@ -30,39 +28,40 @@ from dmsh_serving.hamming.kernels.arrange import (
     spread_for,
     words_of,
 )
+from dmsh_serving.hamming.kernels.blocks import BLOCK_KERNEL, GROUP
 from dmsh_serving.hamming.kernels.compile import entry
 from dmsh_serving.hamming.kernels.intrinsics import (
-    carray,
     cgutils,
     literal_intrinsic,
     load_unaligned,
     place,
-    pointer_u8,
     types,
 )
-from dmsh_serving.hamming.kernels.job import GROUP
+from dmsh_serving.hamming.kernels.memory import new_record
+
+__all__ = ["BlockKernel", "Kernel", "kernel_for"]
 
 VECTOR_BYTES: Final = 64
-MAX_BLOCK: Final = 64 * GROUP  # one bit a group in a word
-_BLOCK_BYTES: Final = 32_768  # stays in the first-level cache
-_WORTH_COLUMNS: Final = 8  # queries, from which on arranging a block costs less than it saves
+MAX_BLOCK: Final = 64 * GROUP  # codes: a word has one bit per group
+_BLOCK_BYTES: Final = 32_768  # so that a block stays in the first-level cache
+_WORTH_COLUMNS: Final = 8  # queries: for so many, arranging a block costs less than it saves
 
 _I16, _I64 = ir.IntType(16), ir.IntType(64)
 
 
 @dataclass(frozen=True)
 class BlockKernel:
-    """The compiled functions that look at a block of codes, called by address.
+    """The compiled functions that read a block of codes in one arrangement, called by address.
 
     Attributes:
-        hit_groups: address of ``uint64(int64 codes, int64 groups, int64 query, int64 cut)``: bit g is set where
-            one of the 64 codes of group g, of at most 64, is nearer than ``cut`` to the query.
-        near: address of ``uint64(int64 codes, int64 cut, int64 query, int64 out)``: writes the distances of one group
-            as uint16 and returns which of them are below ``cut``, a bit each.
-        arrange: address of ``uint64(int64 codes, int64 left, int64 count, int64 out)``: brings ``count`` of the
-            ``left`` codes at ``codes`` into this arrangement, reads nothing beyond those left, and returns 0.
-        in_place: whether a block can be read where the gallery holds it, if :data:`GROUP` more codes follow.
-        code_bytes: a code's, in this arrangement.
+        hit_groups: address of ``uint64(int64 codes, int64 groups, int64 query, int64 cut)``. Bit g of the result says
+            whether one of the 64 codes of group g is below ``cut``. At most 64 groups.
+        near: address of ``uint64(int64 codes, int64 cut, int64 query, int64 out)``. It writes the distances of one
+            group as uint16; bit i of the result says whether code i is below ``cut``.
+        arrange: address of ``uint64(int64 codes, int64 left, int64 count, int64 out)``. It writes ``count`` of the
+            ``left`` codes at ``codes`` in this arrangement, reads nothing beyond the ``left`` codes, and returns 0.
+        in_place: whether a block can be read where the gallery holds it, if :data:`GROUP` more codes follow it.
+        code_bytes: bytes per code in this arrangement.
     """
 
     hit_groups: int
@@ -74,32 +73,32 @@ class BlockKernel:
 
 @dataclass(frozen=True)
 class Kernel:
-    """The compiled functions for codes of one width; each is compiled when it is first asked for.
+    """The compiled functions for codes of one width. Each is compiled when it is first needed.
 
     Attributes:
-        width: bytes a code.
+        width: bytes per code.
     """
 
     width: int
 
     @property
     def slot(self) -> int:
-        """Bytes of a vector that a code occupies; queries are padded to as many, with zeros."""
+        """Bytes that a code takes in a vector; queries are padded to this size with zeros."""
         return slot_of(self.width)
 
     @property
     def block(self) -> int:
-        """Codes a call of ``hit_groups``, a multiple of :data:`GROUP`."""
+        """Codes per block, a multiple of :data:`GROUP`."""
         return min(MAX_BLOCK, _BLOCK_BYTES // self.slot)
 
     @functools.cached_property
     def rows(self) -> BlockKernel:
-        """For few queries: codes as they lie."""
+        """The functions for few queries: they read codes as the gallery holds them."""
         return _block_kernel(self.width, False, copy_for(self.width), self.width)
 
     @functools.cached_property
     def many(self) -> BlockKernel:
-        """For many queries: columns, or up to 8 bytes slots, filled once for all of them."""
+        """The functions for many queries: they read columns, or slots for codes of up to 8 bytes."""
         if self.slot > 8:
             return _block_kernel(self.width, True, columns_for(self.width), 8 * words_of(self.width), in_place=False)
         if self.width < self.slot:
@@ -110,32 +109,35 @@ class Kernel:
     def distances(self) -> int:
         """Address of ``uint64(int64 codes, int64 groups, int64 query, int64 out)``, for benchmarks.
 
-        It writes the distances of groups of codes that lie in slots as uint16, in order, and returns 0.
+        The codes lie in slots. It writes the distances of whole groups as uint16, in order, and returns 0.
         """
         return _compiled_distances(self.slot).address  # type: ignore[no-any-return]
 
-    def words_for(self, queries: int) -> npt.NDArray[np.int64]:
-        """Return (9,) int64, as jobs hold them: a block kernel's fields, the mask's, rows.near, slot, block.
-
-        The mask's is the address of ``uint64(int64 allowed, int64 count, int64 groups, int64 out)``: it copies
-        ``count`` booleans (true ones where ``allowed`` is 0) into whole groups, false beyond them, and returns 0
-        where none is true.
-        """
-        return self._row_words if queries < _WORTH_COLUMNS else self._many_words
+    def record_for(self, queries: int) -> int:
+        """Return the address of the ``blocks.BLOCK_KERNEL`` for this number of queries; it is never freed."""
+        return self._row_record if queries < _WORTH_COLUMNS else self._many_record
 
     @functools.cached_property
-    def _row_words(self) -> npt.NDArray[np.int64]:
-        return self._words(self.rows)
+    def _row_record(self) -> int:
+        return self._record(self.rows)
 
     @functools.cached_property
-    def _many_words(self) -> npt.NDArray[np.int64]:
-        return self._words(self.many)
+    def _many_record(self) -> int:
+        return self._record(self.many)
 
-    def _words(self, of: BlockKernel) -> npt.NDArray[np.int64]:
-        block_kernel = (of.hit_groups, of.near, of.arrange, of.in_place, of.code_bytes)
-        return np.array([*block_kernel, _mask_block.address, self.rows.near, self.slot, self.block], np.int64)
+    def _record(self, kernel: BlockKernel) -> int:
+        record = new_record(
+            BLOCK_KERNEL,
+            **asdict(kernel),
+            row_near=self.rows.near,
+            slot=self.slot,
+            block=self.block,
+        )
+        _records.append(record)
+        return record.ctypes.data
 
 
+_records: list[Any] = []  # kept for ever: callers know a record by its address alone
 kernel_for = functools.cache(Kernel)
 
 
@@ -166,23 +168,8 @@ def _compiled_distances(slot: int) -> Any:
     return distances
 
 
-@entry("uint64(int64, int64, int64, int64)")
-def _mask_block(allowed: int, count: int, groups: int, out: int) -> Any:
-    target = carray(pointer_u8(out), groups * GROUP)
-    target[count:] = 0
-    if allowed == 0:
-        target[:count] = 1
-        return 1
-    source = carray(pointer_u8(allowed), count)
-    some = np.uint8(0)
-    for i in range(count):
-        target[i] = source[i]
-        some |= source[i]
-    return some
-
-
 class _Tile:
-    """Generates the code that turns the codes of some vectors into one vector of their distances."""
+    """Generates the code that turns the vectors of some codes into one vector of their distances."""
 
     def __init__(self, builder: Any, width: int, columns: bool, query: Any) -> None:
         self.slot = slot_of(width)
@@ -190,9 +177,9 @@ class _Tile:
         self.builder = builder
         self.width, self.columns = width, columns
         self.lane = ir.IntType(8 * lane_bytes)
-        self.lanes = VECTOR_BYTES // lane_bytes  # a tile holds as many codes as a vector has lanes
+        self.lanes = VECTOR_BYTES // lane_bytes  # also the codes of a tile
         self.vector = ir.VectorType(self.lane, self.lanes)
-        self.words = words_of(width) if columns else self.slot // lane_bytes  # vectors a tile
+        self.words = words_of(width) if columns else self.slot // lane_bytes  # vectors per tile
         self.bytes = VECTOR_BYTES * self.words if columns else self.lanes * width
         self.query = [self._query_vector(query, i) for i in range(self._query_vectors())]
 
@@ -223,7 +210,7 @@ class _Tile:
         return self._call("ctpop", self.vector, vector)
 
     def minimum(self, left: Any, right: Any) -> Any:
-        # AVX2 has no minimum of 64-bit lanes. The upper halves of distances are 0, so that of 32-bit lanes will do.
+        # AVX2 has no minimum of 64-bit lanes. The upper halves of distances are 0, so one of 32-bit lanes will do.
         kind = ir.VectorType(ir.IntType(32), 16) if self.lane.width == 64 else self.vector
         cast = self.builder.bitcast
         return cast(self._call("umin", kind, cast(left, kind), cast(right, kind)), self.vector)
@@ -243,7 +230,7 @@ class _Tile:
         return self.builder.call(function, arguments)
 
     def distances(self, codes: Any, *, in_order: bool) -> Any:
-        """Return the distances of the tile at ``codes``, one a lane; cheaper when their order does not matter."""
+        """Return the distances of the tile at ``codes``, one per lane; it is cheaper if their order does not matter."""
         counts = []
         for index in range(self.words):
             query = self.query[index % len(self.query)]
@@ -264,12 +251,12 @@ class _Tile:
 
 
 def _even_odd(lanes: int) -> tuple[list[int], list[int]]:
-    """Return the lanes of two vectors whose sums keep pairs of neighbours in order."""
+    """Return the lanes of two vectors to add: the sums of neighbours, in order."""
     return list(range(0, 2 * lanes, 2)), list(range(1, 2 * lanes, 2))
 
 
 def _interleaved(lanes: int, run: int) -> tuple[list[int], list[int]]:
-    """Return the lanes that unpacking two vectors in runs of ``run`` lanes takes: cheaper than keeping order."""
+    """Return the lanes of two vectors to add, in runs of ``run`` lanes: cheaper than keeping the order."""
     starts = range(0, lanes, 2 * run)
     both = [[s + i + v * lanes for s in starts for v in (0, 1) for i in range(o, o + run)] for o in (0, run)]
     return both[0], both[1]
