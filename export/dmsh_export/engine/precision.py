@@ -28,16 +28,7 @@ from dmsh_serving.contract import IMAGE, Metadata
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.errors import CheckError, InputError
 
-__all__ = [
-    "ELEMENT_TYPES",
-    "HALF",
-    "RECIPE",
-    "Precision",
-    "TypedGraph",
-    "WeightRounding",
-    "precision_of",
-    "typed_graph",
-]
+__all__ = ["HALF", "Precision", "TypedGraph", "WeightRounding", "precision_of", "typed_graph"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 

@@ -20,7 +20,7 @@ from dmsh_serving.errors import InputError, MissingError
 if TYPE_CHECKING:
     import tensorrt
 
-__all__ = ["Engine", "TensorRTRunner", "batches_of", "load_engine"]
+__all__ = ["Engine", "Images", "TensorRTRunner", "batches_of"]
 
 Images = npt.NDArray[np.uint8]
 

@@ -26,7 +26,7 @@ from dmsh_serving.errors import CheckError, DmshError, InputError
 if TYPE_CHECKING:
     import tensorrt
 
-__all__ = ["MODEL", "PLAN", "REQUEST", "TIMING_CACHE", "build", "main"]
+__all__ = ["MODEL", "PLAN", "REQUEST", "TIMING_CACHE"]
 
 
 REQUEST, MODEL, PLAN, TIMING_CACHE = Path("request.json"), Path("typed.onnx"), Path("engine.plan"), Path("timing.cache")

@@ -18,7 +18,7 @@ from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, DmshError, InputError
 from dmsh_serving.files import sha256_of_file
 
-__all__ = ["SATURATION_FREE_WEIGHT", "Certificate", "Condition", "LayerBound", "bounds_of", "certify"]
+__all__ = ["Certificate", "Condition", "LayerBound", "bounds_of", "certify"]
 
 FORMAT = "dmsh-certificate"
 FORMAT_VERSION = 1

@@ -31,7 +31,7 @@ from dmsh_export.to_onnx.fold import batch_norm_affine, fold
 from dmsh_model.network import DMSH, Lateral, Normalise
 from dmsh_serving.errors import InputError
 
-__all__ = ["SUPPORTED", "float_graph"]
+__all__ = ["float_graph"]
 
 SUPPORTED = (
     "convolution (grouped and depthwise too), linear, batch norm, ReLU, ReLU6, max and average pooling, addition, "

@@ -20,7 +20,7 @@ from dmsh_model.integer.layers import Logits
 from dmsh_model.integer.reference import IntegerDMSH, outputs
 from dmsh_serving.contract import Metadata
 
-__all__ = ["GIVEN_IMAGES", "IntegerExport", "export_integer_onnx", "known_answer_images"]
+__all__ = ["IntegerExport", "export_integer_onnx", "known_answer_images"]
 
 GIVEN_IMAGES = 3  # of each of the two kinds that the known answer takes from the given images
 _AT_ONCE = 2

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from dmsh_serving.errors import CheckError, InputError
 
+__all__ = ["Bytes", "check", "dump", "load"]
+
 _MAX_BYTES = 64 * 1024 * 1024  # of one decompressed array: a few images need far less
 Bytes = npt.NDArray[np.uint8]
 

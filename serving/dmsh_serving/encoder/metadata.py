@@ -7,6 +7,8 @@ from dmsh_serving.codes import checked_bits
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import InputError
 
+__all__ = ["EncoderMetadata"]
+
 
 @dataclass(frozen=True)
 class EncoderMetadata:

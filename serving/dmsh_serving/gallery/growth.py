@@ -16,6 +16,8 @@ from dmsh_serving.gallery.snapshot import Snapshot
 from dmsh_serving.hamming.clustered import cluster
 from dmsh_serving.hamming.layout import choose_layout
 
+__all__ = ["compacted", "grown", "laid_out", "plain_part"]
+
 _REMOVED_SHARE: Final = 0.25
 
 

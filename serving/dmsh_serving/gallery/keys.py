@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from dmsh_serving.errors import InputError
 
+__all__ = ["Keys", "joined_keys", "packed_keys"]
+
 _ROWS_AT_ONCE: Final = 1 << 16  # bounds the index arrays of a copy
 _BYTES_AT_ONCE: Final = 1 << 22
 

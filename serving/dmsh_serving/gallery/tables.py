@@ -16,6 +16,8 @@ from dmsh_serving.images.read import load_npy
 if TYPE_CHECKING:
     from dmsh_serving.gallery.snapshot import Snapshot
 
+__all__ = ["PARQUET_SUFFIX", "CodeTable", "read_ids", "read_table", "write_npy", "write_parquet"]
+
 PARQUET_SUFFIX: Final = ".parquet"
 _ID, _KEY, _CODE = "id", "key", "code"
 _BITS, _FINGERPRINT = "dmsh.bits", "dmsh.fingerprint"

@@ -8,6 +8,8 @@ from dmsh_serving.gallery.folder import CURRENT, current_version, leftover_paths
 from dmsh_serving.gallery.part import ascending_ids
 from dmsh_serving.gallery.part_file import read_part
 
+__all__ = ["Verification", "verify"]
+
 
 @dataclass(frozen=True)
 class Verification:

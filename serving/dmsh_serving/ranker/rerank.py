@@ -20,6 +20,8 @@ from dmsh_serving.codes import check_codes, pack
 from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
 
+__all__ = ["ASYMMETRIC", "asymmetric_order"]
+
 ASYMMETRIC: Final = "asymmetric"
 
 

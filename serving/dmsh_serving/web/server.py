@@ -10,6 +10,8 @@ from dmsh_serving.errors import MissingError
 from dmsh_serving.web.app import Web
 from dmsh_serving.web.settings import WebSettings
 
+__all__ = ["WebServer"]
+
 _STOP_SECONDS = 5
 _LONGEST_HEAD = 64 << 10  # a key may be long
 

@@ -7,6 +7,8 @@ from typing import Final
 from dmsh_serving.errors import InputError
 from dmsh_serving.triton.server.home import cache_folder
 
+__all__ = ["WebSettings"]
+
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 DEFAULT_PORT: Final = 8080
 DEFAULT_CACHE_MB: Final = 512

@@ -31,6 +31,8 @@ from dmsh_serving.contract import (
 )
 from dmsh_serving.errors import MissingError
 
+__all__ = ["TritonSteps"]
+
 
 @dataclass(frozen=True)
 class Nearest:

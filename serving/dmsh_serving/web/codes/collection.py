@@ -16,6 +16,8 @@ from dmsh_serving.contract import PAD_KEY
 from dmsh_serving.gallery.folder import current_version, open_version
 from dmsh_serving.gallery.keys import Keys
 
+__all__ = ["Collection", "GalleryFolder", "Places", "Words", "words_of"]
+
 _VERSIONS_HELD: Final = 2  # a reader that scrolls goes on in the version it began with
 
 Words = npt.NDArray[np.uint64]

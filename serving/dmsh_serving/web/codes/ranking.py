@@ -15,6 +15,8 @@ import numpy.typing as npt
 from dmsh_serving.codes import Codes
 from dmsh_serving.web.codes.collection import Collection, Places, Words, words_of
 
+__all__ = ["Cursor", "Examples", "Ranking", "Scores", "ranking_of"]
+
 Scores = npt.NDArray[np.int32]
 
 

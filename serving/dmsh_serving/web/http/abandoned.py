@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+__all__ = ["AbandonedError"]
+
 T = TypeVar("T")
 
 

@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from dmsh_serving.web.http.problems import ProblemError
 
+__all__ = ["OwnFiles"]
+
 _TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".json": "application/json"}
 _FOREVER: Final = "public, max-age=31536000, immutable"
 

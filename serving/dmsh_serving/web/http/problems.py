@@ -9,6 +9,8 @@ from starlette.responses import Response
 
 from dmsh_serving.errors import DmshError, InputError, MissingError
 
+__all__ = ["ProblemError", "told"]
+
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 2
 

@@ -10,6 +10,8 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import FORMATS, MAX_FILE_BYTES
 from dmsh_serving.images.read import image_paths
 
+__all__ = ["Originals", "Size"]
+
 _ORIENTATION: Final = 0x0112
 _TURNED: Final = (5, 6, 7, 8)
 

@@ -4,6 +4,8 @@ import io
 
 from dmsh_serving.images.decode import rgb_from_bytes
 
+__all__ = ["cut_out"]
+
 
 def cut_out(data: bytes, box: tuple[float, float, float, float]) -> bytes:
     """Return the region ``box`` (left, top, width and height, as shares of the upright image) as PNG, lossless.
