@@ -46,7 +46,7 @@ class Row:
 
     @property
     def lost(self) -> tuple[float, float]:
-        """Points of mAP lost by `quantize` alone and after fine-tuning; negative where it is gained."""
+        """Points of mAP lost by `quantize` alone and after fine-tuning; negative if gained."""
         return 100 * (self.float_map - self.quantised_map), 100 * (self.float_map - self.fine_tuned_map)
 
 
@@ -63,7 +63,7 @@ def accuracy(
     work: Annotated[Path, typer.Option(help="Where the checkpoints are kept.")] = Path("build/accuracy"),
     json: console.JsonOption = None,
 ) -> None:
-    """Print mAP for every data set and seed, with mean and spread; exit 1 where more is lost than is allowed."""
+    """Print mAP for every data set and seed, with mean and spread; exit 1 if a loss is above its goal."""
     if seeds < 1:
         raise InputError(f"seeds = {seeds} must be at least 1")
     from dmsh_model.data.load import MNIST_5K, load_labelled

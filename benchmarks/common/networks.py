@@ -1,7 +1,7 @@
-"""The networks that the encoders are timed on, and the images they see.
+"""The networks on which the encoders are timed, and their images.
 
-Speed does not depend on weights, so these are random, from a seed; but wrong bits do, so the networks are given what
-training gives one: batch norm statistics of real images, and bits that half of the images have.
+Speed does not depend on weights, so they are random, from a seed. Wrong bits do, so the networks get what training
+would give them: batch norm statistics of real images, and bits that are set for half of the images.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ def network(name: str, images: Images) -> DMSH:
 
 @torch.no_grad()
 def fit_statistics(model: DMSH, images: Images) -> None:
-    """Give batch norms the statistics of ``images`` (N, H, W, 3) uint8, and hash bits that half of the images have."""
+    """Give batch norms the statistics of ``images`` (N, H, W, 3) uint8, and set each hash bit for half of them."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         # timm starts the last one of a residual branch at 0: the branch would add nothing.

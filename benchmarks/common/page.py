@@ -13,10 +13,10 @@ def markers(name: str) -> tuple[str, str]:
 
 
 def around(page: Path, name: str) -> tuple[str, str]:
-    """Return what stands before and after the two markers of a page.
+    """Return the text before and after the two markers of a page.
 
     Raises:
-        InputError: there is no such page, or it has not the two markers.
+        InputError: there is no such page, or it lacks the two markers.
     """
     begin, end = markers(name)
     if not page.is_file():
@@ -29,7 +29,7 @@ def around(page: Path, name: str) -> tuple[str, str]:
 
 
 def replace(page: Path, name: str, text: str) -> None:
-    """Replace what is between the markers of ``page``.
+    """Replace the text between the markers of ``page``.
 
     Raises:
         InputError: as :func:`around`.

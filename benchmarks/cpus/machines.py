@@ -18,12 +18,12 @@ __all__ = ["CPUS", "GUEST", "Cpu", "CpuName", "Machine", "check_cpu", "guest_res
 
 CpuName = Literal["native", "avx2", "arm64", "arm64-a53"]
 GUEST: Final = Path(__file__).with_name("guest.py")
-_MOST_SECONDS: Final = 1800  # of one run: the slowest takes two minutes on an idle machine
+_MOST_SECONDS: Final = 1800  # per run: the slowest takes two minutes on an idle machine
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """A CPU to emulate: QEMU's name of it, and what NumPy must and must not see there for the run to count."""
+    """A CPU to emulate: QEMU's name for it, and the features that NumPy must and must not see there."""
 
     title: str
     emulator: str
@@ -73,8 +73,8 @@ class Machine:
         emulator: its name and version; "none" for this machine itself.
         onnxruntime: the version that runs there.
         command: runs the Python there.
-        has_toolkit: the toolkit's own encoder runs there.
-        saturates: kernels of uint8 by int8 products saturate there unless ONNX Runtime is told otherwise.
+        has_toolkit: whether the toolkit's own encoder runs there.
+        saturates: whether uint8 x int8 kernels saturate there without ONNX Runtime's precision option.
         environment: variables of the Python there.
     """
 
@@ -102,10 +102,10 @@ class Machine:
 
 
 def ready(name: CpuName, cache: Path) -> Machine:
-    """Return the machine ``name``, its emulator and Python fetched into ``cache`` where the system has none.
+    """Return the machine ``name``; an emulator or a Python that the system lacks is fetched into ``cache``.
 
     Raises:
-        MissingError: something cannot be had; says what and why.
+        MissingError: something cannot be fetched; says what and why.
         CheckError: the machine runs, but is not the CPU it should be.
     """
     if name == "native":

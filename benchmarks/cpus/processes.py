@@ -1,4 +1,4 @@
-"""The programs of emulated machines, which end when this one does: at once, whatever they are computing."""
+"""The programs of emulated machines, which end at once when this program does."""
 
 import contextlib
 import os
@@ -19,9 +19,9 @@ _is_ending = False
 
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Within it SIGTERM and a closed terminal interrupt as Control-C does, which leaves nothing running.
+    """In this context, SIGTERM and a closed terminal interrupt as Ctrl-C does, which leaves nothing running.
 
-    A signal that is ignored stays ignored: nohup is to outlive its terminal.
+    A signal that is ignored stays ignored, so that nohup outlives its terminal.
     """
     heard = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, signal.default_int_handler) for number in heard}

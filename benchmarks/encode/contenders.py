@@ -1,4 +1,4 @@
-"""What is timed: one network by PyTorch in three forms and by ONNX Runtime in four, each images -> logits."""
+"""The contenders: one network by PyTorch in three forms and by ONNX Runtime in four, each images -> logits."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -42,8 +42,8 @@ class Contender:
 
     Attributes:
         name: for the table.
-        reference: whose bits it must give: the float network's in PyTorch, or the integer network's.
-        arithmetic: of its convolutions; decides which peak it is held against.
+        reference: the network in PyTorch whose bits it must give, float or integer.
+        arithmetic: of its convolutions; decides the peak it is compared with.
         run: images (N, H, W, 3) uint8 -> logits (N, K).
     """
 
@@ -54,7 +54,7 @@ class Contender:
 
 
 class Compiled:
-    """torch.compile, once for all settings; where it fails, ``failure`` is one line that says why."""
+    """torch.compile, once for all settings; if it fails, ``failure`` is one line with the reason."""
 
     def __init__(self, model: DMSH) -> None:
         self._module: Any = torch.compile(copy.deepcopy(model))
@@ -76,7 +76,7 @@ class Compiled:
 
 
 def contenders(files: EncoderFiles, compiled: Compiled | None, threads: int) -> Iterator[Contender]:
-    """Set PyTorch's threads and yield all contenders; the torch.compile one where ``compiled`` is given."""
+    """Set PyTorch's threads and yield all contenders; that of torch.compile only with ``compiled``."""
     torch.set_num_threads(threads)
     yield Contender(EAGER, "float", "fp32", _torch(files.model))
     by_channel = copy.deepcopy(files.model).to(memory_format=torch.channels_last)
@@ -115,7 +115,7 @@ def open_session(model: Path | bytes, threads: int, *, exact: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    # Threads that spin on after a run would take the cores from whoever is timed next.
+    # Threads that spin after a run would take the cores from the contender that is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if exact and not has_vnni():
         options.add_session_config_entry("session.x64quantprecision", "1")

@@ -66,7 +66,7 @@ def _batches(images: Images) -> Iterator[ImageSet]:
 
 
 def _quantise_static(source: Path, target: Path, form: str, calibration: Images) -> None:
-    """Quantise as ONNX Runtime's guide says for x86 with VNNI: uint8 activations, int8 weights a channel."""
+    """Quantise as ONNX Runtime's guide says for x86 with VNNI: uint8 activations, int8 weights per channel."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BASELINES", "markdown", "plot", "ratio", "setting_name"]
 
-# What the integer encoder is held against, {shown: names, of which the fastest counts}, and what it must reach.
+# The encoders that the integer one is compared with: {shown: names}; the fastest of the names counts.
 BASELINES: Final = {
     "PyTorch eager": (EAGER,),
     "ONNX Runtime fp32": (FLOAT,),
@@ -65,12 +65,12 @@ def markdown(bench: "EncodeBench") -> str:
 
 
 def setting_name(setting: Setting) -> str:
-    """Return such as ``batch 4, 2 threads``."""
+    """Return a setting for people, such as ``batch 4, 2 threads``."""
     return f"batch {setting.batch}, {_threads(setting.threads)}"
 
 
 def plot(path: Path, bench: "EncodeBench") -> None:
-    """Draw one panel a network: images/s of every encoder on all threads, at its largest batch."""
+    """Draw one panel per network: images/s of every encoder on all threads, at its largest batch."""
     import matplotlib
 
     matplotlib.use("Agg")

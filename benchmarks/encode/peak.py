@@ -1,6 +1,6 @@
-"""How much arithmetic the cores can do, measured: the best large matrix product that ONNX Runtime makes of them.
+"""The measured peak of the cores: the fastest of some large matrix products in ONNX Runtime.
 
-That is not the hardware's own limit, but a well-fed product of matrices comes near it, and no convolution does better.
+That is not the limit of the hardware, but a large matrix product comes near it, and no convolution is faster.
 """
 
 import time
@@ -21,7 +21,7 @@ Arithmetic = Literal["fp32", "int8"]
 
 
 def peak_operations_per_second(arithmetic: Arithmetic, threads: int) -> float:
-    """Return multiplications and additions a second of the best of some products of large matrices."""
+    """Return multiplications and additions per second of the fastest of some products of large matrices."""
     best = 0.0
     random = np.random.default_rng(0)
     for rows, columns, inner in _SHAPES:
@@ -35,7 +35,7 @@ def peak_operations_per_second(arithmetic: Arithmetic, threads: int) -> float:
 
 
 def operations_per_image(network: IntegerNetwork) -> int:
-    """Return multiplications and additions of one image: two for each weight at each place it is used."""
+    """Return multiplications and additions per image: two for each weight at each position where it is used."""
     total = 0
     for layer, shape in zip(network.layers, network.shapes, strict=True):
         if isinstance(layer, Convolution | Linear | Logits):

@@ -12,7 +12,7 @@ __all__ = ["EncodeBench", "Peak"]
 
 @dataclass(frozen=True)
 class Peak:
-    """Multiplications and additions a second of the best matrix product."""
+    """Multiplications and additions per second of the fastest matrix product."""
 
     arithmetic: str
     threads: int
@@ -21,7 +21,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class EncodeBench:
-    """Everything that was measured, and what was left out and why."""
+    """Everything that was measured, and the contenders that could not be, with the reason."""
 
     machine: str
     versions: dict[str, str]

@@ -15,7 +15,7 @@ from dmsh_serving.timing import in_turns
 __all__ = ["Row", "Setting", "Wrong", "logits_of", "seconds_in_turns", "settings", "wrong_of"]
 
 _LEAST_SECONDS = 0.02  # of one timed span: calls shorter than this are repeated within it
-_REST_SECONDS: Final = 0.005  # until the threads of whoever ran before have gone to sleep
+_REST_SECONDS: Final = 0.005  # until the threads of the previous contender sleep
 _AT_ONCE = 4  # images of a batch when bits are compared
 
 
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Wrong:
-    """What one contender gets wrong against PyTorch: ``reference`` says which network in PyTorch."""
+    """The differences of one contender from ``reference``, the network in PyTorch that it must equal."""
 
     network: str
     contender: str

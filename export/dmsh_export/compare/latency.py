@@ -1,4 +1,4 @@
-"""Latency and throughput of encoders, side by side in one run: rounds interleaved, so that a noisy machine hits all."""
+"""Latency and throughput of encoders in one run: they take turns, so that noise of the machine affects all of them."""
 
 import contextlib
 import dataclasses
@@ -49,10 +49,10 @@ def measure(
     rounds: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Latency]:
-    """Time ``infer`` of each runner on batches of the same images, repeated where there are too few.
+    """Time ``infer`` of each runner on batches of the same images, which are repeated if there are too few.
 
-    ``images_of_size(S)`` gives the images (N, S, S, 3) uint8, N >= 1: what S is, a runner says when it is open. Making
-    a batch is outside the timed span; ``on_progress(done, total)`` counts rounds.
+    ``images_of_size(S)`` gives the images (N, S, S, 3) uint8, N >= 1; S is known once a runner is open. The timed span
+    does not contain the making of a batch. ``on_progress(done, total)`` counts rounds.
 
     Raises:
         InputError: the runners take images of different sizes.

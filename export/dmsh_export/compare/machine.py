@@ -1,4 +1,4 @@
-"""Which CPU this is, and which of its instructions decide how integer products are computed."""
+"""The CPU of this machine, and the instructions that it has for integer products."""
 
 import platform
 from pathlib import Path

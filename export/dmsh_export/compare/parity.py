@@ -1,4 +1,4 @@
-"""Parity: does a target give the very bits PyTorch gives, for every image, in every slot of every batch size?"""
+"""Parity: the bits of a target against PyTorch's, for every image, in every slot of every batch size."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from dmsh_serving.errors import InputError
 
 __all__ = ["BatchInvariance", "ParityReport", "TargetParity", "batches_of_every_size", "compare", "upper_bound_95"]
 
-PIXELS_AT_ONCE = 32 * 224 * 224  # of one batch: bounds memory, keeps small images from paying a call each
+PIXELS_AT_ONCE = 32 * 224 * 224  # pixels per batch: this bounds memory, and small images share a call
 
 
 @dataclass(frozen=True)

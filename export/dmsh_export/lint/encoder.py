@@ -1,4 +1,4 @@
-"""What the encoder's files say, against which its configuration is checked: the ONNX file, the plans' manifests."""
+"""The encoder's files, against which its configuration is checked: the ONNX file and the plans' manifests."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +23,19 @@ _MAKE_AGAIN = {
 
 @dataclass(frozen=True)
 class EncoderFile:
-    """What one model file says of itself.
+    """The properties of one model file.
 
     Attributes:
         file: its name, as seen from the repository.
-        fingerprint, bits, image_size: its code space.
-        parent_fingerprint: of a low-precision encoder: the code space it approximates.
-        inputs, outputs: its tensors, without the batch dimension.
-        max_batch: the most images it takes; None for any number.
+        fingerprint: its code space.
+        parent_fingerprint: the code space that a low-precision encoder approximates.
+        bits: of a code.
+        image_size: side of an image in pixels.
+        inputs: its input tensors, without the batch dimension.
+        outputs: its output tensors, without the batch dimension.
+        max_batch: the largest batch that it takes; None for any.
         targets: the GPUs that a plan runs on.
-        note: what a person should know of it that is no mistake.
+        note: a remark for people that is no mistake.
     """
 
     file: str
@@ -71,7 +74,7 @@ def encoder_files(model: Model) -> tuple[list[EncoderFile], list[Finding]]:
 
 
 def check_plans(model: Model, files: list[EncoderFile]) -> list[Finding]:
-    """Check which file a GPU gets, and the batch sizes, against what the plans were built for."""
+    """Check that each GPU gets a plan that was built for it, and batches that the plan takes."""
     findings = []
     by_name = {Path(file.file).name: file for file in files}
     for capability, name in sorted(model.config.cc_model_filenames.items()):

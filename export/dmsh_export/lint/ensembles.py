@@ -1,4 +1,4 @@
-"""Do an ensemble's maps connect its steps, type for type?"""
+"""Check that the maps of an ensemble connect its steps, with equal types."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from dmsh_export.lint.findings import Finding, Model, Signature, tensor_text
 
 __all__ = ["check_ensemble"]
 
-_UNKNOWN: tuple[str, tuple[int, ...]] = ("", ())  # made by a step that is wrong itself: nothing else is blamed on it
+_UNKNOWN: tuple[str, tuple[int, ...]] = ("", ())  # the result of a wrong step, which is reported once
 
 
 def check_ensemble(ensemble: Model, models: Mapping[str, Model]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What lint reads and what it reports: one model's configuration, one finding."""
+"""The input and the output of lint: one model's configuration, one finding."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ Signature = dict[str, tuple[str, tuple[int, ...]]]  # name -> (TYPE_..., dims wi
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake: the file (as seen from the repository), what is wrong in it, and how to mend it."""
+    """One mistake: the file (relative to the repository), the problem in it, and how to mend it."""
 
     file: str
     problem: str
@@ -43,7 +43,7 @@ class Model:
 
     @property
     def backend(self) -> str:
-        """The backend that runs it, also where the configuration says it as an older ``platform``."""
+        """The backend that runs it; an older configuration names it as ``platform``."""
         named = {"tensorrt_plan": "tensorrt", "onnxruntime_onnx": "onnxruntime", "ensemble": "ensemble"}
         return str(self.config.backend or named.get(self.config.platform, self.config.platform))
 
@@ -71,7 +71,7 @@ class Model:
         return {tensor.name for tensor in self.config.input if tensor.optional}
 
     def parameter(self, name: str) -> str:
-        """Return a parameter; empty where there is none."""
+        """Return a parameter; empty if there is none."""
         return str(self.config.parameters[name].string_value) if name in self.config.parameters else ""
 
     def wrong(self, problem: str, fix: str) -> Finding:

@@ -36,7 +36,7 @@ def read_models(repository: Path) -> tuple[dict[str, Model], list[Finding]]:
 
 
 def check_alone(model: Model) -> list[Finding]:
-    """Check what needs no other file: name, backend, version folders, batching, warm-up."""
+    """Check one configuration without any other file: name, backend, version folders, batching, warm-up."""
     config, findings = model.config, []
     if config.name not in ("", model.name):
         findings.append(model.wrong(f'name: "{config.name}" is not the folder\'s', f'write name: "{model.name}"'))
@@ -121,7 +121,7 @@ def check_signature(model: Model, expected: Model, source: str) -> list[Finding]
 
 
 def check_tensors(model: Model, inputs: Signature, outputs: Signature, source: str) -> list[Finding]:
-    """Compare with the tensors of the model file ``source``: all its inputs, and those outputs that are asked for."""
+    """Compare with the tensors of the model file ``source``: all its inputs, and the outputs that ``model`` names."""
     asked = {name: tensor for name, tensor in outputs.items() if name in model.outputs}
     return _compare(model, "input", model.inputs, inputs, source) + _compare(
         model, "output", model.outputs, asked, source, choices=outputs

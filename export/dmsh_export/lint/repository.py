@@ -1,7 +1,7 @@
 """Check a model repository: configurations against the encoder's files, the gallery, and each other.
 
-What each of our models must look like is not written down again here: it is what the generator would make for the
-encoder's own code space.
+Nothing here repeats what a model must look like: the generator makes the expected configurations for the encoder's own
+code space.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ __all__ = ["LintReport", "lint_repository"]
 
 @dataclass(frozen=True)
 class LintReport:
-    """The models that were looked at, what is wrong in them, and what is not but should be known."""
+    """The models that were checked, the mistakes in them, and remarks that are no mistakes."""
 
     models: tuple[str, ...]
     findings: tuple[Finding, ...]
@@ -38,7 +38,7 @@ class LintReport:
 
 @dataclass(frozen=True)
 class _CodeSpace:
-    """What all models must agree on, and the file that says so."""
+    """The properties that all models must share, and the file that states them."""
 
     fingerprint: str
     parent_fingerprint: str | None
@@ -82,7 +82,7 @@ def lint_repository(repository: Path) -> LintReport:
 
 
 def _absent_models(repository: Path) -> list[Finding]:
-    """Name each model that is not there. Those that take files may be left out together: a service of images alone."""
+    """Name each missing model. The two that take files may be absent together: such a service takes images alone."""
     absent = [name for name in MODELS if not (repository / name).is_dir()]
     if {DECODE_MODEL, SEARCH_FILE_MODEL} <= set(absent):
         absent = [name for name in absent if name not in (DECODE_MODEL, SEARCH_FILE_MODEL)]
@@ -93,7 +93,7 @@ def _absent_models(repository: Path) -> list[Finding]:
 
 
 def _code_space(files: list[EncoderFile], encoder: Model | None) -> _CodeSpace | None:
-    """Take the encoder's own word for its code space; where its file cannot be read, its configuration's."""
+    """Return the code space that the encoder's file states; if it cannot be read, that of its configuration."""
     if files:
         first = files[0]
         return _CodeSpace(first.fingerprint, first.parent_fingerprint, first.bits, first.image_size, first.file)

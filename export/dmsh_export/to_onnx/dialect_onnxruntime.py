@@ -1,8 +1,8 @@
 """The onnxruntime dialect of the trunk: uint8 tensors with zero point 128 through QLinearConv.
 
-The form that ONNX Runtime's CPU kernels run at the speed of ordinary INT8, and exactly, with every graph optimisation
-and with none: int32 accumulators, one product with a power of two, round half to even. The image is such a tensor as it
-comes. ReLU is a Clip at 128; it moves behind a max pool that alone reads the layer, where it has less to do.
+ONNX Runtime's CPU kernels run this form at the speed of ordinary INT8, and exactly at every level of optimisation:
+int32 accumulators, one product with a power of two, round half to even. The image is such a tensor already. ReLU is a
+Clip at 128. If a max pool is the only reader of the layer, the Clip moves behind it, where fewer values are left.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ class OnnxRuntimeTrunk:
         self._pooled = {
             layer.source
             for layer in network.layers
-            # A window with gaps could lie in the padding alone, where clipping late is not clipping early.
+            # A window with gaps could see nothing but padding, where a late clip differs from an early one.
             if isinstance(layer, MaxPool) and layer.dilation == (1, 1) and self._users[layer.source] == 1
         }
         self._reals: dict[str, str] = {}
@@ -92,7 +92,7 @@ class OnnxRuntimeTrunk:
             source, one, zero_point,
             graph.constant(f"{name}.weight", layer.weight),
             graph.constant(f"{name}.scale", powers(-layer.shift.astype(int))),
-            # Not shared: ONNX Runtime's precision pass for CPUs without VNNI rewrites one a convolution.
+            # Not shared: ONNX Runtime's precision pass for CPUs without VNNI rewrites one per convolution.
             graph.constant(f"{name}.weight_zero_point", np.zeros(len(layer.weight), np.int8)),
             one, zero_point,
             graph.constant(f"{name}.bias", layer.bias),

@@ -1,8 +1,8 @@
-"""What both ONNX dialects of the integer network share: the graph under construction, the head, and the code.
+"""The parts that the ONNX dialects of the integer network share: the graph under construction, the head, and the code.
 
-The trunk (feature maps) differs by dialect. The head (vectors: from the global pooling on) is the same: float32 tensors
-that hold integers, exact because every sum stays below 2^24, rounded by Round (half to even) and bounded by Clip.
-Weights stay plain integers and each shift a factor of its own, so that the graph can be read back without guessing.
+The trunk (feature maps) differs by dialect. The head (vectors, from the global pooling on) is the same: float32 tensors
+that hold integers. They are exact because every sum stays below 2^24; Round (half to even) and Clip finish a layer.
+Weights stay plain integers, and each shift is a factor of its own, so that the graph can be read back without guessing.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Graph:
         return name
 
     def constant(self, name: str, value: npt.ArrayLike) -> str:
-        """Add a constant, once for a name, and return its name."""
+        """Add a constant, once per name, and return its name."""
         self._constants.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
         return name
 
@@ -116,7 +116,7 @@ def powers(exponents: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def exact_float32(name: str, values: Int8 | Int32) -> npt.NDArray[np.float32]:
-    """Return integers as float32; raise :class:`CheckError` where one is not representable."""
+    """Return integers as float32; raise :class:`CheckError` if one is not representable."""
     floats = values.astype(np.float32)
     if not np.array_equal(floats.astype(np.float64), values):
         raise CheckError(f"layer {name}: a bias of {np.abs(values).max()} is no float32: quantise the model again")

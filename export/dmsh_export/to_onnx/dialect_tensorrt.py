@@ -1,8 +1,8 @@
 """The tensorrt dialect of the trunk: explicit, symmetric Q/DQ in int8, each tensor at scale 1, biases in FP32.
 
-TensorRT takes uint8 at the network's edge alone, so the image is cast before it is transposed; it takes Q/DQ with zero
-point 0 only, and a bias only as FP32. Each convolution reads DequantizeLinear on both sides, its weights at the scale
-2^-shift, and is quantised after its ReLU.
+TensorRT takes uint8 only at the network's edge, so the image is cast before it is transposed. It takes Q/DQ only with
+zero point 0, and a bias only in FP32. Each convolution reads its input and its weights from DequantizeLinear, the
+weights at the scale 2^-shift, and is quantised after its ReLU.
 """
 
 import numpy as np
@@ -62,7 +62,7 @@ class TensorRTTrunk:
             [
                 graph.constant(f"{name}.weight", layer.weight),
                 graph.constant(f"{name}.scale", factors),
-                # Its own, not shared, for ONNX Runtime's sake: see the other dialect.
+                # Not shared, because of ONNX Runtime: see the other dialect.
                 graph.constant(f"{name}.weight_zero_point", np.zeros(len(layer.weight), np.int8)),
             ],
             f"{name}.dequantised_weight",

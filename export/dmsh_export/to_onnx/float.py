@@ -75,8 +75,8 @@ def export_onnx(
 ) -> OnnxExport:
     """Write ``model`` as the ONNX file ``out`` with its manifest, proven against PyTorch on ``images``.
 
-    Ends with onnx.checker, shape inference and a bit-for-bit parity run over ``images`` (N, H, W, 3) uint8 and
-    over batches of 1 to ``max_batch``. Until all have passed nothing bears the name ``out``.
+    It ends with onnx.checker, shape inference and a bit-for-bit comparison over ``images`` (N, H, W, 3) uint8 and over
+    batches of 1 to ``max_batch``. No file has the name ``out`` until all have passed.
 
     Raises:
         CheckError: one bit differs from PyTorch's.
@@ -102,7 +102,7 @@ def export_onnx(
 
 
 def check_request(out: Path, opset: int, images: npt.NDArray[np.uint8]) -> None:
-    """Refuse what no export could end well with.
+    """Refuse a request that no export can fulfil.
 
     Raises:
         InputError: no images, an opset out of range, or ``out`` is not in a folder.
@@ -127,9 +127,9 @@ def write_proven(
     on_progress: Callable[[int, int], None] | None = None,
     equal_logits: bool = False,
 ) -> ParityReport:
-    """Write ``proto``, an encoder made of ``model``, as ``out`` with its manifest if not one bit differs on ``images``.
+    """Write ``proto``, an encoder made from ``model``, as ``out`` with its manifest, if no bit differs on ``images``.
 
-    ``results`` go to the manifest beside the parity; with ``equal_logits`` the logits too must be equal, not only near.
+    ``results`` go into the manifest beside the parity. With ``equal_logits``, the logits must be equal too.
 
     Raises:
         CheckError: one bit (or logit) differs from PyTorch's.
@@ -175,7 +175,7 @@ def _proto_from_network(network: nn.Module, model: DMSH, opset: int) -> onnx.Mod
             output_names=[LOGITS, CODE],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             opset_version=opset,
-            # The exporter's own optimiser fuses BN in float32 and says nothing; what is folded is fold.py's to say.
+            # The exporter's own optimiser folds BN in float32 without a report; fold.py does so in float64.
             optimize=False,
         )
     if program is None:
@@ -186,7 +186,7 @@ def _proto_from_network(network: nn.Module, model: DMSH, opset: int) -> onnx.Mod
 
 
 def _forget_the_exporter(proto: onnx.ModelProto) -> None:
-    """Remove what the exporter noted: source paths and traces."""
+    """Remove the exporter's notes: source paths and traces."""
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
@@ -205,7 +205,7 @@ def describe(
     options: dict[str, Any],
     more: dict[str, str] | None = None,
 ) -> None:
-    """Write what a reader of the file needs: code space, sizes, config with ``options``, known ``answer``."""
+    """Write the metadata that a reader needs: code space, sizes, config with ``options``, known ``answer``."""
     proto.producer_name = "dmsh-toolkit"
     proto.producer_version = __version__
     onnx.helper.set_model_props(
@@ -223,10 +223,11 @@ def describe(
 
 
 def _telling(model: DMSH, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return a few images whose codes tell an encoder from a broken one, and those codes.
+    """Return a few images whose codes reveal a broken encoder, and those codes.
 
-    Taken from all over ``images``; of those with clear logits (a known answer must not fail on rounding noise at a
-    threshold) the ones that together show the most bits in both values: an encoder that ignores its input must fail.
+    The candidates are spread over ``images`` and have clear logits, because a known answer must not fail on rounding
+    noise at a threshold. Those are chosen that together show the most bits in both values: an encoder that ignores its
+    input must fail.
     """
     count = min(len(images), max(8, min(64, KNOWN_ANSWER_PIXELS // model.config.image_size**2)))
     sample = np.ascontiguousarray(images[np.linspace(0, len(images) - 1, count).astype(np.int64)])

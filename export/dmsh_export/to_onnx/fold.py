@@ -1,8 +1,8 @@
 """Fold what is linear: BN into convolutions, the lateral 1x1 convolutions and the fusion layer into one Gemm.
 
 Average pooling and a linear lateral commute, so the lateral runs on pooled vectors (1x1 instead of HxW positions).
-Lateral, concatenation and fusion layer are then one linear map; where the fusion has no activation either, so is
-the hash layer. Every product is computed in float64 and rounded once.
+Lateral, concatenation and fusion layer are then one linear map. If the fusion has no activation, the hash layer joins
+it. Every product is computed in float64 and rounded once.
 """
 
 import copy
@@ -22,7 +22,7 @@ __all__ = ["FoldStep", "FoldedDMSH", "batch_norm_affine", "fold"]
 
 @dataclass(frozen=True)
 class FoldStep:
-    """One candidate for folding: what it is, whether it was folded, and why (or why not)."""
+    """One candidate for folding: its name, whether it was folded, and the reason."""
 
     what: str
     folded: bool
@@ -57,14 +57,14 @@ class _Pool(nn.Module):
 
 
 class _LeafBatchNorm(fx.Tracer):
-    """Traces timm's features; its BN-with-activation and its convolution that pads itself stay one node."""
+    """Traces timm's features; its BN with activation and its self-padding convolution stay one node each."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, BatchNormAct2d | Conv2dSame) or super().is_leaf_module(module, name)
 
 
 def fold(model: DMSH) -> tuple[FoldedDMSH, list[FoldStep]]:
-    """Return a folded copy of ``model`` (eval mode) and what was folded, and why the rest was not."""
+    """Return a folded copy of ``model`` (eval mode), and for each candidate whether it was folded and why."""
     model = copy.deepcopy(model).eval()
     steps: list[FoldStep] = []
     backbone = _fold_backbone(model.backbone, steps)

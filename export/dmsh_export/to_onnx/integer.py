@@ -22,9 +22,9 @@ from dmsh_serving.contract import Metadata
 
 __all__ = ["IntegerExport", "export_integer_onnx", "known_answer_images"]
 
-GIVEN_IMAGES = 3  # of each of the two kinds that the known answer takes from the given images
+GIVEN_IMAGES = 3  # given images in the known answer, for each of two kinds
 _AT_ONCE = 2
-_LOOKED_AT = 64  # of the given images: the known answer wants telling ones, not the most telling
+_LOOKED_AT = 64  # given images that are searched for them: some that reveal much are enough
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def export_integer_onnx(
 ) -> IntegerExport:
     """Write ``model`` as the ONNX file ``out`` in ``dialect`` with its manifest.
 
-    Nothing bears the name ``out`` until the file, read back, is proven to be the network, and every bit and every
-    logit of ``images`` (N, H, W, 3) uint8, and of batches of 1 to ``max_batch``, is PyTorch's.
+    No file has the name ``out`` until the file, read back, is proven to be the network, and every bit and logit equals
+    PyTorch's, for ``images`` (N, H, W, 3) uint8 and for batches of 1 to ``max_batch``.
 
     Raises:
         CheckError: the proof fails, or one bit or logit differs from PyTorch's.
@@ -59,7 +59,7 @@ def export_integer_onnx(
     proto = onnx_from_network(model.network, dialect, opset)
     metadata: dict[str, str] = {Metadata.DIALECT: dialect}
     if dialect == "tensorrt":
-        metadata[Metadata.PRECISION] = "int8"  # it is compiled as it is: its code space stays
+        metadata[Metadata.PRECISION] = "int8"  # TensorRT compiles it unchanged, so its code space stays
     answer = known_answer_images(model, images)
     describe(proto, model, (answer, model.codes(answer)), {"dialect": dialect}, metadata)
     proto = with_shapes(proto, out.name)  # as it will be written: the certificate names these bytes
@@ -84,9 +84,9 @@ def export_integer_onnx(
 def known_answer_images(model: IntegerDMSH, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return images (n, H, W, 3) uint8 whose codes a wrong kernel is likely to change.
 
-    Built ones that drive accumulators far: black, white, two checkerboards, noise of black and white. Of the first of
-    ``images``, those that come closest to a layer's bound, and those with the smallest |logit|: exact arithmetic
-    has no noise at a threshold, so any error shows there first.
+    Some are built to drive accumulators far: black, white, two checkerboards, noise of black and white. Others are
+    among the first of ``images``: those that come closest to a layer's bound, and those with the smallest |logit|.
+    Exact arithmetic has no noise at a threshold, so any error shows there first.
     """
     size = model.config.image_size
     board = (np.indices((size, size)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
