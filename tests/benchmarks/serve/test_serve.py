@@ -64,7 +64,7 @@ def test_the_tables_say_what_serving_adds_and_what_share_is_left():
     text = serve.markdown(bench())
     assert "| demo | Triton: the search | 1.00 | 2.00 | 3.00 | +0.75 |" in text
     assert "| demo | Triton: models that do nothing | 0.70 | 1.40 | 2.10 |  |" in text
-    assert "| demo | Triton: the search, 4 clients, 8 images a call | 960.0 | 96% |" in text
+    assert "| demo | Triton: the search, 4 clients, 8 images per call | 960.0 | 96% |" in text
 
 
 @pytest.mark.live
