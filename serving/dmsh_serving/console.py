@@ -2,8 +2,12 @@
 
 import contextlib
 import json
+import os
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,12 +78,22 @@ def make_app(purpose: str, name: str | None = None) -> typer.Typer:
     return app
 
 
-def run(app: typer.Typer) -> None:
-    """Run ``app`` on the command line; every error becomes one line on stderr and an exit code."""
+def run(app: typer.Typer, *, end_within: float | None = None) -> None:
+    """Run ``app`` on the command line; every error becomes one line on stderr and an exit code.
+
+    ``end_within`` seconds after SIGTERM the process ends even in the middle of one long call of a library, such as the
+    backward pass of a large network: Python handles a signal only between two of its own instructions. It is for
+    programs whose files are written whole or not at all.
+    """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end)
+    with _ended_within(end_within):
+        _run(app, arguments, debug)
+
+
+def _run(app: typer.Typer, arguments: list[str], debug: bool) -> None:
     try:
         sys.exit(app(args=arguments, standalone_mode=False))
     except SystemExit as end:
@@ -165,15 +179,41 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 @contextlib.contextmanager
 def progress() -> "Iterator[Progress]":
-    """Yield a progress display on stderr, so that stdout stays clean for results."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Yield a progress display on stderr; see :mod:`dmsh_serving.progress`."""
+    from dmsh_serving.progress import progress as shown
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    stderr = Console(stderr=True)
-    # Not on a terminal, rich would end with an empty line: an error must be one line.
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as display:
+    with shown() as display:
         yield display
+
+
+@contextlib.contextmanager
+def _ended_within(seconds: float | None) -> Iterator[None]:
+    """While inside, end the process ``seconds`` after SIGTERM, unless it has ended by itself; None waits for ever."""
+    if seconds is None or signal.getsignal(signal.SIGTERM) is not _end:
+        yield
+        return
+    told, tell = socket.socketpair()
+    tell.setblocking(False)
+    before = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+    left = threading.Event()
+
+    def watch() -> None:
+        while (number := told.recv(1)) and number[0] != signal.SIGTERM:
+            pass
+        if number:
+            time.sleep(seconds)
+            if not left.is_set():  # else run has said it
+                sys.stderr.write(f"error: {_ENDED_BY[_TERMINATED]}\n")
+                sys.stderr.flush()
+            os._exit(_TERMINATED)
+
+    threading.Thread(target=watch, name="ends-within", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        tell.close()
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:

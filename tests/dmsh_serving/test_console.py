@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -108,3 +109,29 @@ def test_a_group_of_commands_without_one_shows_its_help_as_it_is(capsys, monkeyp
     said = "".join(capsys.readouterr())
     assert "error:" not in said
     assert "\n  Two tools.\n" in said
+
+
+LONG_CALL = """
+import hashlib, sys
+from dmsh_serving.console import make_app, run
+app = make_app("A tool in the middle of one long call of a library.")
+
+@app.command()
+def work() -> None:
+    print("began", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 500_000_000)
+
+sys.argv = ["tool"]
+run(app, end_within=0.3)
+"""
+
+
+def test_a_signal_ends_even_a_long_call_of_a_library_within_a_second():
+    with subprocess.Popen([sys.executable, "-c", LONG_CALL], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "began\n"
+        told = time.monotonic()
+        process.terminate()
+        _, error = process.communicate(timeout=30)
+        took = time.monotonic() - told
+    assert (process.returncode, error) == (143, "error: terminated\n")
+    assert took < 5  # 0.3 s and a busy machine; the call alone takes minutes

@@ -16,4 +16,4 @@ command(app, "dmsh-train evaluate build/model photos --topk 10 --json build/retr
 
 def main() -> None:
     """Run the command line."""
-    console.run(app)
+    console.run(app, end_within=0.7)
