@@ -224,9 +224,11 @@ def _images(source: Path | None, image_size: int, skip_bad: bool) -> "npt.NDArra
         count = max(8, min(64, GENERATED_PIXELS // image_size**2))
         console().print(f"no --images given: using {count} generated ones; give real ones for a result that counts")
         return generated_images(count, image_size)
-    from dmsh_serving.images.read import load_images
+    from dmsh_serving.images.read import load_images, others_line
 
     loaded = load_images(source, image_size, skip_bad=skip_bad)
+    if others := others_line(source):
+        console().print(others)
     if loaded.bad:
         console().print(f"skipped {len(loaded.bad)} images that cannot be read: {', '.join(loaded.bad[:5])}")
     return loaded.images

@@ -108,7 +108,7 @@ def _class_folders(
         raise InputError(f"{folder} {what}: give a folder with one subfolder of images per class, or {MNIST_5K}")
     listed = [path.relative_to(folder).as_posix() for path in image_paths(folder)]
     if not listed:
-        raise InputError(f"{folder} holds no files: give a folder with one subfolder of images per class")
+        raise InputError(f"{folder} holds no images: give a folder with one subfolder of images per class")
     loose = [name for name in listed if "/" not in name]
     if loose:
         raise InputError(f"{folder}: {len(loose)} files lie outside of the class folders, the first is {loose[0]}")

@@ -27,6 +27,7 @@ class Given:
         bits: bits per code; None if unknown.
         fingerprint: fingerprint of the model that made the codes; None if unknown.
         bad: one line for each image that was left out.
+        others: one line that counts the files that are no images by name, or None.
     """
 
     codes: "npt.NDArray[np.uint8]"
@@ -35,6 +36,7 @@ class Given:
     bits: int | None
     fingerprint: str | None
     bad: tuple[str, ...] = ()
+    others: str | None = None
 
 
 def given_codes(

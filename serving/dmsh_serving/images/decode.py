@@ -3,7 +3,8 @@
 Everything here is integer arithmetic of one Pillow version, so the same bytes give the same image on every
 machine. The rules, in order:
 
-1. The format is recognised by content, never by name: JPEG, PNG, WebP, BMP, GIF, TIFF; first frame only.
+1. The format is recognised by content, never by name: JPEG, PNG, WebP, BMP, GIF, TIFF; AVIF, if Pillow was built
+   with it, and HEIC, if the package pillow-heif is installed; first frame only.
 2. Size is checked, of the file and from the header, before a pixel is decoded. Truncated files are refused whole.
 3. EXIF orientation is applied; an unreadable EXIF block means upright. Colour profiles are ignored.
 4. Greyscale of 16 bits: v -> (v + 128) // 257, which is v / 257 rounded. Colour of 16 bits: the high byte.
@@ -14,13 +15,14 @@ machine. The rules, in order:
    a very long image.
 """
 
+import contextlib
 import io
 import warnings
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from dmsh_serving.errors import InputError
 
@@ -42,7 +44,22 @@ MAX_FILE_BYTES: Final = 1 << 26  # 64 MiB, which is also the most that a newer T
 MAX_PIXELS: Final = 1 << 26  # 67 million: every common camera, at most 256 MiB decoded
 MAX_SIDE: Final = 65_535  # JPEG's own limit; longer images cost memory a row, not a pixel
 MAX_IMAGE_SIZE: Final = 4096
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+def _formats() -> tuple[str, ...]:
+    """Return the formats that are read here: some depend on how Pillow was built, and on a plugin."""
+    found = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
+    if features.check("avif"):
+        found.append("AVIF")
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        found.append("HEIF")
+    return tuple(found)
+
+
+FORMATS: Final = _formats()
 
 _ORIENTATION_TAG: Final = 0x0112
 _TRANSPOSE_OF_ORIENTATION: Final = {
@@ -63,7 +80,7 @@ _REFUSED_FORMATS: Final = (
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
     (4, b"ftypavif", "AVIF"),
-    (4, b"ftyphei", "HEIC"),
+    (4, b"ftyphei", "HEIF"),
     (4, b"ftypmif1", "HEIF"),
     (0, b"P5", "PGM"),
     (0, b"P6", "PPM"),
@@ -73,6 +90,7 @@ _REFUSED_FORMATS: Final = (
     (0, b"\x93NUMPY", "NumPy array"),
     (0, b"PK\x03\x04", "ZIP archive"),
 )
+_PLUGIN_OF: Final = {"HEIF": "pillow-heif"}
 _DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I;16N")
 _UNSUPPORTED_MODES: Final = {"I": "32-bit integer greyscale", "F": "floating-point greyscale"}
 
@@ -142,8 +160,9 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise InputError(f"{name}: far too many pixels: at most {MAX_PIXELS} are decoded") from error
     except UnidentifiedImageError as error:
         for offset, magic, kind in _REFUSED_FORMATS:
-            if data.startswith(magic, offset):
-                raise InputError(f"{name}: {kind} is not accepted; {', '.join(FORMATS)} are") from error
+            if data.startswith(magic, offset) and kind not in FORMATS:
+                how = f" (pip install {_PLUGIN_OF[kind]} reads it)" if kind in _PLUGIN_OF else ""
+                raise InputError(f"{name}: {kind} is not accepted{how}; {', '.join(FORMATS)} are") from error
         raise InputError(f"{name}: not an image, or one cut off in its header") from error
 
 

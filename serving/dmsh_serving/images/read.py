@@ -23,8 +23,21 @@ __all__ = [
     "iter_listed_batches",
     "load_images",
     "load_npy",
+    "other_paths",
+    "others_line",
 ]
 
+# What names say plainly: files that lie beside images, and are none.
+_NO_IMAGES: Final = frozenset(["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "license", "readme", "makefile"])
+_NO_IMAGE_SUFFIXES: Final = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("txt", "md", "rst", "csv", "tsv", "json", "jsonl", "xml", "html", "htm", "css", "js", "yaml", "yml", "toml"),
+        *("ini", "cfg", "log", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "odt", "zip", "tar", "gz", "7z", "rar"),
+        *("py", "ipynb", "sh", "bat", "exe", "lnk", "url", "db", "sqlite", "parquet", "npy", "npz", "pt", "pth"),
+        *("safetensors", "onnx", "plan", "mp3", "wav", "mp4", "mov", "avi", "mkv", "webm", "aae", "xmp"),
+    )
+)
 _DEFAULT_BATCH: Final = 64
 _SHOWN: Final = 3
 
@@ -74,10 +87,10 @@ def iter_image_batches(
     """Yield the images of ``source``, at most ``batch_size`` at a time; only one batch is in memory.
 
     Args:
-        source: a folder, read recursively in the order of the relative paths (every file in it counts, save
-            hidden ones), or an .npy file, uint8 [N, image_size, image_size, 3].
+        source: a folder, read recursively in the order of the relative paths (see :func:`image_paths`), or an .npy
+            file, uint8 [N, image_size, image_size, 3].
         image_size: side of an image in pixels.
-        batch_size: files read a batch.
+        batch_size: files per batch.
         skip_bad: leave out files that cannot be read, and list them in ``bad``. Otherwise one such file is an
             error, raised when all files have been looked at, so that it names and counts them all.
         on_progress: called after every batch.
@@ -90,12 +103,12 @@ def iter_image_batches(
     if source.is_dir():
         paths = image_paths(source)
         if not paths:
-            raise InputError(f"{source} holds no files: give a folder of images")
+            raise InputError(f"{source} holds no images{_but_others(source)}: give a folder of images")
         yield from _batches_of_files(source, paths, image_size, batch_size, skip_bad, on_progress)
     elif source.suffix == ".npy":
         yield from _batches_of_array(source, image_size, batch_size, on_progress)
     elif source.exists():
-        raise InputError(f"{source} is neither a folder of images nor an .npy file")
+        raise InputError(f"{source} is a file: give a folder of images, or an .npy file")
     else:
         raise InputError(f"{source} does not exist")
 
@@ -115,11 +128,42 @@ def iter_listed_batches(
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """Return every file below ``folder`` that is not hidden, sorted by relative path.
+    """Return every file below ``folder`` but those of :func:`other_paths`, sorted by relative path.
 
     Raises:
         InputError: a folder in it is a link, which could lead out of it or around in circles.
     """
+    return [path for path in _paths(folder) if not _is_no_image(path.name)]
+
+
+def other_paths(folder: Path) -> list[Path]:
+    """Return the files below ``folder`` whose names say plainly that they are no images, sorted by relative path.
+
+    Hidden files and folders are not looked at.
+    """
+    return [path for path in _paths(folder) if _is_no_image(path.name)]
+
+
+def others_line(folder: Path) -> str | None:
+    """Return a line that counts :func:`other_paths` and names some, or None if there are none."""
+    names = [path.relative_to(folder).as_posix() for path in other_paths(folder)] if folder.is_dir() else []
+    if not names:
+        return None
+    files = "1 file is" if len(names) == 1 else f"{len(names):,} files are"
+    return f"{files} no image by name and left out: {_some(names)}"
+
+
+def _but_others(folder: Path) -> str:
+    line = others_line(folder)
+    return f" ({line})" if line else ""
+
+
+def _is_no_image(name: str) -> bool:
+    lower = name.lower()
+    return lower in _NO_IMAGES or Path(lower).suffix in _NO_IMAGE_SUFFIXES
+
+
+def _paths(folder: Path) -> list[Path]:
     found = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -131,7 +131,7 @@ def bad(tmp_path, model):
         ("onnx checkpoint --out m.onnx", "unknown backbone 'vgg91'; nearest names: vgg19"),
         ("onnx DEMO --out nowhere/m.onnx", "name a file in a folder that exists"),
         ("onnx DEMO --out m.onnx --images missing", "missing does not exist"),
-        ("onnx DEMO --out m.onnx --images empty", "empty holds no files"),
+        ("onnx DEMO --out m.onnx --images empty", "empty holds no images"),
         ("onnx DEMO --out m.onnx --images text.npy", "is not an .npy file of images"),
         (
             "onnx DEMO --out m.onnx --images wrong-size.npy",

@@ -76,7 +76,7 @@ def test_a_missing_folder_a_file_and_an_empty_folder_are_refused(folder, tmp_pat
     with pytest.raises(InputError, match="is not a folder"):
         load_labelled(str(folder / "cat" / "a.png"), 16)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no files"):
+    with pytest.raises(InputError, match="holds no images"):
         load_labelled(str(tmp_path / "empty"), 16)
 
 

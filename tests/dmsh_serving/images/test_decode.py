@@ -292,10 +292,9 @@ def test_the_pixel_cap_is_below_the_size_at_which_pillow_warns():
         (b"", "the file is empty"),
         (b"hello, I am not an image", "not an image"),
         (bytes(1000), "not an image"),
-        (b"%PDF-1.7 ...", "PDF is not accepted; JPEG, PNG, WEBP, BMP, GIF, TIFF are"),
+        (b"%PDF-1.7 ...", "PDF is not accepted; JPEG, PNG, WEBP, BMP, GIF, TIFF"),
         (file_of(photo(), "PPM"), "PPM is not accepted"),
         (file_of(photo(), "ICO"), "icon is not accepted"),
-        (b"\0\0\0\x1cftypheic....", "HEIC is not accepted"),
         (b"<svg xmlns='x'/>", "SVG is not accepted"),
     ],
 )
@@ -370,3 +369,23 @@ def test_thousands_of_malformed_files_leave_memory_flat():
     refused, grown = map(float, done.stdout.split())
     assert refused > 5000
     assert grown < 24, "MiB"
+
+
+@pytest.mark.parametrize("form", ["AVIF", "HEIF"])
+def test_newer_formats_are_read_where_their_support_is_there(form):
+    if form not in decode.FORMATS:
+        pytest.skip(f"no support for {form} here")
+    found = image_from_bytes(file_of(Image.new("RGB", (40, 30), (200, 20, 20)), form), 16)
+    assert np.abs(found.astype(int) - [200, 20, 20]).max() <= 3
+
+
+def test_a_format_whose_support_is_not_there_is_named_with_what_reads_it(monkeypatch):
+    monkeypatch.setattr(decode, "FORMATS", ("JPEG",))
+    with pytest.raises(InputError, match=r"HEIF is not accepted \(pip install pillow-heif reads it\); JPEG are"):
+        image_from_bytes(b"\0\0\0\x1cftypheic....", 16)
+
+
+def test_a_damaged_file_of_a_format_that_is_read_is_not_called_unknown(monkeypatch):
+    monkeypatch.setattr(decode, "FORMATS", ("JPEG", "AVIF"))
+    with pytest.raises(InputError, match="not an image, or one cut off"):
+        image_from_bytes(b"\0\0\0\x1cftypavif....", 16)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import MAX_FILE_BYTES
-from dmsh_serving.images.read import image_paths, iter_image_batches, iter_listed_batches, load_images
+from dmsh_serving.images.read import image_paths, iter_image_batches, iter_listed_batches, load_images, others_line
 
 
 def save_image(path, value, size=(8, 8)):
@@ -65,7 +65,7 @@ def test_corrupt_images_are_left_out_and_listed_when_asked(folder):
 
 
 def test_where_nothing_can_be_read_skipping_does_not_help(tmp_path):
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.png").write_text("hello")
     with pytest.raises(InputError, match="none of 1 files can be read"):
         load_images(tmp_path, 8, skip_bad=True)
 
@@ -149,8 +149,8 @@ def test_missing_empty_and_wrong_sources_are_refused(tmp_path):
     for source, message in (
         ("missing", "does not exist"),
         ("missing.npy", "does not exist"),
-        ("one.png", "neither a folder of images nor"),
-        ("empty", "holds no files"),
+        ("one.png", "is a file: give a folder of images"),
+        ("empty", "holds no images"),
     ):
         with pytest.raises(InputError, match=message):
             load_images(tmp_path / source, 8)
@@ -171,3 +171,23 @@ def test_a_linked_folder_is_refused_by_name_not_left_out(tmp_path):
     (tmp_path / "images" / "linked").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="linked is a link to a folder"):
         load_images(tmp_path / "images", 32)
+
+
+def test_files_that_are_plainly_no_images_are_left_out_by_name_and_counted(folder):
+    for name in ("Thumbs.db", "notes.txt", "b/export.csv", "b/desktop.ini"):
+        (folder / name).write_text("no image")
+    assert load_images(folder, 8).names == ["a.png", "b.png", "b/0.png", "b/1.png", "c/d/x.png"]
+    assert others_line(folder) == (
+        "4 files are no image by name and left out: Thumbs.db; b/desktop.ini; b/export.csv; and 1 more"
+    )
+    (folder / "photo").write_text("a damaged image without a suffix")
+    with pytest.raises(InputError, match="1 of 6 files cannot be read"):
+        load_images(folder, 8)
+
+
+def test_a_folder_of_other_files_alone_says_so(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(InputError, match=r"holds no images \(1 file is no image by name and left out: notes\.txt\)"):
+        load_images(tmp_path, 8)
+    (tmp_path / "notes.txt").unlink()
+    assert others_line(tmp_path) is None
