@@ -47,14 +47,17 @@ class _Command(TyperCommand):
                     formatter.write_dl(records)
 
 
-def command(app: typer.Typer, *examples: str) -> Callable[[_Function], _Function]:
-    """Register a function as a command of ``app``, whose help ends with ``examples``: whole command lines."""
+def command(app: typer.Typer, *examples: str, name: str | None = None) -> Callable[[_Function], _Function]:
+    """Register a function as a command of ``app``, whose help ends with ``examples``: whole command lines.
+
+    Its name is the function's unless ``name`` is given.
+    """
 
     def register(function: _Function) -> _Function:
         title = "Example" if len(examples) == 1 else "Examples"
         # \b keeps the lines as they are, see click's documentation.
         epilog = "\n".join(["\b", f"{title}:", *(f"  {line}" for line in examples)])
-        app.command(cls=_Command, epilog=epilog)(_with_options_of_fields(function))
+        app.command(name, cls=_Command, epilog=epilog)(_with_options_of_fields(function))
         return function
 
     return register

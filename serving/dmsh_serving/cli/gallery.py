@@ -70,7 +70,7 @@ def build(
         fingerprint=given.fingerprint,
         overwrite=overwrite,
     )
-    _report("Gallery built", out, snapshot, json, given.bad)
+    _report("Gallery built", out, snapshot, json, given.bad, others=given.others)
 
 
 @command(gallery_app, "dmsh-serve gallery append build/gallery --model build/model.onnx --images more")
@@ -83,40 +83,52 @@ def append(
     fingerprint: FingerprintOption = None,
     ids: IdsOption = None,
     keys: KeysOption = None,
+    again: Annotated[bool, typer.Option("--again", help="Also add codes whose keys the gallery has already.")] = False,
     batch: BatchOption = DEFAULT_MAX_BATCH,
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
 ) -> None:
     """Add images or codes as a new version."""
     from dmsh_serving import gallery
-    from dmsh_serving.cli.gallery_inputs import given_codes
+    from dmsh_serving.cli.gallery_inputs import given_codes, names_of_images
+    from dmsh_serving.gallery.known_keys import refuse_known_keys
 
     gallery.current_version(folder)
+    if images is not None and keys is None and not again:
+        refuse_known_keys(folder, names_of_images(images))  # before they are encoded
     given = given_codes(model, images, codes, bits, fingerprint, ids, keys, batch, skip_bad)
+    if given.keys is not None and not again:
+        refuse_known_keys(folder, given.keys)
     snapshot = gallery.append(
         folder, given.codes, given.ids, given.keys, bits=given.bits, fingerprint=given.fingerprint
     )
-    _report(f"{len(given.codes)} codes appended", folder, snapshot, json, given.bad)
+    _report(f"{len(given.codes)} codes appended", folder, snapshot, json, given.bad, others=given.others)
 
 
-@command(gallery_app, "dmsh-serve gallery remove build/gallery --id 3")
+@command(
+    gallery_app,
+    "dmsh-serve gallery remove build/gallery --id 3",
+    "dmsh-serve gallery remove build/gallery --key red/photos-05.png",
+)
 def remove(
     folder: GalleryArgument,
     ids: Annotated[Path | None, typer.Option(help="Ids to remove: .npy, integers [M].")] = None,
     id_: Annotated[list[int] | None, typer.Option("--id", help="Id to remove; may be repeated.")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="Key whose codes to remove; may be repeated.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Remove codes by id, as a new version."""
+    """Remove codes by id or key, as a new version."""
     import numpy as np
 
     from dmsh_serving import gallery
+    from dmsh_serving.gallery.known_keys import ids_of_keys
     from dmsh_serving.gallery.part import ascending_ids
     from dmsh_serving.gallery.tables import read_ids
 
-    if (ids is None) == (not id_):
-        raise InputError("give the ids to drop: either --ids FILE.npy or --id ID")
+    if sum(map(bool, (ids, id_, key))) != 1:
+        raise InputError("say what to remove: --ids FILE.npy, --id ID or --key KEY")
     try:
-        dropped = np.array(id_, np.int64) if ids is None else read_ids(ids)
+        dropped = np.array(id_, np.int64) if id_ else read_ids(ids) if ids else ids_of_keys(folder, key or [])
     except OverflowError:
         raise InputError("an id is too large: ids are int64") from None
     snapshot = gallery.remove(folder, dropped)
@@ -230,6 +242,7 @@ def _report(
     json: Path | None,
     bad: tuple[str, ...] = (),
     distinct: int | None = None,
+    others: str | None = None,
 ) -> None:
     lowest = snapshot.parts[0]
     if _counted(snapshot):
@@ -252,6 +265,8 @@ def _report(
         rows.append(["skipped images", f"{len(bad):,}"])
     print_table(f"{title}: {folder}", ["", ""], rows)
     typer.echo(f"fingerprint {snapshot.fingerprint}")  # too long for a narrow table, and one wants to copy it
+    if others:
+        typer.echo(others)
     for line in bad:
         typer.echo(f"skipped {line}", err=True)
     write_json(

@@ -91,6 +91,7 @@ def _with_own(given: Given, codes: Path | None, ids: Path | None, keys: Path | N
 def _encoded(model: Path, images: Path, batch: int, skip_bad: bool) -> Given:
     from dmsh_serving.console import progress
     from dmsh_serving.encoder.codes_of_images import codes_of_images
+    from dmsh_serving.images.read import others_line
 
     with progress() as display:
         task = display.add_task("encoding", total=None)
@@ -101,11 +102,19 @@ def _encoded(model: Path, images: Path, batch: int, skip_bad: bool) -> Given:
             skip_bad=skip_bad,
             on_progress=lambda done, total: display.update(task, completed=done, total=total),
         )
-    return Given(encoded.codes, None, encoded.names, encoded.bits, encoded.fingerprint, encoded.bad)
+    space = (encoded.bits, encoded.fingerprint)
+    return Given(encoded.codes, None, encoded.names, *space, encoded.bad, others_line(images))
+
+
+def names_of_images(images: Path) -> list[str]:
+    """Return the keys that the images of a folder will have; none for an .npy file, which is read later."""
+    from dmsh_serving.images.read import image_paths
+
+    return [path.relative_to(images).as_posix() for path in image_paths(images)] if images.is_dir() else []
 
 
 def read_keys(path: Path) -> list[str]:
-    """Read keys from a text file, one a line; the last line may or may not end with a newline."""
+    """Read keys from a text file, one per line; the last line may or may not end with a newline."""
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file")
     try:

@@ -33,7 +33,24 @@ _NO_IMAGE_SUFFIXES: Final = frozenset(
     f".{suffix}"
     for suffix in (
         *("txt", "md", "rst", "csv", "tsv", "json", "jsonl", "xml", "html", "htm", "css", "js", "yaml", "yml", "toml"),
-        *("ini", "cfg", "log", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "odt", "zip", "tar", "gz", "7z", "rar"),
+        *(
+            "ini",
+            "cfg",
+            "log",
+            "pdf",
+            "doc",
+            "docx",
+            "xls",
+            "xlsx",
+            "ppt",
+            "pptx",
+            "odt",
+            "zip",
+            "tar",
+            "gz",
+            "7z",
+            "rar",
+        ),
         *("py", "ipynb", "sh", "bat", "exe", "lnk", "url", "db", "sqlite", "parquet", "npy", "npz", "pt", "pth"),
         *("safetensors", "onnx", "plan", "mp3", "wav", "mp4", "mov", "avi", "mkv", "webm", "aae", "xmp"),
     )
@@ -120,11 +137,15 @@ def iter_listed_batches(
     batch_size: int,
     *,
     skip_bad: bool = False,
+    need_one: bool = True,
     on_progress: Progress | None = None,
 ) -> Iterator[ImageSet]:
-    """Yield the files ``names``, paths below ``folder``, in that order; the rest as :func:`iter_image_batches`."""
+    """Yield the files ``names``, paths below ``folder``, in that order; the rest as :func:`iter_image_batches`.
+
+    Without ``need_one`` it is no error if ``skip_bad`` leaves nothing.
+    """
     paths = [folder / name for name in names]
-    yield from _batches_of_files(folder, paths, image_size, batch_size, skip_bad, on_progress)
+    yield from _batches_of_files(folder, paths, image_size, batch_size, skip_bad, on_progress, need_one)
 
 
 def image_paths(folder: Path) -> list[Path]:
@@ -198,6 +219,7 @@ def _batches_of_files(
     batch_size: int,
     skip_bad: bool,
     on_progress: Progress | None,
+    need_one: bool = True,
 ) -> Iterator[ImageSet]:
     bad: list[str] = []
     with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes without the GIL
@@ -217,7 +239,7 @@ def _batches_of_files(
             if (images or refused) and (skip_bad or not bad):
                 stacked = np.stack(images) if images else np.empty((0, image_size, image_size, 3), np.uint8)
                 yield ImageSet(stacked, names, refused)
-    if len(bad) == len(paths):
+    if need_one and len(bad) == len(paths):
         raise InputError(f"{folder}: none of {len(paths)} files can be read; {_some(bad)}")
     if bad and not skip_bad:
         raise InputError(

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dmsh_serving import console
+from dmsh_serving.cli import gallery_contents  # noqa: F401  # its commands join gallery_app
 from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
 from dmsh_serving.encoder import runtime as encoder
@@ -126,7 +127,7 @@ def test_ready_codes_ids_and_keys_become_a_gallery(command, codes, tmp_path):
 def test_append_remove_and_info_follow_each_other(command, codes, images, tmp_path):
     out = tmp_path / "g"
     command("build", "--model", "m.onnx", "--images", images, "--out", out, "--batch", 3)
-    code, _, _ = command("append", out, "--model", "m.onnx", "--images", images, "--batch", 2)
+    code, _, _ = command("append", out, "--model", "m.onnx", "--images", images, "--batch", 2, "--again")
     assert code == 0
     assert open_current(out).ids.tolist() == list(range(14))
     assert command("remove", out, "--id", 0, "--id", 13)[0] == 0
@@ -158,7 +159,7 @@ def test_galleries_go_out_to_parquet_and_npy_and_come_back(command, codes, image
     np.save(tmp_path / "more.npy", np.arange(7) + 50)
     for line, message in (
         (("append", out, "--codes", table, "--ids", tmp_path / "more.npy"), "leave --ids out"),
-        (("append", out, "--codes", table), "already has ids 0, 1, 2, 3, 4 and 2 more"),
+        (("append", out, "--codes", table), "already has keys"),
         (("build", "--codes", table, "--bits", 15, "--out", tmp_path / "i"), "has bits 16, --bits says 15"),
         (("export", out, "--out", table), "exists already"),
         (("export", out, "--out", tmp_path / "t.csv"), r"ends with .parquet or .npy"),
@@ -248,7 +249,7 @@ def test_a_gallery_is_replaced_only_with_overwrite(command, codes, tmp_path):
         ("build --out {t}/g --codes {t}/codes.npy --bits 16 --fingerprint {f} --keys {t}/none", "does not exist"),
         ("append {t}/g --codes {t}/codes.npy", "is not a gallery"),
         ("remove {t}/g --id 1", "is not a gallery"),
-        ("remove {t}/g", "give the ids to drop"),
+        ("remove {t}/g", "say what to remove"),
         ("info {t}", "is not a gallery"),
         ("info {t}/codes.npy", "is not a gallery"),
         ("info", "Missing argument"),
@@ -284,3 +285,35 @@ def test_the_benchmark_measures_exact_engines_side_by_side(monkeypatch, capsys, 
         assert all(timing["milliseconds"] > 0 for timing in engines.values())
         assert engines["dmsh"]["ratio"] == 1
     assert "bare pass" in capsys.readouterr().out
+
+
+def test_images_that_are_there_already_are_not_appended_again_by_mistake(command, images, tmp_path):
+    out = tmp_path / "g"
+    of_images = ("--model", "m.onnx", "--images", images, "--batch", 3)
+    assert command("build", *of_images, "--out", out)[0] == 0
+    version = open_current(out).version
+    code, _, error = command("append", out, *of_images)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "already has keys 0.png, 1.png, 2.png and 4 more" in error
+    assert open_current(out).version == version
+    assert command("append", out, *of_images, "--again")[0] == 0
+    assert open_current(out).count == 14
+
+
+def test_codes_are_removed_by_key_and_listed_with_it(command, images, tmp_path):
+    out = tmp_path / "g"
+    assert command("build", "--model", "m.onnx", "--images", images, "--out", out, "--batch", 3)[0] == 0
+    assert command("remove", out, "--key", "0.png", "--key", "4.png")[0] == 0
+    code, listed, _ = command("list", out, "--json", tmp_path / "list.json")
+    assert (code, listed.splitlines()) == (0, ["1\t1.png", "2\t2.png", "3\t3.png", "5\t5.png", "6\t6.png"])
+    assert json.loads((tmp_path / "list.json").read_text())["ids"] == [1, 2, 3, 5, 6]
+    code, _, error = command("remove", out, "--key", "0.png")
+    assert (code, "has no key 0.png: see gallery list" in error) == (2, True)
+    assert command("remove", out, "--key", "1.png", "--id", 2)[0] == 2
+
+
+def test_files_that_are_no_images_are_counted_in_the_report(command, images, tmp_path):
+    (images / "Thumbs.db").write_bytes(b"no image")
+    code, said, _ = command("build", "--model", "m.onnx", "--images", images, "--out", tmp_path / "g", "--batch", 3)
+    assert (code, "1 file is no image by name and left out: Thumbs.db" in said) == (0, True)
+    assert open_current(tmp_path / "g").count == 7

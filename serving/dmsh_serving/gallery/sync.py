@@ -1,0 +1,161 @@
+"""Make a gallery hold exactly the images of a folder: add what is new, remove what is gone, encode again what changed.
+
+What changed is told by content. Beside its parts the gallery keeps a record, ``synced.jsonl``: the SHA-256 of each file
+and the code that it gave. A file is left alone only if the record has its SHA-256, and the gallery has the recorded
+code under its key; everything else is encoded. So a record that is missing, old or of another model costs time alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dmsh_serving.codes import Codes
+from dmsh_serving.cpu import available_cpus
+from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.errors import InputError
+from dmsh_serving.files import write_atomically
+from dmsh_serving.gallery.changes import append, remove
+from dmsh_serving.gallery.folder import open_current
+from dmsh_serving.gallery.snapshot import Snapshot
+from dmsh_serving.images.read import Progress, image_paths, iter_listed_batches
+
+__all__ = ["Synced", "sync"]
+
+RECORD = "synced.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Synced:
+    """What a sync did.
+
+    Attributes:
+        snapshot: the version that serves now.
+        added: keys that are new.
+        changed: keys whose code is another.
+        removed: keys that are gone; a key that was there twice counts here too.
+        unchanged: number of images whose code stays.
+        bad: one line per image that cannot be read; its code, if there was one, is removed.
+    """
+
+    snapshot: Snapshot
+    added: Sequence[str]
+    changed: Sequence[str]
+    removed: Sequence[str]
+    unchanged: int
+    bad: Sequence[str]
+
+
+def sync(
+    folder: Path,
+    images: Path,
+    model: Path,
+    batch: int,
+    *,
+    skip_bad: bool = False,
+    on_progress: Progress | None = None,
+) -> Synced:
+    """Make the gallery in ``folder`` hold the images of the folder ``images``; their keys are paths below it.
+
+    New codes are appended before old ones are removed, in two versions: no image is missing in between.
+
+    Args:
+        folder: the gallery, with keys.
+        images: the folder; hidden files and files that are no images by name do not count.
+        model: the ONNX file whose codes the gallery holds.
+        batch: images encoded at once.
+        skip_bad: leave out images that cannot be read, otherwise an error.
+        on_progress: called with (images encoded, images to encode) after every batch.
+
+    Raises:
+        InputError: no gallery, one without keys or of another model, no images, or images that cannot be read.
+    """
+    if not images.is_dir():
+        raise InputError(f"{images} is not a folder: give the folder of images that the gallery is to hold")
+    paths = image_paths(images)
+    if not paths:
+        raise InputError(f"{images} holds no images: a sync would empty {folder}; build a new gallery instead")
+    with OnnxEncoder(model) as encoder:
+        old = open_current(folder, fingerprint=encoder.fingerprint, bits=encoder.bits)
+        if old.count and not old.has_keys:
+            raise InputError(f"{folder} has no keys, which tell its images apart: build it again from images")
+        names = [path.relative_to(images).as_posix() for path in paths]
+        held, repeated = _held(old)
+        digests = dict(zip(names, _digests(paths), strict=True))
+        known = _read_record(folder, encoder.fingerprint)
+        unknown = [name for name in names if name not in held or known.get(name) != (digests[name], held[name][1])]
+        codes: dict[str, bytes] = {}
+        bad: list[str] = []
+        for part in iter_listed_batches(
+            images, unknown, encoder.image_size, batch, skip_bad=skip_bad, need_one=False, on_progress=on_progress
+        ):
+            bad += part.bad
+            if len(part.images):
+                codes |= dict(zip(part.names, _rows(encoder.infer(part.images).code), strict=True))
+        fingerprint = encoder.fingerprint
+    unreadable = set(unknown) - set(codes)
+    added = [name for name in codes if name not in held]
+    changed = [name for name, code in codes.items() if name in held and held[name][1] != code]
+    gone = [name for name in held if name not in digests or name in unreadable]
+    snapshot = old
+    if added or changed:
+        new = [*added, *changed]
+        block = np.frombuffer(b"".join(codes[name] for name in new), np.uint8).reshape(len(new), -1)
+        snapshot = append(folder, block, None, new)
+    ids = [held[name][0] for name in (*changed, *gone)] + [number for _, number in repeated]
+    if ids:
+        snapshot = remove(folder, np.array(ids, np.int64))
+    current = {name: codes.get(name) or held[name][1] for name in names if name not in unreadable}
+    _write_record(folder, fingerprint, {name: (digests[name], code) for name, code in current.items()})
+    removed = [*gone, *(name for name, _ in repeated)]
+    return Synced(snapshot, added, changed, removed, len(current) - len(added) - len(changed), bad)
+
+
+def _held(snapshot: Snapshot) -> tuple[dict[str, tuple[int, bytes]], list[tuple[str, int]]]:
+    """Return {key: (id, code)} of the newest code of each key, and (key, id) of the older ones."""
+    contents = snapshot.contents()
+    found: dict[str, tuple[int, bytes]] = {}
+    older = []
+    for key, number, code in zip(contents.keys or [], contents.ids.tolist(), _rows(contents.codes), strict=True):
+        if key in found:
+            older.append((key, found[key][0]))
+        found[key] = (number, code)
+    return found, older
+
+
+def _rows(codes: Codes) -> list[bytes]:
+    return [row.tobytes() for row in codes]
+
+
+def _digests(paths: Sequence[Path]) -> list[str]:
+    with ThreadPoolExecutor(available_cpus()) as pool:  # hashing lets go of the GIL
+        return list(pool.map(_digest, paths))
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""  # reading it as an image says why
+
+
+def _read_record(folder: Path, fingerprint: str) -> dict[str, tuple[str, bytes]]:
+    """Return {key: (SHA-256 of the file, its code)}; empty if there is no record of these codes."""
+    try:
+        with (folder / RECORD).open(encoding="utf-8") as lines:
+            if json.loads(next(lines)) != {"fingerprint": fingerprint}:
+                return {}
+            return {key: (digest, bytes.fromhex(code)) for key, digest, code in map(json.loads, lines)}
+    except (OSError, ValueError, TypeError, StopIteration):
+        return {}
+
+
+def _write_record(folder: Path, fingerprint: str, files: dict[str, tuple[str, bytes]]) -> None:
+    lines = [json.dumps({"fingerprint": fingerprint})]
+    lines += [json.dumps([key, digest, code.hex()]) for key, (digest, code) in files.items()]
+    write_atomically(folder / RECORD, ("\n".join(lines) + "\n").encode())

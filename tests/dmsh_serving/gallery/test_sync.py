@@ -1,0 +1,140 @@
+"""A sync: what is new is added, what is gone is removed, what changed is encoded again, and nothing else is."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tiny_model
+from PIL import Image
+
+from dmsh_serving import gallery
+from dmsh_serving.errors import InputError
+from dmsh_serving.gallery import sync as module
+from dmsh_serving.gallery.sync import sync
+
+IMAGES = tiny_model.random_images(8)
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A model, a folder of six images in two folders, and a gallery of the first four."""
+    model = tiny_model.write(tmp_path / "model.onnx")
+    for number in range(6):
+        save(tmp_path, number, IMAGES[number])
+    space = {"bits": tiny_model.BITS, "fingerprint": tiny_model.FINGERPRINT}
+    gallery.build(tmp_path / "g", tiny_model.codes_of(IMAGES[:4]), None, [key(n) for n in range(4)], **space)
+
+    def run(**options):
+        return sync(tmp_path / "g", tmp_path / "images", model, 4, **options)
+
+    return tmp_path, run
+
+
+def key(number):
+    return f"{'ab'[number % 2]}/{number}.png"
+
+
+def save(root, number, pixels):
+    path = root / "images" / key(number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def held(root):
+    """Return {key: code} of the gallery, which must hold each key once."""
+    contents = gallery.open_current(root / "g").contents()
+    found = dict(zip(contents.keys, map(bytes, contents.codes), strict=True))
+    assert len(found) == len(contents.ids)
+    return found
+
+
+def expected(numbers, images=IMAGES):
+    return {key(n): tiny_model.codes_of(images[n : n + 1])[0].tobytes() for n in numbers}
+
+
+def count_encoded(monkeypatch):
+    encoded = []
+    real = module.iter_listed_batches
+
+    def counted(folder, names, *arguments, **options):
+        encoded.extend(names)
+        return real(folder, names, *arguments, **options)
+
+    monkeypatch.setattr(module, "iter_listed_batches", counted)
+    return encoded
+
+
+def test_a_sync_makes_the_gallery_hold_what_the_folder_holds(world, monkeypatch):
+    root, run = world
+    (root / "images" / key(1)).unlink()
+    save(root, 2, IMAGES[7])
+    done = run()
+    assert held(root) == expected([0, 3, 4, 5]) | {key(2): tiny_model.codes_of(IMAGES[7:])[0].tobytes()}
+    assert (sorted(done.added), done.changed, done.removed) == ([key(4), key(5)], [key(2)], [key(1)])
+    assert done.unchanged == 2
+    encoded = count_encoded(monkeypatch)
+    version = done.snapshot.version
+    again = run()
+    assert (again.added, again.changed, again.removed, again.unchanged) == ([], [], [], 5)
+    assert (encoded, again.snapshot.version) == ([], version)  # told by content, without encoding or writing a version
+
+
+def test_only_files_whose_content_is_another_are_encoded_again(world, monkeypatch):
+    root, run = world
+    run()
+    encoded = count_encoded(monkeypatch)
+    (root / "images" / key(0)).touch()
+    save(root, 3, IMAGES[6])
+    assert run().changed == [key(3)]
+    assert encoded == [key(3)]
+
+
+def test_a_record_that_does_not_fit_the_gallery_costs_time_and_nothing_else(world):
+    root, run = world
+    run()
+    # Another writer gives two images other codes: the record still has their files.
+    gallery.remove(root / "g", np.array([0, 1]))
+    gallery.append(root / "g", tiny_model.codes_of(IMAGES[6:]), None, [key(0), key(1)])
+    done = run()
+    assert sorted(done.changed) == [key(0), key(1)]
+    assert held(root) == expected(range(6))
+    (root / "g" / module.RECORD).write_text("no record")
+    assert (run().unchanged, held(root)) == (6, expected(range(6)))
+
+
+def test_a_key_that_is_there_twice_is_there_once_afterwards(world):
+    root, run = world
+    gallery.append(root / "g", tiny_model.codes_of(IMAGES[:1]), None, [key(0)])
+    assert run().removed == [key(0)]
+    assert held(root) == expected(range(6))
+
+
+def test_a_damaged_image_ends_a_sync_before_anything_changes_unless_it_is_skipped(world):
+    root, run = world
+    version = gallery.current_version(root / "g")
+    (root / "images" / key(0)).write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"a/0\.png"):
+        run()
+    assert gallery.current_version(root / "g") == version
+    done = run(skip_bad=True)
+    assert (done.removed, len(done.bad)) == ([key(0)], 1)
+    assert held(root) == expected(range(1, 6))
+    assert run(skip_bad=True).bad  # the only file to encode, and none that can be
+
+
+def test_what_cannot_be_synced_is_refused(world, tmp_path):
+    root, run = world
+    shutil.rmtree(root / "images")
+    with pytest.raises(InputError, match="is not a folder"):
+        run()
+    (root / "images").mkdir()
+    with pytest.raises(InputError, match="a sync would empty"):
+        run()
+    save(root, 0, IMAGES[0])
+    other = tiny_model.write(tmp_path / "other.onnx", fingerprint="cd" * 32)
+    with pytest.raises(InputError, match="belongs to another model"):
+        sync(root / "g", root / "images", other, 4)
+    space = {"bits": tiny_model.BITS, "fingerprint": tiny_model.FINGERPRINT}
+    gallery.build(root / "g", tiny_model.codes_of(IMAGES[:1]), None, None, overwrite=True, **space)
+    with pytest.raises(InputError, match="has no keys"):
+        run()
