@@ -119,9 +119,8 @@ def _faiss_search(
 ) -> npt.NDArray[np.int32]:
     import faiss
 
-    faiss.omp_set_num_threads(
-        min(case.threads, case.queries)
-    )  # FAISS cannot split a query: more threads would only get in the way
+    # FAISS cannot split a query: more threads would only get in the way.
+    faiss.omp_set_num_threads(min(case.threads, case.queries))
     index.use_heap, index.query_batch_size = use_heap, query_batch_size
     return index.search(queries, case.k)[0]  # type: ignore[no-any-return]
 

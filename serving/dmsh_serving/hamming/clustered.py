@@ -167,7 +167,6 @@ class _Searcher:
             CLUSTERS,
             near=kernel.rows.near,
             arrange=kernel.rows.arrange,
-            slot=kernel.slot,
             codes=codes.ctypes.data,
             width=width,
             count=count,

@@ -40,7 +40,6 @@ CLUSTERS: Final = np.dtype(
     [
         ("near", np.int64),  # address, of ``vectors.BlockKernel.near`` for codes as they lie
         ("arrange", np.int64),  # address, likewise
-        ("slot", np.int64),  # bytes
         ("codes", np.int64),  # address, (count, width) uint8: all different, in ascending byte order
         ("width", np.int64),
         ("count", np.int64),
