@@ -48,7 +48,7 @@ test-wheel: $(TOOLKIT) $(TRITON)
 	$(BIN)/pytest tests/live/test_live_wheel.py
 
 test-minimal: $(TOOLKIT)
-	$(BIN)/uv venv --quiet --allow-existing build/minimal
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python build/minimal
 	$(BIN)/uv pip install --quiet --python build/minimal --resolution lowest-direct '.[client,parquet]' 'pytest>=8' 'hypothesis>=6.100' 'psutil>=6'
 	build/minimal/bin/python -m pytest $(MINIMAL)
 
