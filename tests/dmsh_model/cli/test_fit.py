@@ -43,6 +43,7 @@ def command(monkeypatch, capsys):
 SMALL = ("--image-size", 16, "--bits", 16, "--queries-per-class", 3, "--epochs", 2, "--batch-size", 8)
 
 
+@pytest.mark.slow
 def test_fit_then_evaluate_agree_on_the_map(command, folder, tmp_path):
     out = tmp_path / "model"
     code, text, _ = command("fit", folder, "--out", out, *SMALL, "--json", tmp_path / "fit.json")

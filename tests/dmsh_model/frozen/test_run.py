@@ -18,6 +18,8 @@ from dmsh_model.training.state import state_path
 from dmsh_model.weights.read import read_pretrained
 from dmsh_serving.errors import CheckError, InputError
 
+pytestmark = pytest.mark.slow
+
 CONFIG = HashConfig("vgg_small", 16, 16, lateral_features=8, fusion_features=16, num_classes=3)
 SPLIT = SplitOptions(queries_per_class=5, train_per_class=None)
 OPTIONS = TrainingOptions(epochs=4, batch_size=32, augmentation=UNCHANGED, learning_rate=1e-2)

@@ -38,6 +38,7 @@ def test_every_layer_computes_what_the_slow_oracle_in_whole_numbers_computes(see
         assert ours.dtype == (np.int64 if isinstance(layer, Logits) else np.float32)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 2))
 @settings(max_examples=20)
 def test_a_logit_depends_on_neither_batch_nor_threads_nor_order(seed, batch, threads):

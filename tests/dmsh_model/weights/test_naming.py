@@ -42,6 +42,7 @@ def stirred(network):
     return network.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("theirs", "ours", "trunk"), TORCHVISION, ids=[each[0] for each in TORCHVISION])
 def test_torchvisions_weights_give_torchvisions_features(theirs, ours, trunk, tmp_path):
     network = stirred(VGG() if theirs == "vgg11_bn" else torchvision.models.get_model(theirs, weights=None))
@@ -52,6 +53,7 @@ def test_torchvisions_weights_give_torchvisions_features(theirs, ours, trunk, tm
         assert torch.allclose(backbone(IMAGE)[-1], trunk(network)(IMAGE), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "vgg_small"])
 def test_timms_weights_give_timms_features(name, tmp_path):
     backbone = build_backbone(name, None).module.eval()

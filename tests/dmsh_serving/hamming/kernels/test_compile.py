@@ -62,6 +62,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_search(monkeypatch):
     assert one_more.ctypes(41) == 42
 
 
+@pytest.mark.slow
 def test_a_changed_intrinsic_is_not_answered_by_what_was_compiled_before(tmp_path):
     copy = tmp_path / "dmsh_serving"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
