@@ -107,7 +107,11 @@ def web_world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def web_triton(web_world):
     """A live Triton over them."""
+    from dmsh_serving.client import SearchClient
+
     with web_world.triton() as server:
+        with SearchClient(server.url, timeout=120) as client:  # compiles what it searches with, where none has yet
+            client.search(np.zeros((1, 16, 16, 3), np.uint8), 1)
         yield server
 
 

@@ -18,6 +18,7 @@ from dmsh_serving import __version__
 from dmsh_serving.errors import DmshError
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
+from dmsh_serving.web.examination import Examinations
 from dmsh_serving.web.http.abandoned import AbandonedError, unless_abandoned
 from dmsh_serving.web.http.files import OwnFiles
 from dmsh_serving.web.http.guard import Guard
@@ -30,6 +31,7 @@ from dmsh_serving.web.settings import WebSettings
 from dmsh_serving.web.steps import TritonSteps
 
 MOST_AT_ONCE: Final = 64  # searches in flight; the next one is told to come again
+EXAMINATION_SECONDS: Final = 120.0
 _SHOWN: Final = "private, max-age=600"
 _CLOSED: Final = 499  # nginx's number for a client that went away; nobody reads it
 
@@ -57,11 +59,16 @@ class Web:
         """Return the application."""
         routes = [
             Route("/", self.page("search.html")),
+            Route("/gallery", self.page("gallery.html")),
             Route("/static/{digest}/{name}", self.files.serve),
             Route("/v1/search", self.search, methods=["POST"]),
             Route("/v1/encode", self.encode, methods=["POST"]),
             Route("/v1/gallery", self.about),
+            Route("/v1/gallery/duplicates", self.duplicates),
+            Route("/v1/gallery/shared", self.shared),
+            Route("/v1/gallery/bits", self.bits),
             Route("/v1/facets", self.facets),
+            Route("/v1/openapi.json", self.openapi),
             Route("/v1/images/{key:path}", self.image),
             Route("/v1/thumbnails/{key:path}", self.thumbnail),
         ]
@@ -79,6 +86,8 @@ class Web:
     async def _life(self, app: Starlette) -> AsyncIterator[None]:
         self.steps = TritonSteps(self.settings.triton, self.settings.timeout)
         self.searches = Searches(self.steps, self.originals, self.gallery, self.metadata)
+        if self.gallery is not None:
+            self.examinations = Examinations(self.gallery, self.originals)
         try:
             yield
         finally:
@@ -145,6 +154,30 @@ class Web:
         collection = await run_in_threadpool(self.gallery.current)
         return JSONResponse({"columns": await run_in_threadpool(self.metadata.counts, collection, where)})
 
+    async def openapi(self, request: Request) -> Response:
+        """GET /v1/openapi.json."""
+        return Response(self.files.content["openapi.json"], media_type="application/json")
+
+    async def duplicates(self, request: Request) -> Response:
+        """GET /v1/gallery/duplicates: groups of images within a radius of each other."""
+        text = request.query_params.get("radius", "2")
+        if not (text.isascii() and text.isdigit() and len(text) < 5):
+            raise ProblemError(400, f"radius = {text!r} is no whole number from 0 to 1024")
+        return await self._examined(request, lambda examinations: examinations.duplicates(int(text)))
+
+    async def shared(self, request: Request) -> Response:
+        """GET /v1/gallery/shared: groups of images with the same code."""
+        return await self._examined(request, lambda examinations: examinations.shared())
+
+    async def bits(self, request: Request) -> Response:
+        """GET /v1/gallery/bits: how balanced and how correlated the bits are."""
+        return await self._examined(request, lambda examinations: examinations.bits())
+
+    async def _examined(self, request: Request, work: Callable[[Examinations], Any]) -> Response:
+        if self.gallery is None:
+            raise ProblemError(404, "this needs the gallery's codes: start the page with --gallery FOLDER")
+        return await self._working(request, lambda: work(self.examinations), EXAMINATION_SECONDS)
+
     async def image(self, request: Request) -> Response:
         """GET /v1/images/{key}: a view of the image, upright, without metadata."""
         key = request.path_params["key"]
@@ -164,14 +197,14 @@ class Web:
             return Response(status_code=304, headers=headers)
         return Response(await run_in_threadpool(self.thumbnails.read, key, tag), headers=headers, media_type=MEDIA_TYPE)
 
-    async def _working(self, request: Request, work: Callable[[], Any]) -> Response:
+    async def _working(self, request: Request, work: Callable[[], Any], seconds: float | None = None) -> Response:
         """Answer with what ``work`` returns, unless too many wait already or the client goes away."""
         if self._in_flight >= MOST_AT_ONCE:
             raise ProblemError(503, f"{MOST_AT_ONCE} searches are in flight already: try again")
         self._in_flight += 1
         try:
-            # Three steps, each with its own time; this one ends what none of them would.
-            async with asyncio.timeout(4 * self.settings.timeout):
+            # Each step of a search has its own time; this ends what none of them would.
+            async with asyncio.timeout(seconds or 4 * self.settings.timeout):
                 found = await unless_abandoned(request, work())
         except AbandonedError:
             return Response(status_code=_CLOSED)

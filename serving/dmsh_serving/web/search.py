@@ -20,12 +20,11 @@ from dmsh_serving.web.codes.collection import Collection, GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.codes.ranking import Cursor, Examples, Ranking, ranking_of
 from dmsh_serving.web.http.problems import ProblemError
-from dmsh_serving.web.http.questions import Example, Question
+from dmsh_serving.web.http.questions import Example, Question, json_id
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.region import cut_out
 from dmsh_serving.web.steps import TritonSteps
 
-MOST_EXACT_IN_JSON: Final = 2**53
 _RANKINGS_BYTES: Final = 256 << 20  # of rankings that are kept while their readers scroll
 
 
@@ -272,11 +271,6 @@ class Searches:
             "truncated": page.truncated,
             "times": times.to_dict(),
         }
-
-
-def json_id(number: int) -> int | str:
-    """Return an id as JSON can carry it: beyond 2^53, JavaScript would round it, so it is a text there."""
-    return number if number <= MOST_EXACT_IN_JSON else str(number)
 
 
 def _place_of(collection: Collection, example: Example) -> int | None:

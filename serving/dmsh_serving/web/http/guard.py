@@ -59,7 +59,7 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope["method"], Headers(scope=scope))
+            self._check(scope["method"], scope["path"], Headers(scope=scope))
         except ProblemError as problem:
             answer = told(problem)
             answer.headers["connection"] = "close"  # what is left of a body is not waited for
@@ -67,14 +67,15 @@ class Guard:
             return
         await self._app(scope, self._counted(receive), send_guarded)
 
-    def _check(self, method: str, headers: Headers) -> None:
+    def _check(self, method: str, path: str, headers: Headers) -> None:
         """Raise :class:`ProblemError` unless the request may be answered."""
         host = headers.get("host", "")
         if not self._is_ours(host):
             raise ProblemError(421, f"this page is not {host!r}: start it with --name if it should answer to that name")
         site = headers.get("sec-fetch-site", "none")
-        navigation = method in _SAFE and headers.get("sec-fetch-mode") == "navigate"
-        if site not in ("same-origin", "none") and not navigation:  # a link from elsewhere may be followed
+        # A link from elsewhere to a page may be followed; one to the API would make it work for a stranger.
+        navigation = method in _SAFE and headers.get("sec-fetch-mode") == "navigate" and not path.startswith("/v1/")
+        if site not in ("same-origin", "none") and not navigation:
             raise ProblemError(403, "a page of another site may not use this one")
         if method not in _SAFE and headers.get("origin", f"{self._scheme}://{host}") != f"{self._scheme}://{host}":
             raise ProblemError(403, f"a page of {headers['origin']} may not use this one")

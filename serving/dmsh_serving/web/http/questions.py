@@ -18,6 +18,7 @@ from dmsh_serving.web.http.problems import ProblemError
 DEFAULT_PAGE: Final = 50
 MOST_EXAMPLES: Final = 64
 MOST_IDS: Final = 100_000
+MOST_EXACT_IN_JSON: Final = 2**53
 MOST_JSON_BYTES: Final = 4 << 20
 READ_SECONDS: Final = 30.0  # for a body to arrive
 _NUMBERS: Final = ("k", "radius")
@@ -222,6 +223,11 @@ def _id(given: Any) -> int:
     if not _is_whole(number) or not 0 <= number < 2**63:
         raise ProblemError(400, f"id = {given!r} is out of range: ids are whole numbers from 0 to 2^63 - 1")
     return int(number)
+
+
+def json_id(number: int) -> int | str:
+    """Return an id as JSON can carry it: beyond 2^53, JavaScript would round it, so it is a text there."""
+    return number if number <= MOST_EXACT_IN_JSON else str(number)
 
 
 def _where(given: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -32,6 +32,8 @@ export function facets(where, signal) {
   return answered(`/v1/facets?${query}`, { signal });
 }
 
+export const examined = (what, signal) => answered(`/v1/gallery/${what}`, { signal });
+
 export const search = (question, signal) => post("/v1/search", question, signal);
 
 export const encode = (example, signal) =>

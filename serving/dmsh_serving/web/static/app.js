@@ -1,6 +1,7 @@
 // The search page: what is looked at (the address) -> questions to the API -> cards.
 
 import * as api from "./api.js";
+import { randomCode } from "./bits.js";
 import { byId, h, plural, svg } from "./dom.js";
 import { openDetails } from "./details.js";
 import { Grid } from "./grid.js";
@@ -183,12 +184,7 @@ function drawControls() {
 }
 
 function browseCode() {
-  const digits = Math.ceil(about.bits / 8) * 2;
-  if (browsed?.length !== digits) {
-    const bytes = crypto.getRandomValues(new Uint8Array(digits / 2));
-    if (about.bits % 8) bytes[bytes.length - 1] &= 256 - 2 ** (8 - (about.bits % 8));
-    browsed = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  }
+  if (browsed?.length !== Math.ceil(about.bits / 8) * 2) browsed = randomCode(about.bits);
   return browsed;
 }
 
@@ -233,11 +229,9 @@ listen((files) => {
 }, (text) => say(text, true));
 
 byId("random").addEventListener("click", async () => {
-  const code = [...crypto.getRandomValues(new Uint8Array(Math.ceil((about?.bits ?? 0) / 8)))];
-  if (!code.length) return;
-  browsed = null;
+  if (!about) return;
   try {
-    const found = await api.search({ like: [{ code: browseCode() }], k: 200 }, aborter.signal);
+    const found = await api.search({ like: [{ code: randomCode(about.bits) }], k: 200 }, aborter.signal);
     const picked = found.images[Math.floor(Math.random() * found.images.length)];
     if (picked) show({ ...view, like: [exampleOf(picked)], unlike: [] });
   } catch (error) {

@@ -14,6 +14,12 @@ export function glyph(hex) {
   return svg("svg", { class: "glyph", viewBox: `-1 -1 ${side + 2} ${side + 2}`, "aria-hidden": "true" }, svg("path", { d: path }));
 }
 
+export function randomCode(count) {
+  const bytes = crypto.getRandomValues(new Uint8Array(Math.ceil(count / 8)));
+  if (count % 8) bytes[bytes.length - 1] &= 256 - 2 ** (8 - (count % 8)); // bits beyond the last are 0
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 const LINE = 64; // bits in a line
 const [CELL, HIGH, BAR] = [10, 14, 34];
 

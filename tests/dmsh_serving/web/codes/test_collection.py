@@ -1,0 +1,66 @@
+"""Images are found by id and by key; a version stays open while its readers scroll."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmsh_serving import gallery
+from dmsh_serving.codes import uniform_codes
+from dmsh_serving.errors import InputError
+from dmsh_serving.web.codes.collection import GalleryFolder, words_of
+
+SPACE = {"bits": 64, "fingerprint": "ab" * 32}
+
+
+def test_words_hold_the_bytes_and_zeros():
+    codes = uniform_codes(9, 100, 0)
+    words = words_of(codes)
+    assert words.shape == (9, 2)
+    assert words.tobytes() == np.pad(codes, [(0, 0), (0, 3)]).tobytes()
+
+
+@settings(max_examples=12)  # each writes a gallery and waits for the disk
+@given(st.lists(st.text(max_size=3).filter(lambda text: "\ud800" not in text), min_size=1, max_size=30))
+def test_a_key_finds_its_first_image(tmp_path_factory, keys):
+    folder = tmp_path_factory.mktemp("keys")
+    ids = np.arange(len(keys)) * 3 + 5
+    try:
+        gallery.build(folder / "g", uniform_codes(len(keys), 64, 0), ids, keys, **SPACE)
+    except InputError:
+        return  # a key that is no text
+    held = GalleryFolder(folder / "g").current()
+    for key in keys:
+        assert held.place_of_key(key) == keys.index(key)
+        assert held.key_at(keys.index(key)) == key
+    assert held.place_of_key("no such key") is None
+    assert [held.place_of_id(number) for number in (5, 6, 5 + 3 * len(keys), -1)] == [0, None, None, None]
+    assert held.places_of_ids(np.array([8, 5, 5, 7, 10**6])).tolist() == list(range(min(2, len(keys))))
+
+
+def test_a_new_version_is_followed_and_the_one_before_stays_open(tmp_path):
+    codes = uniform_codes(30, 64, 0)
+    first = gallery.build(tmp_path / "g", codes[:20], None, None, **SPACE).version
+    folder = GalleryFolder(tmp_path / "g")
+    old = folder.current()
+    second = gallery.append(tmp_path / "g", codes[20:], None, None, fingerprint=SPACE["fingerprint"]).version
+    new = folder.current()
+    assert (old.version, len(old), new.version, len(new)) == (first, 20, second, 30)
+    assert folder.held(first) is old
+    assert folder.at(first) is old
+    gallery.append(tmp_path / "g", codes[:2], None, None, fingerprint=SPACE["fingerprint"])
+    folder.current()
+    assert folder.held(first) is None
+
+
+def test_a_version_that_is_gone_is_none(tmp_path):
+    gallery.build(tmp_path / "g", uniform_codes(3, 64, 0), None, None, **SPACE)
+    assert GalleryFolder(tmp_path / "g").at("00000007-01234567") is None
+    with pytest.raises(InputError, match="is not a gallery"):
+        GalleryFolder(tmp_path)
+
+
+def test_a_gallery_without_keys_has_none(tmp_path):
+    gallery.build(tmp_path / "g", uniform_codes(3, 64, 0), None, None, **SPACE)
+    held = GalleryFolder(tmp_path / "g").current()
+    assert (held.key_at(1), held.place_of_key("")) == ("", None)
