@@ -9,7 +9,7 @@ from dmsh_serving import console
 from dmsh_serving.cli import gallery_contents  # noqa: F401  # its commands join gallery_app
 from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
-from dmsh_serving.cli.web import web
+from dmsh_serving.cli.web import IMAGES_HELP, METADATA_HELP, check_page_options, page_beside, web
 from dmsh_serving.commands import command
 from dmsh_serving.contract import DEFAULT_GRPC_PORT, DEFAULT_K, PAD_ID
 
@@ -30,6 +30,10 @@ def start(
     log_file: Annotated[
         Path | None, typer.Option(help="Log file of the server.  [default: in the cache folder]")
     ] = None,
+    with_page: Annotated[bool, typer.Option("--web", help="Also show a page to search by eye.")] = False,
+    images: Annotated[Path | None, typer.Option(help=f"For the page. {IMAGES_HELP}")] = None,
+    metadata: Annotated[Path | None, typer.Option(help=f"For the page. {METADATA_HELP}")] = None,
+    web_port: Annotated[int, typer.Option(help="For the page: its port; 0 takes a free one.")] = 8080,
 ) -> None:
     """Start Triton on a model repository and keep it answering until Ctrl-C or SIGTERM."""
     import signal
@@ -45,6 +49,7 @@ def start(
             signal.signal(each, signal.SIG_IGN)  # the stop is under way: a second signal must not cut it short
         raise KeyboardInterrupt
 
+    check_page_options(with_page, images, metadata)
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, interrupt)
     server = TritonServer(
@@ -65,7 +70,8 @@ def start(
             f"log {server.log_file}"
         )
         try:
-            server.wait()
+            with page_beside(server, images, metadata, web_port):
+                server.wait()
         except KeyboardInterrupt:
             say("stopping Triton: requests in flight are answered first")
 

@@ -1,27 +1,32 @@
 """``dmsh-serve web``: a page to search the served gallery by eye."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dmsh_serving.console import console
-from dmsh_serving.contract import DEFAULT_GRPC_PORT
+from dmsh_serving.contract import DEFAULT_GRPC_PORT, RANKER_MODEL
+from dmsh_serving.errors import InputError
 
-Images = Annotated[Path, typer.Option(help="Folder of the image files that the gallery's keys name.")]
-Metadata = Annotated[Path | None, typer.Option(help="Parquet or CSV with a column key: the others become filters.")]
-Port = Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")]
+if TYPE_CHECKING:
+    from dmsh_serving.triton.server.launcher import TritonServer
+
+IMAGES_HELP = "Folder of the image files that the gallery's keys name."
+METADATA_HELP = "Parquet or CSV with a column key: the others become filters."
 
 
 def web(
-    images: Images,
+    images: Annotated[Path, typer.Option(help=IMAGES_HELP)],
     server: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = f"127.0.0.1:{DEFAULT_GRPC_PORT}",
     gallery: Annotated[
         Path | None, typer.Option(help="Folder of the gallery that Triton serves: for filters, examples, its care.")
     ] = None,
-    metadata: Metadata = None,
+    metadata: Annotated[Path | None, typer.Option(help=METADATA_HELP)] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others need TLS files or --insecure.")] = "127.0.0.1",
-    port: Port = 8080,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 8080,
     name: Annotated[
         list[str] | None, typer.Option(help="A host name that the page answers to; may be given again.")
     ] = None,
@@ -57,3 +62,36 @@ def web(
     page = WebServer(settings)
     console().print(f"the page is at {page.url}")
     page.run()
+
+
+def check_page_options(wanted: bool, images: Path | None, metadata: Path | None) -> None:
+    """Raise :class:`InputError` unless ``dmsh-serve start`` was told what a page needs, and only for a page."""
+    if wanted and images is None:
+        raise InputError("--web needs --images FOLDER: the image files that the gallery's keys name")
+    if not wanted and (images or metadata):
+        raise InputError("--images and --metadata are for the page: give --web too")
+
+
+@contextlib.contextmanager
+def page_beside(server: "TritonServer", images: Path | None, metadata: Path | None, port: int) -> Iterator[None]:
+    """Show a page over the gallery that ``server`` serves, for as long as the block runs; none without ``images``."""
+    if images is None:
+        yield
+        return
+    from dmsh_serving.web.server import WebServer
+    from dmsh_serving.web.settings import WebSettings
+
+    gallery = served_gallery(server)
+    settings = WebSettings(triton=server.url, images=images, gallery=gallery, metadata=metadata, port=port)
+    with WebServer(settings) as page:
+        console().print(f"the page is at {page.url}")
+        yield
+
+
+def served_gallery(server: "TritonServer") -> Path:
+    """Return the folder of the gallery that ``server`` serves."""
+    import tritonclient.grpc as triton
+
+    with triton.InferenceServerClient(server.url) as client:
+        parameters = client.get_model_config(RANKER_MODEL).config.parameters
+    return (server.repository / RANKER_MODEL / str(parameters["gallery"].string_value)).resolve()

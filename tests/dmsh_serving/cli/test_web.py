@@ -1,0 +1,63 @@
+"""The page's command as a person runs it: what it refuses, and both servers in one."""
+
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from web_world import KEYS
+
+TOOL = Path(sys.executable).with_name("dmsh-serve")
+
+
+def refused(*arguments):
+    done = subprocess.run([TOOL, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["web", "--images", "nowhere"], "--images nowhere is not a folder"),
+        (["web", "--images", ".", "--host", "0.0.0.0"], "lets others reach this page"),
+        (["web", "--images", ".", "--tls-cert", "c.pem"], "--tls-cert and --tls-key belong together"),
+        (["web", "--images", ".", "--metadata", "m.csv"], "--metadata needs --gallery"),
+        (["web", "--images", ".", "--gallery", "."], "is not a gallery"),
+        (["start", "--repository", ".", "--web"], "--web needs --images FOLDER"),
+        (["start", "--repository", ".", "--images", "."], "give --web too"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, error = refused(*arguments)
+    assert (code, error.count("\n")) == (2, 1)
+    assert said in error
+
+
+@pytest.mark.live
+def test_a_taken_port_is_named(web_page, web_world):
+    port = web_page.url.rstrip("/").rsplit(":", 1)[1]
+    code, error = refused("web", "--images", web_world.images, "--port", port)
+    assert (code, error.count("\n")) == (3, 1)
+    assert f"cannot listen on 127.0.0.1:{port}" in error
+
+
+@pytest.mark.live
+def test_start_runs_triton_and_the_page_and_stops_both(web_world):
+    command = [TOOL, "start", "--repository", web_world.repository, "--grpc-port", "0", "--log-file"]
+    command += [web_world.folder / "both.log", "--web", "--images", web_world.images, "--web-port", "0"]
+    from dmsh_serving.triton.server.launcher import free_ports
+
+    command[command.index("0")] = str(free_ports("127.0.0.1", 1)[0])
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as both:
+        try:
+            assert "Triton is ready" in both.stdout.readline()
+            url = both.stdout.readline().split()[-1]
+            with urllib.request.urlopen(f"{url}v1/gallery", timeout=30) as answer:
+                assert f'"count":{len(KEYS)}'.encode() in answer.read()
+        finally:
+            both.send_signal(signal.SIGTERM)
+        assert both.wait(60) == 0, both.stderr.read()
