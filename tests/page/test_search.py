@@ -1,38 +1,240 @@
-"""A visitor searches: every way in, and what is found."""
+"""A visitor searches: every way in, what is found, and the way on."""
 
-import base64
+import re
 
-from web_world import CODES, IMAGES, KEYS, in_order, png
+import pytest
+from visitor import expected, give, settled, shown, until
+from web_world import CODES, COUNT, HOSTILE, HOSTILE_FROM, IMAGES, KEYS, in_order, png
 
-DROP = """([data, name]) => {
-  const bytes = Uint8Array.from(atob(data), (each) => each.charCodeAt(0));
-  const moved = new DataTransfer();
-  moved.items.add(new File([bytes], name, { type: "image/png" }));
-  dispatchEvent(new DragEvent("drop", { dataTransfer: moved, bubbles: true, cancelable: true }));
+SCROLL = """async () => {
+  const seen = new Map();
+  const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
+  for (;;) {
+    for (const card of document.querySelectorAll(".card")) {
+      const key = card.querySelector(".key").textContent;
+      const before = seen.get(card.dataset.index);
+      if (before !== undefined && before !== key) throw new Error(`card ${card.dataset.index} changed`);
+      seen.set(card.dataset.index, key);
+    }
+    const bottom = scrollY + innerHeight >= document.documentElement.scrollHeight - 2;
+    if (bottom && document.getElementById("end").textContent) break;
+    scrollBy(0, innerHeight);
+    await frame();
+  }
+  const drawn = document.querySelectorAll(".card").length;
+  return [[...seen].sort((a, b) => a[0] - b[0]).map(([, key]) => key), drawn];
 }"""
-
-
-def drop(tab, image, name="dropped.png"):
-    tab.evaluate(DROP, [base64.b64encode(png(image)).decode(), name])
-
-
-def cards(tab):
-    tab.locator(".example").first.wait_for()
-    tab.locator(".card").first.wait_for()
-    return [(int(each.split()[0]), each.split()[1]) for each in tab.locator(".card .caption").all_inner_texts()]
-
-
-def expected(code, count):
-    return [(score, KEYS[number]) for score, number in in_order([code])[:count]]
 
 
 def test_a_dropped_image_shows_its_neighbours_and_a_click_searches_on(tab):
     tab.goto("/")
-    drop(tab, IMAGES[7])
-    shown = cards(tab)
-    assert shown[:10] == expected(CODES[7], 10)
+    settled(tab)
+    give(tab, png(IMAGES[7]))
+    tab.wait_for_url("**/?like=code*")
+    found = shown(tab)
+    assert found == expected(CODES[7])
     tab.locator(".card .pick").nth(3).click()
     tab.wait_for_url("**/?like=key*")
-    number = KEYS.index(shown[3][1])
-    tab.locator(".card", has_text=shown[3][1]).first.wait_for()
-    assert cards(tab)[:10] == expected(CODES[number], 10)
+    assert shown(tab) == expected(CODES[KEYS.index(found[3][1])])
+    tab.go_back()
+    tab.wait_for_url("**/?like=code*")
+    assert shown(tab) == found
+    tab.go_back()
+    tab.locator("#hero").wait_for()
+    assert tab.locator(".example").count() == 0
+
+
+@pytest.mark.parametrize("how", ["drop", "paste"])
+def test_several_images_count_together(tab, how):
+    tab.goto("/")
+    settled(tab)
+    give(tab, png(IMAGES[7]), png(IMAGES[300]), how=how)
+    tab.wait_for_url("**/?like=code*&like=code*")
+    assert shown(tab) == expected(CODES[7], CODES[300])
+    assert tab.locator(".example").count() == 2
+
+
+def test_images_are_chosen_from_files_and_a_phone_is_offered_its_camera(tab, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(IMAGES[40]))
+    tab.goto("/")
+    settled(tab)
+    with tab.expect_file_chooser() as chooser:
+        tab.get_by_role("button", name="Choose images").click()
+    assert chooser.value.is_multiple()
+    chooser.value.set_files(tmp_path / "a.png")
+    tab.wait_for_url("**/?like=code*")
+    assert shown(tab) == expected(CODES[40])
+    assert tab.locator("#camera").get_attribute("capture") == "environment"
+
+
+def test_what_is_no_image_is_said_and_the_page_goes_on(tab):
+    tab.goto("/")
+    settled(tab)
+    give(tab, b"%PDF-1.7 not an image")
+    tab.locator(".status.wrong", has_text="PDF is not accepted").wait_for()
+    give(tab)
+    tab.locator(".status.wrong", has_text="An address is never fetched").wait_for()
+    give(tab, png(IMAGES[7]))
+    tab.wait_for_url("**/?like=code*")
+    assert shown(tab) == expected(CODES[7])
+
+
+def test_more_like_this_and_less_like_that_change_the_order(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    settled(tab)
+    tab.locator(".card").nth(5).hover()
+    tab.locator(".card [data-act=onMore]").nth(5).click()
+    tab.wait_for_url("**like=*like=*")
+    added = KEYS.index(expected(CODES[7])[5][1])
+    assert shown(tab) == expected(CODES[7], CODES[added])
+    tab.locator(".example .sign").nth(1).click()
+    tab.wait_for_url("**unlike=*")
+    assert shown(tab) == expected(CODES[7], unlike=[CODES[added]])
+    tab.locator(".example .remove").nth(1).click()
+    until(tab, "!location.search.includes('unlike')")
+    assert shown(tab) == expected(CODES[7])
+
+
+def test_a_box_searches_by_a_region(tab, web_page):
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    settled(tab)
+    tab.locator(".card").nth(2).hover()
+    tab.locator(".card [data-act=onDetails]").nth(2).click()
+    image = tab.locator(".stage img")
+    image.wait_for()
+    until(tab, "document.querySelector('.stage img').naturalWidth > 0")
+    frame = image.bounding_box()
+    tab.mouse.move(frame["x"] + 4, frame["y"] + 4)
+    tab.mouse.down()
+    tab.mouse.move(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
+    tab.mouse.up()
+    with tab.expect_response("**/v1/search") as sent:
+        tab.get_by_role("button", name="Search this region").click()
+    box = sent.value.request.post_data_json["like"][0]["box"]
+    assert box == pytest.approx([4 / frame["width"], 4 / frame["height"], 0.5, 0.5], abs=0.03)
+    tab.wait_for_url("**/?like=box*")
+    found = shown(tab)
+    tab.reload()  # the address brings it back
+    assert shown(tab) == found
+    assert tab.locator(".example .cut img").count() == 1
+
+
+def test_a_box_is_drawn_with_the_keyboard(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    settled(tab)
+    tab.locator(".card .pick").first.focus()
+    tab.keyboard.press("i")
+    tab.locator(".stage").focus()
+    tab.keyboard.press("b")
+    tab.keyboard.press("ArrowLeft")
+    tab.keyboard.press("Shift+ArrowDown")
+    with tab.expect_response("**/v1/search") as sent:
+        tab.get_by_role("button", name="Search this region").click()
+    assert sent.value.request.post_data_json["like"][0]["box"] == pytest.approx([0.23, 0.25, 0.5, 0.52])
+
+
+def test_details_say_which_bits_differ(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    found = shown(tab)
+    tab.locator(".card .pick").nth(4).focus()
+    tab.keyboard.press("i")
+    other = KEYS.index(found[4][1])
+    different = [int(bit) for bit in (bin(int.from_bytes(CODES[7] ^ CODES[other]))[2:].zfill(64))]
+    places = [str(place) for place, bit in enumerate(different) if bit]
+    tab.locator(".bits figcaption", has_text=f"{len(places)} of 64 bits differ: {', '.join(places)}").wait_for()
+    assert tab.locator(".bit.differs").count() == 2 * len(places)
+    tab.locator(".bits .logit").first.wait_for()
+    assert tab.locator(".bits .logit").count() == 2 * 64
+    tab.keyboard.press("Escape")
+    assert tab.locator("dialog[open]").count() == 0
+
+
+def test_filters_keep_what_they_say_and_count_the_rest(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    settled(tab)
+    tab.get_by_role("button", name="Filters").click()
+    shelf = tab.get_by_role("group", name="shelf")
+    shelf.get_by_role("checkbox", name=re.compile(r"^3 ")).check()
+    tab.wait_for_url("**where.shelf=3*")
+    third = [number for number in range(COUNT) if number % 7 == 3]
+    assert shown(tab) == expected(CODES[7], allowed=third)
+    parity = tab.get_by_role("group", name="parity")
+    even = sum(number % 2 == 0 for number in third)
+    parity.get_by_role("checkbox", name=f"even {even:,}").wait_for()
+    tab.locator("#ids").fill("3, 10, 17, 4")
+    tab.locator("#ids").blur()
+    tab.wait_for_url("**ids=*")
+    assert shown(tab) == expected(CODES[7], allowed=[3, 10, 17])
+    tab.get_by_role("button", name="Filters (2)").wait_for()
+
+
+def test_a_radius_keeps_what_is_near(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    settled(tab)
+    tab.locator("#radius").fill("12")
+    tab.locator("#radius").blur()
+    tab.wait_for_url("**radius=12*")
+    settled(tab)
+    near = sum(score <= 12 for score, _ in in_order([CODES[7]]))
+    assert 1 < near < 5000
+    tab.locator("#radius").fill("-1")
+    tab.locator("#radius").blur()
+    assert "radius=12" in tab.url
+
+
+def test_scrolling_to_the_end_shows_each_of_10_000_images_once(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}&k=500")
+    settled(tab)
+    keys, drawn = tab.evaluate(SCROLL)
+    assert keys == [key for _, key in expected(CODES[7], count=COUNT)]
+    assert drawn < 400  # of 10,000: the rest is not in the document
+
+
+def test_the_way_back_leads_to_the_same_place(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}&k=100")
+    settled(tab)
+    tab.evaluate("scrollTo(0, 1500)")
+    until(tab, "document.querySelector('.card[data-index=\"130\"]')")
+    tab.locator('.card[data-index="130"] .pick').click()
+    until(tab, "scrollY === 0 && document.querySelector('.card')")
+    settled(tab)
+    tab.go_back()
+    until(tab, "Math.abs(scrollY - 1500) < 250 && document.querySelector('.card[data-index=\"130\"]')")
+
+
+def test_the_keyboard_moves_through_the_cards_and_searches(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    found = shown(tab, 40)
+    tab.locator(".card .pick").first.focus()
+    index = "Number(document.activeElement.closest('.card').dataset.index)"
+    for key, place in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0)):
+        tab.keyboard.press(key)
+        assert tab.evaluate(index) == place
+    tab.keyboard.press("ArrowDown")
+    below = tab.evaluate(index)
+    assert below > 3
+    tab.keyboard.press("Enter")
+    tab.wait_for_url(lambda url: KEYS[7] not in url)
+    assert shown(tab) == expected(CODES[KEYS.index(found[below][1])])
+
+
+def test_hostile_keys_are_text(tab):
+    for number, key in enumerate(HOSTILE, HOSTILE_FROM):
+        tab.goto(f"/?like=id:{number}&radius=0&ids={number}")
+        assert shown(tab) == [[0, key]]
+        tab.locator(".card .pick").click()
+        tab.wait_for_url("**/?like=key*")
+        assert shown(tab) == [[0, key]]
+        tab.locator(".card .pick").focus()
+        tab.keyboard.press("i")
+        tab.locator("#details-title", has_text=key).wait_for()
+        tab.locator(".bits .bit").first.wait_for()
+        assert tab.evaluate("document.querySelectorAll('main img[onerror], dialog img[onerror]').length") == 0
+
+
+def test_a_surprise_is_an_image_of_the_gallery(tab):
+    tab.goto("/")
+    settled(tab)
+    tab.get_by_role("button", name="Surprise me").click()
+    tab.wait_for_url("**/?like=key*")
+    assert shown(tab, 1)[0][0] == 0

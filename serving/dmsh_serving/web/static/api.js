@@ -12,16 +12,16 @@ export class ApiError extends Error {
 }
 
 async function answered(path, options = {}) {
-  let response;
   try {
-    response = await fetch(path, { credentials: "omit", ...options });
+    const response = await fetch(path, { credentials: "omit", ...options });
+    const body = await response.json();
+    options.signal?.throwIfAborted(); // an answer that nobody waits for any more
+    if (!response.ok) throw new ApiError(response.status, body.detail);
+    return body;
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (error.name === "AbortError" || error instanceof ApiError) throw error;
     throw new ApiError(0, "this page's server does not answer");
   }
-  const body = await response.json().catch(() => null);
-  if (!response.ok) throw new ApiError(response.status, body?.detail ?? response.statusText);
-  return body;
 }
 
 export const gallery = (signal) => answered("/v1/gallery", { signal });

@@ -59,15 +59,17 @@ async function run(wanted = view.k) {
     drawAbout();
     answer = await firstPage(wanted, signal);
     if (view.like.length + view.unlike.length) remember();
+    loading = false;
     took(answer);
     drawTray(view, tray);
-    if (about.facets) drawFacets(view, about, (where) => show({ ...view, where }), (ids) => show({ ...view, ids }), signal);
+    if (about.facets) await drawFacets(view, (where) => show({ ...view, where }), (ids) => show({ ...view, ids }), signal);
   } catch (error) {
     failed(error, () => run(wanted));
   } finally {
     if (!signal.aborted) loading = false;
   }
   if (!signal.aborted) grid.draw();
+  return !signal.aborted;
 }
 
 async function firstPage(k, signal) {
@@ -262,8 +264,8 @@ addEventListener("popstate", async ({ state }) => {
   view = viewOf(location.search);
   browsed = state?.browsed ?? browsed;
   for (const example of [...view.like, ...view.unlike]) Object.assign(example, uploads.get(example.code));
-  await run(Math.min(1000, Math.max(view.k, state?.cards ?? 0)));
-  if (state?.y) scrollTo(0, state.y);
+  const shown = await run(Math.min(1000, Math.max(view.k, state?.cards ?? 0)));
+  if (shown && state?.y) scrollTo(0, state.y);
 });
 addEventListener("pagehide", keepPlace);
 

@@ -4,10 +4,9 @@ import { byId, h } from "./dom.js";
 import { facets } from "./api.js";
 import { idsOf } from "./view.js";
 
-export async function drawFacets(view, about, onWhere, onIds, signal) {
+export async function drawFacets(view, onWhere, onIds, signal) {
   const place = byId("facets");
   const { columns } = await facets(view.where, signal);
-  if (signal.aborted) return;
   const chosen = Object.values(view.where).flat().length + (view.ids ? 1 : 0);
   byId("filters-label").textContent = chosen ? `Filters (${chosen})` : "Filters";
   if (chosen) {

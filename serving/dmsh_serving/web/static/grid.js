@@ -27,6 +27,7 @@ export class Grid {
     this.current = 0;
     this.total = -1;
     this.hasMore = false;
+    this.lastTop = 0;
     this.list.replaceChildren();
     this.list.style.height = "0px";
   }
@@ -83,6 +84,10 @@ export class Grid {
 
   draw() {
     const { top } = this.list.getBoundingClientRect();
+    // Who scrolls fast does not look: images that would be gone at once are not asked for.
+    clearTimeout(this.filling);
+    const fast = Math.abs(top - this.lastTop) > innerHeight / 2;
+    this.lastTop = top;
     const from = -top - AHEAD * innerHeight;
     const to = -top + (1 + AHEAD) * innerHeight;
     const wanted = new Set();
@@ -103,7 +108,16 @@ export class Grid {
         this.drawn.delete(index);
       }
     }
+    if (fast) this.filling = setTimeout(() => this.fill(), 90);
+    else this.fill();
     if (this.hasMore && -top + (1 + 2 * AHEAD) * innerHeight > this.list.offsetHeight) this.on.onEnd();
+  }
+
+  fill() {
+    for (const image of this.list.querySelectorAll("img[data-src]")) {
+      image.src = image.dataset.src;
+      image.removeAttribute("data-src");
+    }
   }
 
   rowAt(y) {
@@ -143,7 +157,7 @@ export class Grid {
     return h("li", { class: "card", "data-index": index, "aria-posinset": index + 1 },
       pick,
       h("div", { class: "tools" }, tool("onMore", "plus", "More like this"), tool("onLess", "minus", "Less like this"), tool("onDetails", "info", "Why it was found")),
-      h("div", { class: "caption" }, h("span", { class: "distance" }, String(card.distance)), h("bdi", { class: "key", title: name }, name)));
+      h("div", { class: "caption" }, h("span", { class: "distance" }, String(card.distance)), named(name)));
   }
 
   indexOf(target) {
@@ -200,6 +214,12 @@ export class Grid {
   }
 }
 
+// A long key loses its middle, not its end.
+function named(name) {
+  const cut = name.lastIndexOf("/") + 1;
+  return h("bdi", { class: "key", title: name }, h("span", { class: "folder" }, name.slice(0, cut)), h("span", { class: "file" }, name.slice(cut)));
+}
+
 function aspect(card) {
   return card.width && card.height ? Math.min(2.6, Math.max(0.5, card.width / card.height)) : 1;
 }
@@ -207,7 +227,7 @@ function aspect(card) {
 function picture(card, shownHeight) {
   const source = card.width ? thumbnailUrl(card.key) : null;
   if (!source) return card.code ? glyph(card.code) : h("span", { class: "absent" }, "no image");
-  const image = h("img", { alt: "", src: source, decoding: "async", draggable: "false", class: card.height * 2 <= shownHeight ? "pixels" : null });
+  const image = h("img", { alt: "", "data-src": source, decoding: "async", draggable: "false", class: card.height * 2 <= shownHeight ? "pixels" : null });
   image.addEventListener("error", () => image.replaceWith(card.code ? glyph(card.code) : h("span", { class: "absent" }, "no image")));
   return image;
 }

@@ -7,7 +7,6 @@ import { glyph } from "./bits.js";
 export function drawTray(view, { onTurn, onRemove, onOpen }) {
   const chips = ["like", "unlike"].flatMap((sign) => view[sign].map((example) => chip(example, sign)));
   byId("examples").replaceChildren(...chips);
-  byId("hero").hidden = chips.length > 0;
   document.body.classList.toggle("searching", chips.length > 0);
 
   function chip(example, sign) {

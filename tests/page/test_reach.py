@@ -1,0 +1,92 @@
+"""Everyone can use it: no violation that axe finds, three widths, dark and light, without a gallery's folder."""
+
+import pytest
+from visitor import expected, settled, shown, until
+from web_world import CODES, KEYS
+
+WIDTHS = (390, 820, 1280)
+NEAR = "document.querySelector('#duplicates li') && document.querySelector('#balance rect')"
+
+
+def violations(tab):
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(tab).response["violations"]
+    return [(each["id"], each["nodes"][0]["html"][:120]) for each in found]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_violation(tab, theme):
+    tab.emulate_media(color_scheme=theme)
+    tab.goto("/")
+    settled(tab)
+    assert violations(tab) == []
+    tab.goto(f"/?like=key:{KEYS[7]}&unlike=id:300&where.parity=odd")
+    settled(tab)
+    tab.locator(".facet").first.wait_for()
+    assert violations(tab) == []
+    tab.locator(".card .pick").nth(2).focus()
+    tab.keyboard.press("i")
+    tab.locator(".bits .logit").first.wait_for()
+    assert violations(tab) == []
+    tab.goto("/gallery")
+    until(tab, NEAR)
+    assert violations(tab) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_is_wider_than_the_window(tab, width):
+    tab.set_viewport_size({"width": width, "height": 844})
+    for address in ("/", f"/?like=key:{KEYS[7]}&like=id:9992&where.shelf=3", "/gallery"):
+        tab.goto(address)
+        until(tab, NEAR) if address == "/gallery" else settled(tab)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    settled(tab)
+    rows = tab.evaluate(
+        """[...document.querySelectorAll(".card")].map((card) => card.getBoundingClientRect()).map((card) =>
+          [Math.round(card.top), card.left, card.right])"""
+    )
+    first = [card for card in rows if card[0] == rows[0][0]]
+    room = tab.evaluate("document.getElementById('grid').getBoundingClientRect().toJSON()")
+    assert first[0][1] == pytest.approx(room["left"], abs=1)
+    assert first[-1][2] == pytest.approx(room["right"], abs=1)  # justified: the row fills the width
+
+
+def test_the_theme_is_kept(tab):
+    tab.emulate_media(color_scheme="light")
+    tab.goto("/")
+    light = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    tab.get_by_role("button", name="Change between light and dark").click()
+    dark = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert light != dark
+    tab.goto("/gallery")
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == dark
+
+
+def test_the_gallery_page_leads_to_a_search(tab):
+    tab.goto("/gallery")
+    until(tab, NEAR)
+    assert tab.locator("#balance .bar-of").count() == 64
+    member = tab.locator("#duplicates .member").first
+    key = member.get_attribute("title")
+    member.click()
+    tab.wait_for_url("**/?like=key*")
+    assert shown(tab) == expected(CODES[KEYS.index(key)])
+    tab.goto("/gallery")
+    tab.get_by_role("button", name="Browse from a random code").click()
+    tab.wait_for_url("**/?like=code*")
+    settled(tab)
+
+
+def test_without_the_gallery_s_folder_the_page_searches_and_says_what_is_missing(browser, web_world, web_triton):
+    with web_world.page(web_triton.url, gallery=None) as page:
+        tab = browser.new_page(base_url=page.url)
+        tab.goto(f"/?like=key:{KEYS[7]}")
+        assert shown(tab) == expected(CODES[7])
+        tab.locator(".card .pick").nth(1).focus()
+        tab.keyboard.press("+")
+        tab.locator(".status.wrong", has_text="start the page with --gallery FOLDER").wait_for()
+        tab.goto("/gallery")
+        tab.locator("#near-status", has_text="Start the page with --gallery FOLDER").wait_for()
+        tab.close()
