@@ -10,6 +10,8 @@
 # make bench-rank    the Hamming search against FAISS, usearch and numpy     (table and plots)
 # make bench-encode  the encoders against PyTorch and ONNX Runtime           (table and plot)
 # make bench-serve   searches that Triton serves against the same in process          (table)
+# make bench-web     the search page: its API, its cards, the browser's memory       (table)
+# make browser       chromium from Debian, which the tests of the page drive (as root; make test does it)
 # make accuracy      what integers cost in mAP, and what fine-tuning brings back, three seeds
 # make paper         DMSH, its ablations and a baseline, trained and compared (docs/results.md)
 # make clean  remove what was built       make distclean  and the two environments
@@ -25,7 +27,7 @@ EXTRAS := export,client,tensorrt-rtx,demo,parquet,web,bench,docs,dev
 MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cli gallery hamming/test_nearest.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench test-fast test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve accuracy paper clean distclean system
+.PHONY: help demo test check docs bench test-fast test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-web browser accuracy paper clean distclean system
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -33,7 +35,7 @@ help:
 demo: $(TOOLKIT) $(TRITON)
 	$(BIN)/dmsh-export demo
 
-test: check $(TRITON)
+test: check $(TRITON) browser
 	$(BIN)/pytest
 
 check: $(TOOLKIT)
@@ -72,6 +74,14 @@ bench-encode: $(TOOLKIT)
 
 bench-serve: $(TOOLKIT) $(TRITON)
 	$(BIN)/python -m benchmarks.serve --page docs/serving.md
+
+bench-web: $(TOOLKIT) $(TRITON) browser
+	$(BIN)/python -m benchmarks.web --page docs/web.md
+
+## The tests of the page skip without it, and say so.
+browser:
+	@[ -x /usr/bin/chromium ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -qq --yes --no-install-recommends chromium; } \
+		|| echo 'note: /usr/bin/chromium is missing, so the tests in a browser are skipped: apt-get install chromium' >&2
 
 accuracy: $(TOOLKIT)
 	@[ -d build/clipart ] || $(BIN)/python -m benchmarks.paper.clipart

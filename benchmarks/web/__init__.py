@@ -1,0 +1,1 @@
+"""How fast the search page and its API answer, and what it costs the browser to scroll."""
