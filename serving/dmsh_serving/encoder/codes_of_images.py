@@ -7,6 +7,7 @@ import numpy as np
 
 from dmsh_serving.codes import Codes
 from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import Progress, iter_image_batches
 
 __all__ = ["EncodedImages", "codes_of_images"]
@@ -36,8 +37,11 @@ def codes_of_images(
 ) -> EncodedImages:
     """Encode every image of ``source``, ``batch`` images at a time; only one batch of images is in memory.
 
-    Arguments and errors are those of :func:`dmsh_serving.images.read.iter_image_batches`; ``model`` is an ONNX file
-    of dmsh-export.
+    Arguments are those of :func:`dmsh_serving.images.read.iter_image_batches`; ``model`` is an ONNX file of
+    dmsh-export.
+
+    Raises:
+        InputError: also if the model gives NaN or Inf for an image; the image is named.
     """
     codes: list[Codes] = []
     names: list[str] = []
@@ -47,5 +51,10 @@ def codes_of_images(
             bad += part.bad
             names += part.names
             if len(part.images):
-                codes.append(encoder.infer(part.images).code)
+                encoded = encoder.infer(part.images)
+                finite = np.isfinite(encoded.logits).all(axis=1)
+                if not finite.all():
+                    name = part.names[int(finite.argmin())]
+                    raise InputError(f"{model} gives NaN or Inf for {name}: no code can be made of it")
+                codes.append(encoded.code)
         return EncodedImages(np.concatenate(codes), names, tuple(bad), encoder.bits, encoder.fingerprint)

@@ -4,6 +4,8 @@ The file's ``metadata_props`` name its code space (fingerprint), bits, image siz
 :class:`dmsh_serving.contract.Metadata`.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +36,8 @@ class OnnxEncoder:
     ``check_known_answer=False`` is for those who compare every bit themselves.
 
     Raises:
-        InputError: not an ONNX file, not made by dmsh-export, or its weights lie outside the file.
+        InputError: not an ONNX file, not made by dmsh-export, not the file that its manifest describes, or its weights
+            lie outside the file.
         MissingError: ONNX Runtime or a requested provider is not there.
         CheckError: the known answer comes out different on this machine.
     """
@@ -119,16 +122,32 @@ def _open_session(path: Path, threads: int | None, providers: tuple[str, ...], o
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null")
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = _proven_bytes(path)
     try:
-        session = onnxruntime.InferenceSession(
-            path.read_bytes(), options, providers=list(providers), enable_fallback=False
-        )
+        session = onnxruntime.InferenceSession(data, options, providers=list(providers), enable_fallback=False)
     except Exception as error:  # ONNX Runtime has a class for every status, without a common base
         raise InputError(f"{path}: {_reason(str(error))}") from error
     inactive = [name for name in providers if name not in session.get_providers()]
     if inactive:
         raise MissingError(f"ONNX Runtime could not start {', '.join(inactive)}: is its GPU driver or library there?")
     return session
+
+
+def _proven_bytes(path: Path) -> bytes:
+    """Return the file's bytes; refuse another file than the one that its manifest, if there is one, was written for."""
+    data, manifest = path.read_bytes(), path.with_name(path.name + ".json")
+    if manifest.is_file():
+        try:
+            expected = json.loads(manifest.read_bytes())["sha256"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{manifest} is not a manifest of dmsh-export: export the model again") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != expected:
+            raise InputError(
+                f"{path} is not the model that {manifest.name} describes: its SHA-256 is {found}, not {expected}; "
+                "export the model again"
+            )
+    return data
 
 
 def _reason(message: str) -> str:

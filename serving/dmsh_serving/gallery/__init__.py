@@ -8,7 +8,8 @@ Typical use::
 """
 
 from dmsh_serving.gallery.changes import append, build, compact, merge, remove
-from dmsh_serving.gallery.folder import CURRENT, current_version, open_current
+from dmsh_serving.gallery.folder import CURRENT, current_version, named_version, open_current
+from dmsh_serving.gallery.recovery import open_sound, rollback
 from dmsh_serving.gallery.snapshot import SearchResult, Snapshot
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "compact",
     "current_version",
     "merge",
+    "named_version",
     "open_current",
+    "open_sound",
     "remove",
+    "rollback",
 ]

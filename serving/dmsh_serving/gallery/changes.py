@@ -5,6 +5,7 @@ Answers do not depend on how a gallery came about: they are ordered by (distance
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +15,15 @@ from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import fsync_folder
-from dmsh_serving.gallery.folder import CURRENT, current_version, open_current, part_paths, publish, writing
+from dmsh_serving.gallery.folder import CURRENT, current_version, next_id_of, open_current, part_paths, publish, writing
 from dmsh_serving.gallery.growth import compacted, grown, laid_out, plain_part
 from dmsh_serving.gallery.keys import Keys, joined_keys, packed_keys
 from dmsh_serving.gallery.part import Ids, Part, ascending_ids, no_rows
-from dmsh_serving.gallery.snapshot import SearchResult, Snapshot
+from dmsh_serving.gallery.snapshot import Snapshot
 
 GivenIds = npt.NDArray[np.integer]
 
-__all__ = [
-    "CURRENT",
-    "SearchResult",
-    "Snapshot",
-    "append",
-    "build",
-    "compact",
-    "current_version",
-    "merge",
-    "open_current",
-    "remove",
-]
+__all__ = ["append", "build", "compact", "merge", "remove"]
 
 
 def build(
@@ -82,7 +72,9 @@ def append(
     bits: int | None = None,
     fingerprint: str | None = None,
 ) -> Snapshot:
-    """Add codes as a new version; arguments as in :func:`build`, ids None continue after the largest.
+    """Add codes as a new version; arguments as in :func:`build`.
+
+    ids None continue after the largest id that was ever given out, so that the id of a removed code never comes back.
 
     Raises:
         InputError: also when an id is already there, keys are given to a gallery without (or the reverse), or
@@ -95,9 +87,10 @@ def append(
             raise InputError(
                 f"{folder} has {'' if old.has_keys else 'no '}keys: append {'with' if old.has_keys else 'without'} keys"
             )
-        if ids is None and old.next_id + len(codes) > 2**63:
-            raise InputError(f"{folder} has id {old.next_id - 1}: no {len(codes)} ids are left after it, give your own")
-        new = _part(codes, ids, old.next_id if len(codes) else 0, keys, old.bits, old.fingerprint)
+        next_id = next_id_of(folder)
+        if ids is None and next_id + len(codes) > 2**63:
+            raise InputError(f"{folder} has given out id {next_id - 1}: no {len(codes)} ids are left, give your own")
+        new = _part(codes, ids, next_id if len(codes) else 0, keys, old.bits, old.fingerprint)
         if not old.count:
             return publish(folder, laid_out(new), old)
         own = new.ids_of(np.arange(new.count))
@@ -193,6 +186,7 @@ def _part(
         part = plain_part(
             Part(bits, fingerprint, codes[order], ascending, keys=None if packed is None else packed.take(order))
         )
+    part = replace(part, next_id=part.last_id + 1)
     part.check("gallery")
     return part
 

@@ -15,18 +15,31 @@ kept, with all parts they stand on. Readers map their files; deleting an old one
 import contextlib
 import fcntl
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import whole_file, write_atomically
 from dmsh_serving.gallery.part import Part, PartName
-from dmsh_serving.gallery.part_file import digest_of, is_version, read_base, read_part, version_of, write_part
+from dmsh_serving.gallery.part_file import (
+    digest_of,
+    is_version,
+    read_base,
+    read_next_id,
+    read_part,
+    version_of,
+    write_part,
+)
 from dmsh_serving.gallery.snapshot import Snapshot, chained
 
 CURRENT: Final = "CURRENT"
 LOCK: Final = ".lock"
 MAX_PARTS: Final = 64  # far above what writers make of any number of codes: each part is half the one below or less
+
+
+class OtherModelError(InputError):
+    """A gallery is sound, but belongs to another model than asked for."""
 
 
 def current_version(folder: Path) -> str:
@@ -60,7 +73,8 @@ def open_current(
         known: an older version, whose parts are shared rather than read and checked again.
 
     Raises:
-        InputError: missing, damaged, or another fingerprint or bit count than asked for (both are named).
+        InputError: missing or damaged.
+        OtherModelError: of another fingerprint or bit count than asked for (both are named).
     """
     version = current_version(folder)
     while True:
@@ -73,14 +87,21 @@ def open_current(
             if newer == version:
                 raise InputError(f"{error.filename} is missing, yet {CURRENT} needs it") from None
             version = newer
+    check_model(folder, snapshot, fingerprint=fingerprint, bits=bits)
+    return snapshot
+
+
+def check_model(folder: Path, snapshot: Snapshot, *, fingerprint: str | None, bits: int | None) -> None:
+    """Raise :class:`OtherModelError` if a version is of another fingerprint or bit count than asked for."""
     wrong = []
     if bits is not None and bits != snapshot.bits:
         wrong.append(f"its codes have {snapshot.bits} bits, not {bits}")
     if fingerprint is not None and fingerprint != snapshot.fingerprint:
         wrong.append(f"its fingerprint is {snapshot.fingerprint}, not {fingerprint}")
     if wrong:
-        raise InputError(f"{folder} belongs to another model: {' and '.join(wrong)}; build a gallery with this model")
-    return snapshot
+        raise OtherModelError(
+            f"{folder} belongs to another model: {' and '.join(wrong)}; build a gallery with this model"
+        )
 
 
 def open_version(folder: Path, version: str, known: Snapshot | None = None) -> Snapshot:
@@ -123,15 +144,16 @@ def writing(folder: Path) -> Iterator[None]:
 def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot:
     """Write ``part`` as the next version, move the pointer, sweep. The caller holds the lock.
 
-    ``known`` is the version that serves, where the caller has it open.
+    ``known`` is the version that ``part`` is a change of, whose ids never come back; None for a new gallery.
     """
     existing = part_paths(folder)
+    part = replace(part, next_id=max(part.last_id + 1, next_id_of(folder) if known else 0))
     digest = digest_of(part)
     number = max((int(version_of(path)[:8]) for path in existing), default=0) + 1
     if number > 99_999_999:
         raise InputError(f"{folder} has used up its version numbers: build a new gallery")
     version = f"{number:08d}-{digest[:8]}"
-    served = _served_version(folder)
+    served = named_version(folder)
     _sweep(folder, keep={path for path in existing if served and version_of(path) <= served})
     with whole_file(part_path(folder, version), mode=0o444) as file:
         write_part(file, part, digest)
@@ -139,6 +161,15 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
     kept = [*_files_of(folder, version), *(_files_of(folder, served) if served else [])]
     _sweep(folder, keep=set(kept))
     return open_current(folder, known=known)
+
+
+def next_id_of(folder: Path) -> int:
+    """Return the number above every id that the gallery has given out, versions that were taken back included."""
+    highest = 0
+    for path in part_paths(folder):
+        with contextlib.suppress(InputError, OSError):  # a damaged file that no version needs
+            highest = max(highest, read_next_id(path))
+    return highest
 
 
 def part_paths(folder: Path) -> list[Path]:
@@ -165,11 +196,11 @@ def _files_of(folder: Path, version: str) -> list[Path]:
     return found
 
 
-def _served_version(folder: Path) -> str | None:
-    """Return the version that serves; None where there is none, or none that can be told from a damaged pointer."""
+def named_version(folder: Path) -> str | None:
+    """Return the version that ``CURRENT`` names; None if it is missing or damaged."""
     try:
         return current_version(folder)
-    except InputError:  # only a build that overwrites comes here with one: the others have opened the gallery
+    except InputError:
         return None
 
 

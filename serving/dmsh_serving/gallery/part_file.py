@@ -37,7 +37,7 @@ from dmsh_serving.gallery.keys import Keys
 from dmsh_serving.gallery.part import Part, PartName
 
 FORMAT: Final = "dmsh-gallery"
-FORMAT_VERSION: Final = "2"
+FORMAT_VERSION: Final = "3"
 MAX_HEADER_BYTES: Final = 1 << 16
 _BLOCK: Final = 1 << 22
 _WORTH_THREADS: Final = 1 << 23  # bytes; hashing less than this on one thread is quicker
@@ -55,7 +55,7 @@ _KINDS: Final = {  # of each tensor, the dtypes it may have, and its axes
     "codes": (("U8",), 2),
     "keys": (("U8",), 1),
 }
-_NUMBERS: Final = ("bits", "count", "first_id")
+_NUMBERS: Final = ("bits", "count", "first_id", "next_id")
 _NUMBER: Final = re.compile(r"[0-9]{1,19}")
 _VERSION: Final = re.compile(r"[0-9]{8}-[0-9a-f]{8}")
 
@@ -148,9 +148,12 @@ def read_part(path: Path, name: PartName | None = None) -> tuple[Part, str]:
 
 def read_base(path: Path) -> PartName | None:
     """Return which part the one at ``path`` says is below it, from its header alone."""
-    with path.open("rb") as file:
-        header, _ = _read_header(path, file, os.fstat(file.fileno()).st_size)
-    return _base(path, _metadata(path, header))
+    return _base(path, _read_metadata(path))
+
+
+def read_next_id(path: Path) -> int:
+    """Return the next id that the part at ``path`` gives, from its header alone."""
+    return int(_read_metadata(path)["next_id"])
 
 
 def _tensors(part: Part) -> Tensors:
@@ -176,6 +179,7 @@ def _metadata_of(part: Part) -> dict[str, str]:
         "fingerprint": part.fingerprint,
         "count": str(part.count),
         "first_id": str(part.first_id),
+        "next_id": str(part.next_id),
         "layout_reason": part.layout_reason,
         "distinct": "" if part.distinct is None else str(part.distinct),
         "base": "" if part.base is None else f"{part.base.version} {part.base.sha256}",
@@ -194,6 +198,7 @@ def _part(path: Path, metadata: dict[str, str], tensors: Tensors) -> Part:
         keys,
         tensors.get("removed", np.empty(0, np.int64)),
         _base(path, metadata),
+        int(metadata["next_id"]),
         metadata["layout_reason"],
         int(metadata["distinct"]) if metadata["distinct"] else None,
     )
@@ -213,6 +218,12 @@ def _base(path: Path, metadata: dict[str, str]) -> PartName | None:
     if version >= version_of(path):
         raise _broken(path, f"it names {version} as the part below, which is not older than it")
     return name
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        header, _ = _read_header(path, file, os.fstat(file.fileno()).st_size)
+    return _metadata(path, header)
 
 
 def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:

@@ -95,16 +95,8 @@ class Snapshot:
 
     @property
     def next_id(self) -> int:
-        """One more than the largest id there is; 0 in an empty gallery."""
-        largest = -1
-        for index, part in enumerate(self.parts):
-            live = self.live[index]
-            if part.ids is None and live is None:
-                last = np.array([part.count - 1] if part.count else [], np.int64)
-            else:
-                last = self.live_rows(index)
-            largest = max(largest, int(part.ids_of(last).max(initial=-1)))
-        return largest + 1
+        """Above every id that was ever given out, removed ones too; 0 if there was none."""
+        return self.parts[-1].next_id
 
     @property
     def codes(self) -> Codes:
@@ -212,14 +204,8 @@ class Snapshot:
         """Return for each part which of its rows may be found."""
         if allowed is None:
             return list(self.live)
-        masks: list[Mask | None] = []
-        for part, live in zip(self.parts, self.live, strict=True):
-            mask = np.zeros(part.count, np.bool_)
-            rows = part.rows_of(allowed)
-            rows = rows[rows != PAD_ID]
-            mask[rows] = True if live is None else live[rows]
-            masks.append(mask)
-        return masks
+        masks = [part.mask_of(allowed) for part in self.parts]
+        return [mask if live is None else mask & live for mask, live in zip(masks, self.live, strict=True)]
 
     def _nearest_of_few(
         self, queries: Codes, k: int, allowed: Ids, threads: int | None
@@ -283,6 +269,8 @@ def chained(path: Path, parts: list[Part], names: list[PartName]) -> Snapshot:
             if not mask[rows].all():
                 raise InputError(f"{wrong} it removes a row twice")
             mask[rows] = False
+        if place and part.next_id < parts[place - 1].next_id:
+            raise InputError(f"{wrong} it gives {part.next_id} as its next id, a part below {parts[place - 1].next_id}")
         ids = part.ids_of(np.arange(part.count)) if place else np.empty(0, np.int64)
         for below, mask in zip(parts, live, strict=False):
             taken = below.rows_of(ids)

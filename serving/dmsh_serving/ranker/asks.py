@@ -16,7 +16,6 @@ from dmsh_serving.checks import checked_k
 from dmsh_serving.codes import Codes, check_codes, pack
 from dmsh_serving.contract import DEFAULT_K, MAX_FILTER_IDS, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
-from dmsh_serving.gallery.part import ascending_ids
 from dmsh_serving.gallery.snapshot import SearchResult, Snapshot
 from dmsh_serving.hamming.inputs import checked_radius
 from dmsh_serving.ranker.rerank import asymmetric_order
@@ -124,10 +123,11 @@ def _scans(asks: Sequence[Ask]) -> dict[_Key, list[_Rows]]:
         if ask.filters is None:
             scans.setdefault((size, None), []).append((place, every))
             continue
-        filters, which = np.unique(ask.filters, axis=0, return_inverse=True)
-        for number, values in enumerate(filters):
-            allowed = ascending_ids(values[values != PAD_ID]).tobytes()
-            scans.setdefault((size, allowed), []).append((place, np.flatnonzero(which.reshape(-1) == number)))
+        own: dict[bytes, list[int]] = {}
+        for query, allowed in enumerate(ask.filters):
+            own.setdefault(allowed[allowed != PAD_ID].tobytes(), []).append(query)
+        for filter_, queries in own.items():
+            scans.setdefault((size, filter_), []).append((place, np.array(queries)))
     return scans
 
 

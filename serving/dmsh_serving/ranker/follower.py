@@ -1,16 +1,17 @@
 """Codes to nearest images, from a gallery folder whose current version is followed while it serves.
 
 A new version is opened and checked whole beside the one that serves, then swapped in between two searches, so every
-answer comes from one version and names it. A version that cannot be used is logged and counted, and the old one
-goes on serving.
+answer comes from one version and names it. A version that cannot be used is logged, counted and tried again, and the
+old one goes on serving. At the start, if the version that ``CURRENT`` names is damaged, the last sound one serves.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,11 @@ from dmsh_serving import gallery
 from dmsh_serving.errors import DmshError
 from dmsh_serving.ranker.asks import Ask, Ranked, rank
 
-POLL_SECONDS = 0.5
+__all__ = ["Ranker", "RankerEvents"]
+
+POLL_SECONDS: Final = 0.5
+_FIRST_RETRY_SECONDS: Final = 0.5
+_LAST_RETRY_SECONDS: Final = 8.0
 _log = logging.getLogger(__name__)
 
 
@@ -30,7 +35,10 @@ class RankerEvents:
         """A version serves from now on: the first one, or one that was swapped in."""
 
     def refused(self) -> None:
-        """A new version cannot be used, and the one before it goes on serving."""
+        """The version that should serve cannot be used, and one before it serves."""
+
+    def following(self, current: bool) -> None:
+        """Say at each look whether the version that serves is the one that ``CURRENT`` names."""
 
     def ranked(self, queries: int, seconds: float) -> None:
         """So many queries were answered, in so long. Their answers wait for this call."""
@@ -45,7 +53,7 @@ class Ranker:
     A new version shares the parts that it has in common with the one that serves: they are not read again.
 
     Raises:
-        InputError: no gallery there, a damaged one, or one of another bit width or fingerprint.
+        InputError: no gallery there, one without any sound version, or one of another bit width or fingerprint.
     """
 
     def __init__(
@@ -61,8 +69,18 @@ class Ranker:
         self.folder, self.bits, self.fingerprint = folder, bits, fingerprint
         self.failed_swaps = 0
         self._threads, self._poll_seconds, self._events = threads, poll_seconds, events or RankerEvents()
-        self._snapshot = gallery.open_current(folder, fingerprint=fingerprint, bits=bits)
+        self._refusal = _Refusal()
+        self._snapshot, damage = gallery.open_sound(folder, fingerprint=fingerprint, bits=bits)
         self._events.serving(self._snapshot, swapped=False)
+        self._events.following(damage is None)
+        if damage is not None:
+            self._refusal.is_news(gallery.named_version(folder), str(damage))
+            _log.error(
+                "gallery %s: %s; version %s, the last sound one, serves in its place: mend the gallery, or make this "
+                "version its current one with dmsh-serve gallery rollback",
+                folder, damage, self.version,
+            )  # fmt: skip
+            self._count_refusal()
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._follow, name="gallery-watch", daemon=True)
         self._watch.start()
@@ -113,29 +131,65 @@ class Ranker:
         return answers
 
     def _follow(self) -> None:
-        refused: str | None = None  # what CURRENT said when it was last refused: one report for each new state
         while not self._stop.wait(self._poll_seconds):
-            try:
-                self._events.report()
-            except Exception:  # whoever counts may fail in its own ways; the gallery is followed all the same
-                _log.exception("what was counted could not be reported")
-            named = ""
-            try:
-                named = gallery.current_version(self.folder)
-                if named not in (self._snapshot.version, refused):
-                    self._snapshot = gallery.open_current(
-                        self.folder, fingerprint=self.fingerprint, bits=self.bits, known=self._snapshot
-                    )
-                    self._events.serving(self._snapshot, swapped=True)
-                    _log.warning("gallery %s now serves version %s", self.folder, self._snapshot.version)
-                if named == self._snapshot.version:
-                    refused = None
-            except (DmshError, OSError) as error:
-                if named != refused:
-                    refused = named
-                    self._report(error)
+            self._tell(self._events.report)
+            self._look()
 
-    def _report(self, error: Exception) -> None:
+    def _look(self) -> None:
+        """Swap in the version that ``CURRENT`` names, unless it serves or was refused a moment ago."""
+        named: str | None = None
+        try:
+            named = gallery.current_version(self.folder)
+            if named != self.version:
+                if not self._refusal.allows(named):
+                    return
+                self._snapshot = gallery.open_current(
+                    self.folder, fingerprint=self.fingerprint, bits=self.bits, known=self._snapshot
+                )
+                _log.warning("gallery %s now serves version %s", self.folder, self.version)
+                self._tell(self._events.serving, self._snapshot, swapped=True)
+            self._refusal = _Refusal()
+            self._tell(self._events.following, True)
+        except Exception as error:  # this thread must never end: whatever goes wrong, it looks again
+            if self._refusal.is_news(named, str(error)):
+                expected = isinstance(error, DmshError | OSError)
+                goes_on = f"version {self.version} goes on serving"
+                _log.error("gallery %s: %s; %s", self.folder, error, goes_on, exc_info=None if expected else error)
+                self._count_refusal()
+
+    def _count_refusal(self) -> None:
         self.failed_swaps += 1
-        _log.error("gallery %s: %s; version %s goes on serving", self.folder, error, self.version)
-        self._events.refused()
+        self._tell(self._events.refused)
+        self._tell(self._events.following, False)
+
+    def _tell(self, event: Callable[..., None], *arguments: object, **named: object) -> None:
+        """Tell an event; whoever counts may fail in its own ways, and the gallery is followed all the same."""
+        try:
+            event(*arguments, **named)
+        except Exception:
+            _log.exception("what was counted could not be reported")
+
+
+class _Refusal:
+    """The version that was refused last: when to try it again, and whether its error was already told.
+
+    A version may still be arriving (rsync writes ``CURRENT`` before the file that it names), so it is tried again, each
+    time after twice as long, since checking a large damaged file costs a second.
+    """
+
+    def __init__(self) -> None:
+        self._named: str | None = None
+        self._error = ""
+        self._wait = _FIRST_RETRY_SECONDS
+        self._again = 0.0
+
+    def allows(self, named: str) -> bool:
+        """Say whether ``named`` is another version than the refused one, or its time has come."""
+        return named != self._named or time.monotonic() >= self._again
+
+    def is_news(self, named: str | None, error: str) -> bool:
+        """Note that ``named`` was refused; say whether that has not been told yet."""
+        news = (named, error) != (self._named, self._error)
+        self._wait = _FIRST_RETRY_SECONDS if news else min(2 * self._wait, _LAST_RETRY_SECONDS)
+        self._named, self._error, self._again = named, error, time.monotonic() + self._wait
+        return news

@@ -50,6 +50,7 @@ class RankerMetrics(RankerEvents):
 
         self._lock = threading.Lock()
         self._counted = (0, 0.0)
+        self._current: bool | None = None
         self._families: list[Any] = []
         self._codes = metric("dmsh_gallery_codes", "Codes in the gallery version that serves", "GAUGE")
         self._version = metric(
@@ -60,6 +61,11 @@ class RankerMetrics(RankerEvents):
             "dmsh_gallery_failed_swaps_total",
             "New gallery versions that could not be used, so the old one went on serving",
             "COUNTER",
+        )
+        self._followed = metric(
+            "dmsh_gallery_current",
+            "1 if the version that CURRENT names serves, 0 if that one cannot be used and an older one serves",
+            "GAUGE",
         )
         self._queries = metric("dmsh_rank_queries_total", "Queries ranked", "COUNTER")
         self._seconds = metric("dmsh_rank_seconds_total", "Seconds spent ranking", "COUNTER")
@@ -74,6 +80,12 @@ class RankerMetrics(RankerEvents):
     def refused(self) -> None:
         """Count a version that could not be used."""
         self._refused.increment(1)
+
+    def following(self, current: bool) -> None:
+        """Note whether the version that serves is the one that should."""
+        if current != self._current:
+            self._current = current
+            self._followed.set(int(current))
 
     def ranked(self, queries: int, seconds: float) -> None:
         """Count queries and the time that they took."""

@@ -180,10 +180,13 @@ def ask_of(request: Arrays) -> Ask:
     """Return what a request to the ranker asks.
 
     Raises:
-        InputError: no code, a k or radius that is not one whole number, or a way to re-rank that there is not.
+        InputError: no code, a k or radius that is not one whole number, an unknown rerank method, or a NaN or infinite
+            logit: the ensembles pass all logits on, and not every encoder checks its own.
     """
     if CODE not in request:
         raise InputError(f"the request has no input {CODE}")
+    if LOGITS in request:
+        require_finite(request[LOGITS])
     k = _one_number(request, K)
     return Ask(
         request[CODE],

@@ -135,7 +135,7 @@ def test_after_the_largest_id_there_is_only_codes_with_ids_of_their_own_are_appe
     folder = tmp_path / "g"
     build(folder, random_codes(2), np.array([7, 2**63 - 1]), None, bits=16, fingerprint=F)
     append(folder, random_codes(0), None, None)
-    with pytest.raises(InputError, match="no 1 ids are left after it"):
+    with pytest.raises(InputError, match="no 1 ids are left, give your own"):
         append(folder, random_codes(1), None, None)
     append(folder, random_codes(1), np.array([2**63 - 2]), None)
     assert open_current(folder).ids.tolist() == [7, 2**63 - 2, 2**63 - 1]

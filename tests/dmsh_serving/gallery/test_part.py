@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -205,10 +206,10 @@ def test_a_gallery_emptied_by_removal_takes_codes_again_with_or_without_keys(tmp
     build(tmp_path / "g", random_codes(5), None, list("abcde"), **SPACE)
     append(tmp_path / "g", random_codes(1), None, ["f"])
     empty = remove(tmp_path / "g", np.arange(6))
-    assert (empty.count, empty.next_id, empty.search(random_codes(1), 2).ids.tolist()) == (0, 0, [[PAD_ID, PAD_ID]])
+    assert (empty.count, empty.next_id, empty.search(random_codes(1), 2).ids.tolist()) == (0, 6, [[PAD_ID, PAD_ID]])
     assert compact(tmp_path / "g").count == 0
     after = append(tmp_path / "g", random_codes(2), None, None)
-    assert (after.ids.tolist(), after.has_keys) == ([0, 1], False)
+    assert (after.ids.tolist(), after.has_keys) == ([6, 7], False)
 
 
 def test_codes_in_any_memory_order_are_taken_and_searched(tmp_path):
@@ -279,6 +280,7 @@ def test_galleries_are_merged_and_shared_ids_refused_unless_renumbered(tmp_path)
 
 def written(folder, part, number=9):
     """Make ``part`` the version that serves, as it is; return its name."""
+    part = replace(part, next_id=max(part.next_id, 5, part.last_id + 1))
     digest = snapshot_file.digest_of(part)
     version = f"{number:08d}-{digest[:8]}"
     with gallery_folder.part_path(folder, version).open("wb") as file:
@@ -362,7 +364,7 @@ def test_a_gallery_of_an_older_format_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot_file, "FORMAT_VERSION", "1")
     build(tmp_path / "g", random_codes(5), None, None, **SPACE)
     monkeypatch.undo()
-    with pytest.raises(InputError, match="format version 1, this tool reads 2: build the gallery anew"):
+    with pytest.raises(InputError, match="format version 1, this tool reads 3: build the gallery anew"):
         open_current(tmp_path / "g")
     assert build(tmp_path / "g", random_codes(4), None, None, overwrite=True, **SPACE).count == 4
 
