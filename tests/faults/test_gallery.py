@@ -67,6 +67,12 @@ def wait_until(condition):
         time.sleep(0.005)
 
 
+def arrive(path, data):
+    """Put a file there at once, as rsync does."""
+    path.with_name("arriving").write_bytes(data)
+    path.with_name("arriving").replace(path)
+
+
 def damage(folder):
     """Flip one bit of the version that serves; return its name."""
     path = part_path(folder, gallery.current_version(folder))
@@ -138,15 +144,15 @@ def test_fault_34_a_pointer_that_arrives_before_its_file_is_followed_when_the_fi
     elsewhere = folder.with_name("elsewhere")
     shutil.copytree(folder, elsewhere)
     version = gallery.append(elsewhere, CODES[30:], None, None).version
-    (folder / "CURRENT").write_text(version)  # the order of rsync
+    arrive(folder / "CURRENT", version.encode())  # the order of rsync
     wait_until(lambda: events.refusals == 1)
     assert events.current[-1] is False
     time.sleep(0.2)
     assert (events.refusals, ranker.search(CODES[35:36], 1).distances[0, 0] > 0) == (1, True), "it is told once"
     data = part_path(elsewhere, version).read_bytes()
-    part_path(folder, version).write_bytes(data[: len(data) // 2])  # half of it
+    arrive(part_path(folder, version), data[: len(data) // 2])
     wait_until(lambda: events.refusals == 2)
-    part_path(folder, version).write_bytes(data)
+    arrive(part_path(folder, version), data)
     wait_until(lambda: ranker.version == version)
     wait_until(lambda: events.current[-1])
     assert ranker.search(CODES[35:36], 1).ids.tolist() == [[35]]
@@ -183,9 +189,9 @@ def test_fault_34_nor_does_one_of_whoever_counts(folder, monkeypatch):
     monkeypatch.setattr(follower, "_FIRST_RETRY_SECONDS", 0.02)
     events = Broken()
     with Ranker(folder, **SPACE, poll_seconds=0.01, events=events) as ranker:
-        (folder / "CURRENT").write_text("nonsense")
+        arrive(folder / "CURRENT", b"nonsense")
         wait_until(lambda: events.refusals == 1)
-        (folder / "CURRENT").write_text(ranker.version)
+        arrive(folder / "CURRENT", ranker.version.encode())
         version = gallery.append(folder, CODES[30:], None, None).version
         wait_until(lambda: ranker.version == version)
         assert any(thread.name == "gallery-watch" for thread in threading.enumerate())
@@ -218,6 +224,14 @@ def test_fault_35_a_damaged_gallery_serves_its_last_sound_version_and_says_so(fo
 def test_fault_35_another_models_gallery_or_one_without_a_sound_version_is_not_served(folder, tmp_path):
     with pytest.raises(InputError, match="belongs to another model"):
         Ranker(folder, bits=64, fingerprint="cd" * 32)
+    other = {"bits": 64, "fingerprint": "cd" * 32}
+    gallery.build(folder, CODES[:20], None, None, **other, overwrite=True)
+    with pytest.raises(InputError, match="belongs to another model"):  # though an older version is of this one
+        Ranker(folder, **SPACE)
+    gallery.build(folder, CODES[:20], None, None, **SPACE, overwrite=True)
+    damage(folder)
+    with pytest.raises(InputError, match="its checksum does not match its content"):  # though another's is sound
+        Ranker(folder, **SPACE)
     shutil.rmtree(folder)
     gallery.build(folder, CODES[:20], None, None, **SPACE)
     damage(folder)
@@ -249,6 +263,12 @@ def test_fault_41_an_id_that_was_removed_is_never_given_out_again(folder):
     assert gallery.append(folder, CODES[:1], np.array([5]), None).ids.tolist() == [5], "an id that is asked for"
     assert gallery.append(folder, CODES[:1], None, None).ids.tolist() == [5, 34]
     assert next_id_of(folder) == 35
+
+
+def test_fault_41_nor_is_one_of_a_version_that_was_taken_back(folder):
+    gallery.rollback(folder)
+    gallery.remove(folder, np.array([3]))  # sweeps the version that gave out 20 to 29
+    assert gallery.append(folder, CODES[:1], None, None).ids.tolist()[-2:] == [19, 30]
 
 
 def test_fault_45_a_model_is_not_loaded_beside_the_manifest_of_another(tmp_path):

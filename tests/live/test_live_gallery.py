@@ -32,7 +32,7 @@ def wait_for_version(client, version, seconds=10.0):
         time.sleep(0.02)
 
 
-def test_a_swap_under_load_loses_no_request_and_mixes_no_versions(world, server, client):
+def test_fault_15_a_swap_under_load_loses_no_request_and_mixes_no_versions(world, server, client):
     counts = {gallery.current_version(world.gallery): 100}
     answers, errors, stop = [], [], threading.Event()
 
@@ -79,7 +79,7 @@ def failed_swaps(server):
     return float(value)
 
 
-def test_a_broken_new_version_is_counted_and_the_old_one_serves(world, server, client):
+def test_fault_16_a_broken_new_version_is_counted_and_the_old_one_serves(world, server, client):
     version = world.publish(120)
     wait_for_version(client, version)
     before = failed_swaps(server)

@@ -1,4 +1,4 @@
-"""``dmsh-serve gallery``: build, append, remove, compact, merge, verify, info, export."""
+"""``dmsh-serve gallery``: build, append, remove, compact, rollback, merge, verify, info, export."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -141,6 +141,14 @@ def compact(folder: GalleryArgument, json: JsonOption = None) -> None:
     from dmsh_serving import gallery
 
     _report("Gallery compacted", folder, gallery.compact(folder), json)
+
+
+@command(gallery_app, "dmsh-serve gallery rollback build/gallery")
+def rollback(folder: GalleryArgument, json: JsonOption = None) -> None:
+    """Serve the newest sound version before the current one: after damage, or to take a change back."""
+    from dmsh_serving import gallery
+
+    _report("Gallery rolled back", folder, gallery.rollback(folder), json)
 
 
 @command(gallery_app, "dmsh-serve gallery merge build/gallery build/other --out build/merged --renumber")

@@ -33,6 +33,24 @@ from dmsh_serving.gallery.part_file import (
 )
 from dmsh_serving.gallery.snapshot import Snapshot, chained
 
+__all__ = [
+    "CURRENT",
+    "LOCK",
+    "MAX_PARTS",
+    "OtherModelError",
+    "check_model",
+    "current_version",
+    "leftover_paths",
+    "named_version",
+    "next_id_of",
+    "open_current",
+    "open_version",
+    "part_path",
+    "part_paths",
+    "publish",
+    "writing",
+]
+
 CURRENT: Final = "CURRENT"
 LOCK: Final = ".lock"
 MAX_PARTS: Final = 64  # far above what writers make of any number of codes: each part is half the one below or less

@@ -18,6 +18,8 @@ from dmsh_serving.gallery.part import Ids, Mask, Part, PartName, ascending_ids
 from dmsh_serving.hamming import search
 from dmsh_serving.hamming.inputs import checked_radius
 
+__all__ = ["Contents", "SearchResult", "Snapshot", "chained", "distinct_codes"]
+
 _FEW: Final = 1 / 64  # of the codes: gathering fewer than these costs less than looking at a mask of all
 
 

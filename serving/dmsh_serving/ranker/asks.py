@@ -20,6 +20,8 @@ from dmsh_serving.gallery.snapshot import SearchResult, Snapshot
 from dmsh_serving.hamming.inputs import checked_radius
 from dmsh_serving.ranker.rerank import asymmetric_order
 
+__all__ = ["Ask", "Ranked", "rank"]
+
 _Key = tuple[int, bytes | None]  # how large k is, and the filter
 _Rows = tuple[int, npt.NDArray[np.int64]]  # place of an ask, and which of its queries
 

@@ -13,6 +13,8 @@ from dmsh_serving.gallery.snapshot import Snapshot
 from dmsh_serving.ranker.follower import RankerEvents
 from dmsh_serving.triton.services import Answer, Arrays, Settings
 
+__all__ = ["RankerMetrics", "respond", "settings_from"]
+
 
 def settings_from(args: dict[str, str]) -> Settings:
     """Read what Triton hands to a model's ``initialize``; from here on its log goes to the server's."""

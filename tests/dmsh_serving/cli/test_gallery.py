@@ -10,7 +10,7 @@ from dmsh_serving import console
 from dmsh_serving.cli import gallery_contents  # noqa: F401  # its commands join gallery_app
 from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
-from dmsh_serving.encoder import runtime as encoder
+from dmsh_serving.encoder import codes_of_images as encoding
 from dmsh_serving.gallery.folder import open_current
 
 F = "f" * 64
@@ -19,6 +19,7 @@ F = "f" * 64
 @dataclass
 class FakeEncoded:
     code: np.ndarray
+    logits: np.ndarray
 
 
 class FakeEncoder:
@@ -37,7 +38,7 @@ class FakeEncoder:
 
     def infer(self, images):
         assert len(images) <= 3
-        return FakeEncoded(images[:, 0, 0, :2].copy())
+        return FakeEncoded(images[:, 0, 0, :2].copy(), np.zeros((len(images), 16), np.float32))
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoder, "OnnxEncoder", FakeEncoder)
+    monkeypatch.setattr(encoding, "OnnxEncoder", FakeEncoder)
     folder = tmp_path / "images"
     folder.mkdir()
     for value in range(7):

@@ -150,7 +150,7 @@ def test_remove_drops_exactly_the_ids_asked_for(folder):
     assert 101 in open_current(folder).ids
 
 
-def test_duplicate_ids_are_refused_when_built_and_when_appended(folder, tmp_path):
+def test_fault_19_duplicate_ids_are_refused_when_built_and_when_appended(folder, tmp_path):
     with pytest.raises(InputError, match="id 5 given more than once"):
         build(tmp_path / "new", random_codes(3), np.array([5, 1, 5]), None, bits=16, fingerprint=F)
     assert not (tmp_path / "new").exists()
@@ -192,7 +192,7 @@ def test_keys_are_given_to_all_codes_or_to_none(folder):
         append(folder, random_codes(1), None, None)
 
 
-def test_another_fingerprint_or_bit_count_is_refused_and_both_are_named(folder):
+def test_fault_13_another_fingerprint_or_bit_count_is_refused_and_both_are_named(folder):
     other = "0" * 64
     with pytest.raises(InputError, match=rf"16 bits, not 64.*{F}, not {other}"):
         open_current(folder, fingerprint=other, bits=64)
@@ -200,7 +200,7 @@ def test_another_fingerprint_or_bit_count_is_refused_and_both_are_named(folder):
         append(folder, random_codes(1), None, ["x"], fingerprint=other)
 
 
-def test_a_flipped_bit_is_refused_wherever_it_is(folder):
+def test_fault_11_a_flipped_bit_is_refused_wherever_it_is(folder):
     whole = snapshot_path(folder).read_bytes()
     header_end = 8 + int.from_bytes(whole[:8], "little")
     for position in [*range(0, header_end, 7), *range(header_end, len(whole), 13), len(whole) - 1]:
@@ -213,7 +213,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(folder):
     assert open_current(folder).count == 40
 
 
-def test_a_flipped_code_bit_is_refused_by_its_checksum(folder):
+def test_fault_11_a_flipped_code_bit_is_refused_by_its_checksum(folder):
     def flip(data):
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
@@ -225,7 +225,7 @@ def test_a_flipped_code_bit_is_refused_by_its_checksum(folder):
         open_current(folder)
 
 
-def test_a_file_cut_anywhere_is_refused(folder):
+def test_fault_10_a_file_cut_anywhere_is_refused(folder):
     whole = snapshot_path(folder).read_bytes()
     for length in [*range(0, 40), *range(40, len(whole), 17), len(whole) - 1]:
         damaged(folder, lambda _, length=length: whole[:length])
@@ -239,7 +239,7 @@ def test_a_file_cut_anywhere_is_refused(folder):
 @pytest.mark.parametrize(
     "data", [b"", b"GIF89a" + bytes(100), b"\xff" * 200, (2).to_bytes(8, "little") + b"{}", bytes(64)]
 )
-def test_a_foreign_file_is_refused(folder, data):
+def test_fault_10_a_foreign_file_is_refused(folder, data):
     damaged(folder, lambda _: data)
     with pytest.raises(InputError, match="cannot be used as a gallery"):
         open_current(folder)
@@ -285,7 +285,7 @@ def set_entry(name, **values):
         lambda header: header.update(more={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
     ],
 )
-def test_sizes_that_overflow_or_disagree_are_refused_before_allocation(folder, change):
+def test_fault_12_sizes_that_overflow_or_disagree_are_refused_before_allocation(folder, change):
     damaged(folder, with_header(change))
     with pytest.raises(InputError):
         open_current(folder)
@@ -336,7 +336,7 @@ def test_a_pointer_to_a_missing_snapshot_is_refused(folder):
         open_current(folder)
 
 
-def test_a_mapped_snapshot_outlives_the_versions_that_replace_it(folder):
+def test_fault_14_a_mapped_snapshot_outlives_the_versions_that_replace_it(folder):
     reader = open_current(folder)
     digest = hashlib.sha256(reader.codes.tobytes()).hexdigest()
     assert snapshot_path(folder).stat().st_mode & 0o222 == 0  # no ordinary program can write into it
@@ -372,7 +372,7 @@ def test_a_rebuilt_gallery_never_repeats_a_version_with_other_content(tmp_path):
     assert first.version != second.version
 
 
-def test_of_two_writers_the_second_gets_a_clear_error_at_once(folder):
+def test_fault_17_of_two_writers_the_second_gets_a_clear_error_at_once(folder):
     with (folder / ".lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for write in (
@@ -385,7 +385,7 @@ def test_of_two_writers_the_second_gets_a_clear_error_at_once(folder):
     append(folder, random_codes(1), None, ["x"])
 
 
-def test_writers_that_race_lose_nothing(folder):
+def test_fault_17_writers_that_race_lose_nothing(folder):
     """Several processes append until each has succeeded; every code must be there at the end."""
     code = (
         "import sys, time; import numpy as np\n"
@@ -434,7 +434,7 @@ gallery.build(folder, np.zeros((1000, 2), np.uint8), None, None, bits=16, finger
 
 
 @pytest.mark.parametrize("moment", ["half a snapshot", "before the rename", "before the pointer", "half a pointer"])
-def test_a_writer_killed_at_any_moment_leaves_the_old_version_serving(folder, moment):
+def test_fault_18_a_writer_killed_at_any_moment_leaves_the_old_version_serving(folder, moment):
     version = current_version(folder)
     before = {path.name for path in folder.iterdir()}
     done = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(folder), moment], capture_output=True)
@@ -448,7 +448,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_version_serving(folder, mo
     assert open_current(folder).count == 41
 
 
-def test_a_writer_killed_at_a_random_moment_leaves_a_whole_gallery(tmp_path):
+def test_fault_18_a_writer_killed_at_a_random_moment_leaves_a_whole_gallery(tmp_path):
     code = (
         "import sys; import numpy as np\n"
         "from pathlib import Path\n"
@@ -471,7 +471,7 @@ def test_a_writer_killed_at_a_random_moment_leaves_a_whole_gallery(tmp_path):
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_a_full_disk_leaves_the_old_version_and_no_leftovers(folder, monkeypatch):
+def test_fault_18_a_full_disk_leaves_the_old_version_and_no_leftovers(folder, monkeypatch):
     version, before = current_version(folder), sorted(folder.iterdir())
 
     def full(*_):

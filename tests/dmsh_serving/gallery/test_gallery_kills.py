@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 SECONDS = float(os.environ.get("DMSH_KILL_SECONDS", "20"))
 
 
-def test_a_writer_killed_at_random_moments_loses_nothing_that_it_acknowledged(tmp_path, record_property):
+def test_fault_18_a_writer_killed_at_random_moments_loses_nothing_that_it_acknowledged(tmp_path, record_property):
     program = ROOT / "tests" / "helpers" / "killed_writer.py"
     seed = int.from_bytes(os.urandom(4))
     line = [sys.executable, program, tmp_path / "gallery", str(SECONDS), str(int(15 * SECONDS)), str(seed)]

@@ -249,7 +249,7 @@ def test_a_new_version_is_swapped_in(ranker, folder):
 
 
 @pytest.mark.parametrize("breakage", ["flipped bit", "other fingerprint", "pointer", "no pointer", "cut short"])
-def test_a_broken_new_version_is_counted_once_and_the_old_one_serves(folder, breakage, caplog):
+def test_fault_16_a_broken_new_version_is_counted_once_and_the_old_one_serves(folder, breakage, caplog):
     events = Noted()
     with Ranker(folder, **SPACE, poll_seconds=0.01, events=events) as ranker:
         serving = ranker.version
