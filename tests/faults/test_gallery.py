@@ -16,6 +16,7 @@ from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import sha256_of_file
 from dmsh_serving.gallery.folder import next_id_of, part_path
+from dmsh_serving.gallery.sync import sync
 from dmsh_serving.hamming.oracle import search_oracle
 from dmsh_serving.ranker import follower
 from dmsh_serving.ranker.asks import Ask, rank
@@ -90,8 +91,14 @@ def test_fault_32_an_image_whose_logits_are_nan_gets_no_code(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "images" / name)
     with pytest.raises(InputError, match=r"model\.onnx gives NaN or Inf for white\.png: no code can be made of it"):
         codes_of_images(model, tmp_path / "images", 8)
-    (tmp_path / "images" / "white.png").unlink()
+    white = tmp_path / "images" / "white.png"
+    white.unlink()
     np.testing.assert_array_equal(codes_of_images(model, tmp_path / "images", 8).codes, CODES[:2])
+    gallery.build(tmp_path / "gallery", CODES[:1], None, ["a.png"], **SPACE)
+    Image.fromarray(tiny_model.WHITE[0]).save(white)
+    with pytest.raises(InputError, match=r"gives NaN or Inf for white\.png"):
+        sync(tmp_path / "gallery", tmp_path / "images", model, 8)
+    assert gallery.open_current(tmp_path / "gallery").count == 1
 
 
 @pytest.mark.parametrize("reranked", [False, True])

@@ -8,9 +8,9 @@ import numpy as np
 from dmsh_serving.codes import Codes
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
-from dmsh_serving.images.read import Progress, iter_image_batches
+from dmsh_serving.images.read import ImageSet, Progress, iter_image_batches
 
-__all__ = ["EncodedImages", "codes_of_images"]
+__all__ = ["EncodedImages", "codes_of_images", "codes_of_set"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +51,19 @@ def codes_of_images(
             bad += part.bad
             names += part.names
             if len(part.images):
-                encoded = encoder.infer(part.images)
-                finite = np.isfinite(encoded.logits).all(axis=1)
-                if not finite.all():
-                    name = part.names[int(finite.argmin())]
-                    raise InputError(f"{model} gives NaN or Inf for {name}: no code can be made of it")
-                codes.append(encoded.code)
+                codes.append(codes_of_set(encoder, part))
         return EncodedImages(np.concatenate(codes), names, tuple(bad), encoder.bits, encoder.fingerprint)
+
+
+def codes_of_set(encoder: OnnxEncoder, images: ImageSet) -> Codes:
+    """Return the codes (N, ceil(bits/8)) uint8 of N images.
+
+    Raises:
+        InputError: the model gives NaN or Inf for an image; the image is named.
+    """
+    encoded = encoder.infer(images.images)
+    finite = np.isfinite(encoded.logits).all(axis=1)
+    if not finite.all():
+        name = images.names[int(finite.argmin())]
+        raise InputError(f"{encoder.path} gives NaN or Inf for {name}: no code can be made of it")
+    return encoded.code

@@ -16,6 +16,7 @@ import numpy as np
 
 from dmsh_serving.codes import Codes
 from dmsh_serving.cpu import available_cpus
+from dmsh_serving.encoder.codes_of_images import codes_of_set
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import write_atomically
@@ -95,7 +96,7 @@ def sync(
         ):
             bad += part.bad
             if len(part.images):
-                codes |= dict(zip(part.names, _rows(encoder.infer(part.images).code), strict=True))
+                codes |= dict(zip(part.names, _rows(codes_of_set(encoder, part)), strict=True))
         fingerprint = encoder.fingerprint
     unreadable = set(unknown) - set(codes)
     added = [name for name in codes if name not in held]
