@@ -72,6 +72,10 @@ class Answer:
     gallery_version: npt.NDArray[np.object_]
     code: npt.NDArray[np.uint8]
 
+    def of(self, query: int) -> "Answer":
+        """Return the answer of one query alone, N = 1."""
+        return Answer(**{name: values[query : query + 1] for name, values in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class CodeSpace:

@@ -49,6 +49,7 @@ def repository(
     max_wait: Annotated[
         int | None, typer.Option(min=1, help="Drop a request that has waited this many seconds.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the repository at --out.")] = False,
     json: JsonOption = None,
 ) -> None:
     """Write the Triton model repository that serves MODEL and ranks against the gallery."""
@@ -60,6 +61,8 @@ def repository(
         raise InputError("--accelerate is for --encoder onnxruntime: Triton's own ONNX Runtime has that provider")
     if engine_cache is not None and not accelerate:
         raise InputError("--engine-cache keeps what --accelerate compiles: give both, or neither")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists already: write elsewhere, or replace it with --overwrite")
     _check_manifest(model)
     match encoder:
         case EncoderName.PYTHON:
@@ -69,12 +72,25 @@ def repository(
         case EncoderName.TENSORRT:
             spec = _tensorrt_spec(model, plan or [], gallery, max_batch)
     spec = replace(spec, max_queue=max_queue, max_wait_seconds=max_wait)
+    has_gallery = _check_gallery(gallery, spec)
     write_repository(out, spec)
     console().print(f"wrote {out}: start it with dmsh-serve start --repository {out}")
+    if not has_gallery:
+        console().print(f"{gallery} holds no gallery yet: make it with dmsh-serve gallery build before the start")
     if encoder is not EncoderName.PYTHON:
         console().print(f"it needs a Triton with the {encoder.value} backend, such as NVIDIA's container")
     result = {"out": str(out), "fingerprint": spec.fingerprint, "bits": spec.bits, "gallery": str(gallery)}
     write_json(json, {**result, "encoder": encoder.value, "max_batch": spec.max_batch})
+
+
+def _check_gallery(folder: Path, spec: "RepositorySpec") -> bool:
+    """Say whether there is a gallery; refuse one whose codes the encoder's cannot be compared with."""
+    from dmsh_serving import gallery
+
+    if not (folder / gallery.CURRENT).exists():
+        return False
+    gallery.open_current(folder, bits=spec.bits, fingerprint=spec.fingerprint)
+    return True
 
 
 def _check_manifest(model: Path) -> None:

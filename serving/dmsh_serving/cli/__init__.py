@@ -9,9 +9,10 @@ from dmsh_serving import console
 from dmsh_serving.cli import gallery_contents  # noqa: F401  # its commands join gallery_app
 from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
+from dmsh_serving.cli.query import query
 from dmsh_serving.cli.web import IMAGES_HELP, METADATA_HELP, check_page_options, page_beside, web
 from dmsh_serving.commands import command
-from dmsh_serving.contract import DEFAULT_GRPC_PORT, DEFAULT_K, PAD_ID
+from dmsh_serving.contract import DEFAULT_GRPC_PORT
 
 app = console.make_app("Serve an exact image search with Triton, and ask it.", "dmsh-serve")
 app.add_typer(gallery_app, name="gallery")
@@ -76,48 +77,11 @@ def start(
             say("stopping Triton: requests in flight are answered first")
 
 
-@command(app, "dmsh-serve query photos/red/photos-00.png -k 3")
-def query(
-    files: Annotated[list[Path], typer.Argument(help="Image files.")],
-    url: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = f"127.0.0.1:{DEFAULT_GRPC_PORT}",
-    k: Annotated[int, typer.Option("-k", help="Number of nearest images.")] = DEFAULT_K,
-    radius: Annotated[int | None, typer.Option(help="Only images at most this many bits away.")] = None,
-    rerank: Annotated[
-        str | None, typer.Option(help="Order images at equal distance by the query's logits: asymmetric.")
-    ] = None,
-    allow: Annotated[Path | None, typer.Option(help="Only images with these ids: an .npy file, integers [M].")] = None,
-    json: console.JsonOption = None,
-) -> None:
-    """Find the nearest gallery images of image files, with a running Triton."""
-    from dmsh_serving.client import SearchClient
-    from dmsh_serving.errors import InputError
-
-    absent = [str(file) for file in files if not file.is_file()]
-    if absent:
-        raise InputError(f"{', '.join(absent)}: no such file")
-    allowed = None
-    if allow is not None:
-        from dmsh_serving.gallery.tables import read_ids
-
-        allowed = read_ids(allow)
-    with SearchClient(url) as client:
-        answer = client.search_files(files, k, radius=radius, allowed=allowed, rerank=rerank)
-    results = []
-    for row, file in enumerate(files):
-        found = int((answer.ids[row] != PAD_ID).sum())
-        nearest = [
-            {"id": int(number), "distance": int(distance), "key": key}
-            for number, distance, key in zip(
-                answer.ids[row, :found], answer.distances[row, :found], answer.keys[row, :found], strict=True
-            )
-        ]
-        results.append({"file": str(file), "gallery_version": answer.gallery_version[row], "nearest": nearest})
-        console.print_table(
-            f"{file}  (gallery {answer.gallery_version[row]})",
-            ["key", "id", "distance"],
-            [[str(image["key"]), str(image["id"]), str(image["distance"])] for image in nearest],
-        )
-    console.write_json(json, {"url": url, "k": k, "radius": radius, "rerank": rerank, "results": results})
+command(
+    app,
+    "dmsh-serve query photos/red/photos-00.png -k 3",
+    "dmsh-serve query more -k 5 --images photos --sheet build/neighbours.html",
+)(query)
 
 
 def main() -> None:

@@ -82,6 +82,24 @@ def test_a_repository_is_written_from_the_file_alone(model, tmp_path):
     assert (tmp_path / "repository/dmsh_encoder/1/model.onnx").read_bytes() == model.read_bytes()
 
 
+def test_a_repository_is_replaced_only_if_told_to(model, tmp_path):
+    write = ("repository", model, "--gallery", tmp_path / "gallery", "--out", tmp_path / "repository")
+    assert "holds no gallery yet" in dmsh_export(*write).stdout
+    done = dmsh_export(*write)
+    assert (done.returncode, "exists already" in done.stderr) == (2, True)
+    assert dmsh_export(*write, "--overwrite").returncode == 0
+
+
+def test_a_repository_with_a_gallery_of_another_model_is_refused_before_it_is_written(model, tmp_path):
+    from dmsh_serving import gallery
+
+    gallery.build(tmp_path / "g", np.zeros((1, 8), np.uint8), None, None, bits=64, fingerprint="ab" * 32)
+    done = dmsh_export("repository", model, "--gallery", tmp_path / "g", "--out", tmp_path / "repository")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "belongs to another model" in done.stderr
+    assert not (tmp_path / "repository").exists()
+
+
 def test_an_export_into_its_own_checkpoint_is_refused(tmp_path, images):
     shutil.copytree(DEMO_CHECKPOINT, tmp_path / "checkpoint")
     weights = tmp_path / "checkpoint" / "model.safetensors"

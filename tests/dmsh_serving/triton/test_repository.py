@@ -382,7 +382,9 @@ def test_the_command_notes_a_plan_of_which_no_gpu_has_proven_the_codes(spec, tmp
     for proven in (False, True):
         plan = write_plan(tmp_path / "model.plan", proven=proven)
         command = ["repository", str(spec.model), "--encoder", "tensorrt", "--plan", str(plan)]
-        done = CliRunner().invoke(app, [*command, "--gallery", str(tmp_path / "g"), "--out", str(tmp_path / "r")])
+        done = CliRunner().invoke(
+            app, [*command, "--gallery", str(tmp_path / "g"), "--out", str(tmp_path / f"r{proven}")]
+        )
         assert done.exit_code == 0, done.output
         assert ("no run on a GPU has proven its codes yet" in done.output) != proven
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numba
+import numpy as np
 
 __all__ = ["compiled", "entry"]
 
@@ -22,7 +23,10 @@ _SOURCES: Final = (
     *sorted(Path(__file__).parent.glob("*.py")),
     Path(__file__).parents[2] / "contract.py",
 )
-_SOURCE_HASH: Final = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
+# What is cached holds pickled types of numpy, and numpy 1 cannot read those of numpy 2: both may share a checkout.
+_SOURCE_HASH: Final = hashlib.sha256(
+    b"".join([*(path.read_bytes() for path in _SOURCES), np.__version__.encode()])
+).hexdigest()[:16]
 
 _entries: list[Any] = []  # kept for ever: callers know a function by its address alone
 

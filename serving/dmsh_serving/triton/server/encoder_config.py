@@ -1,20 +1,21 @@
-"""What a start of Triton must know of the encoder, read from its ``config.pbtxt``.
+"""What a start of Triton must know of the models, read from their ``config.pbtxt``.
 
-Two fields are searched for as text, because the launcher must run without Triton's protobuf messages.
+A few fields are searched for as text, because the launcher must run without Triton's protobuf messages.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmsh_serving.contract import ENCODER_MODEL, VERSION_COMPATIBLE
+from dmsh_serving.contract import ENCODER_MODEL, RANKER_MODEL, VERSION_COMPATIBLE
 
-__all__ = ["EncoderConfig", "read_encoder_config"]
+__all__ = ["EncoderConfig", "ranked_gallery", "read_encoder_config"]
 
 _BACKEND = re.compile(r'^\s*(?:backend|platform)\s*:\s*"([^"]*)"', re.MULTILINE)
 _VERSION_COMPATIBLE = re.compile(
     rf'^[^#\n]*key\s*:\s*"{VERSION_COMPATIBLE}"[^#"]*string_value\s*:\s*"true"', re.MULTILINE
 )
+_GALLERY = re.compile(r'^[^#\n]*key\s*:\s*"gallery"[^#"]*string_value\s*:\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,13 @@ def read_encoder_config(repository: Path) -> EncoderConfig:
     text = path.read_text(errors="replace") if path.is_file() else ""
     backend = _BACKEND.search(text)
     return EncoderConfig(backend.group(1) if backend else "", _VERSION_COMPATIBLE.search(text) is not None)
+
+
+def ranked_gallery(repository: Path) -> str | None:
+    """Return the gallery's folder as seen from the ranker's folder, or None if no configuration names one."""
+    path = repository / RANKER_MODEL / "config.pbtxt"
+    found = _GALLERY.search(path.read_text(errors="replace")) if path.is_file() else None
+    try:  # bytes of UTF-8, some of them escaped as in C
+        return None if found is None else found.group(1).encode().decode("unicode_escape").encode("latin-1").decode()
+    except UnicodeError:  # written by hand: Triton itself will say what it makes of it
+        return None

@@ -26,7 +26,7 @@ from dmsh_serving.errors import DmshError, MissingError
 from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.server import preflight, shared_memory
 from dmsh_serving.triton.server.encoder_config import read_encoder_config
-from dmsh_serving.triton.server.log import error_from_log
+from dmsh_serving.triton.server.log import error_from_log, news_of_galleries
 from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
 
 __all__ = ["LOOPBACK", "TritonServer", "free_ports"]
@@ -53,7 +53,8 @@ _log = logging.getLogger(__name__)
 class TritonServer:
     """One server: ``with TritonServer(repository) as server: SearchClient(server.url)``.
 
-    Ports left None are free ones. ``on_event`` is given a line when the watch acts.
+    Ports left None are free ones. ``on_event`` is given a line when the watch acts, and when the server swaps a gallery
+    or refuses one.
 
     Attributes:
         url: host:port of gRPC.
@@ -97,6 +98,7 @@ class TritonServer:
         self._control_key = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: frozenset[int] = frozenset()
+        self._log_read = 0  # bytes of the log whose news were passed on
 
     def __enter__(self) -> "TritonServer":
         self.start()
@@ -274,6 +276,7 @@ class TritonServer:
         restarted_at: list[float] = []
         failed: DmshError | None = None  # the last start, if it failed
         while not self._stopping.wait(WATCH_SECONDS):
+            self._pass_news_on()
             lost = self._what_is_lost()
             if lost is None:
                 continue
@@ -299,6 +302,16 @@ class TritonServer:
             failed = None
             self.restarts += 1
             self._on_event(f"{lost}: Triton was started again in {time.monotonic() - began:.1f} s")
+
+    def _pass_news_on(self) -> None:
+        """Say what the log says about galleries: who changes one wants to know whether it serves."""
+        with self.log_file.open("rb") as log:
+            log.seek(self._log_read)
+            new = log.read()
+        whole = new.rfind(b"\n") + 1
+        self._log_read += whole
+        for line in news_of_galleries(new[:whole].decode(errors="replace")):
+            self._on_event(line)
 
     def _what_is_lost(self) -> str | None:
         process = self._process

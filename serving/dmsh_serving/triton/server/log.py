@@ -5,7 +5,9 @@ from pathlib import Path
 
 from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
 
-__all__ = ["error_from_log"]
+__all__ = ["error_from_log", "news_of_galleries"]
+
+_NEWS = re.compile(r"^gallery .*(?:goes on serving|serves in its place|now serves version).*$", re.MULTILINE)
 
 
 def error_from_log(text: str, log_file: Path) -> DmshError:
@@ -22,3 +24,8 @@ def error_from_log(text: str, log_file: Path) -> DmshError:
     errors: list[str] = re.findall(r"^(?:E\d{4} \S+ \d+ \S+\] |error: )(.*)$", text, flags=re.MULTILINE)
     lines = errors or [line for line in text.splitlines() if line.strip()] or ["its log is empty"]
     return MissingError(f"Triton did not start: {lines[-1].strip()[:400]} (log: {log_file})")
+
+
+def news_of_galleries(text: str) -> list[str]:
+    """Return the lines in which the ranker says that it serves another version of a gallery, or refuses one."""
+    return _NEWS.findall(text)

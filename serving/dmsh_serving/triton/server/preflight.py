@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from dmsh_serving.contract import ENCODER_MODEL, MODEL_FILE
+from dmsh_serving.contract import ENCODER_MODEL, MODEL_FILE, RANKER_MODEL
 from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.triton.server.encoder_config import read_encoder_config
+from dmsh_serving.triton.server.encoder_config import ranked_gallery, read_encoder_config
 from dmsh_serving.triton.server.home import TritonHome
 from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
 
@@ -33,7 +33,7 @@ def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int
 
 
 def check_repository(repository: Path) -> None:
-    """Refuse a folder that is not a model repository, or one whose encoder has no model."""
+    """Refuse a folder that is not a model repository, or one without its model or its gallery."""
     if not repository.is_dir():
         raise InputError(f"{repository} is not a folder: make a model repository with dmsh-export repository")
     if not any(repository.glob("*/config.pbtxt")):
@@ -41,6 +41,14 @@ def check_repository(repository: Path) -> None:
     version = repository / ENCODER_MODEL / "1"
     if (version / "model.py").exists() and not (version / MODEL_FILE).exists():
         raise InputError(f"{version / MODEL_FILE} is not there: put the exported model in with dmsh-export repository")
+    ranker = repository / RANKER_MODEL
+    gallery = ranked_gallery(repository)
+    if gallery is not None and not (ranker / gallery).resolve().is_dir():
+        raise InputError(
+            f"{(ranker / gallery).resolve()} is not there, the gallery that {repository} names: build it, or, if one "
+            f"of the two was moved, write the repository again with dmsh-export repository MODEL --gallery GALLERY "
+            f"--out {repository} --overwrite"
+        )
 
 
 def check_ports(host: str, ports: Mapping[str, int]) -> None:

@@ -101,3 +101,15 @@ def test_a_repository_without_its_model_is_refused(tmp_path):
     write_repository(tmp_path / "repository", spec)
     with pytest.raises(InputError, match=r"dmsh_encoder/1/model\.onnx is not there"):
         preflight.check_repository(tmp_path / "repository")
+
+
+def test_a_repository_that_was_moved_without_its_gallery_is_refused_with_what_to_do(tmp_path):
+    model = tiny_model.write(tmp_path / "model.onnx")
+    (tmp_path / "glänzend").mkdir()
+    spec = RepositorySpec(tmp_path / "glänzend", tiny_model.BITS, tiny_model.SIZE, tiny_model.FINGERPRINT, model=model)
+    write_repository(tmp_path / "repository", spec)
+    preflight.check_repository(tmp_path / "repository")
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "repository").rename(tmp_path / "elsewhere" / "repository")
+    with pytest.raises(InputError, match=r"elsewhere/glänzend is not there.*if one of the two was moved, write"):
+        preflight.check_repository(moved)
