@@ -63,7 +63,8 @@ def _print(quantised: "Quantised") -> None:
         ["padding", "the mean (a layer in front)" if quantised.centred else "grey, the value 128"],
         ["scales cover", chosen.policy],
         ["equalisation", f"{chosen.equalisation:g}"],
-        ["bias correction", "yes" if chosen.bias_correction else "no"],
+        ["weights rounded", "together, biases corrected" if chosen.corrected else "each to the nearest"],
+        ["head fitted to the integer trunk", _refit(quantised)],
         ["held-out images", f"{codes.images:,}"],
         ["equal bits", f"{codes.equal_bits_share:.3%} of {codes.bits_compared:,}"],
         ["logits, signal to noise", f"{codes.logits_signal_to_noise_db:.1f} dB"],
@@ -71,3 +72,10 @@ def _print(quantised: "Quantised") -> None:
     if codes.float_map is not None and codes.integer_map is not None:
         rows += [["mAP, float", f"{codes.float_map:.4f}"], ["mAP, integer", f"{codes.integer_map:.4f}"]]
     print_table("Codes, integer against float", ["", "value"], rows)
+
+
+def _refit(quantised: "Quantised") -> str:
+    refit = quantised.refit
+    if refit.strength is None:
+        return "left as it was: no fit came closer"
+    return f"{refit.before_db:.1f} -> {refit.after_db:.1f} dB, by {refit.images:,} images"

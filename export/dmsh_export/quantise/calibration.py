@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dmsh_export.quantise.float_graph import FloatGraph, outputs
+from dmsh_export.quantise.float_graph import Affine, FloatGraph, outputs
+from dmsh_export.quantise.rounding import InputMoments
 from dmsh_model.integer.layers import HIGHEST
 from dmsh_serving.errors import InputError
 
@@ -114,11 +115,19 @@ def _in_memory_order(values: Tensor) -> Tensor:
 
 
 class Calibration:
-    """The statistics of every layer's output."""
+    """The statistics of every layer's output, and the moments of what every weighted layer takes in."""
 
     def __init__(self, graph: FloatGraph) -> None:
         self.graph = graph
         self.tensors = tuple(TensorStatistics(shape[0]) for shape in graph.shapes)
+        self.moments = {
+            index: InputMoments(layer.operation)
+            for index, layer in enumerate(graph.layers)
+            if isinstance(layer.operation, Affine)
+        }
+        self._weighted_users = [
+            [user for user in graph.users(index) if user in self.moments] for index in range(len(graph.layers))
+        ]
 
     def add(self, images: npt.NDArray[np.uint8]) -> None:
         """Run a batch (N, H, W, 3) uint8 through the float graph and add the output of every layer.
@@ -131,3 +140,5 @@ class Calibration:
                 self.tensors[index].add(value)
             except InputError as error:
                 raise InputError(f"layer {self.graph.layers[index].name} of the float network: {error}") from error
+            for user in self._weighted_users[index]:
+                self.moments[user].add(value)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dmsh_export.quantise.calibration import Calibration
 from dmsh_export.quantise.float_graph import (
     Add,
     Affine,
@@ -43,13 +44,13 @@ class Converted:
 
 
 def integer_from_float(
-    graph: FloatGraph, wanted: tuple[Tensor, ...], input_means: tuple[Tensor, ...] | None = None
+    graph: FloatGraph, wanted: tuple[Tensor, ...], calibration: Calibration | None = None
 ) -> Converted:
     """Round ``graph`` to integers; ``wanted`` is the size of one step of each layer's output, (C,) float64.
 
     Pooling, addition and concatenation tie the step of their output to that of their input; they take the nearest
-    possible one. With ``input_means``, the mean of each layer's output per channel, biases compensate the mean error of
-    rounded weights.
+    possible one. With the ``calibration`` of ``graph``, the weights of an output are rounded together (see
+    :mod:`rounding`) and its bias compensates the mean error that is left; without, each goes to the nearest integer.
 
     Raises:
         InputError: a layer that has no integer form with these scales.
@@ -59,12 +60,10 @@ def integer_from_float(
     ranges: list[tuple[int, int]] = []
     for index, layer in enumerate(graph.layers):
         inputs = [scales[source] for source in layer.inputs]
-        mean = input_means[layer.inputs[0]] if input_means and layer.inputs else None
-        last = index == len(graph.layers) - 1
         built: integer.Layer
         if isinstance(layer.operation, Affine):
-            scale = torch.ones_like(wanted[index]) if last else wanted[index]
-            built = _affine(layer, layer.operation, inputs[0], scale, ranges[layer.inputs[0]], mean, last)
+            scale = torch.ones_like(wanted[index]) if index == len(graph.layers) - 1 else wanted[index]
+            built = _affine(graph, index, inputs[0], scale, ranges[layer.inputs[0]], calibration)
         else:
             built, scale = _fixed(layer, graph, inputs, float(wanted[index].max()))
         layers.append(built)
@@ -73,6 +72,26 @@ def integer_from_float(
         low, high = min(low for low, _ in passed), max(high for _, high in passed)
         ranges.append((getattr(built, "low", low), getattr(built, "high", high)))
     return Converted(IntegerNetwork(tuple(layers)), tuple(scales))
+
+
+def with_layers(
+    graph: FloatGraph, converted: Converted, layers: dict[int, FloatLayer], calibration: Calibration
+) -> Converted:
+    """Return ``converted``, which was made of ``graph``, with other weights and biases in some layers.
+
+    Args:
+        graph: the float graph.
+        converted: its integer network.
+        layers: by index, convolutions and linear layers of the shapes that ``graph`` has there.
+        calibration: of ``graph``.
+    """
+    changed = FloatGraph(tuple(layers.get(index, layer) for index, layer in enumerate(graph.layers)), graph.shapes)
+    built = list(converted.network.layers)
+    for index, layer in layers.items():
+        (source,) = layer.inputs
+        scale, input_range = converted.scales[index], converted.network.ranges[source]
+        built[index] = _affine(changed, index, converted.scales[source], scale, input_range, calibration)
+    return Converted(IntegerNetwork(tuple(built)), converted.scales)
 
 
 def _fixed(layer: FloatLayer, graph: FloatGraph, inputs: list[Tensor], wanted: float) -> tuple[integer.Layer, Tensor]:
@@ -132,25 +151,28 @@ def _clip(layer: FloatLayer, scale: Tensor) -> tuple[int, int]:
 
 
 def _affine(
-    layer: FloatLayer,
-    affine: Affine,
+    graph: FloatGraph,
+    index: int,
     input_scale: Tensor,
     scale: Tensor,
     input_range: tuple[int, int],
-    input_mean: Tensor | None,
-    last: bool,
+    calibration: Calibration | None,
 ) -> integer.Convolution | integer.Linear | integer.Logits:
+    layer, last = graph.layers[index], index == len(graph.layers) - 1
+    affine = layer.operation
+    assert isinstance(affine, Affine)
     # The weights that turn steps of the input into steps of the output.
     weight = _per_input(affine.weight, input_scale, affine.groups) / scale.view(-1, *[1] * (affine.weight.ndim - 1))
     bias = affine.bias / scale
     least, most = (-LARGEST_EXPONENT, LARGEST_EXPONENT) if last else (0, MAX_SHIFT)
     shifts = _shifts(weight, least, most)
     while True:
-        rounded = _rounded(weight, shifts)
-        corrected = bias
-        if input_mean is not None:
+        rounded, corrected = _rounded(weight, shifts), bias
+        if calibration:
+            rounded = calibration.moments[index].rounded(weight * _power(shifts, weight.ndim), input_scale)
             error = rounded * _power(-shifts, weight.ndim) - weight
-            corrected = bias - _per_input(error, input_mean / input_scale, affine.groups).flatten(1).sum(1)
+            mean = calibration.tensors[layer.inputs[0]].mean / input_scale
+            corrected = bias - _per_input(error, mean, affine.groups).flatten(1).sum(1)
         whole = (corrected * 2.0 ** shifts.double()).round()
         # Below 2^24, kernels that accumulate in float32 are exact too. A channel loses at most one bit of its weights.
         over = _peak(rounded, whole, input_range) >= FLOAT32_LIMIT

@@ -16,6 +16,7 @@ from dmsh_export.quantise.cost import CodeCost, LayerCost, code_cost, layer_cost
 from dmsh_export.quantise.float_graph import FloatGraph
 from dmsh_export.quantise.float_graph_from_model import float_graph
 from dmsh_export.quantise.integer_from_float import Converted, integer_from_float
+from dmsh_export.quantise.refit import Refit, refitted
 from dmsh_export.quantise.scales import ScaleOptions, chosen_scales
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
@@ -25,8 +26,8 @@ from dmsh_serving.images.read import ImageSet
 __all__ = [
     "HELD_OUT_EVERY",
     "LOOKED_AT",
-    "MAX_HELD_OUT",
-    "MAX_HELD_OUT_BYTES",
+    "MAX_SAMPLE",
+    "MAX_SAMPLE_BYTES",
     "MIN_IMAGES",
     "Quantised",
     "Trial",
@@ -36,9 +37,10 @@ __all__ = [
 MIN_IMAGES: Final = 40
 LOOKED_AT: Final = 16  # images that measure the cost of grey padding
 HELD_OUT_EVERY: Final = 5  # every fifth image is held out
-MAX_HELD_OUT_BYTES: Final = 1 << 27
-MAX_HELD_OUT: Final = 1000
-_TRIAL_PIXELS = 16 * 224 * 224
+MAX_SAMPLE: Final = 1000
+MAX_SAMPLE_BYTES: Final = 1 << 26
+"""Of the images that are kept: the held-out ones, and as many of the others, which choose the integers."""
+_TRIAL_PIXELS = 16 * 224 * 224  # of the images that every trial computes
 _MEASURED_PER_LAYER = 16  # images
 _EQUALISATIONS = (0.5, 1.0)
 _PADDING_MATTERS_BELOW = 30.0  # dB: above, rounding costs more than padding, and a centring layer gains nothing
@@ -50,7 +52,7 @@ class Trial:
 
     policy: str
     equalisation: float
-    bias_correction: bool
+    corrected: bool
     logits_signal_to_noise_db: float
 
 
@@ -75,6 +77,7 @@ class Quantised:
     centred: bool
     chosen: Trial
     trials: tuple[Trial, ...]
+    refit: Refit
     layers: tuple[LayerCost, ...]
     codes: CodeCost
 
@@ -86,6 +89,7 @@ class Quantised:
             "centred": self.centred,
             "chosen": dataclasses.asdict(self.chosen),
             "trials": [dataclasses.asdict(trial) for trial in self.trials],
+            "refit": dataclasses.asdict(self.refit),
             "layers": [dataclasses.asdict(cost) for cost in self.layers],
             "codes": dataclasses.asdict(self.codes),
         }
@@ -117,21 +121,20 @@ def quantise(
     model.eval()
     if looked_at is None:
         looked_at, batches = first_images(batches, LOOKED_AT)
-    graph = float_graph(model)
+    graph, as_trained = float_graph(model), float_graph(model, centred=True)
     padding = _padding_cost(model, graph, looked_at)
     if padding < _PADDING_MATTERS_BELOW:
-        graph = float_graph(model, centred=True)
+        graph = as_trained
     calibration = Calibration(graph)
     pixels = model.config.image_size**2
-    held_out = Sample(min(MAX_HELD_OUT, MAX_HELD_OUT_BYTES // (3 * pixels)))
-    trial = Sample(max(16, min(256, _TRIAL_PIXELS // pixels)))
+    held_out, used = (Sample(min(MAX_SAMPLE, MAX_SAMPLE_BYTES // (3 * pixels))) for _ in range(2))
     seen = 0
     for batch in batches:
         chosen = (np.arange(seen, seen + len(batch.images)) + 1) % HELD_OUT_EVERY == 0
         seen += len(batch.images)
         names = np.array(batch.names, dtype=object)
         held_out.add(batch.images[chosen], names[chosen])
-        trial.add(batch.images[~chosen], names[~chosen])
+        used.add(batch.images[~chosen], names[~chosen])
         if not chosen.all():
             calibration.add(np.ascontiguousarray(batch.images[~chosen]))
     if seen < MIN_IMAGES:
@@ -140,16 +143,22 @@ def quantise(
             "range of every tensor, and a value beyond it would be clipped; the others judge the result"
         )
     on_stage("choosing scales")
-    converted, best, trials = _best(model, graph, calibration, trial.images())
+    images = used.images()
+    trial = images[: max(16, min(256, _TRIAL_PIXELS // pixels))]  # the sample is in random order
+    converted, best, trials = _best(model, graph, calibration, trial)
+    on_stage("fitting the head to the integer trunk")
+    converted, refit = refitted(graph, converted, calibration, as_trained, images)
+    del used, images, trial  # as large as the sample of held-out images
     integer = IntegerDMSH(model.config, converted.network)
     on_stage("comparing codes on held-out images")
     return Quantised(
         integer,
         seen - seen // HELD_OUT_EVERY,
         padding,
-        any(isinstance(layer.operation, floats.Centre) for layer in graph.layers),
+        graph is as_trained,
         best,
         tuple(trials),
+        refit,
         layer_costs(graph, integer, converted.scales, held_out.images()[:_MEASURED_PER_LAYER]),
         code_cost(model, integer, held_out),
     )
@@ -165,27 +174,26 @@ def _padding_cost(model: DMSH, graph: FloatGraph, images: Images) -> float:
 def _best(
     model: DMSH, graph: FloatGraph, calibration: Calibration, images: Images
 ) -> tuple[Converted, Trial, list[Trial]]:
-    """Try the policies, then equalisation, then bias correction; keep each only if the logits improve."""
+    """Try the policies, then equalisation, then plain rounding; keep what gives the best logits."""
     # Not against the model itself: grey padding would cost more there than scales and biases can change.
     expected = _float_logits(graph, images)
-    means = tuple(tensor.mean for tensor in calibration.tensors)
     found: dict[Trial, Converted] = {}
 
-    def tried(options: ScaleOptions, bias_correction: bool) -> Trial:
+    def tried(options: ScaleOptions, *, corrected: bool = True) -> Trial:
         scales = chosen_scales(calibration, options)
-        converted = integer_from_float(graph, scales, means if bias_correction else None)
+        converted = integer_from_float(graph, scales, calibration if corrected else None)
         ratio = signal_to_noise_db(expected, IntegerDMSH(model.config, converted.network).logits(images))
-        trial = Trial(options.policy, options.equalisation, bias_correction, ratio)
+        trial = Trial(options.policy, options.equalisation, corrected, ratio)
         found[trial] = converted
         return trial
 
     def better(first: Trial, *others: Trial) -> Trial:
         return max((first, *others), key=lambda trial: trial.logits_signal_to_noise_db)
 
-    best = better(*(tried(ScaleOptions(policy, 0), False) for policy in POLICIES))
+    best = better(*(tried(ScaleOptions(policy, 0)) for policy in POLICIES))
     policy = next(policy for policy in POLICIES if policy == best.policy)
-    best = better(best, *(tried(ScaleOptions(policy, share), False) for share in _EQUALISATIONS))
-    best = better(best, tried(ScaleOptions(policy, best.equalisation), True))
+    best = better(best, *(tried(ScaleOptions(policy, share)) for share in _EQUALISATIONS))
+    best = better(best, tried(ScaleOptions(policy, best.equalisation), corrected=False))
     return found[best], best, list(found)
 
 

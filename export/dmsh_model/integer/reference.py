@@ -72,14 +72,12 @@ class IntegerDMSH:
             InputError: wrong dtype or shape.
         """
         check_images(images, self.config.image_size)
-        last = self.network.layers[-1]
-        assert isinstance(last, Logits)  # held by IntegerNetwork
         out = np.empty((len(images), self.config.bits), np.float32)
         # The batch cannot change a logit, so memory alone decides how many images go at once.
         at_once = max(1, min(batch_size, _PIXELS_AT_ONCE // self.config.image_size**2))
         for start in range(0, len(images), at_once):
             accumulators = run(self.network, images[start : start + at_once])
-            out[start : start + at_once] = np.ldexp(accumulators.astype(np.float32), last.exponent.astype(np.int32))
+            out[start : start + at_once] = _logits(self.network, accumulators)
         return out
 
     def codes(self, images: Images, batch_size: int = 64) -> Codes:
@@ -101,6 +99,41 @@ def run(network: IntegerNetwork, images: Images) -> npt.NDArray[np.int64]:
     last = len(network.layers) - 1
     (result,) = [value for index, value in outputs(network, images) if index == last]
     return result.numpy()
+
+
+def head(network: IntegerNetwork) -> list[int]:
+    """Return the indices of the fully connected layers at the end, in order; their input is the pooled features."""
+    found = [len(network.layers) - 1]
+    while isinstance(network.layers[before := sources(network.layers[found[0]])[0]], Linear):
+        found.insert(0, before)
+    return found
+
+
+@torch.inference_mode()
+def features(network: IntegerNetwork, images: Images) -> npt.NDArray[np.int8]:
+    """Images (N, H, W, 3) uint8, N >= 1 -> the pooled features (N, C) int8 that the head takes in."""
+    (source,) = sources(network.layers[head(network)[0]])
+    at_once = max(1, _PIXELS_AT_ONCE // network.image_size**2)
+    parts = []
+    for start in range(0, len(images), at_once):
+        part = outputs(network, images[start : start + at_once])
+        parts.append(next(value for index, value in part if index == source).to(torch.int8).numpy())
+    return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def head_logits(network: IntegerNetwork, pooled: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
+    """Pooled features (N, C) int8 -> logits (N, K) float32, exact: those of the images they are of."""
+    value = torch.from_numpy(pooled)
+    for index in head(network):
+        value = _output(network, index, network.layers[index], [value], None)
+    return _logits(network, value.numpy())
+
+
+def _logits(network: IntegerNetwork, accumulators: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    last = network.layers[-1]
+    assert isinstance(last, Logits)  # held by IntegerNetwork
+    return np.ldexp(accumulators.astype(np.float32), last.exponent.astype(np.int32))
 
 
 @torch.inference_mode()

@@ -54,10 +54,9 @@ def calibration_of(model):
     return calibration
 
 
-def converted(calibration, policy="mse", equalisation=0.0, bias_correction=False):
-    graph = calibration.graph
-    means = tuple(tensor.mean for tensor in calibration.tensors) if bias_correction else None
-    return graph, integer_from_float(graph, chosen_scales(calibration, ScaleOptions(policy, equalisation)), means)
+def converted(calibration, policy="mse", equalisation=0.0, corrected=False):
+    graph, scales = calibration.graph, chosen_scales(calibration, ScaleOptions(policy, equalisation))
+    return graph, integer_from_float(graph, scales, calibration if corrected else None)
 
 
 def signal_to_noise(expected, found):
@@ -145,13 +144,13 @@ def test_every_head_that_is_made_of_relus_has_an_integer_form(fields):
     assert signal_to_noise(model.logits(images), IntegerDMSH(model.config, found.network).logits(images)) > 18
 
 
-@pytest.mark.parametrize(("policy", "equalisation", "bias_correction"), [
+@pytest.mark.parametrize(("policy", "equalisation", "corrected"), [
     ("max", 0, False), ("percentile", 0.5, True), ("mse", 1, True),
 ])  # fmt: skip
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0"])
-def test_every_way_to_choose_the_integers_follows_the_float_network(backbone, policy, equalisation, bias_correction):
+def test_every_way_to_choose_the_integers_follows_the_float_network(backbone, policy, equalisation, corrected):
     model, calibration = calibrated(backbone)
-    _, found = converted(calibration, policy, equalisation, bias_correction)
+    _, found = converted(calibration, policy, equalisation, corrected)
     images = generated_images(6, 48, seed=2)
     assert signal_to_noise(model.logits(images), IntegerDMSH(model.config, found.network).logits(images)) > 15
 
@@ -189,7 +188,7 @@ def test_bias_correction_moves_the_mean_of_a_layer_towards_the_float_networks():
     _, calibration = calibrated("efficientnet_lite0")
     errors = {}
     for corrected in (False, True):
-        graph, found = converted(calibration, bias_correction=corrected)
+        graph, found = converted(calibration, corrected=corrected)
         images = generated_images(12, 48, seed=1)
         for (index, wanted), (_, steps) in zip(
             floats.outputs(graph, images), reference.outputs(found.network, images), strict=True

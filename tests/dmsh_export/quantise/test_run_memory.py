@@ -23,7 +23,7 @@ from dmsh_export.quantise import run as quantise
 from dmsh_export.cli.quantise import quantize
 
 root = Path(sys.argv[1])
-quantise.MAX_HELD_OUT_BYTES = 1 << 20  # filled by the fewer images already
+quantise.MAX_SAMPLE_BYTES = 1 << 20  # filled by the fewer images already
 
 def peak(folder, out):
     # Of numpy's arrays, as images are: a process's own peak may lie in what it compiled or loaded before.

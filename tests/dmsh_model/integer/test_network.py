@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dmsh_model.config import HashConfig
 from dmsh_model.integer.layers import Convolution, GlobalSum, Image, Logits
 from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork, canonical_hash
-from dmsh_model.integer.reference import IntegerDMSH, outputs, run
+from dmsh_model.integer.reference import IntegerDMSH, features, head, head_logits, outputs, run
 from dmsh_serving.errors import InputError
 
 NETWORK = integer_networks.network()
@@ -220,3 +220,11 @@ def test_a_code_is_the_sign_of_the_exact_logits():
     assert np.array_equal(model.codes(images), np.packbits(accumulators > 0, axis=1))
     exponents = model.network.layers[-1].exponent.astype(np.int64)
     assert np.array_equal(model.logits(images).astype(np.float64), accumulators * 2.0**exponents)
+
+
+def test_the_head_gives_the_logits_of_an_image_from_its_pooled_features():
+    model, images = integer_networks.model(), integer_networks.images(5)
+    assert [type(model.network.layers[index]).__name__ for index in head(model.network)] == ["Linear", "Logits"]
+    pooled = features(model.network, images)
+    assert (pooled.dtype, pooled.shape) == (np.int8, (5, 12))
+    assert np.array_equal(head_logits(model.network, pooled), model.logits(images))
