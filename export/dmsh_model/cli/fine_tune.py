@@ -48,6 +48,9 @@ def fine_tune(
     training: Annotated[TrainingOptions, Flags(**SCHEDULE_OPTIONS)] = FINE_TUNING,
     losses: Annotated[LossWeights, Flags(**LOSS_OPTIONS)] = FOLLOW_THE_TEACHER,
     augmentation: AugmentationFlags = FINE_TUNING.augmentation,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Train the trunk too: every epoch then computes every image.")
+    ] = False,
     cache: CacheOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -56,6 +59,7 @@ def fine_tune(
 ) -> None:
     """Fine-tune an integer network in its own arithmetic, so that its codes follow the float network's.
 
+    The head learns, from features that the trunk computes once; with --whole the trunk learns too.
     Weights of losses add what the labels say to what the float network says.
     """
     if started_by_torchrun().count > 1:
@@ -81,6 +85,7 @@ def fine_tune(
             options,
             out,
             weights=losses,
+            whole=whole,
             resume=resume,
             overwrite=overwrite,
             on_epoch=show,

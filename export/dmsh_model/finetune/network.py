@@ -32,6 +32,7 @@ from dmsh_model.integer.layers import (
     sources,
 )
 from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork
+from dmsh_model.integer.reference import head
 from dmsh_serving.errors import InputError
 
 __all__ = ["TrainableIntegerNetwork", "Weighted"]
@@ -46,17 +47,22 @@ Weighted = Convolution | Linear | Logits
 class TrainableIntegerNetwork(nn.Module):
     """Images (N, H, W, 3), whole numbers 0 to 255 of any type -> logits (N, K) float32, those of ``network()``.
 
+    With ``head_only`` the trunk stays as it is, and the input is its pooled features (N, C) in place of images; see
+    :func:`dmsh_model.integer.reference.features`.
+
     Raises:
-        InputError: an accumulator of the network can reach 2^24, beyond which float32 is not exact.
+        InputError: an accumulator that learns can reach 2^24, beyond which float32 is not exact.
     """
 
-    def __init__(self, network: IntegerNetwork) -> None:
+    def __init__(self, network: IntegerNetwork, *, head_only: bool = False) -> None:
         super().__init__()
         self._network = network
+        self._learning = head(network) if head_only else list(range(len(network.layers)))
+        self._head_only = head_only
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()
-        for index, layer in enumerate(network.layers):
-            bounds = network.accumulators[index]
+        for index in self._learning:
+            layer, bounds = network.layers[index], network.accumulators[index]
             if bounds and bounds.peak >= FLOAT32_LIMIT:
                 raise InputError(
                     f"layer {layer.name}: an accumulator could reach {bounds.peak}, training in integers needs less "
@@ -69,6 +75,11 @@ class TrainableIntegerNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits; fractions in ``images`` (from augmentation) are rounded first."""
         layers = self._network.layers
+        if self._head_only:
+            value = images.to(torch.float32)
+            for index in self._learning:
+                value = self._output(index, layers[index], [value])
+            return value
         last_use = {source: index for index, layer in enumerate(layers) for source in sources(layer)}
         values: dict[int, Tensor] = {}
         for index, layer in enumerate(layers):
@@ -120,7 +131,8 @@ class TrainableIntegerNetwork(nn.Module):
     @torch.no_grad()
     def constrain(self) -> None:
         """Bring the masters back to where the integer network is valid: weights in int8, accumulators below 2^24."""
-        for index, layer in enumerate(self._network.layers):
+        for index in self._learning:
+            layer = self._network.layers[index]
             if not isinstance(layer, Weighted):
                 continue
             weight, bias = self.weights[str(index)], self.biases[str(index)]
@@ -139,7 +151,8 @@ class TrainableIntegerNetwork(nn.Module):
     def network(self) -> IntegerNetwork:
         """Return the integer network whose logits the forward pass computes."""
         layers = list(self._network.layers)
-        for index, layer in enumerate(layers):
+        for index in self._learning:
+            layer = layers[index]
             if isinstance(layer, Weighted):
                 weight, bias = self._rounded(index)
                 arrays: dict[str, Any] = {

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,17 +18,19 @@ from dmsh_model import checkpoint
 from dmsh_model.config import LossWeights
 from dmsh_model.data.labelled import LabelledImages, Split
 from dmsh_model.data.split import SplitOptions, split_images, split_record
+from dmsh_model.evaluation.mean_average_precision import mean_average_precision
 from dmsh_model.finetune.network import TrainableIntegerNetwork
 from dmsh_model.finetune.split import seen_queries
 from dmsh_model.integer import checkpoint as integer_checkpoint
-from dmsh_model.integer.reference import IntegerDMSH
+from dmsh_model.integer.network import IntegerNetwork
+from dmsh_model.integer.reference import IntegerDMSH, features, head_logits
 from dmsh_model.network import DMSH
 from dmsh_model.training import loop as training_loop
-from dmsh_model.training.loop import Epoch, Examples, Trainee, held_out_map
+from dmsh_model.training.loop import Epoch, Examples, Trainee
 from dmsh_model.training.losses import Losses, distillation_loss, total_loss
-from dmsh_model.training.options import FINE_TUNING, FOLLOW_THE_TEACHER, TrainingOptions
+from dmsh_model.training.options import FINE_TUNING, FOLLOW_THE_TEACHER, UNCHANGED, TrainingOptions
 from dmsh_model.training.state import state_path
-from dmsh_serving.codes import unpack
+from dmsh_serving.codes import Codes, pack, unpack
 from dmsh_serving.errors import InputError
 
 __all__ = ["FineTuned", "HeldOut", "Start", "fine_tune", "read_start"]
@@ -95,13 +99,16 @@ def fine_tune(
     out: Path,
     *,
     weights: LossWeights = FOLLOW_THE_TEACHER,
+    whole: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> FineTuned:
     """Fine-tune ``start.model`` towards its teacher's logits and write the integer checkpoint ``out``.
 
-    Topology, shifts and clips are kept: only weights and biases learn. Resuming, reproducing and the state of an
+    The head alone learns, from the trunk's pooled features and the teacher's logits of each image, which are computed
+    once; with ``whole`` the trunk learns too, at the price of computing every image in every epoch. Topology, shifts
+    and clips are kept: only weights and biases learn. Resuming, reproducing and the state of an
     unfinished training are as in :func:`dmsh_model.training.run.fit`.
 
     Args:
@@ -111,6 +118,7 @@ def fine_tune(
         options: how to train; a weight is learnt in units of 128, so that all lie between -1 and 1.
         out: the checkpoint folder.
         weights: weights of the losses beside distillation, whose weight is 1.
+        whole: train the trunk too; only then may ``options`` change images at random.
         resume: continue after the last finished epoch.
         overwrite: replace the checkpoint or the unfinished training at ``out``.
         on_epoch: called after every epoch.
@@ -122,6 +130,8 @@ def fine_tune(
     unknown = [name for name in _FOR_FLOAT_TRAINING if getattr(options, name) != getattr(FINE_TUNING, name)]
     if unknown:
         raise InputError(f"{', '.join(unknown)}: options of float training; fine-tuning in integers does without them")
+    if not whole and options.augmentation != UNCHANGED:
+        raise InputError("augmentation: a trunk that does not learn sees each image once; train the whole network")
     config = start.model.config
     if data.images.shape[1] != config.image_size:
         raise InputError(f"{data.source} has images of {data.images.shape[1]} pixels, the network {config.image_size}")
@@ -137,6 +147,7 @@ def fine_tune(
         "teacher": parent,
         "options": dataclasses.asdict(options),
         "loss": dataclasses.asdict(weights),
+        "whole": whole,
         "split": split_record(split_options, split),
         "data_sha256": data.sha256,
     }
@@ -146,13 +157,21 @@ def fine_tune(
 
     with training_loop.own_random_numbers_and_threads(options):
         torch.manual_seed(options.seed)
-        trainable = TrainableIntegerNetwork(start.model.network)
-        examples = Examples(*map(torch.from_numpy, (data.images, data.labels, split.train)))
-        trainee = Trainee(trainable, _losses(trainable, start.teacher, weights), trainable.constrain)
+        network = start.model.network
+        trainable = TrainableIntegerNetwork(network, head_only=not whole)
+        labels, rows = torch.from_numpy(data.labels), torch.from_numpy(split.train)
+        target = start.teacher.logits(data.images)
+        seen_by = _Images(start, data) if whole else _PooledFeatures(network, data, target)
+        trainee = Trainee(
+            trainable, _losses(trainable, start.teacher, weights, seen_by.inputs_and_targets), trainable.constrain
+        )
+        examples = Examples(seen_by.examples, labels, rows)
         training_loop.run(trainee, examples, options, state_path(out), record, state, on_epoch)
         tuned = IntegerDMSH(config, trainable.network())
-        before, after = (_held_out(model, start.teacher, data, split) for model in (start.model, tuned))
-        teacher = HeldOut(held_out_map(start.teacher, data, split), 1.0)
+        teacher, before, after = (
+            _held_out(codes, pack(target), config.bits, data, split)
+            for codes in (pack(target), seen_by.codes(network), seen_by.codes(tuned.network))
+        )
     measured = {"float": teacher, "before": before, "after": after}
     record |= {"source": data.source, "queries_trained_on": seen}
     record |= {name: dataclasses.asdict(result) for name, result in measured.items()}
@@ -180,14 +199,50 @@ def _fine_tunings(record: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _losses(
-    trainable: TrainableIntegerNetwork, teacher: DMSH, weights: LossWeights
-) -> Callable[[Tensor, Tensor], Losses]:
-    def losses(pixels: Tensor, labels: Tensor) -> Losses:
+class _Images:
+    """The whole network learns: each image is computed anew, by the teacher too."""
+
+    def __init__(self, start: Start, data: LabelledImages) -> None:
+        self._start, self._images = start, data.images
+        self.examples = torch.from_numpy(data.images)
+
+    def inputs_and_targets(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network takes in, and the teacher's logits, for a batch of ``examples`` as augmented."""
         pixels = pixels.round()  # augmentation gives fractions, an image has none
         with torch.no_grad():
-            target = teacher(pixels)
-        logits = trainable(pixels)
+            return pixels, self._start.teacher(pixels)
+
+    def codes(self, network: IntegerNetwork) -> Codes:
+        """Return the codes of all images."""
+        return IntegerDMSH(self._start.model.config, network).codes(self._images)
+
+
+class _PooledFeatures:
+    """The head alone learns: features and the teacher's logits are computed once, and an example is its row."""
+
+    def __init__(self, network: IntegerNetwork, data: LabelledImages, target: npt.NDArray[np.float32]) -> None:
+        self._features, self._target = features(network, data.images), target
+        self.examples = torch.arange(len(data.images))
+
+    def inputs_and_targets(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the head takes in, and the teacher's logits, for a batch of ``examples``."""
+        chosen = rows.to(torch.int64).numpy()  # the loop hands on float32, which is exact for 2^24 rows
+        return torch.from_numpy(self._features[chosen]), torch.from_numpy(self._target[chosen])
+
+    def codes(self, network: IntegerNetwork) -> Codes:
+        """Return the codes of all images."""
+        return pack(head_logits(network, self._features))
+
+
+def _losses(
+    trainable: TrainableIntegerNetwork,
+    teacher: DMSH,
+    weights: LossWeights,
+    inputs_and_targets: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Callable[[Tensor, Tensor], Losses]:
+    def losses(examples: Tensor, labels: Tensor) -> Losses:
+        inputs, target = inputs_and_targets(examples)
+        logits = trainable(inputs)
         # The teacher's classifier is not trained: it holds what its codes meant.
         scores = teacher.classifier(torch.tanh(logits)) if teacher.classifier and weights.classification else None
         labelled = total_loss(logits, labels, scores, weights)
@@ -198,7 +253,8 @@ def _losses(
     return losses
 
 
-def _held_out(model: IntegerDMSH, teacher: DMSH, data: LabelledImages, split: Split) -> HeldOut:
-    queries, bits = data.images[split.query], model.config.bits
-    equal = unpack(model.codes(queries), bits) == unpack(teacher.codes(queries), bits)
-    return HeldOut(held_out_map(model, data, split), float(equal.mean()))
+def _held_out(codes: Codes, teacher: Codes, bits: int, data: LabelledImages, split: Split) -> HeldOut:
+    queries, database = split.query, split.database
+    precision = mean_average_precision(codes[queries], codes[database], data.labels[queries], data.labels[database])
+    equal = unpack(codes[queries], bits) == unpack(teacher[queries], bits)
+    return HeldOut(precision, float(equal.mean()))

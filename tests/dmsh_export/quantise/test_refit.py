@@ -75,7 +75,7 @@ def test_the_trunk_stays_as_it_was_and_the_head_keeps_its_bounds(planted):
     head = reference.head(wrong.network)
     for index, (before, after) in enumerate(zip(wrong.network.layers, better.network.layers, strict=True)):
         assert (before is after) == (index not in head)
-        bounds = better.network.accumulator(index)
+        bounds = better.network.accumulators[index]
         assert bounds is None or bounds.peak < FLOAT32_LIMIT
     assert len(head) == 2
 

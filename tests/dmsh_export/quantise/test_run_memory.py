@@ -19,6 +19,7 @@ ALLOWED = 8  # MiB of growth
 PROGRAM = """
 import json, sys, tracemalloc
 from pathlib import Path
+from dmsh_export.quantise import checkpoint as quantise_files
 from dmsh_export.quantise import run as quantise
 from dmsh_export.cli.quantise import quantize
 
@@ -34,7 +35,7 @@ def peak(folder, out):
 tracemalloc.start()
 few, many = peak("few", "few-integers"), peak("many", "many-integers")
 streamed = quantise.quantise
-quantise.quantise = lambda model, batches, *args, **named: streamed(model, list(batches), *args, **named)
+quantise_files.quantise = lambda model, batches, *args, **named: streamed(model, list(batches), *args, **named)
 print("GROWTH", json.dumps([many - few, peak("many", "held-integers") - many]))
 """
 

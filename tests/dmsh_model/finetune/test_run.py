@@ -31,12 +31,14 @@ from dmsh_model.finetune.split import split_as_taught
 from dmsh_model.integer import checkpoint as integer_checkpoint
 from dmsh_model.integer.layers import Image, Linear, Logits
 from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork
-from dmsh_model.integer.reference import IntegerDMSH
+from dmsh_model.integer.reference import IntegerDMSH, features, head
 from dmsh_model.network import DMSH
 from dmsh_model.training import run as training
+from dmsh_model.training.loop import held_out_map
 from dmsh_model.training.losses import distillation_loss
-from dmsh_model.training.options import FINE_TUNING, TrainingOptions
+from dmsh_model.training.options import FINE_TUNING, Augmentation, TrainingOptions
 from dmsh_model.training.state import state_path
+from dmsh_serving.codes import unpack
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.images.read import ImageSet
@@ -186,16 +188,59 @@ def test_distillation_is_the_noise_of_the_relaxed_codes_against_their_power():
     assert found.item() == pytest.approx(expected)
 
 
-def test_fine_tuning_brings_the_relaxed_codes_of_unseen_images_closer_to_the_float_networks(start, data, tmp_path):
-    options = dataclasses.replace(OPTIONS, epochs=16)
-    tuned = integer_training.fine_tune(start, data, SPLIT, options, tmp_path / "integer")
-    queries = data.images[training.split_images(data, SPLIT).query]
+def shaken(start):
+    """The same start with a head whose weights are off by up to 12 of 127."""
+    random, layers = np.random.default_rng(0), list(start.model.network.layers)
+    for index in head(start.model.network):
+        weight = layers[index].weight + random.integers(-12, 13, layers[index].weight.shape)
+        layers[index] = dataclasses.replace(layers[index], weight=weight.clip(-127, 127).astype(np.int8))
+    return dataclasses.replace(start, model=IntegerDMSH(start.model.config, IntegerNetwork(tuple(layers))))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_fine_tuning_brings_the_relaxed_codes_of_unseen_images_closer_to_the_float_networks(
+    start, data, tmp_path, whole
+):
+    wrong, options = shaken(start), dataclasses.replace(OPTIONS, epochs=16)
+    tuned = integer_training.fine_tune(wrong, data, SPLIT, options, tmp_path / "integer", whole=whole)
+    queries = data.images[split_images(data, SPLIT).query]
     expected = start.teacher.logits(queries)
     noise = [
-        float(((np.tanh(model.logits(queries)) - np.tanh(expected)) ** 2).sum()) for model in (start.model, tuned.model)
+        float(((np.tanh(model.logits(queries)) - np.tanh(expected)) ** 2).sum()) for model in (wrong.model, tuned.model)
     ]
     assert noise[1] < 0.5 * noise[0]
     assert tuned.after.equal_bits_share >= tuned.before.equal_bits_share
+    trunk = range(head(start.model.network)[0])
+    kept = [a is b for a, b in zip(wrong.model.network.layers, tuned.model.network.layers, strict=True)]
+    assert all(kept[index] for index in trunk) != whole
+
+
+def test_what_is_measured_from_features_is_what_the_checkpoint_gives_for_the_images(whole, start, data):
+    out, tuned, _ = whole
+    split = split_images(data, SPLIT)
+    for model, said in ((integer_checkpoint.load(out), tuned.after), (start.model, tuned.before)):
+        assert held_out_map(model, data, split) == said.map_all
+        queries = data.images[split.query]
+        equal = unpack(model.codes(queries), 12) == unpack(start.teacher.codes(queries), 12)
+        assert equal.mean() == said.equal_bits_share
+
+
+def test_images_cannot_change_at_random_while_the_trunk_stands_still(start, data, tmp_path):
+    options = dataclasses.replace(OPTIONS, augmentation=Augmentation())
+    with pytest.raises(InputError, match="sees each image once; train the whole network"):
+        integer_training.fine_tune(start, data, SPLIT, options, tmp_path / "integer")
+    integer_training.fine_tune(
+        start, data, SPLIT, dataclasses.replace(options, epochs=1), tmp_path / "integer", whole=True
+    )
+
+
+@pytest.mark.parametrize("head_only", [False, True])
+def test_a_head_that_is_trained_alone_computes_the_logits_of_the_whole_network(head_only):
+    model, images = integer_networks.model(), integer_networks.images(6)
+    trainable = TrainableIntegerNetwork(model.network, head_only=head_only)
+    given = features(model.network, images) if head_only else images
+    assert np.array_equal(trainable(torch.from_numpy(given)).detach().numpy(), model.logits(images))
+    assert len(trainable.weights) == (2 if head_only else 6)
 
 
 def test_the_checkpoint_holds_integers_of_the_same_shifts_and_the_record(whole, start, folders):
