@@ -43,7 +43,7 @@ def bytes_per_code(bits: int) -> int:
 def pack(values: npt.NDArray[Any]) -> Codes:
     """Pack logits or bits (N, K) into codes (N, ceil(K/8)) uint8.
 
-    Above 0 is 1, of a boolean or integer array (bits) as of a float array (logits).
+    A value above 0 gives 1, else 0, in a boolean or integer array (bits) and in a float array (logits) alike.
 
     Raises:
         InputError: not two-dimensional, not real numbers, K out of range, or a logit that is NaN or infinite.

@@ -3,9 +3,9 @@
 Image: ``image``, UINT8 ``[N, H, W, 3]``, RGB, H = W = the checkpoint's ``image_size``.
 Logits: ``logits``, FP32 ``[N, K]``.
 Code: ``code``, UINT8 ``[N, ceil(K/8)]``; see :mod:`dmsh_serving.codes`.
-Search result: ordered by (distance, id) ascending; ``ids`` INT64 ``[N, k]``, ``distances`` INT32 ``[N, k]``;
-where there are fewer to find the rest is :data:`PAD_ID` and :data:`PAD_DISTANCE`.
-Filter: ``filter`` INT64 ``[N, F]``, of each query the ids that may be found; :data:`PAD_ID` fills shorter lists.
+Search result: ordered by (distance, id) ascending; ``ids`` INT64 ``[N, k]``, ``distances`` INT32 ``[N, k]``. If fewer
+codes can be found, the rest is :data:`PAD_ID` and :data:`PAD_DISTANCE`.
+Filter: ``filter`` INT64 ``[N, F]``, the ids that each query may find; :data:`PAD_ID` fills shorter lists.
 """
 
 from typing import Final

@@ -1,6 +1,6 @@
 """How many CPUs this process may use, and what they can do.
 
-Instructions are asked of the CPU itself: an emulator shows the host's in /proc/cpuinfo.
+The CPU itself is asked for its instructions: an emulator shows those of the host in /proc/cpuinfo.
 """
 
 import os

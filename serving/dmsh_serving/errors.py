@@ -1,4 +1,4 @@
-"""The one family of errors a person can meet; each kind knows its exit code."""
+"""The errors that a user can meet; each kind has its own exit code."""
 
 __all__ = ["CheckError", "DmshError", "InputError", "MissingError"]
 

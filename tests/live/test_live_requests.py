@@ -262,6 +262,7 @@ def test_metrics_are_served_on_loopback_with_the_gallerys_own(server, client):
     text, found = metrics(server)
     assert 'nv_inference_count{model="dmsh_encoder",version="1"}' in text
     assert (found["dmsh_gallery_codes"], found["dmsh_gallery_version_number"]) == ("200", "1")
+    assert found["dmsh_gallery_current"] == "1"
     assert (found["dmsh_gallery_swaps_total"], found["dmsh_gallery_failed_swaps_total"]) == ("0", "0")
     assert 0 < float(found["dmsh_rank_seconds_total"]) < 60
 

@@ -18,8 +18,8 @@ class EncoderMetadata:
         fingerprint: its code space.
         bits: K of its codes.
         image_size: H = W of its images, in pixels.
-        parent_fingerprint: of a low-precision encoder: the code space it approximates.
-        precision: of a low-precision encoder's trunk: fp16, bf16, int8 or fp8.
+        parent_fingerprint: the code space that a low-precision encoder approximates.
+        precision: fp16, bf16, int8 or fp8, the precision of a low-precision encoder's trunk.
         known_answer: images and their codes (see :mod:`.known_answer`); a graph on its way
             to a compiler has none.
     """

@@ -1,7 +1,7 @@
-"""Galleries: what one can do with a folder of codes, ids and keys; see :mod:`dmsh_serving.gallery.folder`.
+"""Build and change galleries: folders of codes, ids and keys; see :mod:`dmsh_serving.gallery.folder`.
 
-An append or a removal writes as much as it changes, not the gallery: see :mod:`dmsh_serving.gallery.growth`.
-Answers do not depend on how a gallery came about: they are ordered by (distance, id) over all its parts.
+An append or a removal writes as much as it changes, not the whole gallery: see :mod:`dmsh_serving.gallery.growth`.
+Answers do not depend on the history of a gallery: they are ordered by (distance, id) over all its parts.
 """
 
 from collections.abc import Sequence
@@ -43,9 +43,9 @@ def build(
         codes: (N, ceil(bits/8)) uint8.
         ids: (N,) integers, unique, 0 or more and in int64, in any order; None gives 0 to N - 1.
         keys: N names, or None for a gallery without keys.
-        bits: bits a code.
-        fingerprint: of the model that made the codes.
-        overwrite: replace an existing gallery, also one whose pointer is damaged.
+        bits: bits per code.
+        fingerprint: names the model that made the codes.
+        overwrite: replace an existing gallery, even if its pointer is damaged.
 
     Raises:
         InputError: bad codes, ids or keys, an existing gallery, or another writer at work.
@@ -104,7 +104,7 @@ def remove(folder: Path, ids: GivenIds) -> Snapshot:
     """Drop the codes of ``ids`` (M,) integers in a new version.
 
     Raises:
-        InputError: an id that is not there (nothing is removed then), or another writer at work.
+        InputError: an id that is not there (then nothing is removed), or another writer is at work.
     """
     current_version(folder)  # refused before anything is written to it
     with writing(folder):
@@ -119,10 +119,10 @@ def remove(folder: Path, ids: GivenIds) -> Snapshot:
 
 
 def compact(folder: Path) -> Snapshot:
-    """Write all of the gallery as one part, in the layout that suits its codes now.
+    """Write the whole gallery as one part, in the layout that suits its codes now.
 
     Raises:
-        InputError: no gallery there, a damaged one, or another writer at work.
+        InputError: no gallery there, a damaged one, or another writer is at work.
     """
     current_version(folder)  # refused before anything is written to it
     with writing(folder):
@@ -131,7 +131,7 @@ def compact(folder: Path) -> Snapshot:
 
 
 def merge(folders: Sequence[Path], out: Path, *, renumber: bool = False, overwrite: bool = False) -> Snapshot:
-    """Make one gallery ``out`` of all codes of several, which must be of one model.
+    """Make one gallery ``out`` with all codes of several galleries of one model.
 
     Args:
         folders: the galleries; they stay as they are.

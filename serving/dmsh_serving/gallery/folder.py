@@ -4,12 +4,12 @@
     gallery/gallery-00000002-9f31c07a.safetensors      a version's own part; it names the part below it
     gallery/.lock                                      held by the one writer
 
-A version is a counter and the first 8 hex digits of the content's checksum: it sorts by age, and a gallery
-rebuilt from scratch never repeats a version with other content.
+A version is a counter and the first 8 hex digits of the content's checksum: versions sort by age, and a rebuilt gallery
+never gives an old version's name to other content.
 
-A writer writes a new name, fsyncs it, and only then moves the pointer with ``os.replace``: killed at any
-moment, it leaves the old version serving, and its leftovers are swept by the next writer. The last two versions are
-kept, with all parts they stand on. Readers map their files; deleting an old one does not disturb them.
+A writer writes a new file, fsyncs it, and only then moves the pointer. If it is killed at any moment, the old version
+goes on serving, and the next writer deletes what is left over. The last two versions are kept with all their parts.
+Readers map the files; deleting an old file does not disturb them.
 """
 
 import contextlib
@@ -88,7 +88,7 @@ def open_current(
         folder: the gallery.
         fingerprint: refuse a gallery of another code space.
         bits: refuse a gallery of another code width.
-        known: an older version, whose parts are shared rather than read and checked again.
+        known: an older version; parts that both versions have are shared, not read and checked again.
 
     Raises:
         InputError: missing or damaged.
@@ -150,7 +150,7 @@ def open_version(folder: Path, version: str, known: Snapshot | None = None) -> S
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the gallery's lock; the system drops it when the process dies, however it dies."""
+    """Hold the gallery's lock; the system releases it when the process ends in any way."""
     with (folder / LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,12 +191,12 @@ def next_id_of(folder: Path) -> int:
 
 
 def part_paths(folder: Path) -> list[Path]:
-    """Return the files of all parts there are, oldest first."""
+    """Return the files of all parts, oldest first."""
     return sorted(path for path in folder.glob("gallery-*.safetensors") if is_version(version_of(path)))
 
 
 def leftover_paths(folder: Path) -> list[Path]:
-    """Return the files that a writer which was killed had not finished."""
+    """Return the unfinished files of a writer that was killed."""
     return sorted([*folder.glob(".gallery-*"), *folder.glob(f".{CURRENT}.*")])
 
 
@@ -206,7 +206,7 @@ def part_path(folder: Path, version: str) -> Path:
 
 
 def _files_of(folder: Path, version: str) -> list[Path]:
-    """Return the files that a version stands on, as far as they can be read."""
+    """Return the files of a version's parts, as far as they can be read."""
     found = [part_path(folder, version)]
     with contextlib.suppress(InputError, OSError):
         while (base := read_base(found[-1])) and len(found) < MAX_PARTS:
@@ -223,6 +223,6 @@ def named_version(folder: Path) -> str | None:
 
 
 def _sweep(folder: Path, keep: set[Path]) -> None:
-    """Delete parts other than ``keep`` and whatever a killed writer left behind."""
+    """Delete all parts but ``keep``, and what a killed writer left."""
     for path in (*leftover_paths(folder), *(path for path in part_paths(folder) if path not in keep)):
         path.unlink(missing_ok=True)

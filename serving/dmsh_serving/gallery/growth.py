@@ -1,8 +1,8 @@
-"""What a change of a gallery writes: a part as large as the change, now and then with the parts it swallows.
+"""The part that a change of a gallery writes: as large as the change, now and then with older parts merged into it.
 
-Each part weighs at most half of the one below it: a new part swallows those on top that are lighter than twice its own
-weight. So a gallery of N codes has at most log2(N) parts, and a code is written again at most log2(N) times, however
-it came in. Once a quarter of the rows is removed, all is written anew without them.
+Each part weighs at most half as much as the part below it: a new part absorbs the parts on top of the chain that are
+lighter than twice its own weight. So a gallery of N codes has at most log2(N) parts, and each code is written again at
+most log2(N) times. Once a quarter of the rows is removed, the whole gallery is written again without them.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ _REMOVED_SHARE: Final = 0.25
 
 
 def grown(old: Snapshot, added: Part, removed: Ids) -> Part:
-    """Return the part that adds ``added`` to a version and takes its ``removed`` rows (M,) int64, ascending, away."""
+    """Return the part that adds ``added`` to a version and removes its rows ``removed`` (M,) int64, ascending."""
     keep, weight = len(old.parts), max(1, added.count + removed.size)
     while keep and old.parts[keep - 1].weight < 2 * weight:
         keep -= 1
@@ -40,7 +40,7 @@ def compacted(old: Snapshot) -> Part:
 
 
 def merged(old: Snapshot, keep: int, added: Part, removed: Ids) -> Part:
-    """Return the part that stands on the lowest ``keep`` parts and swallows the others."""
+    """Return the part that stands on the lowest ``keep`` parts and absorbs the others."""
     kept_rows = old.starts[keep]
     sources: list[tuple[Part, Ids]] = []
     gone = dict(old.split(removed))
@@ -69,7 +69,7 @@ def merged(old: Snapshot, keep: int, added: Part, removed: Ids) -> Part:
 
 
 def plain_part(part: Part) -> Part:
-    """Return a plain part without its ids where they are a range."""
+    """Return a plain part, without its ids if they are a range."""
     ids = part.ids
     if ids is None or (ids.size and int(ids[-1]) - int(ids[0]) != ids.size - 1):
         return part
@@ -77,7 +77,7 @@ def plain_part(part: Part) -> Part:
 
 
 def laid_out(part: Part) -> Part:
-    """Return a plain part that stands on no other in the layout which its codes are searched fastest in."""
+    """Return a plain part that stands on no other, brought into the layout in which its codes are searched fastest."""
     choice = choose_layout(part.codes)
     part = replace(part, layout_reason=choice.reason, distinct=choice.distinct)
     if choice.layout != CLUSTERED:

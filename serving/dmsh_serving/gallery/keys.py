@@ -1,4 +1,4 @@
-"""The keys of a part of a gallery: any strings, kept as their UTF-8 end to end."""
+"""The keys of a part of a gallery: any strings, stored as UTF-8 one after the other."""
 
 import codecs
 from collections.abc import Iterator, Sequence
@@ -70,7 +70,7 @@ class Keys:
 
 
 def packed_keys(keys: Sequence[str]) -> Keys:
-    """Return ``keys`` as one; refuse what is no text, such as the name of a file in another encoding."""
+    """Return ``keys`` packed; refuse what is not text, such as a file name in another encoding."""
     encoded = []
     for key in keys:
         if not isinstance(key, str):
@@ -85,7 +85,7 @@ def packed_keys(keys: Sequence[str]) -> Keys:
 
 
 def joined_keys(parts: Sequence[Keys]) -> Keys:
-    """Return the keys of all ``parts``, one's after the other's."""
+    """Return the keys of all ``parts``, in their order."""
     ends = np.cumsum([0, *(part.text.size for part in parts)])
     offsets = [part.offsets[:-1] + end for part, end in zip(parts, ends, strict=False)]
     text = np.concatenate([np.empty(0, np.uint8), *(part.text for part in parts)])

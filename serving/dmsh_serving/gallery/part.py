@@ -1,7 +1,7 @@
 """One file of a gallery's version: codes with ids and keys, and which codes of the files below it are gone.
 
-A version is a chain of parts, each naming the one below it. What an append or a removal writes is a new part on top,
-as large as the change, and the parts below stay the files they are.
+A version is a chain of parts; each names the part below it. An append or a removal writes a new part on top, as large
+as the change. The files of the parts below stay unchanged.
 """
 
 from dataclasses import dataclass, field
@@ -62,22 +62,22 @@ class Part:
     """N codes in one of two layouts, their ids and keys in row order.
 
     In the plain layout row i is ``codes[i]`` and the ids ascend. In the clustered layout (``starts`` is given) equal
-    codes are stored once and the rows are the places of :class:`dmsh_serving.hamming.clustered.ClusteredCodes`.
+    codes are stored once, and a row is a place of :class:`dmsh_serving.hamming.clustered.ClusteredCodes`.
 
     Attributes:
-        bits: bits a code.
-        fingerprint: of the model that made the codes.
-        codes: (N, ceil(bits/8)) uint8; clustered: (U, ceil(bits/8)), the different codes.
-        ids: (N,) int64, or int32 where all fit; None where they are ``first_id`` to ``first_id`` + N - 1.
-        first_id: the first of such a range.
+        bits: bits per code.
+        fingerprint: names the model that made the codes.
+        codes: (N, ceil(bits/8)) uint8; in the clustered layout (U, ceil(bits/8)), each different code once.
+        ids: (N,) int64, or int32 if all fit; None if they are ``first_id`` to ``first_id`` + N - 1.
+        first_id: the first id of such a range.
         starts: (U + 1,) int32, first row of each different code, and N; None in the plain layout.
         keys: N strings, or None in a gallery without keys.
         removed: (R,) int64, ascending: rows that this part takes away from the parts below it, counted through all of
             them from the lowest.
         base: the part below, or None.
-        next_id: above every id that the gallery has given out up to this part, removed ones too: no id comes back.
+        next_id: larger than every id that the gallery has given out so far, those of removed codes included.
         layout_reason: why the codes have this layout.
-        distinct: how many different codes it holds, where that was counted.
+        distinct: number of different codes; None if they were not counted.
     """
 
     bits: int
@@ -95,17 +95,19 @@ class Part:
 
     @property
     def count(self) -> int:
-        """The number of codes, those that a part above has removed included."""
+        """The number of codes, including those that a part above has removed."""
         return len(self.codes) if self.ids is None else len(self.ids)
 
     @property
     def last_id(self) -> int:
         """The largest id; -1 if there are no codes."""
-        return self._id_range[1] if self.ids is not None else self.first_id + self.count - 1 if self.count else -1
+        if self.ids is not None:
+            return self._id_range[1]
+        return self.first_id + self.count - 1 if self.count else -1
 
     @property
     def weight(self) -> int:
-        """How much there is to write, in rows; at least 1, so that empty parts do not pile up."""
+        """The rows to write for this part; at least 1, so that empty parts do not pile up."""
         return max(1, self.count + self.removed.size)
 
     @property
@@ -114,7 +116,7 @@ class Part:
         return PLAIN if self.starts is None else CLUSTERED
 
     def ids_of(self, rows: Ids) -> Ids:
-        """Return the ids, int64, of ``rows``, of any shape."""
+        """Return the ids (int64) of ``rows``, which may have any shape."""
         return rows + self.first_id if self.ids is None else self.ids[rows].astype(np.int64, copy=False)
 
     def codes_of(self, rows: Ids) -> Codes:
@@ -125,7 +127,7 @@ class Part:
         return self.codes[rows]
 
     def rows_of(self, ids: Ids) -> Ids:
-        """Return the row of each of ``ids`` (M,) int64, ``contract.PAD_ID`` where this part does not have it."""
+        """Return the row of each of ``ids`` (M,) int64, ``contract.PAD_ID`` for an id that this part does not have."""
         if self.ids is None:
             rows = ids - self.first_id
             return np.where((ids >= self.first_id) & (rows < self.count), rows, PAD_ID)
@@ -169,7 +171,7 @@ class Part:
             self._check_ids(self.ids, where)
         elif not 0 <= self.first_id <= 2**63 - max(1, self.count):
             raise InputError(f"{where}: {self.count} ids from {self.first_id} on are not all from 0 to 2^63 - 1")
-        if not self.last_id < self.next_id <= 2**63 and (self.count or self.next_id):
+        if not self.last_id < self.next_id <= 2**63:
             raise InputError(f"{where}: it gives {self.next_id} as its next id, and has id {self.last_id}")
         if self.keys is not None:
             self.keys.check(self.count, where)
@@ -207,14 +209,14 @@ class Part:
 
     @cached_property
     def _id_range(self) -> tuple[int, int]:
-        """The lowest and the highest id; an empty range where there is none."""
+        """The lowest and the highest id; (0, -1) if there are no codes."""
         if self.ids is None or not self.ids.size:
             return (0, -1)
         return int(self.ids.min()), int(self.ids.max())
 
     @cached_property
     def _row_of_id(self) -> npt.NDArray[np.integer] | None:
-        """The row of every id from the lowest on, -1 where there is none; None if the ids lie too far apart.
+        """The row of every id from the lowest on, -1 for ids that are not there; None if the ids lie too far apart.
 
         Made when first asked for. It takes 4 to 8 bytes per code, as much as codes of 32 to 64 bits.
         """
@@ -228,5 +230,5 @@ class Part:
 
     @cached_property
     def _order_of_ids(self) -> Ids | None:
-        """The rows in ascending order of ids, None where that is their order; made when first asked for."""
+        """The rows in ascending order of ids; None if they have this order already. Made when first asked for."""
         return None if self.starts is None or self.ids is None else np.argsort(self.ids)

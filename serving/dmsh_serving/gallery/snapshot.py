@@ -28,9 +28,9 @@ class SearchResult:
     """The answer of one snapshot to Q queries, ordered by (distance, id).
 
     Attributes:
-        ids: (Q, k) int64, ``contract.PAD_ID`` where there are no more.
-        distances: (Q, k) int32, ``contract.PAD_DISTANCE`` there.
-        rows: (Q, k) int64 rows of the snapshot, for :meth:`Snapshot.keys_of`; ``PAD_ID`` there.
+        ids: (Q, k) int64; ``contract.PAD_ID`` is padding.
+        distances: (Q, k) int32; ``contract.PAD_DISTANCE`` is padding.
+        rows: (Q, k) int64 rows of the snapshot, for :meth:`Snapshot.keys_of`; ``PAD_ID`` is padding.
     """
 
     ids: Ids
@@ -65,11 +65,11 @@ class Snapshot:
     parts: tuple[Part, ...]
     names: tuple[PartName, ...]
     live: tuple[Mask | None, ...]
-    """Of each part, (rows,) bool, those that are still there; None where all are."""
+    """Per part, (rows,) bool, the rows that are still there; None if all are."""
 
     @property
     def bits(self) -> int:
-        """Bits a code."""
+        """Bits per code."""
         return self.parts[0].bits
 
     @property
@@ -97,12 +97,12 @@ class Snapshot:
 
     @property
     def next_id(self) -> int:
-        """Above every id that was ever given out, removed ones too; 0 if there was none."""
+        """Larger than every id that was ever given out, those of removed codes included."""
         return self.parts[-1].next_id
 
     @property
     def codes(self) -> Codes:
-        """(N, ceil(bits/8)) uint8, in ascending id order; read-only where there is one plain part, else a copy."""
+        """(N, ceil(bits/8)) uint8, in ascending id order; read-only if there is one plain part, else a copy."""
         return self.contents().codes
 
     @property
@@ -115,7 +115,7 @@ class Snapshot:
         return _split(rows, self.starts)
 
     def rows_of(self, ids: Ids) -> Ids:
-        """Return the row of each of ``ids`` (M,) int64, ``contract.PAD_ID`` where the snapshot does not have it."""
+        """Return the row of each of ``ids`` (M,) int64, ``contract.PAD_ID`` for an id that is not there."""
         rows = np.full(ids.shape, PAD_ID, np.int64)
         for part, live, start in zip(self.parts, self.live, self.starts, strict=False):
             found = part.rows_of(ids)
@@ -180,10 +180,10 @@ class Snapshot:
 
         Args:
             queries: (Q, B) uint8.
-            k: results a query, 1 to ``contract.MAX_K``; the rest is padding.
-            radius: only codes at most this far; None for any distance.
-            allowed: (M,) int64, only codes with these ids; unknown and repeated ones do not matter. None for all.
-            threads: at most so many; None takes the CPUs this process may use.
+            k: results per query, 1 to ``contract.MAX_K``; the rest is padding.
+            radius: find only codes at most this far; None for any distance.
+            allowed: (M,) int64, find only codes with these ids; unknown and repeated ids do no harm. None for all.
+            threads: use at most this many; None takes the CPUs that this process may use.
 
         Raises:
             InputError: codes of another width or dtype, or k or radius out of range.
@@ -212,7 +212,7 @@ class Snapshot:
     def _nearest_of_few(
         self, queries: Codes, k: int, allowed: Ids, threads: int | None
     ) -> tuple[npt.NDArray[np.int32], Ids, Ids]:
-        """Return distances, rows and ids (Q, k) of the nearest among ``allowed``, whose codes alone are compared."""
+        """Return distances, rows and ids (Q, k) of the nearest among ``allowed``; only their codes are compared."""
         wanted = ascending_ids(allowed)
         rows = self.rows_of(wanted)
         there = rows != PAD_ID
@@ -223,10 +223,10 @@ class Snapshot:
     def _nearest(
         self, found: list[tuple[npt.NDArray[np.int32], Ids]], k: int
     ) -> tuple[npt.NDArray[np.int32], Ids, Ids]:
-        """Return distances, rows and ids (Q, k) out of what each part found, in (distance, id) order."""
+        """Merge what each part found into distances, rows and ids (Q, k), in (distance, id) order."""
         all_distances, all_rows, all_ids = [], [], []
         for part, start, (distances, rows) in zip(self.parts, self.starts, found, strict=False):
-            width = k if len(found) == 1 else min(k, part.count)  # more of a part is padding alone
+            width = k if len(found) == 1 else min(k, part.count)  # what a part gives beyond its count is padding
             distances, rows = distances[:, :width], rows[:, :width]
             there = rows != PAD_ID
             ids = np.full(rows.shape, PAD_ID, np.int64)
@@ -251,7 +251,7 @@ def chained(path: Path, parts: list[Part], names: list[PartName]) -> Snapshot:
     """Return the snapshot that ``parts``, lowest first, make; ``path`` is the highest one's file.
 
     Raises:
-        InputError: the parts do not fit each other: code space, keys, rows removed, an id twice.
+        InputError: the parts do not fit each other: code space, keys, removed rows, an id twice.
     """
     wrong = f"{path} cannot be used as a gallery:"
     has_keys = any(part.keys is not None for part in parts)

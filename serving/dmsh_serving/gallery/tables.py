@@ -29,10 +29,10 @@ class CodeTable:
 
     Attributes:
         codes: (N, B) uint8.
-        ids: (N,) integers, or None where the file has none.
-        keys: N strings, or None where the file has none.
-        bits: bits a code, where the file says so.
-        fingerprint: of the model that made the codes, where the file says so.
+        ids: (N,) integers, or None if the file has none.
+        keys: N strings, or None if the file has none.
+        bits: bits per code, if the file says so.
+        fingerprint: names the model that made the codes, if the file says so.
     """
 
     codes: Codes

@@ -1,4 +1,4 @@
-"""A gallery's files, each checked to the last byte, whether the version that serves needs it or not."""
+"""Check every file of a gallery to the last byte, whether or not the version that serves needs it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ class Verification:
     """What :func:`verify` found.
 
     Attributes:
-        files: of each part's file, its name and what is wrong with it, or None.
+        files: per file, its name and what is wrong with it, or None.
         current: what is wrong with the version that serves, or None.
         leftovers: names of files that a killed writer left; the next writer sweeps them.
     """

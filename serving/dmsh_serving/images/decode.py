@@ -42,7 +42,7 @@ DECODE_RECIPE: Final[str] = (
 )
 MAX_FILE_BYTES: Final = 1 << 26  # 64 MiB, which is also the most that a newer Triton takes over HTTP by default
 MAX_PIXELS: Final = 1 << 26  # 67 million: every common camera, at most 256 MiB decoded
-MAX_SIDE: Final = 65_535  # JPEG's own limit; longer images cost memory a row, not a pixel
+MAX_SIDE: Final = 65_535  # JPEG's own limit; memory is needed per row, not only per pixel
 MAX_IMAGE_SIZE: Final = 4096
 
 
@@ -94,7 +94,7 @@ _PLUGIN_OF: Final = {"HEIF": "pillow-heif"}
 _DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I;16N")
 _UNSUPPORTED_MODES: Final = {"I": "32-bit integer greyscale", "F": "floating-point greyscale"}
 
-# Pillow warns of large files, where our own cap is lower, and of damage, which is an error or rule 3 here.
+# Pillow warns about large files, but our own cap is lower, and about damage, which is an error or rule 3 here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 

@@ -1,9 +1,9 @@
-"""What is asked of a ranker, and how asks are answered together: few scans of the gallery for many requests.
+"""Requests to a ranker, and how many of them are answered with few scans of the gallery.
 
-Asks that search among the same codes share a scan. Each gets its own k out of the scan's, which is the largest: the
-order is total, so the k nearest begin any longer list. A scan costs more the larger its k, so asks share one only if
-their k are alike. A radius cuts the list of an ask after the scan, and re-ranking orders what is left inside
-equal distances.
+Asks that search among the same codes share a scan, whose k is the largest of theirs. Each takes its own k from the
+front of the scan's list: the order is total, so the k nearest begin any longer list. A scan costs more the larger its
+k, so asks share one only if their k are alike. After the scan a radius cuts the list of an ask, and re-ranking orders
+what is left within equal distances.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from dmsh_serving.ranker.rerank import asymmetric_order
 __all__ = ["Ask", "Ranked", "rank"]
 
 _Key = tuple[int, bytes | None]  # how large k is, and the filter
-_Rows = tuple[int, npt.NDArray[np.int64]]  # place of an ask, and which of its queries
+_Rows = tuple[int, npt.NDArray[np.int64]]  # place of an ask, and rows of its queries
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Ask:
 
     Attributes:
         codes: (N, B) uint8; N may be 0.
-        k: results a query, 1 to ``contract.MAX_K``.
-        radius: only codes at most this far; None for any distance.
-        filters: (N, F) int64, of each query the ids that may be found, filled up with ``contract.PAD_ID``; None for
-            all. Ids that the gallery does not have do not matter.
-        logits: (N, K) float32 that ``codes`` are made of, to order answers at equal distance by; see
+        k: results per query, 1 to ``contract.MAX_K``.
+        radius: find only codes at most this far; None for any distance.
+        filters: (N, F) int64, the ids that each query may find, filled up with ``contract.PAD_ID``; None for all. Ids
+            that the gallery does not have do no harm.
+        logits: (N, K) float32 from which ``codes`` were made, to order answers at equal distance; see
             :mod:`dmsh_serving.ranker.rerank`. None leaves them in (distance, id) order.
     """
 
@@ -76,7 +76,7 @@ class Ranked:
 
 
 def rank(snapshot: Snapshot, asks: Sequence[Ask], *, threads: int | None = None) -> list[Ranked]:
-    """Answer all ``asks``, already checked, out of one version of a gallery, in their order."""
+    """Answer all ``asks``, already checked, from one version of a gallery, in their order."""
     ids = [np.full((len(ask.codes), ask.k), PAD_ID, np.int64) for ask in asks]
     rows = [found.copy() for found in ids]
     distances = [np.full(found.shape, PAD_DISTANCE, np.int32) for found in ids]
@@ -115,7 +115,7 @@ def _finished(snapshot: Snapshot, ask: Ask, found: SearchResult) -> Ranked:
 
 
 def _scans(asks: Sequence[Ask]) -> dict[_Key, list[_Rows]]:
-    """Return which queries of which asks each scan answers."""
+    """Return, per scan, the queries of each ask that it answers."""
     scans: dict[_Key, list[_Rows]] = {}
     for place, ask in enumerate(asks):
         size = ask.k.bit_length() // 3  # alike: within a factor of 8
@@ -138,7 +138,7 @@ def _check_filters(filters: npt.NDArray[np.int64], queries: int) -> None:
         raise InputError(f"filter must be int64 [{queries}, F], got {filters.dtype} {list(filters.shape)}")
     if filters.shape[1] > MAX_FILTER_IDS:
         raise InputError(
-            f"filter has {filters.shape[1]} ids a query: give at most {MAX_FILTER_IDS}, or build a gallery of them"
+            f"filter has {filters.shape[1]} ids per query: give at most {MAX_FILTER_IDS}, or build a gallery of them"
         )
     wrong = filters[filters < PAD_ID]
     if wrong.size:

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class RankerEvents:
-    """What a ranker tells, for whoever counts it; here: nobody. Calls come from several threads."""
+    """Events of a ranker; this class ignores them, a subclass may count them. Calls come from several threads."""
 
     def serving(self, snapshot: gallery.Snapshot, swapped: bool) -> None:
         """A version serves from now on: the first one, or one that was swapped in."""
@@ -41,10 +41,10 @@ class RankerEvents:
         """Say at each look whether the version that serves is the one that ``CURRENT`` names."""
 
     def ranked(self, queries: int, seconds: float) -> None:
-        """So many queries were answered, in so long. Their answers wait for this call."""
+        """``queries`` were answered in ``seconds``. Their answers wait for this call."""
 
     def report(self) -> None:
-        """It is time to hand on what was counted: some times a second, and no answer waits."""
+        """Hand on what was counted: called at each look at the gallery, and no answer waits for it."""
 
 
 class Ranker:

@@ -5,10 +5,10 @@ adds |logit j| for each bit j that differs, so that a bit the query is sure of c
 threshold. It is an asymmetric distance of Gordo, Perronnin, Gong and Lazebnik, "Asymmetric Distances for Binary
 Embeddings", IEEE TPAMI 36(1), 2014: only the stored side is binary.
 
-What is asked for: the k nearest by (Hamming distance, id), as without it. Then, among those at equal Hamming
-distance, the order is (weighted distance, id). The set of answers and their distances do not change, and distances
-still ascend. Ordering all k by the weighted distance was measured too: it gains a little over the whole database and
-loses in the first hundred ranks (docs/ranking.md), where people look.
+The k nearest are found by (Hamming distance, id), as without re-ranking. Then those at equal Hamming distance are
+ordered by (weighted distance, id). The set of answers and their distances do not change, and distances still ascend.
+Ordering all k by the weighted distance was measured too: it gains a little over the whole database and loses in the
+first hundred ranks, which people look at (docs/ranking.md).
 """
 
 from typing import Any, Final
@@ -31,13 +31,13 @@ def asymmetric_order(
     distances: npt.NDArray[np.int32],
     ids: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
-    """Return the order in which each query's candidates come by (distance, weighted distance, id); padding stays last.
+    """Return the order of each query's candidates by (distance, weighted distance, id); padding stays last.
 
     Apply it with ``numpy.take_along_axis(ids, order, axis=1)``, and likewise to rows; distances stay as they are.
 
     Args:
         logits: (Q, K) float32 of the queries.
-        candidate_codes: (Q, k, ceil(K/8)) uint8, the codes of the candidates; anything where the id is padding.
+        candidate_codes: (Q, k, ceil(K/8)) uint8, the codes of the candidates; any value if the id is padding.
         distances: (Q, k) int32, their Hamming distances, ``contract.PAD_DISTANCE`` for padding.
         ids: (Q, k) int64, ``contract.PAD_ID`` for padding.
 

@@ -89,7 +89,7 @@ def _text(config: Fields) -> str:
         from tritonclient.grpc import model_config_pb2
     except ImportError as error:
         raise MissingError(
-            f"{error.name} is not installed, which writes config.pbtxt: pip install 'dmsh-toolkit[client]'"
+            f"{error.name} is not installed, which writes config.pbtxt: pip install 'dmsh-toolkit[export]'"
         ) from error
     message = json_format.ParseDict(config, model_config_pb2.ModelConfig())
     text: str = text_format.MessageToString(message, use_short_repeated_primitives=True)

@@ -1,7 +1,7 @@
 """What the three Triton models do with a batch of requests: plain arrays in and out, no Triton.
 
-The requests of one call are computed together. A request that is wrong gets its own error in the answers' list, and
-its batch-mates their answers. The number of rows of a call is bounded by Triton (``max_batch_size``).
+The requests of one call are computed together. A wrong request gets an error of its own, and the others get their
+answers. The number of rows of a call is bounded by Triton (``max_batch_size``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +51,7 @@ __all__ = [
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Answer = Arrays | InputError
-_Checked = TypeVar("_Checked")  # what a request is once it is known to be good
+_Checked = TypeVar("_Checked")  # a request that was found good
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ class RankerService:
     """``code`` (N, B) uint8 -> ids, distances, keys (N, k), gallery_version (N, 1).
 
     Optionally ``k`` and ``radius`` (N, 1) int64, ``filter`` (N, F) int64, and ``rerank`` BYTES (N, 1) with ``logits``
-    (N, K) float32. Triton gives every input of a batching model a row for each query; one request has one k, one radius
-    and one way to re-rank, so their rows must agree, and a filter a query.
+    (N, K) float32. Triton gives every input of a batching model one row per query. A request has one k, one radius and
+    one rerank method, so their rows must agree; it has one filter per query.
     """
 
     def __init__(self, ranker: Ranker) -> None:
@@ -209,7 +209,7 @@ def ask_of(request: Arrays) -> Ask:
 
 
 def _one_number(request: Arrays, name: str) -> int | None:
-    """Return the one value of an optional input, int64 (N, 1); None where the request does not have it."""
+    """Return the one value of an optional input, int64 (N, 1); None if the request does not have it."""
     if name not in request:
         return None
     values = request[name]

@@ -51,7 +51,7 @@ class TensorRTAccelerator:
 
 @dataclass(frozen=True)
 class OnnxRuntimeEncoder:
-    """Triton's own ONNX Runtime backend (of NVIDIA's container), on a GPU where there is one.
+    """Triton's own ONNX Runtime backend (in NVIDIA's container), on a GPU if there is one.
 
     It has no known-answer check and no ``session.x64quantprecision``: on CPUs without VNNI serve integer models
     with :class:`PythonEncoder`.

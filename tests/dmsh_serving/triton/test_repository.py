@@ -99,7 +99,7 @@ def test_limits_of_the_queues_are_what_was_asked_for(spec, tmp_path):
 
 def test_a_missing_protobuf_names_the_extra_that_brings_it(spec, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
-    with pytest.raises(MissingError, match=r"tritonclient\.grpc is not installed.*dmsh-toolkit\[client\]"):
+    with pytest.raises(MissingError, match=r"tritonclient\.grpc is not installed.*dmsh-toolkit\[export\]"):
         write_repository(tmp_path / "repository", spec)
     assert not (tmp_path / "repository").exists()
 
