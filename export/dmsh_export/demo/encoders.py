@@ -29,16 +29,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 __all__ = [
-    "BATCHES_TIMED",
     "FILES",
     "FLOAT",
     "FOR_TENSORRT",
     "INTEGER",
-    "INTEGER_CHECKPOINT",
     "MAX_BATCH",
-    "PLAN",
     "UNFOLDED",
-    "Export",
     "IntegerEncoders",
     "calibration_batches",
     "encoder_speeds",

@@ -38,7 +38,7 @@ from dmsh_serving.triton.spec import RepositorySpec
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["SHOWN_NEIGHBOURS", "SHOWN_QUERIES", "check_neighbours", "run_demo", "write_images"]
+__all__ = ["check_neighbours", "run_demo", "write_images"]
 
 SHOWN_QUERIES = 12
 SHOWN_NEIGHBOURS = 10

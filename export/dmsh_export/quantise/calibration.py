@@ -13,7 +13,7 @@ from dmsh_export.quantise.rounding import InputMoments
 from dmsh_model.integer.layers import HIGHEST
 from dmsh_serving.errors import InputError
 
-__all__ = ["PERCENTILE", "POLICIES", "Calibration", "Policy", "TensorStatistics"]
+__all__ = ["POLICIES", "Calibration", "Policy", "TensorStatistics"]
 
 Policy = Literal["max", "percentile", "mse"]
 POLICIES: Final[tuple[Policy, ...]] = ("mse", "percentile", "max")

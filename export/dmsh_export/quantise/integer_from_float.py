@@ -27,7 +27,7 @@ from dmsh_model.integer.layers import HIGHEST, LOWEST, MAX_SHIFT
 from dmsh_model.integer.network import FLOAT32_LIMIT, LARGEST_EXPONENT, IntegerNetwork
 from dmsh_serving.errors import InputError
 
-__all__ = ["Converted", "integer_from_float"]
+__all__ = ["Converted", "integer_from_float", "with_layers"]
 
 _CENTRING_SHIFT = 7
 

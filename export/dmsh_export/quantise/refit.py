@@ -22,6 +22,8 @@ from dmsh_export.quantise.float_graph import Affine, FloatGraph
 from dmsh_export.quantise.integer_from_float import Converted, with_layers
 from dmsh_model.integer import reference
 
+__all__ = ["STRENGTHS", "Refit", "refitted"]
+
 STRENGTHS: Final = (0.03, 0.1, 0.3, 1.0, 10.0)
 """How strongly a weight is held where it was, as a share of its input's variance."""
 _JUDGED_EVERY = 5

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from dmsh_export.quantise.float_graph import Affine
 from dmsh_model.integer.layers import HIGHEST
 
+__all__ = ["InputMoments"]
+
 _BLOCK = 64  # most inputs of one block: 7 channels of a 3x3 convolution
 _WINDOWS_PER_IMAGE = 16
 _MOST_IMAGES = 1024

@@ -23,16 +23,7 @@ from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import ImageSet
 
-__all__ = [
-    "HELD_OUT_EVERY",
-    "LOOKED_AT",
-    "MAX_SAMPLE",
-    "MAX_SAMPLE_BYTES",
-    "MIN_IMAGES",
-    "Quantised",
-    "Trial",
-    "quantise",
-]
+__all__ = ["LOOKED_AT", "MIN_IMAGES", "Quantised", "Trial", "quantise"]
 
 MIN_IMAGES: Final = 40
 LOOKED_AT: Final = 16  # images that measure the cost of grey padding

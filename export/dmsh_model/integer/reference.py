@@ -37,7 +37,7 @@ from dmsh_serving.codes import Codes, pack
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import DECODE_RECIPE
 
-__all__ = ["Images", "IntegerDMSH", "code_space", "outputs", "run"]
+__all__ = ["Images", "IntegerDMSH", "code_space", "features", "head", "head_logits", "outputs", "run"]
 
 Images = npt.NDArray[np.uint8]
 _PIXELS_AT_ONCE = 2 * 224 * 224  # measured: larger batches leave the caches and are slower

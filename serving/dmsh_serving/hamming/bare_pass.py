@@ -13,7 +13,7 @@ from dmsh_serving.hamming.kernels.compile import entry
 from dmsh_serving.hamming.kernels.intrinsics import atomic_add, call_kernel, record_at
 from dmsh_serving.hamming.kernels.memory import COUNTER, new_record
 
-__all__ = ["BarePass"]
+__all__ = ["JOB", "BarePass"]
 
 JOB: Final = np.dtype(
     [

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dmsh_serving.hamming.kernels.memory import new_record
 
-__all__ = ["Helper", "helpers", "run"]
+__all__ = ["helpers", "run"]
 
 
 class Helper:

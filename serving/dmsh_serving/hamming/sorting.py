@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.hamming.inputs import Codes
 
-__all__ = ["ascends", "ascends_within", "codes_ascend", "grouped", "sort_keys"]
+__all__ = ["ascends", "ascends_within", "codes_ascend", "grouped"]
 
 _BLOCK: Final = 1 << 15  # entries
 _WORTH_THREADS: Final = 1 << 18  # entries; to check fewer takes no longer than to start a thread

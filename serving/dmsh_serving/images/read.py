@@ -23,7 +23,6 @@ __all__ = [
     "iter_listed_batches",
     "load_images",
     "load_npy",
-    "other_paths",
     "others_line",
 ]
 

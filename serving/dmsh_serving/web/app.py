@@ -30,6 +30,8 @@ from dmsh_serving.web.search import Searches, Times
 from dmsh_serving.web.settings import WebSettings
 from dmsh_serving.web.steps import TritonSteps
 
+__all__ = ["Web"]
+
 MOST_AT_ONCE: Final = 64  # searches in flight; the next one is told to come again
 EXAMINATION_SECONDS: Final = 120.0
 _SHOWN: Final = "private, max-age=600"

@@ -13,6 +13,8 @@ from dmsh_serving.web.codes.collection import Collection, GalleryFolder
 from dmsh_serving.web.http.questions import json_id
 from dmsh_serving.web.pictures.originals import Originals
 
+__all__ = ["Examinations"]
+
 GROUPS: Final = 60
 MEMBERS: Final = 24
 _KEPT: Final = 16

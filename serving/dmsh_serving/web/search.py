@@ -25,6 +25,8 @@ from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.region import cut_out
 from dmsh_serving.web.steps import TritonSteps
 
+__all__ = ["Page", "Resolved", "Searches", "Times"]
+
 _RANKINGS_BYTES: Final = 256 << 20  # of rankings that are kept while their readers scroll
 
 

@@ -15,6 +15,42 @@ from numba.extending import intrinsic as _numba_intrinsic
 
 from dmsh_serving.hamming.kernels.memory import LINE
 
+__all__ = [
+    "address_of",
+    "atomic_add",
+    "atomic_exchange",
+    "atomic_load",
+    "atomic_replace",
+    "bits_below",
+    "bits_true",
+    "bytes_read",
+    "call_entry",
+    "call_kernel",
+    "carray",
+    "cgutils",
+    "copy_bytes",
+    "line_from",
+    "literal_intrinsic",
+    "load_u8",
+    "load_unaligned",
+    "place",
+    "pointer_i32",
+    "pointer_i64",
+    "pointer_to",
+    "pointer_u8",
+    "pointer_u16",
+    "pointer_u64",
+    "popcount",
+    "read_file",
+    "record_at",
+    "record_type",
+    "store_u8",
+    "trailing_zeros",
+    "types",
+    "write_file",
+    "yield_cpu",
+]
+
 carray: Any = numba.carray  # type: ignore[attr-defined]  # (pointer, shape) -> array
 cgutils: Any = _cgutils
 types: Any = _types

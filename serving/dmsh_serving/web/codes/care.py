@@ -12,6 +12,8 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.hamming import search_radius
 from dmsh_serving.web.codes.collection import Collection, Places, words_of
 
+__all__ = ["BitStatistics", "Group", "Groups", "StoppedError", "bit_statistics", "duplicates", "shared"]
+
 MOST_COMPARED: Final = 200_000  # different codes of which every pair is compared: some seconds
 MOST_PAIRS: Final = 5_000_000
 MOST_CELLS: Final = 64  # of a side of the correlation plot

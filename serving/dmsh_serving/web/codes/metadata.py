@@ -16,7 +16,7 @@ import numpy.typing as npt
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.web.codes.collection import Collection, Places
 
-__all__ = ["Metadata", "Where"]
+__all__ = ["MOST_VALUES", "SHOWN_VALUES", "Metadata", "Where"]
 
 MOST_VALUES: Final = 1000  # different ones that a filter may have
 SHOWN_VALUES: Final = 50
