@@ -12,6 +12,7 @@ from dmsh_serving import gallery
 from dmsh_serving.client import SearchClient
 
 QUERIES = IMAGES[:3]
+TOLD = []  # what the launcher said in the terminal
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(world):
-    with world.server() as running:
+    with world.server(on_event=TOLD.append) as running:
         yield running
 
 
@@ -97,5 +98,9 @@ def test_fault_16_a_broken_new_version_is_counted_and_the_old_one_serves(world, 
     check(answer, QUERIES, 5, 120)
     assert failed_swaps(server) == before + 1
     assert f"version {version} goes on serving" in server.log_file.read_text()
+    while not any(f"version {version} goes on serving" in line for line in TOLD):
+        assert time.monotonic() < deadline, TOLD
+        time.sleep(0.05)
+    assert any(f"now serves version {version}" in line for line in TOLD)
     mended = world.publish(130)
     wait_for_version(client, mended)

@@ -239,6 +239,30 @@ def test_the_query_command_prints_a_table_and_writes_json(server, tmp_path):
     assert [[image["id"] for image in result["nearest"]] for result in results] == [[], [8]]
 
 
+def test_a_query_names_the_file_that_is_bad_and_answers_the_others(server, tmp_path):
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'dmsh-toolkit[web]'")
+    folder = tmp_path / "queries"
+    folder.mkdir()
+    for number in (7, 8):
+        (folder / f"{number}.png").write_bytes(png(IMAGES[number]))
+    (folder / "bad.png").write_bytes(b"junk")
+    (folder / "notes.txt").write_text("no image")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "image-7").write_bytes(png(IMAGES[7]))
+    command = [sys.executable, "-m", "dmsh_serving", "query", str(folder), str(tmp_path / "absent.png"), "-k", "3"]
+    sheet = ["--sheet", str(tmp_path / "sheet.html"), "--images", str(tmp_path / "images")]
+    result = ["--json", str(tmp_path / "found.json")]
+    answer = subprocess.run([*command, *sheet, *result, "--url", server.url], capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: 2 of 4 files cannot be searched: ")
+    assert "absent.png: no such file" in answer.stderr
+    assert "bad.png: " in answer.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [result["nearest"][0]["key"] for result in found["results"]] == ["image-7", "image-8"]
+    assert len(found["bad"]) == 2
+    assert (tmp_path / "sheet.html").read_text().count("<img ") == 3  # two queries and the one neighbour that is there
+
+
 def test_an_unknown_model_is_named(server):
     with SearchClient(server.url) as client, pytest.raises(MissingError, match=r"does not serve this: .*dmsh_other"):
         client.max_batch("dmsh_other")

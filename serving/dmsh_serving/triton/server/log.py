@@ -7,7 +7,10 @@ from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
 
 __all__ = ["error_from_log", "news_of_galleries"]
 
-_NEWS = re.compile(r"^gallery .*(?:goes on serving|serves in its place|now serves version).*$", re.MULTILINE)
+# As logging writes it, with the level and the logger in front.
+_NEWS = re.compile(
+    r"^(?:[A-Z]+ [\w.]+: )?(gallery .*(?:goes on serving|serves in its place|now serves version).*)$", re.MULTILINE
+)
 
 
 def error_from_log(text: str, log_file: Path) -> DmshError:

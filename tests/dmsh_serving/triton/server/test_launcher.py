@@ -88,4 +88,5 @@ def test_what_a_log_says_of_galleries_is_passed_on_and_nothing_else():
     refused = "gallery /g: /g is damaged; version 00000001-9f31c07a goes on serving"
     swapped = "gallery /g now serves version 00000002-9f31c07a"
     other = "I1129 07:00:00.1 7 model.cc:1] gallery of models: goes on serving"
-    assert news_of_galleries("\n".join([other, refused, "", swapped, "gallery /g is mine"])) == [refused, swapped]
+    text = "\n".join([other, f"ERROR dmsh_serving.ranker.follower: {refused}", "", swapped, "gallery /g is mine"])
+    assert news_of_galleries(text) == [refused, swapped]
