@@ -18,9 +18,6 @@ PUBLIC = {
 }
 # Being rewritten: to be taken out of this list as they land.
 OPEN = {
-    "dmsh_export.demo.encoders",
-    "dmsh_export.quantise.calibration",
-    "dmsh_export.quantise.run",
     "dmsh_serving.encoder.runtime",
     "dmsh_serving.gallery.folder",
     "dmsh_serving.gallery.part",
