@@ -278,6 +278,16 @@ def test_fault_41_nor_is_one_of_a_version_that_was_taken_back(folder):
     assert gallery.append(folder, CODES[:1], None, None).ids.tolist()[-2:] == [19, 30]
 
 
+def test_fault_41_nor_is_one_of_a_gallery_that_was_merged(folder, tmp_path):
+    gallery.remove(folder, np.arange(5, 30))
+    gallery.build(tmp_path / "other", CODES[30:31], np.array([9]), None, **SPACE)
+    merged = gallery.merge([folder, tmp_path / "other"], tmp_path / "merged")
+    assert merged.ids.tolist() == [0, 1, 2, 3, 4, 9]
+    assert gallery.append(tmp_path / "merged", CODES[:1], None, None).ids.tolist()[-1] == 30
+    renumbered = gallery.merge([folder, tmp_path / "other"], tmp_path / "renumbered", renumber=True)
+    assert (renumbered.ids.tolist(), renumbered.next_id) == ([0, 1, 2, 3, 4, 5], 6)
+
+
 def test_fault_45_a_model_is_not_loaded_beside_the_manifest_of_another(tmp_path):
     model = tiny_model.write(tmp_path / "model.onnx")
     manifest = tmp_path / "model.onnx.json"

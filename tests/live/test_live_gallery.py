@@ -72,31 +72,38 @@ def test_fault_15_a_swap_under_load_loses_no_request_and_mixes_no_versions(world
         check(answer, QUERIES, 5, counts[version])
 
 
-def failed_swaps(server):
+def metric(server, name):
     connection = http.client.HTTPConnection(server.metrics_url, timeout=5)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
-    (value,) = re.findall(r"^dmsh_gallery_failed_swaps_total(?:{})? (\S+)$", text, flags=re.MULTILINE)
+    (value,) = re.findall(rf"^dmsh_gallery_{name}(?:{{}})? (\S+)$", text, flags=re.MULTILINE)
     return float(value)
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()
+    path.write_bytes(content)
 
 
 def test_fault_16_a_broken_new_version_is_counted_and_the_old_one_serves(world, server, client):
     version = world.publish(120)
     wait_for_version(client, version)
-    before = failed_swaps(server)
+    before = metric(server, "failed_swaps_total")
     content = bytearray((world.gallery / f"gallery-{version}.safetensors").read_bytes())
     content[-1] ^= 1
     (world.gallery / "gallery-00000099-00000000.safetensors").write_bytes(content)
     (world.gallery / "new").write_text("00000099-00000000\n")
     (world.gallery / "new").replace(world.gallery / gallery.CURRENT)
     deadline = time.monotonic() + 10
-    while failed_swaps(server) == before:
+    while metric(server, "failed_swaps_total") == before:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     answer = client.search(QUERIES, 5)
     assert set(answer.gallery_version) == {version}
     check(answer, QUERIES, 5, 120)
-    assert failed_swaps(server) == before + 1
+    assert metric(server, "failed_swaps_total") == before + 1
     assert f"version {version} goes on serving" in server.log_file.read_text()
     while not any(f"version {version} goes on serving" in line for line in TOLD):
         assert time.monotonic() < deadline, TOLD
@@ -104,3 +111,20 @@ def test_fault_16_a_broken_new_version_is_counted_and_the_old_one_serves(world, 
     assert any(f"now serves version {version}" in line for line in TOLD)
     mended = world.publish(130)
     wait_for_version(client, mended)
+
+
+def test_fault_35_a_server_that_starts_on_a_damaged_gallery_serves_the_last_sound_version(tmp_path):
+    world = World.make(tmp_path, 100)
+    sound = gallery.current_version(world.gallery)
+    damage(world.gallery / f"gallery-{world.publish(150)}.safetensors")
+    with world.server() as server, SearchClient(server.url) as client:
+        answer = client.search(QUERIES, 5)
+        assert set(answer.gallery_version) == {sound}
+        check(answer, QUERIES, 5, 100)
+        assert (metric(server, "current"), metric(server, "failed_swaps_total")) == (0, 1)
+        assert f"version {sound}, the last sound one, serves in its place" in server.log_file.read_text()
+        gallery.rollback(world.gallery)
+        deadline = time.monotonic() + 10
+        while not metric(server, "current"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

@@ -50,7 +50,11 @@ def build(
     Raises:
         InputError: bad codes, ids or keys, an existing gallery, or another writer at work.
     """
-    part = laid_out(_part(codes, ids, 0, keys, bits, fingerprint))
+    return _build(folder, _part(codes, ids, 0, keys, bits, fingerprint), overwrite)
+
+
+def _build(folder: Path, part: Part, overwrite: bool) -> Snapshot:
+    part = laid_out(part)
     if not folder.is_dir():
         if folder.exists() or not folder.parent.is_dir():
             raise InputError(f"{folder} cannot be made a gallery: it is a file, or its parent folder is missing")
@@ -156,11 +160,14 @@ def merge(folders: Sequence[Path], out: Path, *, renumber: bool = False, overwri
     codes = np.concatenate([each.codes for each in contents])
     all_keys = joined_keys(keys) if True in keyed else None
     try:
-        return build(out, codes, ids, all_keys, bits=bits, fingerprint=fingerprint, overwrite=overwrite)
+        part = _part(codes, ids, 0, all_keys, bits, fingerprint)
     except InputError as error:
         if "more than once" in str(error):
             raise InputError(f"the galleries share ids: {error}; --renumber gives new ones") from None
         raise
+    if not renumber:  # ids that are kept are those of the merged galleries, whose removed ones do not come back either
+        part = replace(part, next_id=max(snapshot.next_id for snapshot in snapshots))
+    return _build(out, part, overwrite)
 
 
 def _part(

@@ -165,7 +165,7 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
     ``known`` is the version that ``part`` is a change of, whose ids never come back; None for a new gallery.
     """
     existing = part_paths(folder)
-    part = replace(part, next_id=max(part.last_id + 1, next_id_of(folder) if known else 0))
+    part = replace(part, next_id=max(part.next_id, part.last_id + 1, next_id_of(folder) if known else 0))
     digest = digest_of(part)
     number = max((int(version_of(path)[:8]) for path in existing), default=0) + 1
     if number > 99_999_999:
