@@ -1,6 +1,6 @@
 """Fine-tuning the integer network: codes that follow the float network's, learnt in the integer network's arithmetic.
 
-The teacher is the float network that the integers were made from. Its logits are the target; labels may count too.
+The teacher is the float network that the integers were made from. Its logits are the target, beside what labels say.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from dmsh_model.network import DMSH
 from dmsh_model.training import loop as training_loop
 from dmsh_model.training.loop import Epoch, Examples, Trainee
 from dmsh_model.training.losses import Losses, distillation_loss, total_loss
-from dmsh_model.training.options import FINE_TUNING, FOLLOW_THE_TEACHER, UNCHANGED, TrainingOptions
+from dmsh_model.training.options import FINE_TUNING, UNCHANGED, TrainingOptions
 from dmsh_model.training.state import state_path
 from dmsh_serving.codes import Codes, pack, unpack
 from dmsh_serving.errors import InputError
@@ -98,7 +98,7 @@ def fine_tune(
     options: TrainingOptions,
     out: Path,
     *,
-    weights: LossWeights = FOLLOW_THE_TEACHER,
+    weights: LossWeights = LossWeights(),
     whole: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -108,8 +108,8 @@ def fine_tune(
 
     The head alone learns, from the trunk's pooled features and the teacher's logits of each image, which are computed
     once; with ``whole`` the trunk learns too, at the price of computing every image in every epoch. Topology, shifts
-    and clips are kept: only weights and biases learn. Resuming, reproducing and the state of an
-    unfinished training are as in :func:`dmsh_model.training.run.fit`.
+    and clips are kept: only weights and biases learn. Resuming, reproducing and the state of an unfinished training are
+    as in :func:`dmsh_model.training.run.fit`.
 
     Args:
         start: the networks to start from.
@@ -117,7 +117,8 @@ def fine_tune(
         split_options: how they are split, best as the teacher's were; only the training part is learnt from.
         options: how to train; a weight is learnt in units of 128, so that all lie between -1 and 1.
         out: the checkpoint folder.
-        weights: weights of the losses beside distillation, whose weight is 1.
+        weights: weights of the training's losses, beside distillation, whose weight is 1; with all of them 0 the codes
+            follow the float network's alone.
         whole: train the trunk too; only then may ``options`` change images at random.
         resume: continue after the last finished epoch.
         overwrite: replace the checkpoint or the unfinished training at ``out``.
@@ -136,7 +137,10 @@ def fine_tune(
     if data.images.shape[1] != config.image_size:
         raise InputError(f"{data.source} has images of {data.images.shape[1]} pixels, the network {config.image_size}")
     if weights.classification and config.num_classes not in (0, len(data.class_names)):
-        raise InputError(f"the float network knows {config.num_classes} classes, {data.source} {len(data.class_names)}")
+        raise InputError(
+            f"the float network knows {config.num_classes} classes, {data.source} {len(data.class_names)}: give the "
+            "classification loss the weight 0"
+        )
     checkpoint.check_target(out, overwrite=overwrite)
     split = split_images(data, split_options)
     if len(split.train) < 2:

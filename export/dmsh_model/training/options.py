@@ -3,10 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from dmsh_model.config import LossWeights
 from dmsh_serving.errors import InputError
 
-__all__ = ["FINE_TUNING", "FOLLOW_THE_TEACHER", "UNCHANGED", "Augmentation", "TrainingOptions"]
+__all__ = ["FINE_TUNING", "UNCHANGED", "Augmentation", "TrainingOptions"]
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,10 @@ class TrainingOptions:
 
 UNCHANGED = Augmentation(shift_pixels=0.0, rotation_degrees=0.0, scale=0.0)
 
-FOLLOW_THE_TEACHER = LossWeights(pairwise=0.0, quantisation=0.0, classification=0.0)
-"""Weights of the losses beside distillation: labels do not count, so the codes stay the float network's."""
+FINE_TUNING = TrainingOptions(epochs=20, learning_rate=1e-3, weight_decay=0.0, warmup_epochs=1, augmentation=UNCHANGED)
+"""How the head of an integer network is fine-tuned; see :mod:`dmsh_model.finetune.run`.
 
-FINE_TUNING = TrainingOptions(epochs=5, learning_rate=3e-4, weight_decay=0.0, warmup_epochs=1, augmentation=UNCHANGED)
-"""How an integer network is fine-tuned; see :mod:`dmsh_model.finetune.run`.
-
-Images are not augmented: the network follows the teacher's codes of images like those to be served. The learning rate
-is low because only rounding is wrong at the start: at ten times the rate Adam, whose first steps move every weight by
-about the same amount, adds more noise than it removes. A decay would pull weights off their grid.
+Images are not augmented, since the trunk sees each once. A decay would pull weights off their grid. For the whole
+network the rate is too high: there Adam, whose first steps move every weight by about the same amount, adds more noise
+than it removes; 3e-4 and 5 epochs do.
 """
