@@ -23,7 +23,7 @@ from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.http.questions import Example, Question, json_id
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.region import cut_out
-from dmsh_serving.web.steps import TritonSteps
+from dmsh_serving.web.steps import Nearest, TritonSteps
 
 __all__ = ["Page", "Resolved", "Searches", "Times"]
 
@@ -32,11 +32,12 @@ _RANKINGS_BYTES: Final = 256 << 20  # of rankings that are kept while their read
 
 @dataclass
 class Times:
-    """How long each step took, in seconds, as this process saw it; None for a step that was not needed."""
+    """How long each step took, in seconds, as this process saw it; None for a step that was not asked for by itself."""
 
     decode: float | None = None
     encode: float | None = None
     rank: float | None = None
+    total: float | None = None
 
     def to_dict(self) -> dict[str, float | None]:
         """Return plain JSON types, in milliseconds."""
@@ -89,12 +90,18 @@ class Searches:
             InputError: Triton refuses it.
             MissingError: Triton does not answer.
         """
+        started = time.perf_counter()
         times = Times()
+        if question.is_plain and question.like[0].file is not None and question.after is None and not question.explain:
+            resolved, page = await self._searched(question, question.like[0].file)
+            times.total = time.perf_counter() - started
+            return await self._told(question, page, [resolved], [], times)
         like = [await self.resolve(example, times) for example in question.like]
         unlike = [await self.resolve(example, times) for example in question.unlike]
         start = time.perf_counter()
         page = await self._page(question, like, unlike)
         times.rank = time.perf_counter() - start
+        times.total = time.perf_counter() - started
         return await self._told(question, page, like, unlike, times)
 
     async def resolve(self, example: Example, times: Times) -> Resolved:
@@ -143,18 +150,28 @@ class Searches:
         check_codes(np.frombuffer(code, np.uint8)[None], await self.bits())
 
     async def _page(self, question: Question, like: list[Resolved], unlike: list[Resolved]) -> Page:
-        plain = len(like) == 1 and not unlike and not question.where
-        if plain and question.after is None:
+        if question.is_plain and question.after is None:
             return await self._first_page(question, like[0])
         if self._gallery is not None:
             return await self._ordered_page(self._gallery, question, like, unlike)
-        if plain and question.after is not None:
+        if question.is_plain and question.after is not None:
             return await self._later_page(question, like[0], question.after)
         raise ProblemError(409, _WITHOUT_GALLERY)
 
+    async def _searched(self, question: Question, file: bytes) -> tuple[Resolved, Page]:
+        """Answer the first page of a search by a file with one call."""
+        box = question.like[0].box
+        data = file if box is None else await run_in_threadpool(cut_out, file, box)
+        k = min(question.k + 1, MAX_K)
+        code, nearest = await self._steps.search(data, k, radius=question.radius, ids=question.allowed_ids)
+        return Resolved(code[0].tobytes()), self._page_of(question, nearest, k)
+
     async def _first_page(self, question: Question, example: Resolved) -> Page:
         k = min(question.k + 1, MAX_K)  # one more tells whether there is a next page
-        nearest = await self._nearest(question, example, k)
+        return self._page_of(question, await self._nearest(question, example, k), k)
+
+    @staticmethod
+    def _page_of(question: Question, nearest: Nearest, k: int) -> Page:
         given = slice(min(question.k, len(nearest.ids)))
         return Page(
             nearest.version,
@@ -187,10 +204,9 @@ class Searches:
             truncated=k == MAX_K == len(nearest.ids) == given.stop,
         )
 
-    async def _nearest(self, question: Question, example: Resolved, k: int) -> Any:
-        ids = None if question.ids is None else np.array(question.ids, np.int64)
+    async def _nearest(self, question: Question, example: Resolved, k: int) -> Nearest:
         code = np.frombuffer(example.code, np.uint8)[None]
-        return await self._steps.rank(code, k, radius=question.radius, ids=ids)
+        return await self._steps.rank(code, k, radius=question.radius, ids=question.allowed_ids)
 
     async def _ordered_page(
         self, gallery: GalleryFolder, question: Question, like: list[Resolved], unlike: list[Resolved]
@@ -225,8 +241,8 @@ class Searches:
         if found is not None:
             return found
         allowed = []
-        if question.ids is not None:
-            allowed.append(collection.places_of_ids(np.array(question.ids, np.int64)))
+        if question.allowed_ids is not None:
+            allowed.append(collection.places_of_ids(question.allowed_ids))
         if question.where:
             if self._metadata is None:
                 raise InputError("there is no metadata to filter by: start the page with --metadata")

@@ -84,7 +84,8 @@ def _listening(host: str, port: int) -> socket.socket:
     opened = None
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        opened = socket.socket(family)
+        # With the protocol named, asyncio sets TCP_NODELAY on what it accepts: else an answer waits 40 ms for an ACK.
+        opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind((host, port))
         opened.listen(128)

@@ -1,11 +1,12 @@
-"""The three steps of a search, each asked of Triton by itself: file -> image -> code and logits -> nearest images.
+"""What the page asks of Triton: a search of a file in one call, or its three steps one by one.
 
-Asked one by one, each can be timed, and the logits are there to be shown. One gRPC channel serves all requests. A call
-whose task is cancelled is cancelled at Triton too.
+File -> image -> code and logits -> nearest images: asked one by one, each step can be timed, and the logits are there
+to be shown. In one call Triton hands on the results itself, which is faster. One gRPC channel serves all requests. A
+call whose task is cancelled is cancelled at Triton too.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +28,14 @@ from dmsh_serving.contract import (
     PAD_ID,
     RADIUS,
     RANKER_MODEL,
+    SEARCH_FILE_MODEL,
     K,
 )
 from dmsh_serving.errors import MissingError
 
 __all__ = ["TritonSteps"]
+
+_FOUND: Final = [IDS, DISTANCES, KEYS, GALLERY_VERSION]
 
 
 @dataclass(frozen=True)
@@ -101,19 +105,16 @@ class TritonSteps:
 
     async def rank(self, code: Codes, k: int, *, radius: int | None, ids: npt.NDArray[np.int64] | None) -> Nearest:
         """Return the ``k`` nearest images of ``code`` (1, B): within ``radius``, and among ``ids``, if given."""
-        inputs: dict[str, Tensor] = {CODE: code, K: np.array([[k]])}
-        if radius is not None:
-            inputs[RADIUS] = np.array([[radius]])
-        if ids is not None:
-            inputs[FILTER] = ids[None] if len(ids) else np.array([[PAD_ID]])
-        found = await self._infer(RANKER_MODEL, inputs, [IDS, DISTANCES, KEYS, GALLERY_VERSION])
-        there = int((found[IDS][0] != PAD_ID).sum())
-        return Nearest(
-            found[IDS][0, :there],
-            found[DISTANCES][0, :there],
-            strings_of(found[KEYS][0, :there]).tolist(),
-            str(strings_of(found[GALLERY_VERSION])[0, 0]),
-        )
+        inputs = {CODE: code, **_asked_of_ranker(k, radius, ids)}
+        return _nearest(await self._infer(RANKER_MODEL, inputs, _FOUND))
+
+    async def search(
+        self, file: bytes, k: int, *, radius: int | None, ids: npt.NDArray[np.int64] | None
+    ) -> tuple[Codes, Nearest]:
+        """Return the code (1, B) of an image file, and its nearest images as :meth:`rank` does, in one call."""
+        inputs = {FILE: np.array([[file]], dtype=np.object_), **_asked_of_ranker(k, radius, ids)}
+        found = await self._infer(SEARCH_FILE_MODEL, inputs, [CODE, *_FOUND])
+        return found[CODE], _nearest(found)
 
     async def _infer(self, model: str, inputs: dict[str, Tensor], outputs: list[str]) -> dict[str, Tensor]:
         from tritonclient.utils import np_to_triton_dtype
@@ -136,3 +137,22 @@ class TritonSteps:
             return await call
         except InferenceServerException as error:
             raise error_of(error, self.url, self.timeout) from error
+
+
+def _asked_of_ranker(k: int, radius: int | None, ids: npt.NDArray[np.int64] | None) -> dict[str, Tensor]:
+    inputs: dict[str, Tensor] = {K: np.array([[k]])}
+    if radius is not None:
+        inputs[RADIUS] = np.array([[radius]])
+    if ids is not None:
+        inputs[FILTER] = ids[None] if len(ids) else np.array([[PAD_ID]])
+    return inputs
+
+
+def _nearest(found: dict[str, Tensor]) -> Nearest:
+    there = int((found[IDS][0] != PAD_ID).sum())
+    return Nearest(
+        found[IDS][0, :there],
+        found[DISTANCES][0, :there],
+        strings_of(found[KEYS][0, :there]).tolist(),
+        str(strings_of(found[GALLERY_VERSION])[0, 0]),
+    )

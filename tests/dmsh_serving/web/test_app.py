@@ -13,7 +13,10 @@ def found(answer):
 
 
 def test_a_file_finds_what_the_oracle_finds(web_page):
-    answer = ask(web_page, "/v1/search?k=20", png(IMAGES[7])).json()
+    answer = ask(web_page, "/v1/search?k=20&explain=true", png(IMAGES[7])).json()
+    quick = ask(web_page, "/v1/search?k=20", png(IMAGES[7])).json()
+    assert (quick["images"], quick["next"]) == (answer["images"], answer["next"])
+    assert quick["times"]["total_ms"] > 0
     assert found(answer) == in_order([CODES[7]])[:20]
     assert [image["key"] for image in answer["images"]] == [KEYS[image["id"]] for image in answer["images"]]
     assert answer["query"]["like"][0]["code"] == CODES[7].tobytes().hex()

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -24,9 +26,10 @@ MOST_EXACT_IN_JSON: Final = 2**53
 MOST_JSON_BYTES: Final = 4 << 20
 READ_SECONDS: Final = 30.0  # for a body to arrive
 _NUMBERS: Final = ("k", "radius")
+_SAID: Final = {"true": True, "1": True, "false": False, "0": False}
 _WHERE: Final = "where."
 _EXAMPLE: Final = {"key", "id", "code", "box"}
-_QUESTION: Final = {"key", "like", "unlike", "k", "radius", "ids", "where", "after", "version"}
+_QUESTION: Final = {"key", "like", "unlike", "k", "radius", "ids", "where", "after", "version", "explain"}
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height of a region, as shares of the upright image's."""
@@ -55,6 +58,7 @@ class Question:
         where: only images with one of these values, for each column of the metadata.
         after: only images after this one.
         version: the version of the gallery that ``after`` was found in.
+        explain: time each step by itself, and return the logits.
     """
 
     like: tuple[Example, ...]
@@ -65,6 +69,17 @@ class Question:
     where: tuple[tuple[str, tuple[str, ...]], ...] = ()
     after: Cursor | None = None
     version: str | None = None
+    explain: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether Triton's ranker alone could answer it: one example to be like, and no filter by metadata."""
+        return len(self.like) == 1 and not self.unlike and not self.where
+
+    @property
+    def allowed_ids(self) -> npt.NDArray[np.int64] | None:
+        """The ids of ``ids``, (M,)."""
+        return None if self.ids is None else np.array(self.ids, np.int64)
 
 
 async def question_of(request: Request) -> Question:
@@ -122,10 +137,12 @@ def _from_flat(said: list[tuple[str, str]], file: bytes) -> Question:
             box = _box([_real(name, part) for part in text.split(",")])
         elif name == "ids" and name not in body:
             body["ids"] = [_whole("ids", part) for part in text.split(",") if part.strip()]
+        elif name == "explain" and name not in body and text in _SAID:
+            body["explain"] = _SAID[text]
         elif name.startswith(_WHERE):
             body.setdefault("where", {}).setdefault(name.removeprefix(_WHERE), []).append(text)
         else:
-            raise ProblemError(400, f"{name!r} is said twice, or is none of k, radius, box, ids, where.COLUMN")
+            raise ProblemError(400, f"{name!r} is said twice, or is none of k, radius, box, ids, explain, where.COLUMN")
     return _question(body, like=(Example(file=file, box=box),))
 
 
@@ -152,6 +169,9 @@ def _question(body: Mapping[str, Any], *, like: tuple[Example, ...], unlike: tup
             raise ProblemError(400, f"radius = {radius!r} is no whole number of 32 bits")
         if not unlike:
             checked_radius(radius)
+    explain = body.get("explain", False)
+    if not isinstance(explain, bool):
+        raise ProblemError(400, "explain is true or false")
     version = body.get("version")
     if version is not None and not isinstance(version, str):
         raise ProblemError(400, "version is a text")
@@ -164,6 +184,7 @@ def _question(body: Mapping[str, Any], *, like: tuple[Example, ...], unlike: tup
         where=_where(body.get("where", {})),
         after=_cursor(body.get("after")),
         version=version,
+        explain=explain,
     )
 
 

@@ -76,7 +76,7 @@ async function firstPage(k, signal) {
   const examples = [...view.like, ...view.unlike];
   if (!examples.length) return api.search({ ...filters(), like: [{ code: browseCode() }], k }, signal);
   const unknown = examples.filter((example) => example.file && !example.code);
-  if (examples.length === 1 && unknown.length && view.like.length) return api.searchFile(examples[0], { ...filters(), k }, signal);
+  if (examples.length === 1 && unknown.length && view.like.length) return api.searchFile(examples[0], { ...filters(), k, explain: true }, signal);
   for (const example of unknown) {
     const found = await api.encode(example, signal);
     Object.assign(example, { code: found.code, logits: found.logits });
