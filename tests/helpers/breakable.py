@@ -13,6 +13,7 @@ class Breakable:
         self._target = (host, int(port))
         self._port = 0
         self._open = set()
+        self._held = threading.Event()
         self.mend()
 
     @property
@@ -23,6 +24,10 @@ class Breakable:
         self._listener = socket.create_server(("127.0.0.1", self._port))
         self._port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def hold(self):
+        """Let connections stand, and hand nothing on."""
+        self._held.set()
 
     def cut(self):
         for each in (self._listener, *self._open):
@@ -40,10 +45,11 @@ class Breakable:
                 for source, sink in ((here, there), (there, here)):
                     threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
 
-    @staticmethod
-    def _forward(source, sink):
+    def _forward(self, source, sink):
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if self._held.is_set():
+                    continue
                 sink.sendall(data)
         for each in (source, sink):
             with contextlib.suppress(OSError):

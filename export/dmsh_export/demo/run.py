@@ -122,6 +122,9 @@ def run_demo(checkpoint: Path, out: Path, triton: Path | None) -> dict[str, Any]
     _print(page)
     _say(f"TensorRT plan of the integer encoder: {encoders.plan}")
     _say(f"wrote {out / _PAGE} in {time.monotonic() - started:.0f} s")
+    _say("search by eye, with these two commands and then http://127.0.0.1:8080/ in a browser:")
+    _say(f"  dmsh-serve start --repository {out / _REPOSITORY}")
+    _say(f"  dmsh-serve web --images {out / _DATABASE} --gallery {out / _GALLERY}")
     return {
         "parity": [report.to_dict() for report in parity],
         "certificate": encoders.certificate.to_dict(),

@@ -80,6 +80,7 @@ class Searches:
         metadata: Metadata | None = None,
     ) -> None:
         self._steps, self._originals, self._gallery, self._metadata = steps, originals, gallery, metadata
+        self._version: str | None = None
         self._rankings: OrderedDict[object, Ranking] = OrderedDict()
 
     async def answer(self, question: Question) -> dict[str, Any]:
@@ -256,6 +257,9 @@ class Searches:
     async def _told(
         self, question: Question, page: Page, like: list[Resolved], unlike: list[Resolved], times: Times
     ) -> dict[str, Any]:
+        if page.version != self._version:  # a new version may name new files
+            self._version = page.version
+            await run_in_threadpool(self._originals.refresh)
         collection = None
         if self._gallery is not None:
             collection = self._gallery.held(page.version) or await run_in_threadpool(self._gallery.at, page.version)

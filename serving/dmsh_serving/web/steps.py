@@ -33,7 +33,7 @@ from dmsh_serving.contract import (
 )
 from dmsh_serving.errors import MissingError
 
-__all__ = ["TritonSteps"]
+__all__ = ["Nearest", "TritonSteps"]
 
 _FOUND: Final = [IDS, DISTANCES, KEYS, GALLERY_VERSION]
 

@@ -17,7 +17,7 @@ from dmsh_serving.hamming.inputs import checked_radius
 from dmsh_serving.web.codes.ranking import Cursor
 from dmsh_serving.web.http.problems import ProblemError
 
-__all__ = ["Box", "Example", "Question", "json_id"]
+__all__ = ["MOST_JSON_BYTES", "Box", "Example", "Question", "json_id"]
 
 DEFAULT_PAGE: Final = 50
 MOST_EXAMPLES: Final = 64

@@ -1,6 +1,8 @@
 """The files that the gallery's keys name. A key is looked up in an index of the folder, and never joined to a path."""
 
+import contextlib
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +15,7 @@ from dmsh_serving.images.read import image_paths
 __all__ = ["Originals", "Size"]
 
 _ORIENTATION: Final = 0x0112
+_FRESH_SECONDS: Final = 1.0
 _TURNED: Final = (5, 6, 7, 8)
 
 Size = tuple[int, int]
@@ -30,7 +33,7 @@ class Originals:
         self._folder = folder
         self._lock = threading.Lock()
         self._sizes: dict[str, Size | None] = {}
-        self._files = self._indexed()
+        self._files, self._read_at = self._indexed(), time.monotonic()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -39,10 +42,10 @@ class Originals:
         return key in self._files
 
     def refresh(self) -> None:
-        """Read the folder again: a new version of the gallery may name new files."""
-        with self._lock:
-            self._files = self._indexed()
-            self._sizes = {}
+        """Read the folder again, unless it was read within the last second; one that cannot be read changes nothing."""
+        with self._lock, contextlib.suppress(InputError, OSError):
+            if time.monotonic() - self._read_at > _FRESH_SECONDS:
+                self._files, self._sizes, self._read_at = self._indexed(), {}, time.monotonic()
 
     def path(self, key: str) -> Path | None:
         """Return the file that ``key`` names, or None."""

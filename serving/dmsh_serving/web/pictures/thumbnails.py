@@ -16,7 +16,7 @@ from PIL import Image
 from dmsh_serving.images.decode import rgb_from_bytes
 from dmsh_serving.web.pictures.originals import Originals
 
-__all__ = ["MEDIA_TYPE", "VIEW_BOX", "Thumbnails", "rendered"]
+__all__ = ["MEDIA_TYPE", "THUMBNAIL_BOX", "VIEW_BOX", "Thumbnails", "rendered"]
 
 THUMBNAIL_BOX: Final = (560, 320)
 VIEW_BOX: Final = (1600, 1600)

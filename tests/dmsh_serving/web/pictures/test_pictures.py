@@ -1,0 +1,151 @@
+"""Images to look at: found by key alone, made small, free of metadata, kept within a bound."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dmsh_serving.errors import InputError
+from dmsh_serving.web.pictures import originals as originals_module
+from dmsh_serving.web.pictures.originals import Originals
+from dmsh_serving.web.pictures.region import cut_out
+from dmsh_serving.web.pictures.thumbnails import THUMBNAIL_BOX, Thumbnails, rendered
+
+SECRET = b"49 degrees north"
+
+
+def jpeg(width=800, height=400, orientation=1):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010E] = SECRET.decode()
+    file = io.BytesIO()
+    pixels = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", exif=exif, comment=SECRET, icc_profile=b"profile " + SECRET)
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    images = tmp_path / "images"
+    (images / "a").mkdir(parents=True)
+    (images / "a" / "wide.jpg").write_bytes(jpeg())
+    (images / "a" / "turned.jpg").write_bytes(jpeg(orientation=6))
+    (images / "broken.png").write_bytes(b"\x89PNG broken")
+    (tmp_path / "secret.png").write_bytes(jpeg())
+    return images
+
+
+def test_a_key_is_looked_up_and_never_joined(folder):
+    originals = Originals(folder)
+    assert len(originals) == 3
+    assert originals.path("a/wide.jpg") == folder / "a" / "wide.jpg"
+    for key in (
+        "../secret.png",
+        str(folder.parent / "secret.png"),
+        "a/../a/wide.jpg",
+        "./a/wide.jpg",
+        "a",
+        "",
+        ".",
+        "..",
+    ):
+        assert originals.path(key) is None
+        with pytest.raises(InputError, match="no image has the key"):
+            originals.read(key)
+
+
+def test_sizes_are_upright_and_what_is_no_image_has_none(folder):
+    originals = Originals(folder)
+    keys = ["a/wide.jpg", "a/turned.jpg", "broken.png", "nothing"]
+    assert not originals.are_sized(keys)
+    assert [originals.size(key) for key in keys] == [(800, 400), (400, 800), None, None]
+    assert originals.are_sized(keys)
+    assert originals.known_size("a/wide.jpg") == (800, 400)
+
+
+def test_new_files_are_seen_after_a_refresh_and_a_folder_that_breaks_changes_nothing(folder, monkeypatch):
+    monkeypatch.setattr(originals_module, "_FRESH_SECONDS", 0)
+    originals = Originals(folder)
+    (folder / "new.jpg").write_bytes(jpeg())
+    assert "new.jpg" not in originals
+    originals.refresh()
+    assert "new.jpg" in originals
+    (folder / "link").symlink_to(folder.parent)
+    originals.refresh()
+    assert len(originals) == 4
+
+
+def test_a_file_that_is_gone_is_an_error(folder):
+    originals = Originals(folder)
+    (folder / "a" / "wide.jpg").unlink()
+    with pytest.raises(InputError, match=r"a/wide\.jpg: No such file"):
+        originals.read("a/wide.jpg")
+
+
+def test_what_is_shown_fits_its_box_is_upright_and_tells_nothing_but_pixels():
+    assert SECRET in jpeg()
+    for orientation, size in ((1, (560, 280)), (6, (160, 320))):
+        data = rendered(jpeg(orientation=orientation), THUMBNAIL_BOX, "x")
+        assert SECRET not in data
+        with Image.open(io.BytesIO(data)) as image:
+            assert (image.format, image.size) == ("WEBP", size)
+            assert not image.getexif()
+            assert "icc_profile" not in image.info
+    small = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    file = io.BytesIO()
+    Image.fromarray(small).save(file, "PNG")
+    with Image.open(io.BytesIO(rendered(file.getvalue(), THUMBNAIL_BOX, "x"))) as image:
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), small)  # small ones lose nothing
+
+
+def test_a_thumbnail_is_made_once_and_again_when_its_file_changes(folder, tmp_path):
+    thumbnails = Thumbnails(Originals(folder), tmp_path / "cache", 1 << 20)
+    tag = thumbnails.tag("a/wide.jpg")
+    first = thumbnails.read("a/wide.jpg", tag)
+    assert thumbnails.read("a/wide.jpg", tag) == first
+    assert thumbnails.made == 1
+    (folder / "a" / "wide.jpg").write_bytes(jpeg(orientation=3))
+    changed = thumbnails.tag("a/wide.jpg")
+    assert changed != tag
+    assert thumbnails.read("a/wide.jpg", changed) != first
+    assert thumbnails.tag("nothing") is None
+    with pytest.raises(InputError, match=r"broken\.png: "):
+        thumbnails.read("broken.png", thumbnails.tag("broken.png"))
+
+
+def test_the_cache_stays_within_its_bound_and_keeps_what_was_looked_at_last(folder, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    cache, most = tmp_path / "cache", 160_000
+    thumbnails = Thumbnails(Originals(folder), cache, most)
+    for number in range(40):
+        thumbnails.read("0.png", thumbnails.tag("0.png"))
+        os.utime(cache / f"{thumbnails.tag('0.png')}.webp", ns=(number + 10**9, number + 10**9))
+        tag = thumbnails.tag(f"{number}.png")
+        thumbnails.read(f"{number}.png", tag)
+        assert sum(file.stat().st_size for file in cache.iterdir()) <= most
+        os.utime(cache / f"{tag}.webp", ns=(number, number)) if number else None
+    made = thumbnails.made
+    thumbnails.read("0.png", thumbnails.tag("0.png"))
+    assert thumbnails.made == made
+    assert Thumbnails(Originals(folder), cache, most)._bytes == sum(file.stat().st_size for file in cache.iterdir())
+    assert oct(cache.stat().st_mode & 0o777) == "0o700"
+
+
+def test_a_region_is_cut_from_the_upright_image_to_whole_pixels():
+    pixels = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+
+    def cut(*box):
+        with Image.open(io.BytesIO(cut_out(file.getvalue(), box))) as image:
+            return np.asarray(image)
+
+    np.testing.assert_array_equal(cut(0, 0, 1, 1), pixels)
+    np.testing.assert_array_equal(cut(0.25, 0.5, 0.5, 0.5), pixels[5:, 5:15])
+    np.testing.assert_array_equal(cut(0.999, 0.999, 0.001, 0.001), pixels[9:, 19:])
+    with pytest.raises(InputError, match="not an image"):
+        cut_out(b"nothing", (0, 0, 1, 1))

@@ -1,0 +1,83 @@
+"""The page's own server: TLS, names, a client that goes away."""
+
+import socket
+import ssl
+import subprocess
+import time
+import urllib.request
+from urllib.parse import urlsplit
+
+import pytest
+from breakable import Breakable
+from web_world import IMAGES, ask, png
+
+from dmsh_serving.errors import InputError
+from dmsh_serving.web.settings import WebSettings
+
+pytestmark = pytest.mark.live
+
+
+def test_it_speaks_https_and_answers_to_its_name(web_world, web_triton, tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=search.example"]
+    subprocess.run([*command, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    options = {"host": "0.0.0.0", "tls_cert": cert, "tls_key": key, "names": ("search.example",)}
+    with web_world.page(web_triton.url, **options) as page:
+        assert page.url.startswith("https://127.0.0.1:")
+        context = ssl.create_default_context(cafile=cert)
+        context.check_hostname = False
+        for name, status in (("search.example", 200), ("other.example", 421)):
+            request = urllib.request.Request(page.url, headers={"Host": name})
+            try:
+                with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+                    assert answer.status == status
+            except urllib.error.HTTPError as error:
+                assert error.code == status  # noqa: PT017
+
+
+def test_others_are_let_in_only_on_purpose(tmp_path):
+    given = {"triton": "x:1", "images": tmp_path, "cache": tmp_path, "host": "0.0.0.0"}
+    with pytest.raises(InputError, match="or --insecure if the network is yours alone"):
+        WebSettings(**given)
+    assert WebSettings(**given, insecure=True).scheme == "http"
+
+
+def test_what_a_client_abandons_is_cancelled(web_world, web_triton):
+    way = Breakable(web_triton.url)
+    with web_world.page(way.url, timeout=20) as page:
+        assert ask(page, "/v1/search?k=1", png(IMAGES[0])).status == 200
+        application = page._server.config.app
+        way.hold()
+        target = urlsplit(page.url)
+        body = png(IMAGES[0])
+        head = f"POST /v1/search?k=1 HTTP/1.1\r\nHost: {target.netloc}\r\nContent-Type: image/png\r\n"
+        with socket.create_connection((target.hostname, target.port)) as client:
+            client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            eventually(lambda: in_flight(application) == 1)
+        eventually(lambda: in_flight(application) == 0)
+    way.cut()
+
+
+def in_flight(application):
+    (route,) = [route for route in application.routes if route.path == "/v1/search"]
+    return route.endpoint.__self__._in_flight
+
+
+def eventually(condition):
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_no_answer_in_time_is_504_and_no_server_503(web_world, web_triton):
+    way = Breakable(web_triton.url)
+    with web_world.page(way.url, timeout=0.5) as page:
+        assert ask(page, "/v1/search?k=1", png(IMAGES[0])).status == 200
+        way.hold()
+        answer = ask(page, "/v1/search?k=1", png(IMAGES[0]))
+        assert (answer.status, answer.json()["detail"]) == (504, f"the Triton at {way.url} did not answer within 0.5 s")
+        way.cut()
+        answer = ask(page, "/v1/search?k=1", png(IMAGES[0]))
+        assert answer.status == 503
+        assert answer.headers["retry-after"] == "2"
