@@ -11,14 +11,13 @@ from dmsh_serving.errors import InputError
 if TYPE_CHECKING:
     from dmsh_model.data.labelled import LabelledImages
 
-DataArgument = Annotated[
-    str,
-    typer.Argument(
-        help="A folder with one subfolder of images per class; mnist5k; cifar10-54000:FOLDER (or -59000, -50000: the "
-        "size of its database); nuswide21:LISTS:ROOT (or coco, imagenet100, lists): list files, and the folder that "
-        "their paths are relative to; or an .npz file."
-    ),
-]
+_DATA_HELP = (
+    "A folder with one subfolder of images per class; mnist5k; cifar10-54000:FOLDER (or -59000, -50000: the "
+    "size of its database); nuswide21:LISTS:ROOT (or coco, imagenet100, lists): list files, and the folder that "
+    "their paths are relative to; or an .npz file."
+)
+DataArgument = Annotated[str, typer.Argument(help=_DATA_HELP)]
+OptionalDataArgument = Annotated[str | None, typer.Argument(help=_DATA_HELP)]
 CacheOption = Annotated[
     Path | None,
     typer.Option(

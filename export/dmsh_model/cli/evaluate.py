@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dmsh_model.cli.data_option import CacheOption, DataArgument, read_labelled, refuse_split_options
+from dmsh_model.cli.data_option import CacheOption, OptionalDataArgument, read_labelled, refuse_split_options
+from dmsh_model.cli.pairs import evaluate_pairs
 from dmsh_serving import console
 from dmsh_serving.errors import InputError
 
@@ -19,7 +20,18 @@ def evaluate(
     checkpoint: Annotated[
         Path, typer.Argument(help="A checkpoint folder, or a .pt/.pth state dict beside its config.json.")
     ],
-    data: DataArgument,
+    data: OptionalDataArgument = None,
+    pairs: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            help="Instead of DATA, a folder of queries and one of database images: how well a query finds the image of "
+            "the same name.",
+            metavar="QUERIES DATABASE",
+        ),
+    ] = None,
+    partners: Annotated[
+        Path | None, typer.Option(help="With --pairs, a CSV file of pairs (query,database) instead of equal names.")
+    ] = None,
     topk: Annotated[
         list[int] | None, typer.Option(help="Number of ranks that count; may be repeated.  [default: 1, 10, 100]")
     ] = None,
@@ -36,6 +48,16 @@ def evaluate(
     ranks = topk or [1, 10, 100]
     if min(ranks) < 1:
         raise InputError(f"topk = {min(ranks)} must be at least 1")
+    if (pairs is None) == (data is None):
+        raise InputError("give either DATA, labelled images, or --pairs QUERIES DATABASE")
+    if pairs:
+        if plot or queries_per_class is not None or seed is not None or cache:
+            raise InputError("--plot, --queries-per-class, --seed and --cache are for labelled images: leave them out")
+        evaluate_pairs(checkpoint, *pairs, partners, ranks, skip_bad, json)
+        return
+    if partners:
+        raise InputError("--partners names the pairs of --pairs QUERIES DATABASE: give it too")
+    assert data is not None
     import dmsh_model
     from dmsh_model import checkpoint as checkpoints
     from dmsh_model.data import load as images_of

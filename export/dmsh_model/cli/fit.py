@@ -1,11 +1,9 @@
 """``dmsh-train fit``: train a network on labelled images."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,19 +21,28 @@ from dmsh_model.cli.options import (
     ResumeOption,
     option,
 )
+from dmsh_model.cli.progress import shown
+from dmsh_model.cli.unlabelled import fit_without_labels
 from dmsh_model.config import IMAGENET_MEAN, IMAGENET_STD, HashConfig, LossWeights
+from dmsh_model.frozen.options import FrozenOptions
 from dmsh_model.training.distributed import started_by_torchrun
 from dmsh_model.training.options import TrainingOptions
+from dmsh_model.weights.packages import network_named_by
 from dmsh_serving import console
 from dmsh_serving.commands import Flags
 from dmsh_serving.errors import InputError
 
-if TYPE_CHECKING:
-    from dmsh_model.training.loop import Epoch
-
 __all__ = ["Network", "fit"]
 
 _WIDTHS = "Widths of the network"
+FROZEN, UNLABELLED = "With --freeze-backbone", "With --unlabelled"
+PretrainedOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of the backbone: a .safetensors, .pt or .pth file, a package that `dmsh-train weights` "
+        "lists, or timm:NAME, which may download."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -43,20 +50,38 @@ class Network:
     """The fields of :class:`~dmsh_model.config.HashConfig` that the user chooses; the images decide the others."""
 
     bits: int = 64
-    backbone: str = "vgg_small"
-    image_size: int = 32
+    backbone: str | None = None
+    image_size: int | None = None
     lateral_features: int = 64
-    fusion_features: int = 128
+    fusion_features: int | None = None
+
+    def fields(self, pretrained: str | None) -> dict[str, Any]:
+        """Return fields of :class:`~dmsh_model.config.HashConfig`; what is not chosen suits the weights, if any."""
+        usual: dict[str, Any] = {"backbone": "vgg_small", "image_size": 32, "fusion_features": 128}
+        if pretrained:
+            usual = {"backbone": network_named_by(pretrained), "image_size": 128, "fusion_features": 512}
+        chosen = {name: value for name, value in vars(self).items() if value is not None}
+        if pretrained and not (usual | chosen)["backbone"]:
+            raise InputError(f"--pretrained {pretrained}: say which network its weights are of, as --backbone NAME")
+        return usual | chosen
 
 
 NetworkFlags = Annotated[
     Network,
     Flags(
         bits=option("--bits", None, "Bits per code."),
-        backbone=option("--backbone", None, "vgg_small, or any timm model with feature levels."),
-        image_size=option("--image-size", None, "Side of an image, in pixels."),
+        backbone=option(
+            "--backbone",
+            None,
+            "Any timm model with feature levels, or vgg_small.  [default: that of --pretrained, else vgg_small]",
+        ),
+        image_size=option(
+            "--image-size", None, "Side of an image, in pixels.  [default: 128 with --pretrained, else 32]"
+        ),
         lateral_features=option("--lateral-features", _WIDTHS, "Features per scale."),
-        fusion_features=option("--fusion-features", _WIDTHS, "Features of the fusion layer."),
+        fusion_features=option(
+            "--fusion-features", _WIDTHS, "Features of the fusion layer.  [default: 512 with --pretrained, else 128]"
+        ),
     ),
 ]
 TrainingFlags = Annotated[
@@ -76,6 +101,18 @@ TrainingFlags = Annotated[
         mixed_precision=option("--mixed-precision", MACHINE, "Compute in bfloat16 if that is safe; on a GPU."),
     ),
 ]
+FrozenFlags = Annotated[
+    FrozenOptions,
+    Flags(
+        noise=option("--noise", FROZEN, "Noise on the features, whose deviation is 1."),
+        unfreeze_after=option(
+            "--unfreeze-after", FROZEN, "Train the whole network after this many epochs; 0 keeps the backbone frozen."
+        ),
+        unfrozen_rate=option(
+            "--unfrozen-rate", FROZEN, "Learning rate of the whole network, as a share of the head's."
+        ),
+    ),
+]
 LossFlags = Annotated[
     LossWeights,
     Flags(
@@ -90,7 +127,25 @@ def fit(
     data: DataArgument,
     out: OutOption,
     network: NetworkFlags = Network(),
-    pretrained: Annotated[Path | None, typer.Option(help="Weights of the backbone: .safetensors, .pt, .pth.")] = None,
+    pretrained: PretrainedOption = None,
+    freeze_backbone: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-backbone",
+            help="Keep the pretrained backbone as it is: compute its features once, train the head on them.",
+        ),
+    ] = False,
+    frozen: FrozenFlags = FrozenOptions(),
+    unlabelled: Annotated[
+        bool,
+        typer.Option(
+            "--unlabelled",
+            help="Learn from a folder of images without their classes (PCA and ITQ on the features of --pretrained).",
+        ),
+    ] = False,
+    sample: Annotated[
+        int, typer.Option(help="Most images that --unlabelled learns from.", rich_help_panel=UNLABELLED)
+    ] = 20_000,
     queries_per_class: Annotated[
         int | None, typer.Option(help="Held-out queries per class.  [default: 50]", rich_help_panel=SPLIT)
     ] = None,
@@ -112,12 +167,43 @@ def fit(
     skip_bad: console.SkipBadOption = False,
     json: console.JsonOption = None,
 ) -> None:
-    """Train a network on labelled images and write its checkpoint; the same command gives the same weights."""
+    """Train a network on a folder of images and write its checkpoint; the same command gives the same weights."""
+    if unlabelled:
+        no_split = queries_per_class is None and train_per_class is None
+        usual = no_split and (losses, augmentation, frozen) == (
+            LossWeights(),
+            _TRAINING.augmentation,
+            FrozenOptions(),
+        )
+        if not usual or log or resume or training != _of_machine(training):
+            raise InputError(
+                "--unlabelled learns in one pass and from no labels: it takes --seed, --threads "
+                "and --device, no other option of training"
+            )
+        fit_without_labels(
+            data,
+            out,
+            network.fields(pretrained),
+            pretrained,
+            training,
+            sample=sample,
+            cache=cache,
+            overwrite=overwrite,
+            skip_bad=skip_bad,
+            json=json,
+        )
+        return
     if not any((losses.pairwise, losses.quantisation, losses.classification, losses.balance, losses.centres)):
         raise InputError("the weights of all losses are 0: there is nothing to learn, give one of them")
+    if freeze_backbone and not pretrained:
+        raise InputError("--freeze-backbone keeps trained weights: give them as --pretrained")
+    if frozen != FrozenOptions() and not freeze_backbone:
+        raise InputError("--noise, --unfreeze-after and --unfrozen-rate are for --freeze-backbone, give it too")
     # Checked before torch is imported and the images are read; num_classes is known only then.
-    HashConfig(**dataclasses.asdict(network))
+    fields = network.fields(pretrained)
+    HashConfig(**fields)
     from dmsh_model.data import load as images_of
+    from dmsh_model.frozen.run import fit_head
     from dmsh_model.training import log as training_log
     from dmsh_model.training import run as training_run
     from dmsh_model.weights.read import read_pretrained
@@ -127,52 +213,56 @@ def fit(
     counts = {"queries_per_class": queries_per_class, "train_per_class": train_per_class}
     given: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
     split = dataclasses.replace(images_of.SplitOptions(seed=training.seed), **given)
-    weights = read_pretrained(str(pretrained), network.backbone) if pretrained else None
-    labelled = read_labelled(data, network.image_size, skip_bad, cache)
+    weights = read_pretrained(pretrained, fields["backbone"]) if pretrained else None
+    labelled = read_labelled(data, fields["image_size"], skip_bad, cache)
     refuse_split_options(labelled, {f"--{name.replace('_', '-')}": count for name, count in counts.items()})
     digits = data == images_of.MNIST_5K
+    mean, std = (images_of.MNIST_5K_MEAN, images_of.MNIST_5K_STD) if digits else (IMAGENET_MEAN, IMAGENET_STD)
     config = HashConfig(
-        **dataclasses.asdict(network),
-        mean=images_of.MNIST_5K_MEAN if digits else IMAGENET_MEAN,
-        std=images_of.MNIST_5K_STD if digits else IMAGENET_STD,
+        **fields,
+        mean=weights.mean if weights else mean,
+        std=weights.std if weights else std,
         num_classes=len(labelled.class_names),
         loss=losses,
     )
     options = dataclasses.replace(training, augmentation=augmentation)
-    with _shown(options.epochs, log) as show:
-        trained = training_run.fit(
-            config,
-            labelled,
-            split,
-            options,
-            out,
-            pretrained=weights,
-            resume=resume,
-            overwrite=overwrite,
-            on_epoch=show,
-        )
+    with shown(options.epochs, log) as show:
+        if freeze_backbone and weights:
+            trained = fit_head(
+                config,
+                labelled,
+                split,
+                options,
+                out,
+                weights,
+                frozen=frozen,
+                cache=cache,
+                resume=resume,
+                overwrite=overwrite,
+                on_taps=show.features,
+                on_epoch=show.epoch,
+                on_note=console.console().print,
+            )
+        else:
+            trained = training_run.fit(
+                config,
+                labelled,
+                split,
+                options,
+                out,
+                pretrained=weights,
+                resume=resume,
+                overwrite=overwrite,
+                on_epoch=show.epoch,
+            )
     if started_by_torchrun().first:
         _print(out, data, config, trained.record, len(labelled.bad))
         console.write_json(json, {"out": str(out), "bad": labelled.bad, **trained.record})
 
 
-@contextlib.contextmanager
-def _shown(epochs: int, log: Path | None) -> Iterator[Callable[["Epoch"], None]]:
-    """Yield what shows an epoch as progress and in the ``log``; in the first process alone."""
-    from dmsh_model.training import log as training_log
-
-    first = started_by_torchrun().first
-    with contextlib.ExitStack() as stack:
-        write_log = stack.enter_context(training_log.event_files(log)) if log and first else None
-        display = stack.enter_context(console.progress())
-        task = display.add_task("training", total=epochs, visible=first)
-
-        def show(epoch: "Epoch") -> None:
-            display.update(task, completed=epoch.number, description=f"training, loss {epoch.loss:.4f}")
-            if write_log:
-                write_log(epoch)
-
-        yield show
+def _of_machine(training: TrainingOptions) -> TrainingOptions:
+    """Return the defaults but for what is not about learning from labels."""
+    return dataclasses.replace(_TRAINING, seed=training.seed, threads=training.threads, device=training.device)
 
 
 def _print(out: Path, data: str, config: HashConfig, record: dict[str, Any], bad: int) -> None:

@@ -111,7 +111,10 @@ def _class_folders(
         raise InputError(f"{folder} holds no images: give a folder with one subfolder of images per class")
     loose = [name for name in listed if "/" not in name]
     if loose:
-        raise InputError(f"{folder}: {len(loose)} files lie outside of the class folders, the first is {loose[0]}")
+        raise InputError(
+            f"{folder}: {len(loose)} files lie outside of the class folders, the first is {loose[0]}: give "
+            "one folder per class, or --unlabelled for images without classes"
+        )
     found = image_cache.gather(
         lambda: iter_listed_batches(folder, listed, image_size, _BATCH, skip_bad=skip_bad, on_progress=on_progress),
         len(listed),

@@ -27,7 +27,7 @@ Taps = npt.NDArray[np.float32]
 """(N, F) float32: the pooled features of every tap, one tap after the other."""
 
 _BLOCK = 128  # images per file
-_BATCH = 64
+_BATCH = 16  # its maps stay in a second-level cache: a third faster than 64
 _FORMAT = "dmsh-taps/1"
 
 

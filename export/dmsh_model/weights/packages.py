@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["PACKAGES", "WeightsPackage", "package_of"]
+__all__ = ["DOWNLOADED", "PACKAGES", "WeightsPackage", "network_named_by", "package_of"]
+
+DOWNLOADED: Final = "timm:"  # before a name of timm's: download its weights
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,11 @@ PACKAGES: Final = {
 def package_of(name: str) -> WeightsPackage | None:
     """Return the package that ``name`` means, in pip's spelling or Python's."""
     return PACKAGES.get(name.replace("_", "-").lower())
+
+
+def network_named_by(source: str) -> str | None:
+    """Return the network that ``source`` says it is of, timm's name: cheap, nothing is read. None: a file says none."""
+    if source.startswith(DOWNLOADED):
+        return source.removeprefix(DOWNLOADED).partition(".")[0]
+    package = package_of(source)
+    return package.backbone if package else None

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import timm
 import torch
@@ -15,13 +15,12 @@ from dmsh_model.checkpoint import CONFIG_FILE, read_tensor_file
 from dmsh_model.config import IMAGENET_MEAN, IMAGENET_STD
 from dmsh_model.weights.fill import check_network
 from dmsh_model.weights.naming import Tensors, in_timm_names
-from dmsh_model.weights.packages import PACKAGES, package_of
+from dmsh_model.weights.packages import DOWNLOADED, PACKAGES, network_named_by, package_of
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.files import sha256_of_file
 
-__all__ = ["Pretrained", "network_named_by", "read_pretrained"]
+__all__ = ["Pretrained", "read_pretrained"]
 
-DOWNLOADED: Final = "timm:"
 _SUFFIXES = (".safetensors", ".pt", ".pth")
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights in what they save
 
@@ -45,14 +44,6 @@ class Pretrained:
     tensors: Tensors
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-
-def network_named_by(source: str) -> str | None:
-    """Return the network that ``source`` says it is of, timm's name: cheap, nothing is read. None: a file says none."""
-    if source.startswith(DOWNLOADED):
-        return source.removeprefix(DOWNLOADED).partition(".")[0]
-    package = package_of(source)
-    return package.backbone if package else None
 
 
 def read_pretrained(source: str, backbone: str | None = None) -> Pretrained:

@@ -99,7 +99,11 @@ BAD_USES = {
     "unknown backbone": (("--backbone", "vgg_smal"), "nearest names: vgg_small"),
     "no epochs": (("--epochs", 0), "epochs = 0"),
     "too few images a class": (("--queries-per-class", 12), "green (12), red (12)"),
-    "missing weights": (("--pretrained", "absent.pth"), "absent.pth does not exist"),
+    "missing weights": (("--pretrained", "absent.pth", "--backbone", "vgg_small"), "absent.pth does not exist"),
+    "weights of no network": (("--pretrained", "absent.pth"), "as --backbone NAME"),
+    "nothing to freeze": (("--freeze-backbone",), "--freeze-backbone keeps trained weights"),
+    "noise on nothing": (("--noise", 0.1), "--noise, --unfreeze-after and --unfrozen-rate are for --freeze-backbone"),
+    "classes without labels": (("--unlabelled",), "takes --seed, --threads and --device, no other option"),
     "negative loss weight": (("--pairwise", -1), "pairwise = -1"),
     "a layer beyond reason": (("--fusion-features", 10**9), "fusion_features = 1000000000 must be at most 65536"),
     "nothing to learn": (
@@ -206,3 +210,48 @@ def test_a_checkpoint_with_a_broken_training_record_is_one_line_and_exit_2(comma
     file.write_text(json.dumps({**json.loads(file.read_text()), "training": training}))
     code, _, error = command("evaluate", tmp_path / "model", folder)
     assert (code, error.count("\n")) == (2, 1)
+
+
+@pytest.fixture
+def trunk(tmp_path):
+    """Options that name weights of the small VGG."""
+    import torch
+
+    from dmsh_model.backbone import build_backbone
+
+    torch.save(build_backbone("vgg_small", None).module.state_dict(), tmp_path / "trunk.pth")
+    return ("--pretrained", tmp_path / "trunk.pth", "--backbone", "vgg_small", "--image-size", 16, "--bits", 8)
+
+
+def test_a_frozen_trunk_gives_a_checkpoint_that_evaluates_as_it_was_trained(command, folder, tmp_path, trunk):
+    frozen = (*trunk, "--freeze-backbone", "--queries-per-class", 3, "--epochs", 2, "--batch-size", 8)
+    assert command("fit", folder, "--out", tmp_path / "model", *frozen, "--json", tmp_path / "fit.json")[0] == 0
+    assert command("evaluate", tmp_path / "model", folder, "--json", tmp_path / "evaluate.json")[0] == 0
+    fitted, evaluated = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("fit", "evaluate"))
+    assert evaluated["map_all"] == pytest.approx(fitted["map_all"], abs=0.02)
+    assert fitted["frozen"] == {"noise": 0.3, "unfreeze_after": 0, "unfrozen_rate": 0.05}
+
+
+def test_images_without_labels_give_codes_that_find_themselves(command, folder, tmp_path, trunk):
+    unlabelled = ("--unlabelled", "--sample", 20, "--json", tmp_path / "fit.json")
+    code, text, _ = command("fit", folder, "--out", tmp_path / "model", *trunk, *unlabelled)
+    assert code == 0
+    assert "its 2 folders are not used as classes" in " ".join(text.split())
+    assert json.loads((tmp_path / "fit.json").read_text())["unlabelled"]["images"] == 20
+    pairs = (
+        "evaluate",
+        tmp_path / "model",
+        "--pairs",
+        folder / "red",
+        folder / "red",
+        "--json",
+        tmp_path / "pairs.json",
+    )
+    assert command(*pairs)[0] == 0
+    found = json.loads((tmp_path / "pairs.json").read_text())
+    assert (found["queries"], found["database"], found["without_partner"]) == (12, 12, 0)
+    assert found["recall"]["100"] == 1
+    code, _, error = command("evaluate", tmp_path / "model")
+    assert (code, "give either DATA" in error) == (2, True)
+    code, _, error = command("evaluate", tmp_path / "model", folder, "--partners", "pairs.csv")
+    assert (code, "--partners names the pairs of --pairs" in error) == (2, True)

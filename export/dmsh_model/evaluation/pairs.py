@@ -1,0 +1,129 @@
+"""Instance retrieval: each query has partners in the database, and the rank of the first one found counts.
+
+Ranks are those of a search: (Hamming distance, database row) ascending.
+
+- *recall@k*: share of the queries that have a partner among the first k.
+- *mean reciprocal rank*: mean over the queries of 1 / rank of the first partner.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.codes import Codes
+from dmsh_serving.errors import InputError
+from dmsh_serving.hamming import search
+
+Pairs = list[tuple[int, list[int]]]
+"""A query's row and the rows of its partners, at least one."""
+
+_ANSWERS_AT_ONCE = 1 << 22  # bounds memory to some 50 MiB
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Instances:
+    """How well codes find partners.
+
+    Attributes:
+        queries: those with a partner.
+        database: images of the database.
+        recall: recall@k by k.
+        mean_reciprocal_rank: over all ranks.
+    """
+
+    queries: int
+    database: int
+    recall: dict[int, float]
+    mean_reciprocal_rank: float
+
+
+def pairs_by_name(queries: Sequence[str], database: Sequence[str]) -> Pairs:
+    """Return the pairs whose paths are the same but for their endings.
+
+    Raises:
+        InputError: there is none.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(database):
+        rows.setdefault(_without_ending(name), []).append(row)
+    pairs = [(row, rows[name]) for row, each in enumerate(queries) if (name := _without_ending(each)) in rows]
+    if not pairs:
+        raise InputError(
+            f"no query has the name of a database image: queries are {_some(queries)}; the database {_some(database)}"
+        )
+    return pairs
+
+
+def pairs_of_csv(path: Path, queries: Sequence[str], database: Sequence[str]) -> Pairs:
+    """Return the pairs of a CSV file: a line holds a query's path and a partner's, below their folders.
+
+    Raises:
+        InputError: missing, no text, a line of other columns, a path that is not among the images, or no line.
+    """
+    row_of_query, row_of_partner = ({name: row for row, name in enumerate(names)} for names in (queries, database))
+    pairs: dict[int, list[int]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, line in enumerate(csv.reader(file), 1):
+                if not line or (number == 1 and line == ["query", "database"]):
+                    continue
+                if len(line) != 2:
+                    raise InputError(f"{path}, line {number}: {len(line)} columns, two are needed: query,database")
+                for name, rows, what in ((line[0], row_of_query, "queries"), (line[1], row_of_partner, "database")):
+                    if name not in rows:
+                        raise InputError(f"{path}, line {number}: {name} is not among the {what}")
+                pairs.setdefault(row_of_query[line[0]], []).append(row_of_partner[line[1]])
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV file: {error}") from error
+    if not pairs:
+        raise InputError(f"{path} holds no pairs: a line is query,database")
+    return list(pairs.items())
+
+
+def measure_pairs(
+    query_codes: Codes, database_codes: Codes, pairs: Pairs, *, ks: Sequence[int] = (1, 10, 100)
+) -> Instances:
+    """Return recall and mean reciprocal rank.
+
+    Args:
+        query_codes: (Q, B) uint8, packed.
+        database_codes: (N, B) uint8, packed; row order breaks ties.
+        pairs: rows of both; queries without a pair do not count.
+        ks: numbers of ranks, each at least 1.
+
+    Raises:
+        InputError: a k below 1, or codes that do not fit each other.
+    """
+    if min(ks) < 1:
+        raise InputError(f"topk = {min(ks)} must be at least 1")
+    at_once = max(1, _ANSWERS_AT_ONCE // len(database_codes))
+    ranks = np.concatenate(
+        [_ranks(query_codes, database_codes, pairs[start : start + at_once]) for start in range(0, len(pairs), at_once)]
+    )
+    return Instances(
+        queries=len(pairs),
+        database=len(database_codes),
+        recall={k: float((ranks <= k).mean()) for k in ks},
+        mean_reciprocal_rank=float((1 / ranks).mean()),
+    )
+
+
+def _ranks(query_codes: Codes, database_codes: Codes, pairs: Pairs) -> npt.NDArray[np.int64]:
+    _, rows = search(query_codes[[query for query, _ in pairs]], database_codes, len(database_codes))
+    found = [np.isin(answer, partners).argmax() for answer, (_, partners) in zip(rows, pairs, strict=True)]
+    return np.array(found, np.int64) + 1
+
+
+def _without_ending(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
