@@ -17,7 +17,7 @@ command(
 )(fit)
 command(app, "dmsh-train fine-tune build/integer photos --teacher build/model --out build/tuned")(fine_tune)
 command(app, "dmsh-train evaluate build/model photos --topk 10 --json build/retrieval.json")(evaluate)
-command(app, "dmsh-train weights")(weights)
+command(app, "dmsh-train weights --json build/weights.json")(weights)
 
 
 def main() -> None:
