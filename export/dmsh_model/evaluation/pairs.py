@@ -18,6 +18,8 @@ from dmsh_serving.codes import Codes
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming import search
 
+__all__ = ["measure_pairs", "pairs_by_name", "pairs_of_csv"]
+
 Pairs = list[tuple[int, list[int]]]
 """A query's row and the rows of its partners, at least one."""
 

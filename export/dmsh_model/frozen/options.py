@@ -3,13 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from dmsh_model.training.options import UNCHANGED, TrainingOptions
 from dmsh_serving.errors import InputError
 
 __all__ = ["FrozenOptions"]
-
-HEAD_TRAINING = TrainingOptions(epochs=60, augmentation=UNCHANGED)
-"""Of the head: an epoch takes a fraction of a second. Images stay as they are, their features are moved by noise."""
 
 
 @dataclass(frozen=True)

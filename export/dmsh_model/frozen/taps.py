@@ -21,7 +21,7 @@ from dmsh_model.network import DMSH, Images, global_pool, laterals_of
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.files import write_atomically
 
-__all__ = ["PooledTrunk", "Taps"]
+__all__ = ["PooledTrunk", "Taps", "require_linear_pooling"]
 
 Taps = npt.NDArray[np.float32]
 """(N, F) float32: the pooled features of every tap, one tap after the other."""

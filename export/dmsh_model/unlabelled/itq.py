@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from dmsh_serving.errors import InputError
 
+__all__ = ["Floats", "Moments", "Projection", "principal_components", "rotation"]
+
 Floats = npt.NDArray[np.float64]
 
 _ITERATIONS = 50

@@ -22,6 +22,8 @@ from dmsh_model.weights.read import Pretrained
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import iter_listed_batches
 
+__all__ = ["fit_unlabelled"]
+
 DEFAULT_SAMPLE = 20_000
 _FOR_ROTATION = 20_000  # vectors: K by K numbers need no more
 _BATCH = 128

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from dmsh_serving.errors import InputError
 
+__all__ = ["sampled_files", "smallest"]
+
 
 def sampled_files(folder: Path, count: int, seed: int) -> list[str]:
     """Return at most ``count`` paths below ``folder``, in an order that is random but the same for the same names.
