@@ -140,6 +140,8 @@ EXTRA_OF_PACKAGE = {
 
 
 def _how_to_install(module: str) -> str:
+    if module == "onnxruntime":  # the extra's package is the one for CUDA, 400 MB more
+        return "pip install onnxruntime (with an NVIDIA GPU: onnxruntime-gpu)"
     extra = EXTRA_OF_PACKAGE.get(module.split(".")[0])
     return f"pip install 'dmsh-toolkit[{extra}]'" if extra else f"pip install {module}"
 

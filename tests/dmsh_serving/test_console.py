@@ -135,3 +135,17 @@ def test_a_signal_ends_even_a_long_call_of_a_library_within_a_second():
         took = time.monotonic() - told
     assert (process.returncode, error) == (143, "error: terminated\n")
     assert took < 5  # 0.3 s and a busy machine; the call alone takes minutes
+
+
+def test_a_missing_onnxruntime_is_named_with_the_small_package_first(capsys, monkeypatch):
+    app = make_app("A tool that runs a model.")
+
+    @app.command()
+    def infer() -> None:
+        raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(SystemExit) as ended:
+        run(app)
+    assert ended.value.code == 3
+    assert "pip install onnxruntime (with an NVIDIA GPU: onnxruntime-gpu)" in capsys.readouterr().err

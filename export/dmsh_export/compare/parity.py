@@ -155,7 +155,10 @@ def compare(
                     images_touched=tally.images_touched,
                     worst_logit_error=tally.worst_error,
                     smallest_margin=smallest_margin,
-                    bits_at_risk=sum(int((margin <= tally.worst_error).sum()) for margin in margins),
+                    # Without any error no bit is at risk, not even one whose logit is exactly 0.
+                    bits_at_risk=sum(int((margin <= tally.worst_error).sum()) for margin in margins)
+                    if tally.worst_error
+                    else 0,
                     wrong_bit_rate_upper_95=upper_bound_95(tally.wrong_bits, len(images) * reference.bits),
                     invariance=_batch_invariance(target, probe, np.concatenate(tally.first_codes), max_batch),
                 )

@@ -113,9 +113,11 @@ def _drawn(data: LabelledImages, options: SplitOptions, random: np.random.Random
 
 def _refuse_small(data: LabelledImages, small: list[str], reserved: int) -> None:
     if small:
+        lone = any(each.endswith("(1)") for each in small)
+        advice = "lower --queries-per-class" + ("; leave out classes of one image, which has nothing to find" * lone)
         raise InputError(
             f"{data.source}: {len(small)} classes have no more than {reserved} images, all of which would be drawn "
-            f"(lower --queries-per-class): {', '.join(small[:5])}" + (" ..." if small[5:] else "")
+            f"({advice}): {', '.join(small[:5])}" + (" ..." if small[5:] else "")
         )
 
 

@@ -204,6 +204,8 @@ def load_npy(path: Path, what: str) -> npt.NDArray[np.generic]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder: give an .npy file of {what}") from None
     except (OSError, ValueError, EOFError, OverflowError) as error:
         raise InputError(f"{path} is not an .npy file of {what}: {error}") from error
     if not isinstance(array, np.ndarray):

@@ -117,6 +117,15 @@ def test_an_error_that_flips_no_bit_passes_and_is_reported_with_the_bits_at_risk
     assert target.smallest_margin == pytest.approx(margins[0])
 
 
+def test_without_an_error_no_bit_is_at_risk_even_if_a_logit_is_exactly_0():
+    def on_the_threshold(logits, _):
+        logits[:, 0] = 0
+
+    report = compare(Fake("reference", change=on_the_threshold), [Fake(change=on_the_threshold)], images())
+    assert report.passed
+    assert (report.targets[0].smallest_margin, report.targets[0].bits_at_risk) == (0, 0)
+
+
 @pytest.mark.parametrize("slot", [0, 1, 4])
 def test_a_target_that_is_wrong_in_one_slot_of_one_batch_size_fails(slot):
     def spoil(logits, _):

@@ -23,7 +23,7 @@ def test_training_images_can_be_kept_out_of_the_database():
 
 
 def test_a_class_of_one_image_is_named():
-    with pytest.raises(InputError, match=r"1 classes have no more than 1 images.*2 \(1\)"):
+    with pytest.raises(InputError, match=r"leave out classes of one image.*2 \(1\)"):
         split_images(made([0, 0, 0, 1, 1, 1, 2]), SplitOptions(1))
 
 
