@@ -43,6 +43,13 @@ def test_a_file_system_that_cannot_exchange_names_gets_the_new_folder_too(two, t
     test_a_new_folder_takes_the_place_of_the_old_one(two, tmp_path)
 
 
+def test_what_cannot_be_exchanged_is_told_from_what_is_not_there(two, tmp_path):
+    (two[0] / "inner").mkdir()
+    assert not files._exchange(two[0], two[0] / "inner")  # EINVAL, as from a file system that cannot do it
+    with pytest.raises(FileNotFoundError):
+        files._exchange(two[0], tmp_path / "absent")
+
+
 @pytest.mark.parametrize("stopped_by", [OSError, KeyboardInterrupt])
 def test_the_old_folder_is_back_when_the_new_one_cannot_be_moved(two, tmp_path, monkeypatch, stopped_by):
     monkeypatch.setattr(files, "_exchange", lambda one, other: False)

@@ -15,7 +15,7 @@ from dmsh_serving.encoder.codes_of_images import codes_of_images
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import sha256_of_file
-from dmsh_serving.gallery.folder import next_id_of, part_path
+from dmsh_serving.gallery.folder import next_id_of, part_path, writing
 from dmsh_serving.gallery.sync import sync
 from dmsh_serving.hamming.oracle import search_oracle
 from dmsh_serving.ranker import follower
@@ -251,6 +251,8 @@ def test_fault_35_another_models_gallery_or_one_without_a_sound_version_is_not_s
 def test_fault_35_a_rollback_names_the_version_before_and_writers_go_on_from_it(folder):
     first, second = sorted(path.name[8:25] for path in folder.glob("gallery-*"))
     assert gallery.current_version(folder) == second
+    with writing(folder), pytest.raises(InputError, match="is being changed by another process"):
+        gallery.rollback(folder)
     assert gallery.rollback(folder).version == gallery.current_version(folder) == first
     after = gallery.append(folder, CODES[30:32], None, None)
     assert after.version > second

@@ -280,7 +280,7 @@ def test_galleries_are_merged_and_shared_ids_refused_unless_renumbered(tmp_path)
 
 def written(folder, part, number=9):
     """Make ``part`` the version that serves, as it is; return its name."""
-    part = replace(part, next_id=max(part.next_id, 5, part.last_id + 1))
+    part = replace(part, next_id=part.next_id or max(5, part.last_id + 1))
     digest = snapshot_file.digest_of(part)
     version = f"{number:08d}-{digest[:8]}"
     with gallery_folder.part_path(folder, version).open("wb") as file:
@@ -300,6 +300,9 @@ def test_parts_that_do_not_fit_the_ones_below_are_refused(tmp_path):
         (Part(16, F, codes, first_id=9, removed=np.array([2, 2]), base=base), "not strictly ascending"),
         (Part(16, F, codes, first_id=9, removed=np.array([-1]), base=base), "not strictly ascending"),
         (Part(16, F, codes, first_id=9, removed=rows), "there is none"),
+        (Part(16, F, codes, first_id=9, base=base, next_id=9), "gives 9 as its next id, and has id 9"),
+        (Part(16, F, codes, first_id=9, base=base, next_id=2**63 + 1), "as its next id, and has id 9"),
+        (Part(16, F, codes[:0], base=base, next_id=4), "gives 4 as its next id, a part below 5"),
         (Part(16, F, codes[[0, 0]], first_id=2**63 - 1, base=base), "not all from 0"),
         (Part(16, F, codes, np.array([7, 8]), base=base), "1 codes but ids of shape"),
         (Part(16, F, codes, first_id=9, base=PartName(base.version, "a" * 64)), "over other content"),
