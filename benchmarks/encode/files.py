@@ -23,6 +23,7 @@ __all__ = [
     "INTEGER_TENSORRT",
     "STATIC_INT8",
     "EncoderFiles",
+    "quantise_static",
     "write_encoder_files",
 ]
 
@@ -55,7 +56,7 @@ def write_encoder_files(model: DMSH, calibration: Images, folder: Path) -> Encod
     export_integer_onnx(integer, files[INTEGER_TENSORRT], proven, dialect="tensorrt", max_batch=1)
     for name, form in STATIC_INT8.items():
         files[name] = folder / f"{form}.onnx"
-        _quantise_static(files[FLOAT], files[name], form, calibration)
+        quantise_static(files[FLOAT], files[name], form, calibration)
     return EncoderFiles(model, integer, files)
 
 
@@ -65,7 +66,7 @@ def _batches(images: Images) -> Iterator[ImageSet]:
         yield ImageSet(block, [f"{start + row}" for row in range(len(block))], [])
 
 
-def _quantise_static(source: Path, target: Path, form: str, calibration: Images) -> None:
+def quantise_static(source: Path, target: Path, form: str, calibration: Images) -> None:
     """Quantise as ONNX Runtime's guide says for x86 with VNNI: uint8 activations, int8 weights per channel."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

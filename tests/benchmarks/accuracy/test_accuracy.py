@@ -7,6 +7,9 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
+import torch
 from benchmarks.accuracy import __main__ as accuracy
 from benchmarks.paper import clipart as clipart
 from PIL import Image
@@ -148,20 +151,25 @@ def test_every_network_is_measured_and_the_float_one_is_made_once(colours, tmp_p
         return json.loads((tmp_path / "result.json").read_text())
 
     result = run(1)
-    assert [(row["data"], row["seed"]) for row in result["rows"]] == [("colours", 0), ("colours", 1)]
+    assert [(row["data"], row["seed"]) for row in result["rows"]] == [
+        ("colours, vgg_small, 16 pixels", seed) for seed in (0, 1)
+    ]
     for row in result["rows"]:
-        folder = tmp_path / "work" / "colours" / str(row["seed"])
+        folder = tmp_path / "work" / "colours" / "vgg_small-16" / str(row["seed"])
         assert row["float_map"] == checkpoint.read_header(folder / "float")["training"]["map_all"]
+        assert 0 < row["static_map"] <= 1
         record = checkpoint.read_header(folder / "tuned")["quantisation"]
         assert row["fine_tuned_map"] == record["fine_tuning"]["after"]["map_all"]
         assert record["calibration_images"] == 64  # four of five training images: no query calibrates
         assert record["fine_tuning"]["made_from"] == integer_checkpoint.load(folder / "integer").fingerprint
     assert "mean ± spread" in capsys.readouterr().out
-    made = [(tmp_path / f"work/colours/{seed}/float/config.json").stat().st_mtime_ns for seed in (0, 1)]
+    made = [(tmp_path / f"work/colours/vgg_small-16/{seed}/float/config.json").stat().st_mtime_ns for seed in (0, 1)]
     assert run(1) == result
-    assert [(tmp_path / f"work/colours/{seed}/float/config.json").stat().st_mtime_ns for seed in (0, 1)] == made
+    assert [
+        (tmp_path / f"work/colours/vgg_small-16/{seed}/float/config.json").stat().st_mtime_ns for seed in (0, 1)
+    ] == made
     run(2)  # other options: trained anew
-    assert checkpoint.read_header(tmp_path / "work/colours/0/float")["training"]["options"]["epochs"] == 2
+    assert checkpoint.read_header(tmp_path / "work/colours/vgg_small-16/0/float")["training"]["options"]["epochs"] == 2
 
 
 @pytest.mark.parametrize(
@@ -173,12 +181,42 @@ def test_every_network_is_measured_and_the_float_one_is_made_once(colours, tmp_p
     ],
 )
 def test_a_mean_loss_above_its_goal_fails_and_says_which(tmp_path, quantised, tuned, message):
-    rows = [accuracy.Row("set", seed, 0.8, quantised[seed], tuned[seed], 0.99, 0.995) for seed in (0, 1)]
+    rows = [accuracy.Row("set", seed, 0.8, quantised[seed], tuned[seed], 0.99, 0.995, 0.77) for seed in (0, 1)]
     if message is None:
         accuracy.report(rows, tmp_path / "result.json")
     else:
         with pytest.raises(CheckError, match=message):
             accuracy.report(rows, tmp_path / "result.json")
     written = json.loads((tmp_path / "result.json").read_text())
+    assert written["means"]["set"]["static_int8_points_lost"] == pytest.approx(3)
     assert written["missed"] == ([] if message is None else [message])
     assert written["means"]["set"]["quantised_points_lost"] == pytest.approx(80 - 50 * sum(quantised))
+
+
+def test_a_head_on_frozen_weights_is_measured_and_made_once_for_the_same_weights(colours, tmp_path, monkeypatch):
+    for goal in ("QUANTISED_GOAL", "FINE_TUNED_GOAL"):
+        monkeypatch.setattr(accuracy, goal, 100)
+
+    def run(seed):
+        torch.manual_seed(seed)
+        weights = timm.create_model("test_resnet").state_dict()
+        safetensors.torch.save_file(weights, tmp_path / "weights.safetensors")
+        accuracy.accuracy(
+            [str(colours)],
+            seeds=1,
+            epochs=2,
+            tuning_epochs=1,
+            queries_per_class=5,
+            image_size=32,
+            pretrained=str(tmp_path / "weights.safetensors"),
+            backbone="test_resnet",
+            work=tmp_path / "work",
+            json=tmp_path / "result.json",
+        )
+        (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
+        return row, checkpoint.read_header(tmp_path / "work/colours/test_resnet-32/0/float")["fingerprint"]
+
+    row, made = run(0)
+    assert row["data"] == "colours, test_resnet, 32 pixels"
+    assert run(0) == (row, made)
+    assert run(1)[1] != made  # other weights
