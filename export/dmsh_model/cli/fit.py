@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,9 +32,13 @@ from dmsh_serving import console
 from dmsh_serving.commands import Flags
 from dmsh_serving.errors import InputError
 
+if TYPE_CHECKING:
+    from dmsh_model.data.labelled import LabelledImages
+
 __all__ = ["Network", "fit"]
 
 _WIDTHS = "Widths of the network"
+_FEW_CLASSES, _HUGE_CLASS = 3, 500
 FROZEN, UNLABELLED = "With --freeze-backbone", "With --unlabelled"
 PretrainedOption = Annotated[
     str | None,
@@ -216,6 +220,7 @@ def fit(
     weights = read_pretrained(pretrained, fields["backbone"]) if pretrained else None
     labelled = read_labelled(data, fields["image_size"], skip_bad, cache)
     refuse_split_options(labelled, {f"--{name.replace('_', '-')}": count for name, count in counts.items()})
+    _ask_whether_these_are_classes(labelled)
     digits = data == images_of.MNIST_5K
     mean, std = (images_of.MNIST_5K_MEAN, images_of.MNIST_5K_STD) if digits else (IMAGENET_MEAN, IMAGENET_STD)
     config = HashConfig(
@@ -263,6 +268,19 @@ def fit(
 def _of_machine(training: TrainingOptions) -> TrainingOptions:
     """Return the defaults but for what is not about learning from labels."""
     return dataclasses.replace(_TRAINING, seed=training.seed, threads=training.threads, device=training.device)
+
+
+def _ask_whether_these_are_classes(labelled: "LabelledImages") -> None:
+    """Ask about few and huge classes: folders of two vendors or years look like classes and mean none."""
+    if labelled.labels.ndim != 1 or len(labelled.class_names) > _FEW_CLASSES or not started_by_torchrun().first:
+        return
+    counts = {name: int((labelled.labels == label).sum()) for label, name in enumerate(labelled.class_names)}
+    if min(counts.values()) >= _HUGE_CLASS:
+        classes = ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+        console.console().print(
+            f"note: only {len(counts)} classes: {classes}. Are they what a search should tell apart? If not, give one "
+            "folder per class, or --unlabelled."
+        )
 
 
 def _print(out: Path, data: str, config: HashConfig, record: dict[str, Any], bad: int) -> None:

@@ -44,7 +44,8 @@ CPU = torch.device("cpu")
 class Epoch:
     """One finished epoch: its number from 1, of how many, and the mean of each loss over its steps.
 
-    ``validation_map`` is mAP@all of the validation images after it, if there are any.
+    ``images`` were learnt from in it, by all processes. ``validation_map`` is mAP@all of the validation images after
+    it, if there are any.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Epoch:
     distillation: float
     balance: float
     centres: float
+    images: int = 0
     validation_map: float | None = None
 
     def scalars(self) -> dict[str, float]:
@@ -191,7 +193,8 @@ def _train_one_epoch(
         trainee.after_step()
         sums += torch.stack(losses.parts()).cpu()
     means = ranks.mean((sums / steps).to(trainee.device))
-    return Epoch(epoch + 1, options.epochs, *means.tolist())
+    finished = Epoch(epoch + 1, options.epochs, *means.tolist())
+    return dataclasses.replace(finished, images=steps * batch_size)
 
 
 def learning_rate_at(epoch: float, options: TrainingOptions) -> float:
