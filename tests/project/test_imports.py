@@ -19,8 +19,8 @@ def test_help_answers_before_a_heavy_package_is_imported(command):
     package = {"dmsh-train": "dmsh_model", "dmsh-export": "dmsh_export", "dmsh-serve": "dmsh_serving"}[command]
     program = (
         f"import sys; import {package}.cli; "
-        "print([name for name in ('torch', 'onnx', 'onnxruntime', 'numba', 'tritonclient', 'timm', 'scipy', 'rich',"
-        " 'starlette', 'uvicorn')"
+        "print([name for name in ('torch', 'numpy', 'PIL', 'onnx', 'onnxruntime', 'numba', 'tritonclient', 'timm',"
+        " 'scipy', 'rich', 'starlette', 'uvicorn')"
         " if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -2,12 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from dmsh_serving import console
-from dmsh_serving.codes import Codes
-from dmsh_serving.images.read import iter_image_batches
+
+if TYPE_CHECKING:
+    from dmsh_serving.codes import Codes
+
+__all__ = ["evaluate_pairs"]
 
 _BATCH = 64
 
@@ -22,8 +24,11 @@ def evaluate_pairs(
     json: Path | None,
 ) -> None:
     """Code both folders, print recall and mean reciprocal rank; see :mod:`dmsh_model.evaluation.pairs`."""
+    import numpy as np
+
     import dmsh_model
     from dmsh_model.evaluation.pairs import measure_pairs, pairs_by_name, pairs_of_csv
+    from dmsh_serving.images.read import iter_image_batches
 
     model = dmsh_model.load(checkpoint)
     found: list[tuple[Codes, list[str]]] = []
