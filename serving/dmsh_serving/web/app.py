@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dmsh_serving import __version__
+from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import DmshError
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
@@ -53,6 +54,7 @@ class Web:
         self.gallery = None if settings.gallery is None else GalleryFolder(settings.gallery)
         self.metadata = None if settings.metadata is None else Metadata(settings.metadata)
         self._in_flight = 0
+        self._rendering = asyncio.Semaphore(available_cpus())  # a large image takes up to 200 MB while it is decoded
         self._templates = Environment(
             loader=PackageLoader("dmsh_serving.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
@@ -185,7 +187,8 @@ class Web:
         key = request.path_params["key"]
         if key not in self.originals:
             raise ProblemError(404, f"no image has the key {key!r}")
-        data = await run_in_threadpool(lambda: rendered(self.originals.read(key), VIEW_BOX, key))
+        async with self._rendering:
+            data = await run_in_threadpool(lambda: rendered(self.originals.read(key), VIEW_BOX, key))
         return Response(data, headers={"cache-control": _SHOWN}, media_type=MEDIA_TYPE)
 
     async def thumbnail(self, request: Request) -> Response:
@@ -197,7 +200,11 @@ class Web:
         headers = {"cache-control": _SHOWN, "etag": f'"{tag}"'}
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
-        return Response(await run_in_threadpool(self.thumbnails.read, key, tag), headers=headers, media_type=MEDIA_TYPE)
+        data = await run_in_threadpool(self.thumbnails.kept, tag)
+        if data is None:
+            async with self._rendering:
+                data = await run_in_threadpool(self.thumbnails.made, key, tag)
+        return Response(data, headers=headers, media_type=MEDIA_TYPE)
 
     async def _working(self, request: Request, work: Callable[[], Any], seconds: float | None = None) -> Response:
         """Answer with what ``work`` returns, unless too many wait already or the client goes away."""

@@ -5,6 +5,8 @@ metadata are ordered here over the codes of the same version, by the same rule; 
 asked for as many images as the page ends at.
 """
 
+import asyncio
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -20,13 +22,14 @@ from dmsh_serving.web.codes.collection import Collection, GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.codes.ranking import Cursor, Examples, Ranking, ranking_of
 from dmsh_serving.web.http.problems import ProblemError
-from dmsh_serving.web.http.questions import Example, Question, json_id
+from dmsh_serving.web.http.questions import Box, Example, Question, json_id
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.region import cut_out
 from dmsh_serving.web.steps import Nearest, TritonSteps
 
 __all__ = ["Page", "Resolved", "Searches", "Times"]
 
+_CUTS_AT_ONCE: Final = 2  # whole images in memory, of up to 200 MB each
 _RANKINGS_BYTES: Final = 256 << 20  # of rankings that are kept while their readers scroll
 
 
@@ -81,6 +84,8 @@ class Searches:
     ) -> None:
         self._steps, self._originals, self._gallery, self._metadata = steps, originals, gallery, metadata
         self._version: str | None = None
+        self._lock = threading.Lock()
+        self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
         self._rankings: OrderedDict[object, Ranking] = OrderedDict()
 
     async def answer(self, question: Question) -> dict[str, Any]:
@@ -130,7 +135,7 @@ class Searches:
             data = await run_in_threadpool(self._originals.read, example.key)
         started = time.perf_counter()
         if example.box is not None:
-            data = await run_in_threadpool(cut_out, data, example.box)
+            data = await self._cut(data, example.box)
         image = await self._steps.decode(data)
         decoded = time.perf_counter()
         encoded = await self._steps.encode(image)
@@ -140,6 +145,10 @@ class Searches:
         if example.key is not None:
             said["key"] = example.key
         return Resolved(encoded.code[0].tobytes(), said)
+
+    async def _cut(self, data: bytes, box: Box) -> bytes:
+        async with self._cutting:
+            return await run_in_threadpool(cut_out, data, box)
 
     async def bits(self) -> int:
         """Return the bits of a code."""
@@ -162,7 +171,7 @@ class Searches:
     async def _searched(self, question: Question, file: bytes) -> tuple[Resolved, Page]:
         """Answer the first page of a search by a file with one call."""
         box = question.like[0].box
-        data = file if box is None else await run_in_threadpool(cut_out, file, box)
+        data = file if box is None else await self._cut(file, box)
         k = min(question.k + 1, MAX_K)
         code, nearest = await self._steps.search(data, k, radius=question.radius, ids=question.allowed_ids)
         return Resolved(code[0].tobytes()), self._page_of(question, nearest, k)
@@ -238,9 +247,10 @@ class Searches:
 
     def _ranking(self, collection: Collection, examples: Examples, question: Question) -> Ranking:
         name = (collection.version, examples.like.tobytes(), examples.unlike.tobytes(), question.ids, question.where)
-        found = self._rankings.get(name)
-        if found is not None:
-            return found
+        with self._lock:
+            if name in self._rankings:
+                self._rankings.move_to_end(name)
+                return self._rankings[name]
         allowed = []
         if question.allowed_ids is not None:
             allowed.append(collection.places_of_ids(question.allowed_ids))
@@ -249,9 +259,10 @@ class Searches:
                 raise InputError("there is no metadata to filter by: start the page with --metadata")
             allowed.append(self._metadata.places(collection, question.where))
         found = ranking_of(collection, examples, allowed)
-        self._rankings[name] = found
-        while len(self._rankings) > 1 and sum(each.nbytes for each in self._rankings.values()) > _RANKINGS_BYTES:
-            self._rankings.popitem(last=False)
+        with self._lock:
+            self._rankings[name] = found
+            while len(self._rankings) > 1 and sum(each.nbytes for each in self._rankings.values()) > _RANKINGS_BYTES:
+                self._rankings.popitem(last=False)
         return found
 
     async def _told(

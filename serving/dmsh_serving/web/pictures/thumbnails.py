@@ -50,7 +50,6 @@ class Thumbnails:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
         self._bytes = sum(_file_size(path) for path in folder.glob(f"*{_SUFFIX}"))
-        self.made = 0
 
     def tag(self, key: str) -> str | None:
         """Return what names the content of a key's thumbnail, or None if the key has no file."""
@@ -64,22 +63,28 @@ class Thumbnails:
         said = f"{_RECIPE}\n{THUMBNAIL_BOX}\n{path.absolute()}\n{status.st_mtime_ns}\n{status.st_size}"
         return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()[:40]
 
-    def read(self, key: str, tag: str) -> bytes:
-        """Return the thumbnail of ``key``, WebP; ``tag`` is :meth:`tag`'s.
+    def kept(self, tag: str) -> bytes | None:
+        """Return the thumbnail that has the tag ``tag``, WebP, or None if it is yet to be made."""
+        path = self._path(tag)
+        try:
+            data = path.read_bytes()
+            os.utime(path)  # looked at just now
+        except OSError:
+            return None
+        return data
+
+    def made(self, key: str, tag: str) -> bytes:
+        """Make and keep the thumbnail of ``key``, WebP; ``tag`` is :meth:`tag`'s.
 
         Raises:
             InputError: the file is no image.
         """
-        kept = self._folder / f"{tag}{_SUFFIX}"  # a digest: no part of the key reaches the file system
-        try:
-            data = kept.read_bytes()
-            os.utime(kept)  # looked at just now
-            return data
-        except OSError:
-            pass
         data = rendered(self._originals.read(key), THUMBNAIL_BOX, key)
-        self._keep(kept, data)
+        self._keep(self._path(tag), data)
         return data
+
+    def _path(self, tag: str) -> Path:
+        return self._folder / f"{tag}{_SUFFIX}"  # a digest: no part of a key reaches the file system
 
     def _keep(self, path: Path, data: bytes) -> None:
         handle, temporary = tempfile.mkstemp(dir=self._folder)
@@ -87,7 +92,6 @@ class Thumbnails:
             file.write(data)  # no fsync: what a crash takes is made again
         Path(temporary).replace(path)
         with self._lock:
-            self.made += 1
             self._bytes += len(data)
             if self._bytes > self._most_bytes:
                 self._sweep()

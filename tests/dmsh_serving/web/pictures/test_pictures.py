@@ -103,16 +103,17 @@ def test_what_is_shown_fits_its_box_is_upright_and_tells_nothing_but_pixels():
 def test_a_thumbnail_is_made_once_and_again_when_its_file_changes(folder, tmp_path):
     thumbnails = Thumbnails(Originals(folder), tmp_path / "cache", 1 << 20)
     tag = thumbnails.tag("a/wide.jpg")
-    first = thumbnails.read("a/wide.jpg", tag)
-    assert thumbnails.read("a/wide.jpg", tag) == first
-    assert thumbnails.made == 1
+    assert thumbnails.kept(tag) is None
+    first = thumbnails.made("a/wide.jpg", tag)
+    assert thumbnails.kept(tag) == first
     (folder / "a" / "wide.jpg").write_bytes(jpeg(orientation=3))
     changed = thumbnails.tag("a/wide.jpg")
     assert changed != tag
-    assert thumbnails.read("a/wide.jpg", changed) != first
+    assert thumbnails.kept(changed) is None
+    assert thumbnails.made("a/wide.jpg", changed) != first
     assert thumbnails.tag("nothing") is None
     with pytest.raises(InputError, match=r"broken\.png: "):
-        thumbnails.read("broken.png", thumbnails.tag("broken.png"))
+        thumbnails.made("broken.png", thumbnails.tag("broken.png"))
 
 
 def test_the_cache_stays_within_its_bound_and_keeps_what_was_looked_at_last(folder, tmp_path):
@@ -121,16 +122,16 @@ def test_the_cache_stays_within_its_bound_and_keeps_what_was_looked_at_last(fold
         Image.fromarray(pixels).save(folder / f"{number}.png")
     cache, most = tmp_path / "cache", 160_000
     thumbnails = Thumbnails(Originals(folder), cache, most)
-    for number in range(40):
-        thumbnails.read("0.png", thumbnails.tag("0.png"))
-        os.utime(cache / f"{thumbnails.tag('0.png')}.webp", ns=(number + 10**9, number + 10**9))
+    first = thumbnails.tag("0.png")
+    thumbnails.made("0.png", first)
+    for number in range(1, 40):
         tag = thumbnails.tag(f"{number}.png")
-        thumbnails.read(f"{number}.png", tag)
+        thumbnails.made(f"{number}.png", tag)
+        os.utime(cache / f"{tag}.webp", ns=(number, number))
+        assert thumbnails.kept(first) is not None  # and with that it is the newest
         assert sum(file.stat().st_size for file in cache.iterdir()) <= most
-        os.utime(cache / f"{tag}.webp", ns=(number, number)) if number else None
-    made = thumbnails.made
-    thumbnails.read("0.png", thumbnails.tag("0.png"))
-    assert thumbnails.made == made
+    assert thumbnails.kept(thumbnails.tag("1.png")) is None
+    assert thumbnails.kept(thumbnails.tag("39.png")) is not None
     assert Thumbnails(Originals(folder), cache, most)._bytes == sum(file.stat().st_size for file in cache.iterdir())
     assert oct(cache.stat().st_mode & 0o777) == "0o700"
 

@@ -1,0 +1,174 @@
+"""Pages without the gallery's folder, versions that change, codes that are looked up: over a Triton made of numpy."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dmsh_serving import gallery
+from dmsh_serving.codes import Encoded, uniform_codes
+from dmsh_serving.errors import InputError
+from dmsh_serving.hamming.oracle import search_oracle
+from dmsh_serving.web import search
+from dmsh_serving.web.codes.collection import GalleryFolder
+from dmsh_serving.web.codes.ranking import Cursor
+from dmsh_serving.web.http.problems import ProblemError
+from dmsh_serving.web.http.questions import Example, Question
+from dmsh_serving.web.pictures.originals import Originals
+from dmsh_serving.web.search import Searches, Times
+from dmsh_serving.web.steps import Nearest
+
+CODES = uniform_codes(300, 64, 0)
+CODES[:, 1:] &= 0x01  # many at equal distance
+SPACE = {"bits": 64, "fingerprint": "ab" * 32}
+
+
+class Steps:
+    """What TritonSteps does, by the slow obvious search; a file is its code."""
+
+    def __init__(self, version="00000001-aaaaaaaa"):
+        self.version, self.asked = version, []
+
+    async def code_space(self):
+        return SimpleNamespace(bits=64, fingerprint="ab" * 32)
+
+    async def decode(self, file):
+        return np.frombuffer(file, np.uint8)
+
+    async def encode(self, image):
+        return Encoded(image[None], np.where(np.unpackbits(image[None], axis=1), 1.0, -1.0).astype(np.float32))
+
+    async def search(self, file, k, *, radius, ids):
+        code = np.frombuffer(file, np.uint8)[None]
+        return code, await self.rank(code, k, radius=radius, ids=ids)
+
+    async def rank(self, code, k, *, radius, ids):
+        self.asked.append(k)
+        distances, rows = search_oracle(code, CODES, len(CODES))
+        kept = (distances[0] <= (64 if radius is None else radius)) & (
+            np.isin(rows[0], ids) if ids is not None else True
+        )
+        ids, distances = rows[0][kept][:k], distances[0][kept][:k]
+        return Nearest(ids, distances, [f"{number}.png" for number in ids], self.version)
+
+
+@pytest.fixture
+def originals(tmp_path):
+    (tmp_path / "images").mkdir()
+    return Originals(tmp_path / "images")
+
+
+def answer(searches, **asked):
+    return asyncio.run(searches.answer(Question(**asked)))
+
+
+def pages(searches, k, **asked):
+    found, after, version = [], None, None
+    while True:
+        page = answer(searches, k=k, after=after, version=version, **asked)
+        found += [image["id"] for image in page["images"]]
+        if page["next"] is None:
+            return found, page
+        after, version = Cursor(page["next"]["distance"], page["next"]["id"]), page["gallery_version"]
+
+
+LIKE = (Example(code=CODES[5].tobytes()),)
+
+
+@pytest.mark.parametrize("k", [1, 7, 100, 299, 300, 301])
+def test_without_the_folder_pages_are_cut_from_what_triton_gives(originals, k):
+    found, last = pages(Searches(Steps(), originals, None), k, like=LIKE)
+    assert found == search_oracle(CODES[5:6], CODES, 300)[1][0].tolist()
+    assert not last["truncated"]
+
+
+def test_without_the_folder_the_end_of_what_triton_gives_is_said(originals, monkeypatch):
+    monkeypatch.setattr(search, "MAX_K", 100)
+    found, last = pages(Searches(Steps(), originals, None), 30, like=LIKE)
+    assert found == search_oracle(CODES[5:6], CODES, 100)[1][0].tolist()
+    assert last["truncated"]
+
+
+def test_triton_is_not_asked_for_much_more_than_a_page_needs(originals):
+    steps = Steps()
+    pages(Searches(steps, originals, None), 10, like=LIKE)
+    assert max(steps.asked) <= 640
+    assert len(steps.asked) < 31 * 6
+
+
+def test_without_the_folder_a_new_version_ends_the_search(originals):
+    steps = Steps()
+    searches = Searches(steps, originals, None)
+    page = answer(searches, like=LIKE, k=10)
+    steps.version = "00000002-bbbbbbbb"
+    with pytest.raises(ProblemError, match="has changed") as error:
+        answer(searches, like=LIKE, k=10, after=Cursor(3, 4), version=page["gallery_version"])
+    assert error.value.status == 410
+
+
+def test_without_the_folder_what_needs_codes_says_so(originals):
+    searches = Searches(Steps(), originals, None)
+    for asked in ({"like": LIKE * 2}, {"like": LIKE, "unlike": LIKE}, {"like": (Example(number=5),)}):
+        with pytest.raises(ProblemError, match="--gallery FOLDER"):
+            answer(searches, **asked)
+    with pytest.raises(ProblemError, match="no image has the key"):
+        answer(searches, like=(Example(key="5.png"),))
+
+
+def test_a_key_without_the_folder_is_encoded_from_its_file(originals, tmp_path):
+    (tmp_path / "images" / "5.png").write_bytes(CODES[5].tobytes())
+    searches = Searches(Steps(), Originals(tmp_path / "images"), None)
+    page = answer(searches, like=(Example(key="5.png"),), k=3)
+    assert page["images"][0]["id"] == 5
+    assert page["query"]["like"][0]["key"] == "5.png"
+    assert page["times"]["encode_ms"] is not None
+
+
+def test_with_the_folder_pages_continue_in_the_version_that_they_began_with(originals, tmp_path):
+    keys = [f"{number}.png" for number in range(300)]
+    first = gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE).version
+    searches = Searches(Steps(first), originals, GalleryFolder(tmp_path / "gallery"))
+    page = answer(searches, like=(Example(key="5.png"),), k=250)
+    gallery.append(tmp_path / "gallery", CODES[:50], None, keys[:50], fingerprint=SPACE["fingerprint"])
+    after = Cursor(page["next"]["distance"], page["next"]["id"])
+    rest = answer(searches, like=(Example(number=5),), k=250, after=after, version=first)
+    assert [image["id"] for image in page["images"] + rest["images"]] == search_oracle(CODES[5:6], CODES, 300)[1][
+        0
+    ].tolist()
+    assert (rest["gallery_version"], rest["total"]) == (first, 300)
+    assert answer(searches, like=LIKE * 2, k=1)["total"] == 350
+
+
+def test_a_code_of_another_width_is_refused(originals):
+    with pytest.raises(InputError, match=r"codes of 64 bits must be uint8 \[N, 8\]"):
+        answer(Searches(Steps(), originals, None), like=(Example(code=b"123"),))
+
+
+def test_explained_or_not_the_answer_is_the_same(originals):
+    searches = Searches(Steps(), originals, None)
+    like = (Example(file=CODES[9].tobytes()),)
+    quick, explained = answer(searches, like=like, k=4), answer(searches, like=like, k=4, explain=True)
+    assert quick["images"] == explained["images"]
+    assert "logits" not in quick["query"]["like"][0]
+    assert explained["query"]["like"][0]["logits"] == np.where(np.unpackbits(CODES[9]), 1.0, -1.0).tolist()
+    assert quick["times"]["decode_ms"] is None
+    assert explained["times"]["decode_ms"] is not None
+
+
+def test_times_are_milliseconds():
+    assert Times(decode=0.0123456).to_dict() == {
+        "decode_ms": 12.346,
+        "encode_ms": None,
+        "rank_ms": None,
+        "total_ms": None,
+    }
+
+
+def test_orders_that_are_kept_are_bounded(originals, tmp_path, monkeypatch):
+    gallery.build(tmp_path / "gallery", CODES, None, None, **SPACE)
+    searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
+    monkeypatch.setattr(search, "_RANKINGS_BYTES", 3 * 300 * 20)
+    for number in range(10):
+        answer(searches, like=(*LIKE, Example(number=number)), k=1)
+    assert len(searches._rankings) == 3
