@@ -111,7 +111,7 @@ def measured(images: int, rounds: int) -> WebBench:
             with WebServer(settings) as served:
                 api, grpc, steps = _search_seconds(served.url, server.url, files, 15 * rounds)
                 cards = seconds_to_cards(served.url, "image-0", min(_CARDS, images // 5), max(3, rounds // 2))
-                scrolled, before, most = megabytes_of_scroll(served.url, "image-0", images)
+                scrolled, before, most = megabytes_of_scroll(served.url, "image-0")
     return WebBench(
         machine=machine_name(),
         load_average=load,

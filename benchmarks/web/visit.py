@@ -1,10 +1,12 @@
 """One visit in a real browser: how long cards take to be seen, and how much memory a long scroll needs."""
 
 import contextlib
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
@@ -31,16 +33,25 @@ _WATCH: Final = """(count) => {
   };
   look();
 }"""
+# Scrolls to the end by itself; each thumbnail is loaded while it is in the window.
 _SCROLL: Final = """() => {
-  scrollBy(0, innerHeight * 0.8);
-  const bottom = scrollY + innerHeight >= document.documentElement.scrollHeight - 2;
-  return bottom && document.getElementById("end").textContent !== "";
+  window.seen = new Set();
+  window.atEnd = false;
+  const loaded = () => [...document.querySelectorAll(".card img")].filter((image) => {
+    const { top, bottom } = image.getBoundingClientRect();
+    return bottom > 0 && top < innerHeight;
+  }).every((image) => image.complete && image.naturalWidth);
+  const step = () => {
+    if (loaded()) {
+      for (const card of document.querySelectorAll(".card")) window.seen.add(Number(card.dataset.index));
+      const bottom = scrollY + innerHeight >= document.documentElement.scrollHeight - 2;
+      window.atEnd = bottom && document.getElementById("end").textContent !== "";
+      scrollBy(0, innerHeight * 0.8);
+    }
+    if (!window.atEnd) setTimeout(step, 5);
+  };
+  step();
 }"""
-_LOADED: Final = """() => [...document.querySelectorAll(".card img")].filter((image) => {
-  const { top, bottom } = image.getBoundingClientRect();
-  return bottom > 0 && top < innerHeight;
-}).every((image) => image.complete && image.naturalWidth)"""
-_SEEN: Final = "() => [...document.querySelectorAll('.card')].map((card) => Number(card.dataset.index))"
 
 
 def seconds_to_cards(url: str, key: str, count: int, rounds: int) -> list[float]:
@@ -62,39 +73,79 @@ def seconds_to_cards(url: str, key: str, count: int, rounds: int) -> list[float]
     return found
 
 
-def megabytes_of_scroll(url: str, key: str, most_cards: int) -> tuple[int, float, float]:
-    """Scroll through ``most_cards`` thumbnails, each of them loaded while it is in the window.
+def megabytes_of_scroll(url: str, key: str, seconds: float = 400) -> tuple[int, float, float]:
+    """Scroll through every thumbnail of the gallery.
+
+    Nothing is attached to the browser meanwhile: a debugger would make it keep every answer.
 
     Returns:
         How many different cards were seen, and the memory of all the browser's processes in MiB, before and at most:
         proportional set size, in which memory that processes share counts once.
     """
-    seen: set[int] = set()
-    with _browser() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+    with tempfile.TemporaryDirectory() as profile, _alone(profile) as address, sync_playwright() as playwright:
+
+        def asked(expression: str) -> Any:
+            browser = playwright.chromium.connect_over_cdp(address)
+            try:
+                return browser.contexts[0].pages[0].evaluate(expression)
+            finally:
+                browser.close()  # detaches
+
+        browser = playwright.chromium.connect_over_cdp(address)
+        page = browser.contexts[0].pages[0]
+        page.set_viewport_size({"width": 1280, "height": 800})
         page.goto(f"{url}?like=key:{key}&k=500")
-        _wait(page, _LOADED, 60)
+        _wait(page, "() => document.querySelectorAll('.card img').length > 20", 60)
+        time.sleep(1)
         before = most = _megabytes()
-        while True:
-            seen.update(page.evaluate(_SEEN))
-            at_end = page.evaluate(_SCROLL)
-            _wait(page, _LOADED, 60)
-            if len(seen) % 7 == 0 or at_end:
-                most = max(most, _megabytes())
-            if at_end or len(seen) >= most_cards:
-                return len(seen), before, max(most, _megabytes())
+        page.evaluate(_SCROLL)
+        browser.close()
+        end = time.monotonic() + seconds
+        rounds = 0
+        while time.monotonic() < end:
+            most = max(most, _megabytes())
+            time.sleep(0.5)
+            rounds += 1
+            if rounds % 10 == 0 and asked("() => window.atEnd"):
+                break
+        return int(asked("() => window.seen.size")), before, most
+
+
+@contextlib.contextmanager
+def _alone(profile: str) -> Iterator[str]:
+    """Run chromium without Playwright's supervision; give the address at which it may be asked."""
+    _check()
+    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--no-first-run", "--remote-debugging-port=0"]
+    with subprocess.Popen(
+        [*command, f"--user-data-dir={profile}", "--window-size=1280,800", "about:blank"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        try:
+            file, end = Path(profile) / "DevToolsActivePort", time.monotonic() + 30
+            while not file.exists() or not file.read_text().strip():
+                if time.monotonic() > end:
+                    raise MissingError(f"{CHROMIUM} did not start")
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{file.read_text().split()[0]}"
+        finally:
+            running.terminate()
 
 
 @contextlib.contextmanager
 def _browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        raise MissingError(f"{CHROMIUM} is missing: make browser, or apt-get install chromium")
+    _check()
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
             yield running
         finally:
             running.close()
+
+
+def _check() -> None:
+    if not CHROMIUM.exists():
+        raise MissingError(f"{CHROMIUM} is missing: make browser, or apt-get install chromium")
 
 
 def _wait(page: Page, expression: str, seconds: float) -> object:

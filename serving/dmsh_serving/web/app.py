@@ -26,7 +26,7 @@ from dmsh_serving.web.http.guard import Guard
 from dmsh_serving.web.http.problems import ProblemError, handle
 from dmsh_serving.web.http.questions import question_of
 from dmsh_serving.web.pictures.originals import Originals
-from dmsh_serving.web.pictures.thumbnails import MEDIA_TYPE, VIEW_BOX, Thumbnails, rendered
+from dmsh_serving.web.pictures.thumbnails import MEDIA_TYPE, SHOWN_SECONDS, VIEW_BOX, Thumbnails, rendered
 from dmsh_serving.web.search import Searches, Times
 from dmsh_serving.web.settings import WebSettings
 from dmsh_serving.web.steps import TritonSteps
@@ -35,7 +35,7 @@ __all__ = ["Web"]
 
 MOST_AT_ONCE: Final = 64  # searches in flight; the next one is told to come again
 EXAMINATION_SECONDS: Final = 120.0
-_SHOWN: Final = "private, max-age=600"
+_SHOWN: Final = f"private, max-age={SHOWN_SECONDS}"
 _CLOSED: Final = 499  # nginx's number for a client that went away; nobody reads it
 
 
@@ -194,17 +194,22 @@ class Web:
     async def thumbnail(self, request: Request) -> Response:
         """GET /v1/thumbnails/{key}."""
         key = request.path_params["key"]
-        tag = await run_in_threadpool(self.thumbnails.tag, key)
-        if tag is None:
-            raise ProblemError(404, f"no image has the key {key!r}")
+        tag, data = self.thumbnails.at_hand(key) or await self._read_thumbnail(key)
         headers = {"cache-control": _SHOWN, "etag": f'"{tag}"'}
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
+        return Response(data, headers=headers, media_type=MEDIA_TYPE)
+
+    async def _read_thumbnail(self, key: str) -> tuple[str, bytes]:
+        tag = await run_in_threadpool(self.thumbnails.tag, key)
+        if tag is None:
+            raise ProblemError(404, f"no image has the key {key!r}")
         data = await run_in_threadpool(self.thumbnails.kept, tag)
         if data is None:
             async with self._rendering:
                 data = await run_in_threadpool(self.thumbnails.made, key, tag)
-        return Response(data, headers=headers, media_type=MEDIA_TYPE)
+        self.thumbnails.hold(key, tag, data)
+        return tag, data
 
     async def _working(self, request: Request, work: Callable[[], Any], seconds: float | None = None) -> Response:
         """Answer with what ``work`` returns, unless too many wait already or the client goes away."""

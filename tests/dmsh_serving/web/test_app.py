@@ -107,3 +107,28 @@ def test_an_error_is_a_problem_with_what_to_do(web_page):
         problem = answer.json()
         assert problem["status"] == status
         assert said in problem["detail"]
+
+
+def test_the_page_s_own_files_are_kept_by_browsers_until_they_change(web_page):
+    page = ask(web_page, "/").body.decode()
+    (address,) = [part for part in page.split('"') if part.endswith("/app.js")]
+    answer = ask(web_page, address)
+    assert (answer.status, answer.headers["cache-control"]) == (200, "public, max-age=31536000, immutable")
+    assert answer.headers["content-type"].startswith("text/javascript")
+    assert ask(web_page, "/static/another/app.js").headers["cache-control"] == "no-store"
+    for name in ("nothing.js", "..%2Fapp.py", "app.py", "%2Fetc%2Fpasswd"):
+        assert ask(web_page, address.replace("app.js", name)).status == 404
+
+
+def test_a_thumbnail_that_a_browser_has_is_not_sent_again(web_page):
+    first = ask(web_page, f"/v1/thumbnails/{KEYS[7]}")
+    again = ask(web_page, f"/v1/thumbnails/{KEYS[7]}", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status, again.body) == (304, b"")
+
+
+def test_examinations_are_kept_for_their_version(web_page):
+    first = ask(web_page, "/v1/gallery/duplicates?radius=1").json()
+    assert ask(web_page, "/v1/gallery/duplicates?radius=1").json() == first
+    assert first["groups"] > 0
+    assert ask(web_page, "/v1/gallery/duplicates?radius=-1").status == 400
+    assert ask(web_page, "/v1/gallery/shared").json()["groups"] <= first["groups"]

@@ -8,6 +8,7 @@ import io
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from PIL import Image
 from dmsh_serving.images.decode import rgb_from_bytes
 from dmsh_serving.web.pictures.originals import Originals
 
-__all__ = ["MEDIA_TYPE", "THUMBNAIL_BOX", "VIEW_BOX", "Thumbnails", "rendered"]
+__all__ = ["MEDIA_TYPE", "SHOWN_SECONDS", "THUMBNAIL_BOX", "VIEW_BOX", "Thumbnails", "rendered"]
 
 THUMBNAIL_BOX: Final = (560, 320)
 VIEW_BOX: Final = (1600, 1600)
@@ -24,6 +25,8 @@ MEDIA_TYPE: Final = "image/webp"
 _LOSSLESS_PIXELS: Final = 64 * 64
 _QUALITY: Final = 82
 _RECIPE: Final = f"webp {_QUALITY}"
+SHOWN_SECONDS: Final = 600  # until a browser asks again whether a file has changed
+_MOST_HELD_BYTES: Final = 64 << 20
 _SUFFIX: Final = ".webp"
 _SWEEP_TO: Final = 0.9  # of the bound, so that not every new file sweeps
 
@@ -49,6 +52,8 @@ class Thumbnails:
         self._originals, self._folder, self._most_bytes = originals, folder, most_bytes
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
+        self._held: dict[str, tuple[float, str, bytes]] = {}
+        self._held_bytes = 0
         self._bytes = sum(_file_size(path) for path in folder.glob(f"*{_SUFFIX}"))
 
     def tag(self, key: str) -> str | None:
@@ -62,6 +67,19 @@ class Thumbnails:
             return None
         said = f"{_RECIPE}\n{THUMBNAIL_BOX}\n{path.absolute()}\n{status.st_mtime_ns}\n{status.st_size}"
         return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()[:40]
+
+    def at_hand(self, key: str) -> tuple[str, bytes] | None:
+        """Return tag and thumbnail of ``key`` if they were read within the last 10 minutes; never touches the disk."""
+        held = self._held.get(key)
+        return held[1:] if held is not None and time.monotonic() - held[0] < SHOWN_SECONDS else None
+
+    def hold(self, key: str, tag: str, data: bytes) -> None:
+        """Keep a thumbnail in memory too: a row of cards is asked for at once, and again on the way back."""
+        with self._lock:
+            self._held_bytes += len(data) - len(self._held.pop(key, (0, "", b""))[2])
+            self._held[key] = (time.monotonic(), tag, data)
+            while self._held_bytes > _MOST_HELD_BYTES:
+                self._held_bytes -= len(self._held.pop(next(iter(self._held)))[2])
 
     def kept(self, tag: str) -> bytes | None:
         """Return the thumbnail that has the tag ``tag``, WebP, or None if it is yet to be made."""

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.web.pictures import originals as originals_module
+from dmsh_serving.web.pictures import thumbnails as thumbnails_module
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.region import cut_out
 from dmsh_serving.web.pictures.thumbnails import THUMBNAIL_BOX, Thumbnails, rendered
@@ -150,3 +151,14 @@ def test_a_region_is_cut_from_the_upright_image_to_whole_pixels():
     np.testing.assert_array_equal(cut(0.999, 0.999, 0.001, 0.001), pixels[9:, 19:])
     with pytest.raises(InputError, match="not an image"):
         cut_out(b"nothing", (0, 0, 1, 1))
+
+
+def test_what_is_held_in_memory_is_bounded_and_grows_old(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(thumbnails_module, "_MOST_HELD_BYTES", 100)
+    thumbnails = Thumbnails(Originals(folder), tmp_path / "cache", 1 << 20)
+    for key in ("a", "b", "a", "c"):
+        thumbnails.hold(key, f"tag {key}", key.encode() * 40)
+    assert thumbnails.at_hand("b") is None  # the one that was held for the longest time
+    assert thumbnails.at_hand("a") == ("tag a", b"a" * 40)
+    monkeypatch.setattr(thumbnails_module, "SHOWN_SECONDS", 0)
+    assert thumbnails.at_hand("a") is None
