@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,14 +74,27 @@ def seconds_to_cards(url: str, key: str, count: int, rounds: int) -> list[float]
     return found
 
 
-def megabytes_of_scroll(url: str, key: str, seconds: float = 400) -> tuple[int, float, float]:
+@dataclass(frozen=True)
+class Scroll:
+    """A scroll through a whole gallery.
+
+    Attributes:
+        cards: how many different ones were seen.
+        before_mb, most_mb: memory of all the browser's processes in MiB, before and at most: proportional set size, in
+            which memory that processes share counts once.
+        page_mb: the most that the page's own process took of it.
+    """
+
+    cards: int
+    before_mb: float
+    most_mb: float
+    page_mb: float
+
+
+def scrolled(url: str, key: str, seconds: float = 400) -> Scroll:
     """Scroll through every thumbnail of the gallery.
 
     Nothing is attached to the browser meanwhile: a debugger would make it keep every answer.
-
-    Returns:
-        How many different cards were seen, and the memory of all the browser's processes in MiB, before and at most:
-        proportional set size, in which memory that processes share counts once.
     """
     with tempfile.TemporaryDirectory() as profile, _alone(profile) as address, sync_playwright() as playwright:
 
@@ -97,18 +111,19 @@ def megabytes_of_scroll(url: str, key: str, seconds: float = 400) -> tuple[int, 
         page.goto(f"{url}?like=key:{key}&k=500")
         _wait(page, "() => document.querySelectorAll('.card img').length > 20", 60)
         time.sleep(1)
-        before = most = _megabytes()
+        before, page_most = _megabytes(), _megabytes("--type=renderer")
+        most = before
         page.evaluate(_SCROLL)
         browser.close()
         end = time.monotonic() + seconds
         rounds = 0
         while time.monotonic() < end:
-            most = max(most, _megabytes())
+            most, page_most = max(most, _megabytes()), max(page_most, _megabytes("--type=renderer"))
             time.sleep(0.5)
             rounds += 1
             if rounds % 10 == 0 and asked("() => window.atEnd"):
                 break
-        return int(asked("() => window.seen.size")), before, most
+        return Scroll(int(asked("() => window.seen.size")), before, most, page_most)
 
 
 @contextlib.contextmanager
@@ -159,12 +174,12 @@ def _wait(page: Page, expression: str, seconds: float) -> object:
         time.sleep(0.005)
 
 
-def _megabytes() -> float:
-    """Return the proportional set size of this process's chromium processes, in MiB."""
+def _megabytes(kind: str = "") -> float:
+    """Return the proportional set size of this process's chromium processes, in MiB; ``kind`` chooses some of them."""
     total = 0
     for process in psutil.Process().children(recursive=True):
         try:
-            if "chrom" in process.name():
+            if "chrom" in process.name() and (not kind or kind in process.cmdline()):
                 total += process.memory_full_info().pss
         except psutil.Error:
             continue

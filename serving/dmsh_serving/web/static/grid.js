@@ -17,7 +17,8 @@ export class Grid {
     new ResizeObserver(() => { if (this.list.clientWidth !== this.width) this.layOut(0); }).observe(list);
     list.addEventListener("keydown", (event) => this.pressed(event));
     list.addEventListener("click", (event) => this.clicked(event));
-    list.addEventListener("focusin", (event) => this.focused(event));
+    list.addEventListener("focusin", (event) => { this.focused(event); this.equip(event.target); });
+    list.addEventListener("pointerover", (event) => this.equip(event.target));
   }
 
   clear() {
@@ -153,11 +154,22 @@ export class Grid {
       type: "button", class: "pick", tabindex: index === this.current ? 0 : -1,
       "aria-label": `${name}, distance ${card.distance}: search by it`,
     }, picture(card, shownHeight));
-    const tool = (act, symbol, label) => h("button", { type: "button", "data-act": act, tabindex: -1, title: label, "aria-label": `${label}: ${name}` }, icon(symbol));
     return h("li", { class: "card", "data-index": index, "aria-posinset": index + 1 },
       pick,
-      h("div", { class: "tools" }, tool("onMore", "plus", "More like this"), tool("onLess", "minus", "Less like this"), tool("onDetails", "info", "Why it was found")),
+      matchMedia("(hover: none)").matches ? this.tools(name) : null,
       h("div", { class: "caption" }, h("span", { class: "distance" }, String(card.distance)), named(name)));
+  }
+
+  // Made when a card is pointed at or focused: most cards never are.
+  tools(name) {
+    const tool = (act, symbol, label) => h("button", { type: "button", "data-act": act, tabindex: -1, title: label, "aria-label": `${label}: ${name}` }, icon(symbol));
+    return h("div", { class: "tools" }, tool("onMore", "plus", "More like this"), tool("onLess", "minus", "Less like this"), tool("onDetails", "info", "Why it was found"));
+  }
+
+  equip(target) {
+    const index = this.indexOf(target);
+    const element = this.drawn.get(index);
+    if (element && !element.querySelector(".tools")) element.children[0].after(this.tools(this.cards[index].key || `id ${this.cards[index].id}`));
   }
 
   indexOf(target) {
