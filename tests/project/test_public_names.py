@@ -16,19 +16,6 @@ PUBLIC = {
     for name, file in modules().items()
     if name.split(".")[0] in INSTALLED and not {"cli", "__main__"} & set(name.split("."))
 }
-# Being rewritten: to be taken out of this list as they land.
-OPEN = {
-    "dmsh_serving.encoder.runtime",
-    "dmsh_serving.gallery.folder",
-    "dmsh_serving.gallery.part",
-    "dmsh_serving.gallery.part_file",
-    "dmsh_serving.gallery.snapshot",
-    "dmsh_serving.gallery.sync",
-    "dmsh_serving.ranker.asks",
-    "dmsh_serving.ranker.follower",
-    "dmsh_serving.triton.backend",
-    "dmsh_serving.triton.services",
-}
 READERS = [*modules().values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "model_repository").rglob("*.py")]
 
 
@@ -113,7 +100,7 @@ def used():
     return found
 
 
-@pytest.mark.parametrize("module", sorted(PUBLIC.keys() - OPEN))
+@pytest.mark.parametrize("module", sorted(PUBLIC))
 def test_a_public_module_lists_exactly_what_others_use_of_it(module, used):
     tree = ast.parse(PUBLIC[module].read_text())
     if PUBLIC[module].name == "__init__.py" and not defined(tree) and declared(tree) is None:

@@ -23,7 +23,7 @@ from dmsh_serving.encoder import known_answer
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.errors import CheckError, InputError, MissingError
 
-__all__ = ["CPU_PROVIDERS", "OnnxEncoder"]
+__all__ = ["OnnxEncoder"]
 
 CPU_PROVIDERS = ("CPUExecutionProvider",)
 # What ONNX Runtime calls weights that lie outside the file, in its several refusals.

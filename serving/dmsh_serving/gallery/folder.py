@@ -35,8 +35,6 @@ from dmsh_serving.gallery.snapshot import Snapshot, chained
 
 __all__ = [
     "CURRENT",
-    "LOCK",
-    "MAX_PARTS",
     "OtherModelError",
     "check_model",
     "current_version",

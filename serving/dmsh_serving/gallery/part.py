@@ -19,7 +19,7 @@ from dmsh_serving.hamming import search
 from dmsh_serving.hamming.clustered import MAX_PLACES, ClusteredCodes
 from dmsh_serving.hamming.sorting import ascends, ascends_within, codes_ascend
 
-__all__ = ["CLUSTERED", "PLAIN", "Ids", "Mask", "Part", "PartName", "Stored", "ascending_ids", "no_rows"]
+__all__ = ["CLUSTERED", "Ids", "Mask", "Part", "PartName", "Stored", "ascending_ids", "no_rows"]
 
 Ids = npt.NDArray[np.int64]
 Stored = npt.NDArray[np.int32] | npt.NDArray[np.int64]

@@ -36,20 +36,7 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.gallery.keys import Keys
 from dmsh_serving.gallery.part import Part, PartName
 
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "MAX_HEADER_BYTES",
-    "Array",
-    "Tensors",
-    "digest_of",
-    "is_version",
-    "read_base",
-    "read_next_id",
-    "read_part",
-    "version_of",
-    "write_part",
-]
+__all__ = ["Tensors", "digest_of", "is_version", "read_base", "read_next_id", "read_part", "version_of", "write_part"]
 
 FORMAT: Final = "dmsh-gallery"
 FORMAT_VERSION: Final = "3"

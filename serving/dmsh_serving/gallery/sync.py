@@ -25,7 +25,7 @@ from dmsh_serving.gallery.folder import open_current
 from dmsh_serving.gallery.snapshot import Snapshot
 from dmsh_serving.images.read import Progress, image_paths, iter_listed_batches
 
-__all__ = ["Synced", "sync"]
+__all__ = ["RECORD", "Synced", "sync"]
 
 RECORD = "synced.jsonl"
 

@@ -20,7 +20,7 @@ from dmsh_serving import gallery
 from dmsh_serving.errors import DmshError
 from dmsh_serving.ranker.asks import Ask, Ranked, rank
 
-__all__ = ["Ranker", "RankerEvents"]
+__all__ = ["POLL_SECONDS", "Ranker", "RankerEvents"]
 
 POLL_SECONDS: Final = 0.5
 _FIRST_RETRY_SECONDS: Final = 0.5

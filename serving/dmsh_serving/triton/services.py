@@ -38,16 +38,7 @@ from dmsh_serving.ranker.asks import Ask, Ranked
 from dmsh_serving.ranker.follower import Ranker, RankerEvents
 from dmsh_serving.ranker.rerank import ASYMMETRIC
 
-__all__ = [
-    "Answer",
-    "Arrays",
-    "DecodeService",
-    "EncoderService",
-    "RankerService",
-    "Settings",
-    "answer_together",
-    "ask_of",
-]
+__all__ = ["Answer", "Arrays", "DecodeService", "EncoderService", "RankerService", "Settings", "ask_of"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Answer = Arrays | InputError
