@@ -45,6 +45,16 @@ def test_help_names_everything_at_once_and_the_exit_codes(command):
     assert min(took) < MOST_PROCESSOR_TIME
 
 
+@pytest.mark.parametrize("command", ["dmsh-train", "dmsh-serve", "dmsh-serve gallery"])
+def test_no_line_of_a_list_of_commands_is_cut_short(command):
+    tool, *rest = command.split()
+    tool = Path(sys.executable).with_name(tool)
+    done = subprocess.run([tool, *rest, "--help"], capture_output=True, text=True, check=True)
+    listed = done.stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert listed
+    assert [line for line in listed if line.endswith("...")] == []
+
+
 def test_fit_shows_its_usual_options_first_and_few_of_them():
     tool = Path(sys.executable).with_name("dmsh-train")
     done = subprocess.run([tool, "fit", "--help"], capture_output=True, text=True, check=True)

@@ -28,7 +28,10 @@ GENERATED_PIXELS = 64 * 80 * 80  # enough to find a broken export; a network of 
 Checkpoint = Annotated[
     Path, typer.Argument(help="A checkpoint folder, or a .pt/.pth state dict beside its config.json.")
 ]
-Images = Annotated[Path | None, typer.Option(help="Folder of images, or an .npy file, uint8 [N, H, W, 3].")]
+Images = Annotated[
+    Path | None,
+    typer.Option(help="Folder of images, or an .npy file, uint8 [N, H, W, 3].  [default: generated images]"),
+]
 
 
 @command(
@@ -43,13 +46,13 @@ def onnx(
     skip_bad: SkipBadOption = False,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold BN, laterals and fusion.")] = True,
     dialect: Annotated[
-        DialectName | None, typer.Option(help="Operators of an integer model.  [default: onnxruntime]")
+        DialectName | None, typer.Option(help="Runtime that an integer model is written for.  [default: onnxruntime]")
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = DEFAULT_OPSET,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size for which codes must not change.")] = 8,
     json: JsonOption = None,
 ) -> None:
-    """Export one ONNX file, from uint8 image to packed code; write it only if no bit differs from PyTorch."""
+    """Export one ONNX file, from uint8 image to packed code. It is written only if no bit differs from PyTorch."""
     import dmsh_model
     from dmsh_export.cli.tables import print_fold, print_parity
     from dmsh_export.to_onnx.float import export_onnx
@@ -109,7 +112,7 @@ def parity(
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size for which codes must not change.")] = 8,
     json: JsonOption = None,
 ) -> None:
-    """Compare every bit of every image with PyTorch; exit 1 on one wrong bit."""
+    """Compare every bit of every image with PyTorch. The exit code is 1 if one bit is wrong."""
     import dmsh_model
     from dmsh_export.cli.tables import print_parity
     from dmsh_export.compare.parity import compare
@@ -184,7 +187,7 @@ def inspect(
     artefact: Annotated[Path, typer.Argument(help="A file that dmsh-export wrote, beside its manifest.")],
     json: JsonOption = None,
 ) -> None:
-    """Show what a file is, what it was made from, and what was proven about it."""
+    """Show what a file is, its source, and what was proven about it."""
     from dmsh_export.manifest import manifest_rows, read_manifest
     from dmsh_serving.console import print_table
 

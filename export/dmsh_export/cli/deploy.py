@@ -19,7 +19,10 @@ def deploy(
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Make all that a service needs: quantise, export, prove, compare with PyTorch, gallery, model repository."""
+    """Make all that a service needs from a checkpoint and images.
+
+    The steps: quantise, export, prove, compare with PyTorch, encode the gallery, write the model repository.
+    """
     from dmsh_export import deploy as deployment
 
     with progress() as bar:

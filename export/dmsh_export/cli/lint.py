@@ -13,7 +13,7 @@ def lint(
     repository: Annotated[Path, typer.Argument(help="A Triton model repository.")],
     json: JsonOption = None,
 ) -> None:
-    """Check every configuration against the model, the gallery and each other; exit 1 on any finding."""
+    """Check a model repository against its model and its gallery. The exit code is 1 on any finding."""
     from dmsh_export.lint.repository import lint_repository
 
     report = lint_repository(repository)

@@ -29,7 +29,7 @@ def prove(
     against: Annotated[Path | None, typer.Option(help="Integer checkpoint whose network it must be.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Prove which integer network an ONNX file computes, from its graph alone; a failure names the node."""
+    """Prove which integer network an ONNX file computes. Only its graph is read; a failure names the node."""
     import dmsh_model
     from dmsh_export.prove.certificate import certify
     from dmsh_model.integer.reference import IntegerDMSH

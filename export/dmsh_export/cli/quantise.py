@@ -22,7 +22,7 @@ def quantize(
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Make an integer checkpoint, whose codes are the same on every machine, and show what that costs."""
+    """Make an integer checkpoint: the same codes on every machine. Show what that costs."""
     from dmsh_export.quantise.checkpoint import quantise_checkpoint
 
     with progress() as bar:

@@ -26,7 +26,9 @@ class EncoderName(StrEnum):
 
 
 def repository(
-    model: Annotated[Path, typer.Argument(help="ONNX file to serve; a checkpoint folder leaves a place for the file.")],
+    model: Annotated[
+        Path, typer.Argument(help="ONNX file to serve, or a checkpoint folder: the file is then put in later.")
+    ],
     gallery: Annotated[Path, typer.Option(help="Gallery folder; it may be built later.")],
     out: Annotated[Path, typer.Option(help="Model repository to write.")],
     encoder: Annotated[EncoderName, typer.Option(help="Backend that computes the codes.")] = EncoderName.PYTHON,
@@ -52,7 +54,7 @@ def repository(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the repository at --out.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Write the Triton model repository that serves MODEL and ranks against the gallery."""
+    """Write the Triton model repository of a model and a gallery."""
     from dmsh_serving.triton.repository import write_repository
 
     if bool(plan) != (encoder is EncoderName.TENSORRT):

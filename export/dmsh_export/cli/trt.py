@@ -32,30 +32,30 @@ class HardwareName(StrEnum):
 
 
 def trt(
-    model: Annotated[Path, typer.Argument(help="An ONNX file of dmsh-export; with --int8 and --fp8 one with Q/DQ.")],
+    model: Annotated[Path, typer.Argument(help="ONNX file of dmsh-export; --int8 and --fp8 need Q/DQ nodes in it.")],
     out: Annotated[Path, typer.Option(help="Plan to write; its manifest goes beside it.")],
     fp32: Annotated[bool, typer.Option("--fp32", help="All layers in FP32 (TF32 off).")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Trunk in FP16, head in FP32.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Trunk in BF16, head in FP32.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Trunk in INT8 as its Q/DQ nodes say, head in FP32.")] = False,
     fp8: Annotated[bool, typer.Option("--fp8", help="Trunk in FP8 as its Q/DQ nodes say, head in FP32.")] = False,
-    min_batch: Annotated[int, typer.Option(help="Smallest batch.")] = 1,
-    opt_batch: Annotated[int, typer.Option(help="Batch that it is tuned for.")] = 8,
-    max_batch: Annotated[int, typer.Option(help="Largest batch.")] = 32,
-    runtime: Annotated[RuntimeName, typer.Option(help="TensorRT that builds it.")] = RuntimeName.AUTO,
+    min_batch: Annotated[int, typer.Option(help="Smallest batch size.")] = 1,
+    opt_batch: Annotated[int, typer.Option(help="Batch size that the plan is tuned for.")] = 8,
+    max_batch: Annotated[int, typer.Option(help="Largest batch size.")] = 32,
+    runtime: Annotated[RuntimeName, typer.Option(help="Which TensorRT builds the plan.")] = RuntimeName.AUTO,
     workspace_mib: Annotated[int | None, typer.Option(help="Most scratch memory per layer, in MiB.")] = None,
     optimization_level: Annotated[int | None, typer.Option(help="From 0 (fast build) to 5 (fast engine).")] = None,
-    timing_cache: Annotated[Path | None, typer.Option(help="Cache to read and update; TensorRT only.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="Timing cache to read and update; TensorRT only.")] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Let later TensorRT versions load it too; TensorRT only.")
+        bool, typer.Option("--version-compatible", help="Let later TensorRT versions load the plan; TensorRT only.")
     ] = False,
     hardware_compatibility: Annotated[
-        HardwareName, typer.Option(help="Other GPUs that it runs on; TensorRT only.")
+        HardwareName, typer.Option(help="Other GPUs that the plan runs on; TensorRT only.")
     ] = HardwareName.NONE,
     typed_onnx: Annotated[Path | None, typer.Option(help="Also write the typed ONNX file that was compiled.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Compile a TensorRT plan; write it only if every layer computes in the type asked for."""
+    """Compile a TensorRT plan. It is written only if every layer computes in the type asked for."""
     asked = {"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8}
     precision = _one_precision([name for name, given in asked.items() if given])
     from dmsh_export.engine.build import BatchProfile, EngineOptions, engine_from_onnx

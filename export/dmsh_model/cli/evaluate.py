@@ -44,7 +44,7 @@ def evaluate(
     skip_bad: console.SkipBadOption = False,
     json: console.JsonOption = None,
 ) -> None:
-    """Measure how well held-out queries retrieve: mAP, precision, recall and their curve."""
+    """Measure how well held-out queries find their class. Prints mAP, precision and recall."""
     ranks = topk or [1, 10, 100]
     if min(ranks) < 1:
         raise InputError(f"topk = {min(ranks)} must be at least 1")

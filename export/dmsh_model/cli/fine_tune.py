@@ -57,12 +57,12 @@ def fine_tune(
     skip_bad: console.SkipBadOption = False,
     json: console.JsonOption = None,
 ) -> None:
-    """Fine-tune an integer network in its own arithmetic, so that its codes follow the float network's.
+    """Fine-tune an integer network in its own arithmetic. Its codes then follow the float network's.
 
-    The head learns, from features that the trunk computes once; with --whole the trunk learns too (5 epochs at a
-    learning rate of 3e-4 do).
-    What the labels say counts beside what the float network says; with --pairwise, --quantisation and --classification
-    0, the float network alone.
+    By default the head alone is trained, on features that the trunk computes once. With --whole the trunk is trained
+    too; 5 epochs at a learning rate of 3e-4 are then enough.
+    The losses of the labels are added to the distance from the float network's logits. Set --pairwise, --quantisation
+    and --classification to 0 to follow the float network alone.
     """
     if started_by_torchrun().count > 1:
         raise InputError("fine-tune trains in one process: start it without torchrun")

@@ -102,13 +102,15 @@ TrainingFlags = Annotated[
             "--patience", SCHEDULE, "Stop after this many epochs without a better validation mAP; 0 never stops."
         ),
         device=option("--device", MACHINE, "cpu or cuda."),
-        mixed_precision=option("--mixed-precision", MACHINE, "Compute in bfloat16 if that is safe; on a GPU."),
+        mixed_precision=option(
+            "--mixed-precision", MACHINE, "On a GPU, compute the network in bfloat16 and the losses in FP32."
+        ),
     ),
 ]
 FrozenFlags = Annotated[
     FrozenOptions,
     Flags(
-        noise=option("--noise", FROZEN, "Noise on the features, whose deviation is 1."),
+        noise=option("--noise", FROZEN, "Deviation of the noise that is added to the features, whose own is 1."),
         unfreeze_after=option(
             "--unfreeze-after", FROZEN, "Train the whole network after this many epochs; 0 keeps the backbone frozen."
         ),
@@ -171,7 +173,7 @@ def fit(
     skip_bad: console.SkipBadOption = False,
     json: console.JsonOption = None,
 ) -> None:
-    """Train a network on a folder of images and write its checkpoint; the same command gives the same weights."""
+    """Train a network on labelled images and write its checkpoint. The same command gives the same weights."""
     if unlabelled:
         no_split = queries_per_class is None and train_per_class is None
         usual = no_split and (losses, augmentation, frozen) == (

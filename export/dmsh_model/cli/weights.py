@@ -4,7 +4,7 @@ from dmsh_serving import console
 
 
 def weights(json: console.JsonOption = None) -> None:
-    """List the packages of trained weights that `fit --pretrained` takes by name, and which of them are installed."""
+    """List the packages of trained weights for `fit --pretrained`. Shows which of them are installed."""
     from dmsh_model.weights.packages import PACKAGES
 
     found = [(package, package.file()) for package in PACKAGES.values()]

@@ -36,7 +36,7 @@ def start(
     metadata: Annotated[Path | None, typer.Option(help=f"For the page. {METADATA_HELP}")] = None,
     web_port: Annotated[int, typer.Option(help="For the page: its port; 0 takes a free one.")] = 8080,
 ) -> None:
-    """Start Triton on a model repository and keep it answering until Ctrl-C or SIGTERM."""
+    """Start Triton on a model repository. It answers until Ctrl-C or SIGTERM."""
     import signal
     import sys
 

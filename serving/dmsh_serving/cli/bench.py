@@ -55,10 +55,13 @@ def bench(
         list[int] | None, typer.Option("-k", "--k", help="Results per query; may be repeated.  [default: 10, 100]")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads per engine.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds, in each of which engines take turns.")] = 11,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each of them the engines take turns.")] = 11,
     json: JsonOption = None,
 ) -> None:
-    """Time exact search on random codes beside a bare distance pass, numpy and faiss (if it is installed)."""
+    """Time exact search on random codes.
+
+    Beside it: a pass that computes distances alone, numpy, and faiss if it is installed.
+    """
     from dmsh_serving.checks import checked_k
     from dmsh_serving.codes import checked_bits
 

@@ -13,7 +13,7 @@ from dmsh_serving.errors import CheckError, InputError
 if TYPE_CHECKING:
     from dmsh_serving.gallery.snapshot import Snapshot
 
-gallery_app = make_app("Build and change a gallery: the codes that queries are compared with.")
+gallery_app = make_app("Build and change a gallery: the codes that are searched.")
 
 GalleryArgument = Annotated[Path, typer.Argument(help="Gallery folder.", show_default=False)]
 OutOption = Annotated[Path, typer.Option(help="Gallery folder to write.", show_default=False)]
@@ -52,7 +52,10 @@ def build(
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Make a gallery from images (--model and --images) or from ready codes (--codes, --bits, --fingerprint)."""
+    """Make a gallery from images or from codes.
+
+    Give --model and --images, or --codes, --bits and --fingerprint.
+    """
     from dmsh_serving import gallery
     from dmsh_serving.cli.gallery_inputs import given_codes
 
@@ -137,7 +140,7 @@ def remove(
 
 @command(gallery_app, "dmsh-serve gallery compact build/gallery")
 def compact(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """Write the whole gallery as one file, in the layout that suits its codes now."""
+    """Write the whole gallery as one file. Its layout is chosen again to suit its codes."""
     from dmsh_serving import gallery
 
     _report("Gallery compacted", folder, gallery.compact(folder), json)
@@ -145,7 +148,7 @@ def compact(folder: GalleryArgument, json: JsonOption = None) -> None:
 
 @command(gallery_app, "dmsh-serve gallery rollback build/gallery")
 def rollback(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """Serve the newest sound version before the current one: after damage, or to take a change back."""
+    """Serve the newest sound version before the current one. Use it after damage, or to take a change back."""
     from dmsh_serving import gallery
 
     _report("Gallery rolled back", folder, gallery.rollback(folder), json)
@@ -161,7 +164,7 @@ def merge(
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Write one gallery with the codes of several, which stay as they are."""
+    """Write one gallery with the codes of several. These stay as they are."""
     from dmsh_serving import gallery
 
     snapshot = gallery.merge(folders, out, renumber=renumber, overwrite=overwrite)
@@ -170,7 +173,7 @@ def merge(
 
 @command(gallery_app, "dmsh-serve gallery info build/gallery")
 def info(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """Check the gallery and show what it holds, in which layout, and why."""
+    """Check a gallery and show what it holds, its layout, and why."""
     from dmsh_serving import gallery
     from dmsh_serving.gallery.snapshot import distinct_codes
 
@@ -181,7 +184,7 @@ def info(folder: GalleryArgument, json: JsonOption = None) -> None:
 
 @command(gallery_app, "dmsh-serve gallery verify build/gallery")
 def verify(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """Check every byte of every file of the gallery, older versions too; exit 1 if one is damaged."""
+    """Check every byte of every file, older versions too. The exit code is 1 if one is damaged."""
     from dmsh_serving.gallery.verify import verify as checked
 
     found = checked(folder)
@@ -215,7 +218,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Write the codes for other tools, in ascending order of ids; Parquet holds the keys as well."""
+    """Write the codes for other tools, in ascending order of ids. Parquet holds the keys as well."""
     from dmsh_serving import gallery
     from dmsh_serving.gallery.tables import PARQUET_SUFFIX, write_npy, write_parquet
 

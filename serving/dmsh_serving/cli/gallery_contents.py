@@ -15,7 +15,7 @@ _SHOWN = 20
 
 @command(gallery_app, "dmsh-serve gallery list build/gallery", name="list")
 def list_codes(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """List the id and the key of every code, one per line, with a tab between them."""
+    """List the id and the key of every code. A line is an id, a tab and a key."""
     from dmsh_serving import gallery
 
     snapshot = gallery.open_current(folder)
@@ -43,7 +43,10 @@ def sync(
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Add images that are new, remove those that are gone, and encode again those whose content changed."""
+    """Make a gallery hold the images of a folder.
+
+    Adds images that are new, removes those that are gone, and encodes again those whose content changed.
+    """
     from dmsh_serving.gallery import sync as gallery_sync
     from dmsh_serving.images.read import others_line
 

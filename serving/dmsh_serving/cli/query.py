@@ -23,7 +23,7 @@ def query(
     k: Annotated[int, typer.Option("-k", help="Number of nearest images.")] = DEFAULT_K,
     radius: Annotated[int | None, typer.Option(help="Only images at most this many bits away.")] = None,
     rerank: Annotated[
-        str | None, typer.Option(help="Order images at equal distance by the query's logits: asymmetric.")
+        str | None, typer.Option(help="asymmetric: order images at equal distance by the query's logits.")
     ] = None,
     allow: Annotated[Path | None, typer.Option(help="Only images with these ids: an .npy file, integers [M].")] = None,
     sheet: Annotated[
@@ -32,9 +32,9 @@ def query(
     images: Annotated[Path | None, typer.Option(help="With --sheet: folder of the gallery's images.")] = None,
     json: console.JsonOption = None,
 ) -> None:
-    """Find the nearest gallery images of image files, with a running Triton.
+    """Find the nearest gallery images of image files. A Triton must be running.
 
-    A file that cannot be searched is named at the end, the others are answered; the exit code is then 2.
+    If a file cannot be searched, the others are answered, it is named at the end, and the exit code is 2.
     """
     if (sheet is None) != (images is None):
         raise InputError("--sheet shows the images that the gallery's keys name: give it with --images FOLDER")

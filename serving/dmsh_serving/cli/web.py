@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from dmsh_serving.triton.server.launcher import TritonServer
 
 IMAGES_HELP = "Folder of the image files that the gallery's keys name."
-METADATA_HELP = "Parquet or CSV with a column key: the others become filters."
+METADATA_HELP = "Parquet or CSV file with a column `key`; its other columns become filters."
 
 
 def web(
     images: Annotated[Path, typer.Option(help=IMAGES_HELP)],
     server: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = f"127.0.0.1:{DEFAULT_GRPC_PORT}",
     gallery: Annotated[
-        Path | None, typer.Option(help="Folder of the gallery that Triton serves: for filters, examples, its care.")
+        Path | None,
+        typer.Option(help="Folder of the gallery that Triton serves; filters, examples and the page Gallery need it."),
     ] = None,
     metadata: Annotated[Path | None, typer.Option(help=METADATA_HELP)] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; others need TLS files or --insecure.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; all but loopback need TLS files or --insecure.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 8080,
     name: Annotated[
         list[str] | None, typer.Option(help="A host name that the page answers to; may be given again.")
@@ -38,7 +41,7 @@ def web(
     upload_mb: Annotated[int, typer.Option(min=1, max=64, help="Largest upload, in MiB.")] = 32,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until an answer of Triton is given up.")] = 10.0,
 ) -> None:
-    """Show a page to search the gallery that a running Triton serves, until Ctrl-C or SIGTERM."""
+    """Show a page to search by eye over a running Triton. It is there until Ctrl-C or SIGTERM."""
     from dmsh_serving.web.settings import WebSettings
 
     settings = WebSettings(
