@@ -100,14 +100,14 @@ def _print_build(build: "EngineBuild", precision: str) -> None:
         if rows:
             print_table(
                 f"{title}: layers by type",
-                ["part", "type", "layers", "convolutions and products", "MFLOP an image"],
+                ["part", "type", "layers", "convolutions and products", "MFLOP per image"],
                 [[row.part, row.type, str(row.layers), str(row.products), _megaflops(row)] for row in rows],
             )
     rounding = build.rounding
     if rounding.values:
         line = (
-            f"of {rounding.values:,} weights in {precision}, {rounding.to_zero:,} became 0 and "
-            f"{rounding.to_subnormal:,} subnormal"
+            f"{rounding.to_zero:,} of the {rounding.values:,} weights in {precision} became 0 and "
+            f"{rounding.to_subnormal:,} became subnormal"
         )
         console().print(line + (f", most in {rounding.tensors[0]}" if rounding.tensors else ""))
     if build.parent_fingerprint:
