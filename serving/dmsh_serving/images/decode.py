@@ -5,7 +5,8 @@ machine. The rules, in order:
 
 1. The format is recognised by content, never by name: JPEG, PNG, WebP, BMP, GIF, TIFF; AVIF, if Pillow was built
    with it, and HEIC, if the package pillow-heif is installed; first frame only.
-2. Size is checked, of the file and from the header, before a pixel is decoded. Truncated files are refused whole.
+2. The file's size is checked, and from its header the pixels, the memory and the work that decoding will need,
+   before a pixel is decoded. Truncated files are refused whole.
 3. EXIF orientation is applied; an unreadable EXIF block means upright. Colour profiles are ignored.
 4. Greyscale of 16 bits: v -> (v + 128) // 257, which is v / 257 rounded. Colour of 16 bits: the high byte.
 5. Transparency (an alpha channel, or a transparent palette entry or colour) is blended over white.
@@ -22,15 +23,16 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.jpeg import check_work, load_whole, scans_of
+from dmsh_serving.images.limits import DEEP_GREY, MAX_PIXELS, check_memory, check_size
 
 __all__ = [
     "DECODE_RECIPE",
     "FORMATS",
     "MAX_FILE_BYTES",
-    "MAX_PIXELS",
     "image_from_bytes",
     "image_from_pixels",
     "rgb_from_bytes",
@@ -41,8 +43,6 @@ DECODE_RECIPE: Final[str] = (
     "central square, pillow bicubic"
 )
 MAX_FILE_BYTES: Final = 1 << 26  # 64 MiB, which is also the most that a newer Triton takes over HTTP by default
-MAX_PIXELS: Final = 1 << 26  # 67 million: every common camera, at most 256 MiB decoded
-MAX_SIDE: Final = 65_535  # JPEG's own limit; memory is needed per row, not only per pixel
 MAX_IMAGE_SIZE: Final = 4096
 
 
@@ -91,7 +91,7 @@ _REFUSED_FORMATS: Final = (
     (0, b"PK\x03\x04", "ZIP archive"),
 )
 _PLUGIN_OF: Final = {"HEIF": "pillow-heif"}
-_DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I;16N")
+_BAND_ROWS: Final = 256  # rows of 16-bit grey converted at a time, so that the 32-bit copy stays small
 _UNSUPPORTED_MODES: Final = {"I": "32-bit integer greyscale", "F": "floating-point greyscale"}
 
 # Pillow warns about large files, but our own cap is lower, and about damage, which is an error or rule 3 here.
@@ -132,13 +132,20 @@ def rgb_from_bytes(data: bytes, *, name: str = "image", at_least: int | None = N
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"{name}: the file has {len(data):,} bytes, at most {MAX_FILE_BYTES:,} are taken")
     try:
+        scans = scans_of(data, name)
         with _open(data, name) as image:
-            _check_size(image.size, name)
+            check_size(image.size, name)
+            check_memory(image, name)
+            if scans:
+                check_work(scans, image.size, name)
             if image.format == "PNG":
                 _check_png(data)
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
-            image.load()
+            if isinstance(image, JpegImagePlugin.JpegImageFile) and scans:
+                load_whole(image, data, scans)
+            else:
+                image.load()
             if image.mode in _UNSUPPORTED_MODES:
                 raise InputError(f"{name}: {_UNSUPPORTED_MODES[image.mode]} is not supported, convert it to 8 bits")
             return _rgb(_upright(image))
@@ -166,16 +173,6 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise InputError(f"{name}: not an image, or one cut off in its header") from error
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise InputError(f"{name}: {width} x {height} pixels: nothing to decode")
-    if width * height > MAX_PIXELS or max(size) > MAX_SIDE:
-        raise InputError(
-            f"{name}: {width} x {height} pixels is too large: at most {MAX_PIXELS} pixels, {MAX_SIDE} a side"
-        )
-
-
 def _check_png(data: bytes) -> None:
     """Check every chunk's CRC and that the end chunk is there: decoding alone ignores both."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -198,7 +195,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _DEEP_GREY:
+    if image.mode in DEEP_GREY:
         return _rgb_from_deep_grey(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layered = image if image.mode == "RGBA" else image.convert("RGBA")
@@ -209,12 +206,15 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _rgb_from_deep_grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.uint32)
-    grey = ((values + 128) // 257).astype(np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
+    grey = Image.new("L", image.size)
+    for top in range(0, image.height, _BAND_ROWS):
+        values = np.asarray(image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height)))).astype(np.uint32)
+        band = ((values + 128) // 257).astype(np.uint8)
+        if isinstance(transparent, int):
+            band[values == transparent] = 255
+        grey.paste(Image.fromarray(band), (0, top))
+    return grey.convert("RGB")
 
 
 def _central_square(image: Image.Image, image_size: int) -> Image.Image:

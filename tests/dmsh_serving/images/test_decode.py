@@ -10,7 +10,8 @@ from PIL import Image
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images import decode
-from dmsh_serving.images.decode import DECODE_RECIPE, MAX_FILE_BYTES, MAX_PIXELS, image_from_bytes, rgb_from_bytes
+from dmsh_serving.images.decode import DECODE_RECIPE, MAX_FILE_BYTES, image_from_bytes, rgb_from_bytes
+from dmsh_serving.images.limits import MAX_PIXELS
 
 # Pillow warns of damaged metadata; pytest undoes the filter that the module under test sets.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -1,0 +1,77 @@
+"""What decoding one file may cost, told from its header before a pixel is decoded."""
+
+from typing import Final
+
+from PIL import Image
+
+from dmsh_serving.errors import InputError
+
+__all__ = ["DEEP_GREY", "MAX_DECODE_BYTES", "MAX_PIXELS", "check_memory", "check_size"]
+
+MAX_PIXELS: Final = 1 << 26  # 67 million: every common camera
+MAX_SIDE: Final = 65_535  # JPEG's own limit; memory is needed per row, not only per pixel
+# 10 bytes per pixel of the largest image, which is what a progressive JPEG without subsampling needs: 6 of coefficients
+# and 4 of RGB. So every JPEG in RGB or grey fits; what needs more per pixel must have fewer pixels.
+MAX_DECODE_BYTES: Final = 10 * MAX_PIXELS
+
+DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I;16N")
+_ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
+# Bytes per pixel that a decoder holds beside Pillow's image, measured: the canvases of libwebp, the planes of a video
+# frame and their RGB.
+_DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 7, "HEIF": 5}
+_TILE_WIDTH, _TILE_HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _BITS = 322, 323, 278, 277, 258
+
+
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse an image without pixels, or with more than ``MAX_PIXELS``, or ``MAX_SIDE`` a side."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise InputError(f"{name}: {width} x {height} pixels: nothing to decode")
+    if width * height > MAX_PIXELS or max(size) > MAX_SIDE:
+        raise InputError(
+            f"{name}: {width} x {height} pixels is too large: at most {MAX_PIXELS} pixels, {MAX_SIDE} a side"
+        )
+
+
+def check_memory(image: Image.Image, name: str) -> None:
+    """Refuse an opened, not yet decoded image that needs more than ``MAX_DECODE_BYTES`` until it is RGB and upright."""
+    stored = _bytes_per_pixel(image.mode)
+    while_decoding = stored + _DECODER_BYTES.get(image.format or "", 0)
+    while_converting = 2 * stored + _conversion_bytes(image)  # twice: turning it upright is a copy
+    pixels = image.width * image.height
+    needed = pixels * max(while_decoding, while_converting)
+    if image.format == "TIFF":
+        needed = max(needed, pixels * stored + _tile_bytes(image))
+    if needed > MAX_DECODE_BYTES:
+        raise InputError(
+            f"{name}: {image.width} x {image.height} pixels of this kind ({image.format}, {image.mode}) need "
+            f"{needed >> 20:,} MiB to decode, at most {MAX_DECODE_BYTES >> 20} are given: make the image smaller"
+        )
+
+
+def _bytes_per_pixel(mode: str) -> int:
+    """Return what Pillow stores of a pixel; it pads two and three bands to four."""
+    if mode in DEEP_GREY:
+        return 2
+    return 1 if mode in ("1", "L", "P") else 4
+
+
+def _conversion_bytes(image: Image.Image) -> int:
+    """Return the bytes per pixel that the way from the decoded image to RGB adds."""
+    if image.mode in DEEP_GREY:
+        return 1 + 4
+    if image.mode == "RGBA":
+        return 1 + 4  # the mask, and RGB
+    if image.mode in _ALPHA or "transparency" in image.info:
+        return 4 + 1 + 4  # RGBA first
+    return 0 if image.mode == "RGB" else 4
+
+
+def _tile_bytes(image: Image.Image) -> int:
+    """Return the size of one decoded tile or strip of a TIFF, which libtiff holds whole."""
+    tags = image.tag_v2  # type: ignore[attr-defined]  # only a TIFF has them
+    if _TILE_WIDTH in tags:
+        pixels = int(tags[_TILE_WIDTH]) * int(tags.get(_TILE_HEIGHT, image.height))
+    else:
+        pixels = image.width * min(int(tags.get(_ROWS_PER_STRIP, image.height)), image.height)
+    return pixels * int(tags.get(_SAMPLES, 1)) * int(max(tags.get(_BITS, (8,)))) // 8
