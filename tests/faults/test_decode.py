@@ -167,6 +167,25 @@ def test_fault_29_a_flood_of_empty_segments_is_refused_before_pillow_reads_them(
     assert time.perf_counter() - start < 0.5
 
 
+@pytest.mark.parametrize(
+    ("kind", "before", "block", "after"),
+    [
+        ("PNG", b"", bytes(4) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd")), b""),
+        ("GIF", b"", b"!\xfe\1a\0", b""),
+        ("GIF", b"!\xfe", b"\1a", b"\0"),
+    ],
+)
+def test_fault_29_a_flood_of_small_blocks_is_refused_before_pillow_reads_them(kind, before, block, after):
+    plain = file_of(Image.new("L", (8, 8)), kind)
+    at = 33 if kind == "PNG" else plain.index(b",\0\0\0\0")  # after the header, before the first frame
+    start = time.perf_counter()
+    flood = plain[:at] + before + block * 5_000_000 + after + plain[at:]
+    assert "more than 65536 blocks" in str(answers_beside_good_ones(flood))
+    assert time.perf_counter() - start < 0.5
+    few = plain[:at] + before + block * 100 + after + plain[at:]
+    assert np.array_equal(image_from_bytes(few, SIZE), image_from_bytes(plain, SIZE))
+
+
 def test_fault_30_a_huge_tile_of_a_small_tiff_is_refused_unread(tmp_path):
     grown, refused = peak_bytes(one_tile_tiff(64, 30_000), tmp_path)
     assert "MiB to decode, at most 640 are given" in refused

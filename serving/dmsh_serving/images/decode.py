@@ -27,7 +27,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.jpeg import check_work, load_whole, scans_of
-from dmsh_serving.images.limits import DEEP_GREY, MAX_PIXELS, check_memory, check_size
+from dmsh_serving.images.limits import DEEP_GREY, MAX_PIXELS, check_blocks, check_memory, check_size
 
 __all__ = [
     "DECODE_RECIPE",
@@ -132,6 +132,7 @@ def rgb_from_bytes(data: bytes, *, name: str = "image", at_least: int | None = N
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"{name}: the file has {len(data):,} bytes, at most {MAX_FILE_BYTES:,} are taken")
     try:
+        check_blocks(data, name)
         scans = scans_of(data, name)
         with _open(data, name) as image:
             check_size(image.size, name)

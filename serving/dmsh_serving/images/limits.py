@@ -6,13 +6,14 @@ from PIL import Image
 
 from dmsh_serving.errors import InputError
 
-__all__ = ["DEEP_GREY", "MAX_DECODE_BYTES", "MAX_PIXELS", "check_memory", "check_size"]
+__all__ = ["DEEP_GREY", "MAX_BLOCKS", "MAX_DECODE_BYTES", "MAX_PIXELS", "check_blocks", "check_memory", "check_size"]
 
 MAX_PIXELS: Final = 1 << 26  # 67 million: every common camera
 MAX_SIDE: Final = 65_535  # JPEG's own limit; memory is needed per row, not only per pixel
 # 10 bytes per pixel of the largest image, which is what a progressive JPEG without subsampling needs: 6 of coefficients
 # and 4 of RGB. So every JPEG in RGB or grey fits; what needs more per pixel must have fewer pixels.
 MAX_DECODE_BYTES: Final = 10 * MAX_PIXELS
+MAX_BLOCKS: Final = 65_536  # of a PNG, or before the first frame of a GIF: Pillow reads each in Python, 5 us a block
 
 DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -20,6 +21,40 @@ _ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
 # frame and their RGB.
 _DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 7, "HEIF": 5}
 _TILE_WIDTH, _TILE_HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _BITS = 322, 323, 278, 277, 258
+
+
+def check_blocks(data: bytes, name: str) -> None:
+    """Refuse a PNG or a GIF that a flood of small blocks makes slow to open; anything else passes."""
+    blocks = _png_blocks(data) if data.startswith(b"\x89PNG") else _gif_blocks(data) if data.startswith(b"GIF8") else 0
+    if blocks > MAX_BLOCKS:
+        raise InputError(f"{name}: the file has more than {MAX_BLOCKS} blocks: save it again without metadata")
+
+
+def _png_blocks(data: bytes) -> int:
+    """Count the chunks of a PNG, to one more than ``MAX_BLOCKS``."""
+    position, blocks = 8, 0
+    while position < len(data) and blocks <= MAX_BLOCKS and not data.startswith(b"IEND", position - 8):
+        position += 12 + int.from_bytes(data[position : position + 4])
+        blocks += 1
+    return blocks
+
+
+def _gif_blocks(data: bytes) -> int:
+    """Count what stands before the first frame of a GIF, to about one more than ``MAX_BLOCKS``."""
+    flags = int.from_bytes(data[10:11])
+    position = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
+    blocks = 0
+    while position < len(data) and blocks <= MAX_BLOCKS and data[position] not in b",;":
+        if data[position] != ord("!"):  # Pillow skips it
+            position += 1
+        else:
+            position += 2
+            while blocks <= MAX_BLOCKS and (size := int.from_bytes(data[position : position + 1])):
+                position += 1 + size
+                blocks += 1
+            position += 1
+        blocks += 1
+    return blocks
 
 
 def check_size(size: tuple[int, int], name: str) -> None:

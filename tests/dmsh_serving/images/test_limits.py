@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.images.limits import MAX_PIXELS, check_memory, check_size
+from dmsh_serving.images.limits import MAX_BLOCKS, MAX_PIXELS, check_blocks, check_memory, check_size
 
 
 def opened(mode, kind="PNG", size=(64, 48), **options):
@@ -57,3 +57,23 @@ def test_a_strip_of_a_tiff_counts():
 def test_a_size_out_of_range_is_refused(size, message):
     with pytest.raises(InputError, match=message):
         check_size(size, "x")
+
+
+PNG_CHUNK = bytes(4) + b"abCd" + bytes(4)
+
+
+@pytest.mark.parametrize(("start", "block", "counted"), [
+    (b"\x89PNG\r\n\x1a\n", PNG_CHUNK, 1), (b"GIF89a" + bytes(7), b"!\xfe\1a\1b\0", 3),
+    (b"GIF89a" + bytes(7), b"?", 1), (b"GIF89a\1\0\1\0\x80\0\0abcdef", b"!\xfe\0", 1),
+])  # fmt: skip
+def test_blocks_are_counted_up_to_the_bound(start, block, counted):
+    allowed = MAX_BLOCKS // counted
+    check_blocks(start + block * allowed, "x")
+    with pytest.raises(InputError, match=f"^x: the file has more than {MAX_BLOCKS} blocks"):
+        check_blocks(start + block * (allowed + 1), "x")
+
+
+def test_what_stands_behind_the_end_or_the_first_frame_is_not_counted():
+    check_blocks(b"\x89PNG\r\n\x1a\n" + bytes(4) + b"IEND" + bytes(4) + PNG_CHUNK * 100_000, "x")
+    check_blocks(b"GIF89a" + bytes(7) + b"," + b"?" * 100_000, "x")
+    check_blocks(b"II*\0" + bytes(2_000_000), "x")
