@@ -1,5 +1,6 @@
 """Checks of what :mod:`dmsh_serving.contract` states, for everyone who takes images or a k."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ import numpy.typing as npt
 from dmsh_serving.contract import MAX_K
 from dmsh_serving.errors import InputError
 
-__all__ = ["check_images", "checked_k"]
+__all__ = ["TRUST_PLAN_CODE", "check_images", "check_plan_code_is_trusted", "checked_k"]
+
+TRUST_PLAN_CODE = "DMSH_TRUST_PLAN_CODE"
 
 
 def check_images(images: npt.NDArray[Any], image_size: int, name: str | None = None) -> None:
@@ -26,3 +29,16 @@ def checked_k(k: int) -> int:
     if not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
         raise InputError(f"k = {k} is out of range: ask for 1 to {MAX_K} nearest images")
     return int(k)
+
+
+def check_plan_code_is_trusted(name: str) -> None:
+    """Raise :class:`InputError` unless the caller's environment lets the code in version-compatible plans run.
+
+    Such a plan carries its own runtime, which becomes part of the process that loads it. The file that says so is not
+    signed, so it cannot be what decides.
+    """
+    if os.environ.get(TRUST_PLAN_CODE) != "1":
+        raise InputError(
+            f"{name} is version-compatible: it carries code, which runs as you when it is loaded; "
+            f"if you built it, set {TRUST_PLAN_CODE}=1"
+        )

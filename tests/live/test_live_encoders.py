@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from dmsh_export.cli import app
 from dmsh_export.compare.parity import compare
 from dmsh_export.compare.runners import TritonRunner
+from dmsh_serving.checks import TRUST_PLAN_CODE
 from dmsh_serving.codes import Encoded
 from dmsh_serving.errors import MissingError
 from dmsh_serving.triton.repository import write_repository
@@ -17,7 +18,8 @@ from dmsh_serving.triton.spec import OnnxRuntimeEncoder, Plan, RepositorySpec, T
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
-def test_a_configuration_is_read_by_the_real_server_and_its_missing_backend_named(tmp_path, backend):
+def test_a_configuration_is_read_by_the_real_server_and_its_missing_backend_named(tmp_path, backend, monkeypatch):
+    monkeypatch.setenv(TRUST_PLAN_CODE, "1")
     world = World.make(tmp_path)
     if backend == "tensorrt":
         plans = tuple(

@@ -45,7 +45,7 @@ def proof_of(plan: Path, parent_fingerprint: str | None, answer: str | None, min
     if gpu is None:
         return Proof(False, "it was built where no GPU could run it")
     try:
-        with TensorRTRunner(plan) as runner:
+        with TensorRTRunner(plan, built_here=True) as runner:
             known_answer.check(_padded(lambda images: runner.infer(images).checked().code, min_batch), answer)
     except MissingError as error:
         return Proof(False, f"it could not be run where it was built: {error}")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dmsh_export.engine.manifest import PlanManifest, read_plan_manifest
 from dmsh_export.engine.tensorrt_api import find_gpu, import_flavour, problem_logger
-from dmsh_serving.checks import check_images
+from dmsh_serving.checks import check_images, check_plan_code_is_trusted
 from dmsh_serving.codes import Encoded, bytes_per_code
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
 from dmsh_serving.errors import InputError, MissingError
@@ -41,16 +41,19 @@ class TensorRTRunner:
     """A plan on this machine's first GPU, loaded in ``__enter__``: ``with TensorRTRunner(path) as runner: ...``.
 
     Raises:
-        InputError: no plan, or its manifest is missing or belongs to another file.
+        InputError: no plan, or its manifest is missing or belongs to another file; or it carries code, was not
+            ``built_here``, by this process, and the environment does not trust it.
         MissingError: no GPU, no TensorRT package, or another GPU or version than the plan was built for.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, built_here: bool = False) -> None:
         self.name = path.name
-        self._path = path
+        self._path, self._built_here = path, built_here
 
     def __enter__(self) -> Self:
         self._manifest = read_plan_manifest(self._path)
+        if self._manifest.version_compatible and not self._built_here:
+            check_plan_code_is_trusted(str(self._path))
         self.bits = self._manifest.bits
         self.image_size = self._manifest.image_size
         self.fingerprint = self._manifest.fingerprint

@@ -44,7 +44,7 @@ _DECODE_THREADS: Final = 2
 _RANKER_THREADS: Final = 1
 
 _VERSION_NOTE: Final = """\
-# A version-compatible engine: dmsh-serve start gives Triton
+# A version-compatible engine: with DMSH_TRUST_PLAN_CODE=1, dmsh-serve start gives Triton
 # --backend-config=tensorrt,version-compatible=true, which lets it run code from the engine. Without it,
 # Triton loads the engine only if it has the very TensorRT version that built it.
 """

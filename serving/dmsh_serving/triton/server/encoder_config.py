@@ -9,9 +9,10 @@ from pathlib import Path
 
 from dmsh_serving.contract import ENCODER_MODEL, RANKER_MODEL, VERSION_COMPATIBLE
 
-__all__ = ["EncoderConfig", "ranked_gallery", "read_encoder_config"]
+__all__ = ["EncoderConfig", "largest_batch", "ranked_gallery", "read_encoder_config"]
 
 _BACKEND = re.compile(r'^\s*(?:backend|platform)\s*:\s*"([^"]*)"', re.MULTILINE)
+_MAX_BATCH = re.compile(r"^\s*max_batch_size\s*:\s*(\d+)", re.MULTILINE)
 _VERSION_COMPATIBLE = re.compile(
     rf'^[^#\n]*key\s*:\s*"{VERSION_COMPATIBLE}"[^#"]*string_value\s*:\s*"true"', re.MULTILINE
 )
@@ -37,6 +38,13 @@ def read_encoder_config(repository: Path) -> EncoderConfig:
     text = path.read_text(errors="replace") if path.is_file() else ""
     backend = _BACKEND.search(text)
     return EncoderConfig(backend.group(1) if backend else "", _VERSION_COMPATIBLE.search(text) is not None)
+
+
+def largest_batch(repository: Path, model: str) -> int:
+    """Return the most rows of one call of ``model``; 1 if no configuration says it."""
+    path = repository / model / "config.pbtxt"
+    found = _MAX_BATCH.search(path.read_text(errors="replace")) if path.is_file() else None
+    return max(1, int(found.group(1))) if found else 1
 
 
 def ranked_gallery(repository: Path) -> str | None:

@@ -1,8 +1,9 @@
 """Where Triton is on this machine, and how to start it from there.
 
 Looked for in this order: the path given, ``DMSH_TRITON_HOME``, ``tritonserver`` on PATH (NVIDIA's container), the
-environment that ``make`` builds (``.venv-triton``). A path may name a server's executable, an installed server's
-folder (``bin/tritonserver`` beside ``backends/``), or a Python environment with the package ``nvidia-pytriton``.
+environment that ``make`` builds (``.venv-triton``) in the checkout that this file is in. One in the current folder
+would be anybody's, and it is executed. A path may name a server's executable, an installed server's folder
+(``bin/tritonserver`` beside ``backends/``), or a Python environment with the package ``nvidia-pytriton``.
 
 That package carries tritonserver 24.10, which is older than most of Triton's security fixes: it is for tests and
 demonstrations on loopback. Production is NVIDIA's container, 26.06 or later.
@@ -94,9 +95,8 @@ def find(explicit: Path | None = None) -> TritonHome:
         return _home_at(Path(variable), HOME_VARIABLE)
     if on_path := shutil.which("tritonserver"):
         return _installed(Path(on_path).resolve())
-    for root in (Path.cwd(), _project_root()):
-        if (root / MADE_ENVIRONMENT).is_dir():
-            return _packaged(root / MADE_ENVIRONMENT)
+    if (made := _project_root() / MADE_ENVIRONMENT).is_dir():
+        return _packaged(made)
     raise MissingError(f"no Triton found: {_HOW_TO_GET_ONE}")
 
 

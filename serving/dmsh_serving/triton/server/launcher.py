@@ -14,7 +14,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +22,8 @@ from types import TracebackType
 
 from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import DmshError, MissingError
+from dmsh_serving.triton.server import hidden_arguments, preflight, shared_memory
 from dmsh_serving.triton.server import home as triton_home
-from dmsh_serving.triton.server import preflight, shared_memory
 from dmsh_serving.triton.server.encoder_config import read_encoder_config
 from dmsh_serving.triton.server.log import error_from_log, news_of_galleries
 from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
@@ -40,13 +39,6 @@ RETRY_SECONDS = 10  # after a start that failed
 DEAD_STUB_SECONDS = 15.0  # until Triton says itself why a model's process ended while it was loaded
 _CLOSED_TO_CLIENTS = "model-repository,shared-memory,logging,trace"
 _CONTROL_HEADER = "dmsh-control"
-# Becomes tritonserver, having asked the kernel (PR_SET_PDEATHSIG) for a SIGTERM when the thread that started it is
-# gone: a launcher that is killed leaves no server behind.
-_DIE_WITH_PARENT = (
-    sys.executable,
-    "-ISc",
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])",
-)
 _log = logging.getLogger(__name__)
 
 
@@ -158,7 +150,6 @@ class TritonServer:
 
     def _launch(self) -> None:
         command = [
-            *_DIE_WITH_PARENT,
             str(self._home.executable),
             f"--model-repository={self.repository}",
             f"--backend-directory={self._home.backends}",
@@ -174,17 +165,17 @@ class TritonServer:
             "--load-model=*",
             # The configurations are complete; asking each Python model for its own starts its process twice.
             "--disable-auto-complete-config",
-            f"--http-restricted-api={_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}",
-            f"--grpc-restricted-protocol={_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}",
+            *(hidden := self._control_options()),
             f"--exit-timeout-secs={STOP_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
             *_backend_settings(self.repository),
         ]
         with self.log_file.open("ab") as log:
             offset = log.tell()
-            self._process = subprocess.Popen(
+            self._process = hidden_arguments.start(
                 command,
-                env=self._home.environment(),
+                hidden,
+                self._home.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -193,6 +184,14 @@ class TritonServer:
             )
         self._stubs = self._wait_ready(self._process, offset)
 
+    def _control_options(self) -> dict[str, str]:
+        """Return by a name for each the options that the process list must not show."""
+        closed = f"{_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}"
+        return {
+            "DMSH_CLOSED_OVER_HTTP": f"--http-restricted-api={closed}",
+            "DMSH_CLOSED_OVER_GRPC": f"--grpc-restricted-protocol={closed}",
+        }
+
     def _wait_ready(self, process: subprocess.Popen[bytes], log_offset: int) -> frozenset[int]:
         """Return when every model is ready, with the stubs that were seen: one of them may have died already."""
         started, died_at = time.monotonic(), math.inf
@@ -200,6 +199,7 @@ class TritonServer:
         while not self._is_ready():
             now = time.monotonic()
             stubs |= all_stubs(process.pid)
+            self._regions.close_to_others()
             died_at = math.inf if all_living(stubs) else min(died_at, now)
             dead = now > died_at + DEAD_STUB_SECONDS  # Triton 24.10 waits for ever for one that was killed
             ended = process.poll() is not None  # before its log is read, which is whole then
@@ -212,6 +212,7 @@ class TritonServer:
                 raise MissingError(f"Triton was not ready after {READY_SECONDS:.0f} s (log: {self.log_file})")
             if self._stopping.wait(0.05):
                 break
+        self._regions.close_to_others()  # none is made later
         return stubs | all_stubs(process.pid)
 
     def _is_ready(self) -> bool:

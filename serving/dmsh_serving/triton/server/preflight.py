@@ -7,16 +7,17 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from dmsh_serving.contract import ENCODER_MODEL, MODEL_FILE, RANKER_MODEL
+from dmsh_serving.checks import check_plan_code_is_trusted
+from dmsh_serving.contract import ENCODER_MODEL, MAX_FILTER_IDS, MODEL_FILE, RANKER_MODEL
 from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.triton.server.encoder_config import ranked_gallery, read_encoder_config
+from dmsh_serving.images.decode import MAX_FILE_BYTES
+from dmsh_serving.triton.server.encoder_config import largest_batch, ranked_gallery, read_encoder_config
 from dmsh_serving.triton.server.home import TritonHome
 from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
 
-__all__ = ["check", "check_ports", "check_python", "check_repository", "check_shared_memory"]
+__all__ = ["check", "check_ports", "check_python", "check_repository", "check_shared_memory", "needed_shared_memory"]
 
-# Each Python model maps 1 MiB and grows it by what its batches need; Docker's default of 64 MiB is enough.
-NEEDED_SHARED_MEMORY_BYTES = 32 * 1024 * 1024
+_ROOM_BYTES = 32 * 1024 * 1024  # for the Python models' regions and batches of common size
 
 
 def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int]) -> None:
@@ -28,8 +29,11 @@ def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int
     """
     check_repository(repository)
     check_ports(host, ports)
-    check_shared_memory()
-    check_python(home, runs_onnx=read_encoder_config(repository).backend == "python")
+    check_shared_memory(needed_bytes=needed_shared_memory(repository))
+    encoder = read_encoder_config(repository)
+    if encoder.version_compatible:
+        check_plan_code_is_trusted(f"the encoder of {repository}")
+    check_python(home, runs_onnx=encoder.backend == "python")
 
 
 def check_repository(repository: Path) -> None:
@@ -69,7 +73,17 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
                 ) from error
 
 
-def check_shared_memory(folder: Path = SHARED_MEMORY, needed_bytes: int = NEEDED_SHARED_MEMORY_BYTES) -> None:
+def needed_shared_memory(repository: Path) -> int:
+    """Return the bytes of shared memory that the limits permit requests to take.
+
+    A model's region holds its batch. The largest are a file of full size, and a full batch of full filters. More such
+    files at once come only from clients that mean it; the kernel then ends the model, and it is started again.
+    """
+    filters = largest_batch(repository, RANKER_MODEL) * MAX_FILTER_IDS * 8  # of int64
+    return _ROOM_BYTES + MAX_FILE_BYTES + filters
+
+
+def check_shared_memory(folder: Path = SHARED_MEMORY, *, needed_bytes: int) -> None:
     """Refuse a machine whose shared memory is too small for the Python models."""
     if not os.access(folder, os.W_OK):
         raise MissingError(f"{folder} cannot be written: Triton's Python models talk through it")
@@ -77,8 +91,9 @@ def check_shared_memory(folder: Path = SHARED_MEMORY, needed_bytes: int = NEEDED
     free = status.f_bavail * status.f_frsize
     if free < needed_bytes:
         raise MissingError(
-            f"{folder} has {free >> 20} MiB free, Triton's Python models need {needed_bytes >> 20}: "
-            "give it more (docker run --shm-size=256m)"
+            f"{folder} has {free >> 20} MiB free, Triton's Python models need {needed_bytes >> 20} for the largest "
+            f"requests: give it more (docker run --shm-size={(needed_bytes >> 20) + 64}m), or write the repository "
+            "with a smaller --max-batch"
         )
 
 

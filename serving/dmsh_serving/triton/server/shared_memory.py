@@ -26,6 +26,12 @@ class RegionPrefix:
         self.descriptor = os.open(folder / f"{self.name}{_LOCK}", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         fcntl.flock(self.descriptor, fcntl.LOCK_EX)
 
+    def close_to_others(self) -> None:
+        """Let the owner alone open the regions; Triton makes them readable to all, whatever the umask."""
+        for region in self._folder.glob(f"{self.name}*"):
+            with contextlib.suppress(FileNotFoundError):  # its model ended meanwhile
+                region.chmod(0o600)
+
     def remove_regions(self) -> None:
         """Remove the regions, when no process of the server lives any more."""
         _remove_regions(self._folder, self.name)

@@ -1,0 +1,83 @@
+"""Who may run code here, see secrets or fill the memory; the numbers are those of the project's table of faults."""
+
+import os
+import sys
+
+import pytest
+import tiny_model
+from plan_files import write_plan
+
+from dmsh_export.engine.runner import TensorRTRunner
+from dmsh_serving.checks import TRUST_PLAN_CODE
+from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.triton.repository import write_repository
+from dmsh_serving.triton.server import hidden_arguments, preflight
+from dmsh_serving.triton.server import home as triton_home
+from dmsh_serving.triton.spec import Plan, RepositorySpec, TensorRTEncoder
+
+SHOW = "import sys; print(open('/proc/self/cmdline').read().split(chr(0))[3:], sys.argv[1:])"
+
+
+def repository(folder, **options):
+    (folder / "gallery").mkdir()
+    spec = RepositorySpec(folder / "gallery", tiny_model.BITS, tiny_model.SIZE, tiny_model.FINGERPRINT, **options)
+    write_repository(folder / "repository", spec)
+    return folder / "repository"
+
+
+def test_fault_43_a_triton_in_the_current_folder_is_not_run(tmp_path, monkeypatch):
+    (tmp_path / ".venv-triton" / "bin").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(triton_home, "_project_root", lambda: tmp_path / "elsewhere")
+    monkeypatch.delenv(triton_home.HOME_VARIABLE, raising=False)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    with pytest.raises(MissingError, match="no Triton found"):
+        triton_home.find()
+
+
+def test_fault_43_a_plan_with_code_in_it_is_loaded_only_if_the_caller_says_so(tmp_path, monkeypatch):
+    plan = write_plan(tmp_path / "model.plan", options={"version_compatible": True})
+    served = repository(tmp_path, encoder=TensorRTEncoder((Plan(plan, ("8.6",), 1, 8, 32, version_compatible=True),)))
+    monkeypatch.setattr(preflight, "check_python", lambda *_, **__: None)
+    monkeypatch.delenv(TRUST_PLAN_CODE, raising=False)
+    with pytest.raises(InputError, match=rf"the encoder of .* carries code.* set {TRUST_PLAN_CODE}=1"):
+        preflight.check(None, served, "127.0.0.1", {})
+    with pytest.raises(InputError, match=r"model\.plan is version-compatible: it carries code"):
+        TensorRTRunner(plan).__enter__()
+    monkeypatch.setenv(TRUST_PLAN_CODE, "1")
+    preflight.check(None, served, "127.0.0.1", {})
+
+
+def test_fault_42_a_hidden_argument_is_read_by_the_program_and_not_by_the_process_list(capfd):
+    process = hidden_arguments.start(
+        [sys.executable, "-c", SHOW, "a", "DMSH_ONE", "b", "DMSH_TWO"],
+        {"DMSH_ONE": "--key=one", "DMSH_TWO": "--key=two"},
+        dict(os.environ),
+    )
+    assert process.wait() == 0
+    assert capfd.readouterr().out.strip() == (
+        "['a', 'DMSH_ONE', 'b', 'DMSH_TWO', ''] ['a', '--key=one', 'b', '--key=two']"
+    )
+
+
+def test_fault_42_a_script_that_would_hand_the_key_on_is_refused(tmp_path):
+    script = tmp_path / "tritonserver"
+    script.write_text('#!/bin/sh\nexec printf "%s" "$@"\n')
+    script.chmod(0o755)
+    with pytest.raises(MissingError, match="tritonserver is no binary, so its control key could not be hidden"):
+        hidden_arguments.start([str(script), "DMSH_ONE"], {"DMSH_ONE": "--key"}, dict(os.environ))
+
+
+def test_fault_42_where_nothing_can_be_hidden_nothing_starts(monkeypatch):
+    refused = hidden_arguments._STARTER.replace("libc.ptrace(0, 0, None, None)", "True")
+    assert refused != hidden_arguments._STARTER
+    monkeypatch.setattr(hidden_arguments, "_STARTER", refused)
+    with pytest.raises(MissingError, match=r"cannot be hidden from other users.*ptrace_scope"):
+        hidden_arguments.start([sys.executable, "-c", "", "DMSH_ONE"], {"DMSH_ONE": "key"}, dict(os.environ))
+
+
+@pytest.mark.parametrize("max_batch", [1, 32])
+def test_fault_44_shared_memory_must_hold_a_full_file_and_a_batch_of_full_filters(tmp_path, max_batch):
+    needed = preflight.needed_shared_memory(repository(tmp_path, max_batch=max_batch))
+    assert needed == (32 << 20) + (64 << 20) + max_batch * 8_000_000
+    assert needed > 64 << 20, "what Docker gives is too little"
