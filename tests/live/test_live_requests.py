@@ -1,8 +1,10 @@
 """What the server answers: right, refused, and right beside refused."""
 
 import http.client
+import io
 import json
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import pytest
 import tiny_model
 import tritonclient.grpc as triton
 from live_world import CODES, IMAGES, all_at_once, check, expected, png
+from PIL import Image
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from dmsh_serving.client import SearchClient
@@ -198,6 +201,42 @@ def test_requests_at_the_same_time_share_the_encoders_runs(server, client):
     inferences, executions = (after - start for after, start in zip(counts(), before, strict=True))
     assert inferences == 64
     assert executions < 64
+
+
+def test_fault_29_30_31_hostile_files_fail_alone_and_at_once_among_good_ones(client):
+    def jpeg(side, **options):
+        buffer = io.BytesIO()
+        Image.effect_noise((side, side), 50).save(buffer, "JPEG", **options)
+        return buffer.getvalue()
+
+    half, scans = jpeg(256), jpeg(2000, progressive=True)
+    half = half[: len(half) // 2] + b"\xff\xd9"
+    scans = scans[:-2] + scans[scans.rfind(b"\xff\xda") : -2] * 60 + scans[-2:]
+    tags = (
+        (256, 16),
+        (257, 16),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, 40_000),
+        (323, 40_000),
+        (324, 8),
+        (325, 9),
+    )
+    tile = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(
+        struct.pack("<HHII", tag, 4, 1, n) for tag, n in tags
+    )
+    hostile = {half: "the image data ends early", scans: "more than 64 scans", tile + bytes(4): "MiB to decode"}
+    files = [*(png(image) for image in IMAGES[:9]), *hostile]
+    start = time.perf_counter()
+    answers = all_at_once([lambda file=file: client.search_files([file], 4) for file in files])
+    assert time.perf_counter() - start < 2
+    for row, answer in enumerate(answers[:9]):
+        check(answer, IMAGES[row : row + 1], 4)
+    for answer, message in zip(answers[9:], hostile.values(), strict=True):
+        assert isinstance(answer, InputError)
+        assert message in str(answer)
 
 
 def test_bad_requests_fail_alone_among_good_ones(client):
