@@ -2,7 +2,9 @@
 
 import os
 import sys
+import types
 
+import numpy as np
 import pytest
 import tiny_model
 from plan_files import write_plan
@@ -10,6 +12,7 @@ from plan_files import write_plan
 from dmsh_export.engine.runner import TensorRTRunner
 from dmsh_serving.checks import TRUST_PLAN_CODE
 from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.triton import backend
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.server import hidden_arguments, preflight
 from dmsh_serving.triton.server import home as triton_home
@@ -81,3 +84,60 @@ def test_fault_44_shared_memory_must_hold_a_full_file_and_a_batch_of_full_filter
     needed = preflight.needed_shared_memory(repository(tmp_path, max_batch=max_batch))
     assert needed == (32 << 20) + (64 << 20) + max_batch * 8_000_000
     assert needed > 64 << 20, "what Docker gives is too little"
+
+
+class Tensor:
+    def __init__(self, values):
+        self.values = values
+
+    def name(self):
+        return "file"
+
+    def as_numpy(self):
+        if isinstance(self.values, Exception):
+            raise self.values
+        return self.values
+
+
+@pytest.fixture
+def respond(monkeypatch):
+    """Answer requests of one tensor each as Triton would have it; each answer is a text."""
+    error = types.SimpleNamespace
+    kind = type("TritonError", (), {"INVALID_ARG": "INVALID", "INTERNAL": "INTERNAL"})
+    kind.__new__ = lambda _, message, code: f"{code}: {message}"
+    utils = error(
+        TritonError=kind,
+        Tensor=lambda _, values: values.tolist(),
+        InferenceResponse=lambda tensors=None, error=None: error or tensors[0],
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
+
+    def answered(answer, *values):
+        requests = [types.SimpleNamespace(inputs=lambda value=value: [Tensor(value)]) for value in values]
+        return backend.respond(requests, answer)
+
+    return answered
+
+
+def test_fault_37_a_request_without_rows_or_with_lying_bytes_fails_alone(respond):
+    good, none, lying = np.ones((1, 1)), np.ones((0, 1)), ValueError("buffer at /secret/path is short")
+    bad_rows, answer, bad_bytes = respond(list, none, good, lying)
+    assert answer == [[1.0]]
+    assert bad_rows == "INVALID: file has no rows: send one at least"
+    assert bad_bytes == "INVALID: file cannot be read: its bytes do not agree with its shape and type"
+
+
+def test_fault_37_any_other_exception_is_one_internal_error_without_paths_for_the_request_that_causes_it(
+    respond, caplog
+):
+    def answer(requests):
+        if any(request["file"][0, 0] == 2 for request in requests):
+            raise RuntimeError("/secret/path")
+        return list(requests)
+
+    assert respond(answer, np.array([[1]]), np.array([[2]]), np.array([[3]])) == [
+        [[1]],
+        "INTERNAL: the server failed on this request; its log says why",
+        [[3]],
+    ]
+    assert "RuntimeError: /secret/path" in caplog.text

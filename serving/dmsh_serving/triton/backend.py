@@ -15,6 +15,8 @@ from dmsh_serving.triton.services import Answer, Arrays, Settings
 
 __all__ = ["RankerMetrics", "respond", "settings_from"]
 
+_log = logging.getLogger(__name__)
+
 
 def settings_from(args: dict[str, str]) -> Settings:
     """Read what Triton hands to a model's ``initialize``; from here on its log goes to the server's."""
@@ -29,8 +31,15 @@ def settings_from(args: dict[str, str]) -> Settings:
 
 
 def respond(requests: Sequence[Any], answer: Callable[[Sequence[Arrays]], list[Answer]]) -> list[Any]:
-    """Answer Triton's requests with ``answer``; an :class:`InputError` becomes that request's INVALID_ARGUMENT."""
-    return [_response(found) for found in answer([_arrays(request) for request in requests])]
+    """Answer Triton's requests with ``answer``; an :class:`InputError` becomes that request's INVALID_ARGUMENT.
+
+    Whatever else goes wrong is written to the log, and is INTERNAL for the requests that cause it. The client is not told
+    more: an exception's text may hold paths.
+    """
+    read = [_arrays_or_error(request) for request in requests]
+    good = [arrays for arrays in read if not isinstance(arrays, InputError)]
+    answers = iter(_answers_or_errors(good, answer))
+    return [_response(arrays if isinstance(arrays, InputError) else next(answers)) for arrays in read]
 
 
 class RankerMetrics(RankerEvents):
@@ -103,13 +112,39 @@ class RankerMetrics(RankerEvents):
             self._queries.increment(queries)
 
 
-def _arrays(request: Any) -> Arrays:
-    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+def _arrays_or_error(request: Any) -> Arrays | InputError:
+    arrays = {}
+    for tensor in request.inputs():
+        try:
+            arrays[tensor.name()] = tensor.as_numpy()
+        except Exception:  # of several kinds, all from bytes that do not say what they should
+            return InputError(f"{tensor.name()} cannot be read: its bytes do not agree with its shape and type")
+        if len(arrays[tensor.name()]) == 0:
+            return InputError(f"{tensor.name()} has no rows: send one at least")
+    return arrays
 
 
-def _response(answer: Answer) -> Any:
+def _answers_or_errors(
+    requests: Sequence[Arrays], answer: Callable[[Sequence[Arrays]], list[Answer]]
+) -> list[Answer | None]:
+    """Return the answers, None for each request that fails even alone."""
+    try:
+        return list(answer(requests)) if requests else []
+    except Exception:
+        if len(requests) > 1:  # the fault may be in one of them: the others are answered
+            return [found for request in requests for found in _answers_or_errors([request], answer)]
+        _log.exception("a request failed")
+        return [None]
+
+
+def _response(answer: Answer | None) -> Any:
     import triton_python_backend_utils as pb_utils
 
+    if answer is None:
+        error = pb_utils.TritonError(
+            "the server failed on this request; its log says why", pb_utils.TritonError.INTERNAL
+        )
+        return pb_utils.InferenceResponse(error=error)
     if isinstance(answer, InputError):
         error = pb_utils.TritonError(str(answer), pb_utils.TritonError.INVALID_ARG)
         return pb_utils.InferenceResponse(error=error)
