@@ -14,7 +14,7 @@ from dmsh_serving.checks import TRUST_PLAN_CODE
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.triton import backend
 from dmsh_serving.triton.repository import write_repository
-from dmsh_serving.triton.server import hidden_arguments, preflight
+from dmsh_serving.triton.server import hidden_arguments, log, preflight
 from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.spec import Plan, RepositorySpec, TensorRTEncoder
 
@@ -127,9 +127,7 @@ def test_fault_37_a_request_without_rows_or_with_lying_bytes_fails_alone(respond
     assert bad_bytes == "INVALID: file cannot be read: its bytes do not agree with its shape and type"
 
 
-def test_fault_37_any_other_exception_is_one_internal_error_without_paths_for_the_request_that_causes_it(
-    respond, caplog
-):
+def test_fault_37_any_other_exception_is_an_internal_error_without_paths_for_its_request(respond, caplog):
     def answer(requests):
         if any(request["file"][0, 0] == 2 for request in requests):
             raise RuntimeError("/secret/path")
@@ -141,3 +139,13 @@ def test_fault_37_any_other_exception_is_one_internal_error_without_paths_for_th
         [[3]],
     ]
     assert "RuntimeError: /secret/path" in caplog.text
+
+
+def test_fault_46_a_log_is_appended_to_and_a_large_one_is_kept_beside_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "triton.log"
+    assert log.begin_log(path) == 0
+    path.write_bytes(b"of the first start")
+    assert log.begin_log(path) == len(b"of the first start")
+    monkeypatch.setattr(log, "LARGEST_LOG_BYTES", 4)
+    assert log.begin_log(path) == 0
+    assert (tmp_path / "triton.log.1").read_bytes() == b"of the first start"

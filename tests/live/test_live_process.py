@@ -175,13 +175,14 @@ def triton_of(process):
     return server
 
 
-def test_the_start_command_serves_until_sigterm_and_exits_0(own_world):
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
+def test_fault_46_the_start_command_serves_until_it_is_told_to_end_and_exits_0(own_world, ending):
     (port,) = free_ports("127.0.0.1", 1)
     process = start_command(own_world, port)
     assert process.stdout.readline().startswith(f"Triton is ready: gRPC 127.0.0.1:{port}")
     wait_until_answered(f"127.0.0.1:{port}")
     prefix = prefix_of(triton_of(process).pid)
-    process.terminate()
+    process.send_signal(ending)
     _, errors = process.communicate(timeout=40)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors

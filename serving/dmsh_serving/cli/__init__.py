@@ -42,16 +42,20 @@ def start(
 
     from dmsh_serving.triton.server.launcher import LOOPBACK, TritonServer
 
+    # SIGHUP says that the terminal is gone; nohup has it ignored, and that stays.
+    hung_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    endings = (signal.SIGTERM, signal.SIGINT, *hung_up)
+
     def say(line: str) -> None:
         sys.stderr.write(line + "\n")
 
     def interrupt(number: int, frame: object) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in endings:
             signal.signal(each, signal.SIG_IGN)  # the stop is under way: a second signal must not cut it short
         raise KeyboardInterrupt
 
     check_page_options(with_page, images, metadata)
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in endings:
         signal.signal(each, interrupt)
     server = TritonServer(
         repository,

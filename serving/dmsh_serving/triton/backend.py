@@ -33,8 +33,8 @@ def settings_from(args: dict[str, str]) -> Settings:
 def respond(requests: Sequence[Any], answer: Callable[[Sequence[Arrays]], list[Answer]]) -> list[Any]:
     """Answer Triton's requests with ``answer``; an :class:`InputError` becomes that request's INVALID_ARGUMENT.
 
-    Whatever else goes wrong is written to the log, and is INTERNAL for the requests that cause it. The client is not told
-    more: an exception's text may hold paths.
+    Whatever else goes wrong is written to the log, and is INTERNAL for the requests that cause it. The client is not
+    told more: an exception's text may hold paths.
     """
     read = [_arrays_or_error(request) for request in requests]
     good = [arrays for arrays in read if not isinstance(arrays, InputError)]

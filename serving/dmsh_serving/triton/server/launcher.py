@@ -25,7 +25,7 @@ from dmsh_serving.errors import DmshError, MissingError
 from dmsh_serving.triton.server import hidden_arguments, preflight, shared_memory
 from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.server.encoder_config import read_encoder_config
-from dmsh_serving.triton.server.log import error_from_log, news_of_galleries
+from dmsh_serving.triton.server.log import begin_log, error_from_log, news_of_galleries
 from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
 
 __all__ = ["LOOPBACK", "TritonServer", "free_ports"]
@@ -119,7 +119,7 @@ class TritonServer:
         ports = {"--grpc-port": self.grpc_port, "--http-port": self.http_port, "--metrics-port": self.metrics_port}
         preflight.check(self._home, self.repository, self.host, ports)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        self.log_file.write_bytes(b"")
+        self._log_read = begin_log(self.log_file)
         shared_memory.sweep()
         self._regions = shared_memory.RegionPrefix()
         self._watch.start()

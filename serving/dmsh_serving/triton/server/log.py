@@ -1,16 +1,25 @@
-"""Why a server did not start, read from its log."""
+"""A server's log: kept over starts, and read for why one failed."""
 
 import re
 from pathlib import Path
 
 from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
 
-__all__ = ["error_from_log", "news_of_galleries"]
+__all__ = ["begin_log", "error_from_log", "news_of_galleries"]
 
+LARGEST_LOG_BYTES = 64 * 1024 * 1024
 # As logging writes it, with the level and the logger in front.
 _NEWS = re.compile(
     r"^(?:[A-Z]+ [\w.]+: )?(gallery .*(?:goes on serving|serves in its place|now serves version).*)$", re.MULTILINE
 )
+
+
+def begin_log(log_file: Path) -> int:
+    """Return the size of a log that is appended to; one of over :data:`LARGEST_LOG_BYTES` is renamed to ``NAME.1``."""
+    if log_file.exists() and log_file.stat().st_size > LARGEST_LOG_BYTES:
+        log_file.replace(log_file.with_name(f"{log_file.name}.1"))
+    log_file.touch()
+    return log_file.stat().st_size
 
 
 def error_from_log(text: str, log_file: Path) -> DmshError:
