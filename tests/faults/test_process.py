@@ -1,6 +1,7 @@
 """Who may run code here, see secrets or fill the memory; the numbers are those of the project's table of faults."""
 
 import os
+import subprocess
 import sys
 import types
 
@@ -149,3 +150,28 @@ def test_fault_46_a_log_is_appended_to_and_a_large_one_is_kept_beside_the_new(tm
     monkeypatch.setattr(log, "LARGEST_LOG_BYTES", 4)
     assert log.begin_log(path) == 0
     assert (tmp_path / "triton.log.1").read_bytes() == b"of the first start"
+
+
+def test_fault_38_a_truncated_file_in_the_cache_of_compiled_code_is_compiled_anew(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from dmsh_serving.hamming.kernels.compile import compiled\n"
+        "@compiled('int64(int64)')\n"
+        "def doubled(number):\n"
+        "    return 2 * number\n"
+        "print(doubled(21))\n"
+    )
+    cache = tmp_path / "cache"
+
+    def run():
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+        return subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True)
+
+    assert run().stdout == "42\n"
+    for ending in ("nbi", "nbc"):
+        (file,) = [path for path in cache.rglob(f"*.{ending}") if "program" in path.name]
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        answered = run()
+        assert answered.stdout == "42\n", answered.stderr
+        file.write_bytes(whole)

@@ -52,7 +52,7 @@ def entry(signature: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _cached(decorator: Callable[[bool], Callable[..., Any]]) -> Callable[[Callable[..., Any]], Any]:
-    """Compile with numba's cache on disk, or without it if there is no place to write it.
+    """Compile with numba's cache on disk, or without it if there is no place to write it or a file in it is damaged.
 
     numba tries NUMBA_CACHE_DIR, then the folder of the file, then the user's cache folder. If all are read-only or the
     disk is full, numba raises an error. Such a machine compiles once per process.
@@ -62,11 +62,7 @@ def _cached(decorator: Callable[[bool], Callable[..., Any]]) -> Callable[[Callab
         function.__qualname__ += f".{_SOURCE_HASH}"  # numba names the files of its cache by it
         try:
             return decorator(True)(function)
-        except OSError:
-            return decorator(False)(function)
-        except RuntimeError as error:
-            if "no locator available" not in str(error):
-                raise
+        except Exception:  # pickle raises nearly any kind; a fault of the function itself is raised again
             return decorator(False)(function)
 
     return wrap
