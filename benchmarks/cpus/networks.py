@@ -1,4 +1,4 @@
-"""The two integer networks that every machine computes: the demo's, and a VGG-11 with seeded weights.
+"""The two integer networks that every machine computes: that of demo/checkpoint, and a VGG-11 with seeded weights.
 
 Both are quantised on real images, exported in both dialects, and their reference is PyTorch's integer arithmetic here.
 """
@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 import dmsh_model
-from dmsh_export.demo.encoders import calibration_batches
 from dmsh_export.graph import Dialect
 from dmsh_export.quantise.run import quantise
 from dmsh_export.to_onnx.integer import export_integer_onnx
@@ -36,6 +35,7 @@ DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)
 _DEMO_CHECKPOINT: Final = Path(__file__).parents[2] / "demo" / "checkpoint"
 _MNIST_SIZE, _VGG_SIZE = 32, 64
 _VGG_CALIBRATION = 96  # images
+_CALIBRATION_BATCH = 64
 _PROVEN = 16  # images on which the export compares the file with PyTorch before it is used here
 
 
@@ -105,10 +105,14 @@ def _exported(name: NetworkName, model: IntegerDMSH, images: Bytes, count: int, 
 
 
 def _demo(data: LabelledImages, split: Split) -> tuple[IntegerDMSH, Bytes]:
-    """Return the network that the demo serves, made as the demo makes it, and the query images."""
+    """Return the integer form of demo/checkpoint, calibrated on its training images, and the query images."""
     model = dmsh_model.load(_DEMO_CHECKPOINT)
     assert isinstance(model, DMSH)  # what the demo's checkpoint is
-    return quantise(model, calibration_batches(data, split)).model, np.ascontiguousarray(data.images[split.query])
+    batches = (
+        ImageSet(data.images[rows], [data.names[row] for row in rows], [])
+        for rows in np.split(split.train, range(_CALIBRATION_BATCH, len(split.train), _CALIBRATION_BATCH))
+    )
+    return quantise(model, batches).model, np.ascontiguousarray(data.images[split.query])
 
 
 def _vgg(data: LabelledImages, split: Split) -> tuple[IntegerDMSH, Bytes]:

@@ -209,14 +209,17 @@ def inspect(
 @command(app, "dmsh-export demo --out build/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the artefacts and the report.")] = Path("build/demo"),
-    checkpoint: Annotated[Path, typer.Option(help="The checkpoint to serve.")] = Path("demo/checkpoint"),
+    drawings: Annotated[Path, typer.Option(help="The archive of drawings.")] = Path("demo/drawings.zip"),
     triton: Annotated[Path | None, typer.Option(help="tritonserver, its folder, or a Python environment.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Run the whole path on MNIST-5k: export, parity, gallery, a real Triton, 500 queries, report.html."""
+    """Train, deploy, serve and query on drawings; compare every bit.
+
+    It leaves everything in a folder: checkpoint, images, galleries, the model repository and a report.html.
+    """
     from dmsh_export.demo.run import run_demo
 
-    write_json(json, run_demo(checkpoint, out, triton))
+    write_json(json, run_demo(drawings, out, triton))
 
 
 def _images(source: Path | None, image_size: int, skip_bad: bool) -> "npt.NDArray[np.uint8]":

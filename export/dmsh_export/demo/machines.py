@@ -19,9 +19,13 @@ EMULATED: Final = Path(__file__).resolve().parents[3] / "build" / "cpus" / "repo
 
 @dataclass(frozen=True)
 class MachineResult:
-    """One machine: how many bits of the integer network were compared with PyTorch's there, and how many differed."""
+    """One machine: how many bits of an integer network were compared with PyTorch's there, and how many differed.
+
+    ``fingerprint`` names the network: the demo trains its own, ``make test-cpus`` takes networks that stay.
+    """
 
     machine: str
+    fingerprint: str
     bits: int
     wrong_bits: int
 
@@ -31,27 +35,29 @@ class MachineResult:
 
 
 def machines_compared(reports: Sequence[ParityReport], emulated: Path = EMULATED) -> tuple[MachineResult, ...]:
-    """Return this machine's result summed over ``reports``, then those of emulated ones, of the same code space only.
+    """Return this machine's result summed over ``reports``, then those of emulated ones.
 
     ``emulated`` is what ``make test-cpus`` wrote, ``{"machines": [{"machine", "fingerprint", "bits", "wrong_bits"}]}``;
-    without it, or where it is of another network, it adds nothing.
+    if there is none, it adds nothing.
 
     Raises:
         InputError: ``emulated`` is damaged.
     """
     targets = [target for report in reports for target in report.targets]
     here = MachineResult(
-        machine_name(), sum(target.bits_compared for target in targets), sum(target.wrong_bits for target in targets)
+        machine_name(),
+        reports[0].fingerprint,
+        sum(target.bits_compared for target in targets),
+        sum(target.wrong_bits for target in targets),
     )
-    return (here, *_emulated(emulated, reports[0].fingerprint))
+    return (here, *_emulated(emulated))
 
 
-def _emulated(path: Path, fingerprint: str) -> list[MachineResult]:
+def _emulated(path: Path) -> list[MachineResult]:
     try:
         return [
-            MachineResult(run["machine"], run["bits"], run["wrong_bits"])
+            MachineResult(run["machine"], run["fingerprint"], run["bits"], run["wrong_bits"])
             for run in json.loads(path.read_text())["machines"]
-            if run["fingerprint"] == fingerprint
         ]
     except OSError:
         return []

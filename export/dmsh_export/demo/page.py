@@ -13,6 +13,7 @@ from dmsh_export.compare.latency import Latency
 from dmsh_export.compare.parity import ParityReport, TargetParity
 from dmsh_export.demo import encoders as demo_encoders
 from dmsh_export.demo.machines import MachineResult
+from dmsh_export.deploy import MODEL
 from dmsh_export.prove.certificate import Certificate, LayerBound
 from dmsh_serving.files import write_atomically
 
@@ -39,7 +40,8 @@ class DemoPage:
         certificate: of the integer model that is served.
         plan: whether a TensorRT plan was built, one line.
         machines: those on which the integer codes were compared.
-        figures: ``map_float``, ``map_integer``, ``map_triton``, and the shares ``equal_bits`` and ``equal_codes``.
+        figures: ``map_last_stage`` (of one scale), ``map_float``, ``map_integer``, ``map_triton``, and the shares
+            ``equal_bits`` and ``equal_codes``.
         speeds: of the encoders.
         latency: of single queries through Triton.
         seconds: each of these queries.
@@ -76,12 +78,19 @@ def write_page(path: Path, page: DemoPage) -> None:
         cards=[
             (f"{sum(target.bits_compared for target in targets):,}", "bits compared with PyTorch"),
             (f"{sum(target.wrong_bits for target in targets):,}", "wrong bits"),
-            (f"{figures['map_triton']:.4f}", f"mAP@all in integers (float: {figures['map_float']:.4f})"),
+            (f"{100 * figures['map_triton']:.1f}", f"mAP@all in integers (float: {100 * figures['map_float']:.1f})"),
             (f"{page.latency.p50_ms:.1f} ms", f"median query over gRPC (p99 {page.latency.p99_ms:.1f} ms)"),
+        ],
+        scales=[
+            ("the last stage alone", f"{figures['map_last_stage']:.4f}"),
+            ("three scales, fused", f"{figures['map_float']:.4f}"),
         ],
         parity=[_parity_row(target) for target in targets],
         bounds=[_bound_row(bound) for bound in page.certificate.bounds],
-        machines=[(machine.machine, f"{machine.bits:,}", f"{machine.wrong_bits:,}") for machine in page.machines],
+        machines=[
+            (machine.machine, machine.fingerprint[:12], f"{machine.bits:,}", f"{machine.wrong_bits:,}")
+            for machine in page.machines
+        ],
         precision=[
             ("float codes, PyTorch", f"{figures['map_float']:.6f}"),
             ("integer codes, PyTorch", f"{figures['map_integer']:.6f}"),
@@ -106,7 +115,7 @@ def step_name(target: TargetParity) -> str:
     names = {
         demo_encoders.FLOAT: "float: ONNX, folded",
         demo_encoders.UNFOLDED: "float: ONNX, as trained",
-        demo_encoders.INTEGER: "integer: ONNX Runtime's dialect",
+        MODEL: "integer: ONNX Runtime's dialect",
         demo_encoders.FOR_TENSORRT: "integer: TensorRT's dialect",
     }
     return names.get(target.target, "integer: Triton, over gRPC")
@@ -114,7 +123,7 @@ def step_name(target: TargetParity) -> str:
 
 def speed_name(speed: Latency) -> str:
     """Return the name of a timed encoder for a reader of the demo."""
-    names = {demo_encoders.FLOAT: "float, ONNX Runtime", demo_encoders.INTEGER: "integer, ONNX Runtime"}
+    names = {demo_encoders.FLOAT: "float, ONNX Runtime", MODEL: "integer, ONNX Runtime"}
     return names.get(speed.target, "float, PyTorch")
 
 
@@ -136,20 +145,20 @@ def _bound_row(bound: LayerBound) -> tuple[str, ...]:
 
 def _row(query: Neighbours) -> dict[str, Any]:
     return {
-        "image": _png(query.query),
+        "image": _webp(query.query),
         "neighbours": [
-            {"image": _png(image), "distance": int(distance), "kind": "same" if same else "other"}
+            {"image": _webp(image), "distance": int(distance), "kind": "same" if same else "other"}
             for image, distance, same in zip(query.images, query.distances, query.same_class, strict=True)
         ],
     }
 
 
-def _png(image: npt.NDArray[np.uint8]) -> str:
+def _webp(image: npt.NDArray[np.uint8]) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    Image.fromarray(image).save(buffer, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _margin_plot(page: DemoPage) -> str:

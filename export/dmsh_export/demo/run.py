@@ -1,51 +1,59 @@
-"""The main job on real images, from end to end: quantise, export, prove, serve, query. MNIST-5k and a real Triton."""
+"""The main job on real images, from end to end: train a head, deploy, serve, query. Drawings and a real Triton."""
 
+import contextlib
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+import dmsh_model
 from dmsh_export.compare.latency import latency_from_seconds
 from dmsh_export.compare.parity import ParityReport, compare
-from dmsh_export.compare.runners import OnnxRunner, TorchRunner, TritonRunner
+from dmsh_export.compare.runners import OnnxRunner, Runner, TorchRunner, TritonRunner
 from dmsh_export.demo import encoders as demo_encoders
+from dmsh_export.demo.drawings import DATABASE, QUERIES, unpack_drawings
 from dmsh_export.demo.machines import machines_compared
 from dmsh_export.demo.page import DemoPage, Neighbours, speed_name, step_name, write_page
-from dmsh_model import checkpoint as checkpoints
+from dmsh_export.demo.train import IMAGE_SIZE, train_heads
+from dmsh_export.deploy import GALLERY, MODEL, REPOSITORY, deploy
+from dmsh_export.deploy import INTEGER as INTEGER_CHECKPOINT
+from dmsh_export.prove.certificate import certify
 from dmsh_model.data.labelled import LabelledImages, Split
-from dmsh_model.data.load import MNIST_5K, load_labelled
-from dmsh_model.data.split import SplitOptions, split_images
 from dmsh_model.evaluation.mean_average_precision import (
     mean_average_precision,
     mean_average_precision_of_answers,
 )
 from dmsh_model.integer.reference import IntegerDMSH
-from dmsh_serving import gallery
+from dmsh_model.network import DMSH
 from dmsh_serving.client import Answer, SearchClient
 from dmsh_serving.codes import Codes, pack, unpack
 from dmsh_serving.console import console, print_table, progress
 from dmsh_serving.contract import ENCODER_MODEL
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.hamming.oracle import search_oracle
-from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.server.launcher import TritonServer
-from dmsh_serving.triton.spec import RepositorySpec
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
-__all__ = ["check_neighbours", "run_demo", "write_images"]
+__all__ = ["check_neighbours", "run_demo"]
 
 SHOWN_QUERIES = 12
 SHOWN_NEIGHBOURS = 10
+_AT_ONCE = 16  # images per call of PyTorch: more leave the caches
+_EXPORTED_WITH = 64  # images that an export is held against before it is written; more are compared afterwards
 # Everything that a demo writes into its folder.
-_LOG, _PAGE = "triton.log", "report.html"
-_GALLERY, _REPOSITORY, _QUERIES, _DATABASE = "gallery", "model_repository", "queries", "database"
-_OWN = {_LOG, _PAGE, _GALLERY, _REPOSITORY, _QUERIES, _DATABASE, *demo_encoders.FILES}
+_CHECKPOINT, _LAST_STAGE, _SERVICE, _LOG, _PAGE = "checkpoint", "last-stage", "service", "triton.log", "report.html"
+_OWN: Final = {
+    *(_CHECKPOINT, _LAST_STAGE, _SERVICE, _LOG, _PAGE, QUERIES, DATABASE, "everything"),
+    *(name + ".taps" for name in (_CHECKPOINT, _LAST_STAGE)),
+    *demo_encoders.FILES,
+}
 
 
 @dataclass(frozen=True)
@@ -56,59 +64,88 @@ class _Answers:
     seconds: list[float]
 
 
-def run_demo(checkpoint: Path, out: Path, triton: Path | None) -> dict[str, Any]:
+def run_demo(drawings: Path, out: Path, triton: Path | None) -> dict[str, Any]:
     """Run the demo into the folder ``out`` and return its figures (plain JSON types).
 
     Raises:
         CheckError: a proof fails, or a bit or a neighbour differs somewhere on the way.
-        InputError: no such checkpoint, an integer one, or ``out`` holds what no demo wrote.
+        InputError: no such archive of drawings, or ``out`` holds what no demo wrote.
         MissingError: this machine lacks Triton or a package.
     """
     started = time.monotonic()
-    model = checkpoints.load(checkpoint)
-    data = load_labelled(MNIST_5K, model.config.image_size)
-    split = split_images(data, SplitOptions())
+    if not drawings.is_file():
+        raise InputError(
+            f"{drawings} does not exist: run the demo where the toolkit was checked out, or name --drawings"
+        )
     _make_empty(out)
-    _say(f"1/5 export to ONNX, folded and not, each held against PyTorch on {len(data.images):,} images, every bit")
-    float_parity = demo_encoders.export_float(model, data, out)
-    _say(f"2/5 quantise to integers on {len(split.train):,} training images, prove, export in two dialects, compile")
-    encoders = demo_encoders.export_integer(model, data, split, out)
-    integer = encoders.model
-    speeds = demo_encoders.encoder_speeds(model, out, data)
-    _fill_gallery(out, data, split)
-    spec = RepositorySpec(
-        gallery=out / _GALLERY,
-        bits=integer.config.bits,
-        image_size=integer.config.image_size,
-        fingerprint=integer.fingerprint,
-        model=out / demo_encoders.INTEGER,
+    data = unpack_drawings(drawings, out, IMAGE_SIZE)
+    split = data.given_split
+    assert split is not None  # unpack_drawings gives it
+    # Every query, and every third image of the gallery: the rest would only take longer.
+    compared = data.images[np.union1d(split.query, split.database[::3])]
+    images = f"{len(compared):,} of {len(data.images):,} drawings"
+    _say("1/6 train a hash head on three scales of a pretrained EfficientNet-Lite0, and on one")
+    with _progress() as show:
+        trained = train_heads(data, out / _CHECKPOINT, out / _LAST_STAGE, show)
+    model = trained.model
+    _say(f"2/6 export it in FP32, folded and not; hold both against PyTorch, every bit of {images}")
+    demo_encoders.export_float(model, compared[:_EXPORTED_WITH], out)
+    float_parity = _compared(model, [OnnxRunner(out / name) for name in demo_encoders.FLOATS], compared, "FP32 codes")
+    _say(
+        f"3/6 deploy it: quantise to integers, prove, export, encode the gallery of {len(split.database):,}, repository"
     )
-    write_repository(out / _REPOSITORY, spec)
-    with TritonServer(out / _REPOSITORY, triton=triton, log_file=out / _LOG) as server:
-        _say("4/5 a real Triton serves the integer encoder; every code and every neighbour again, over gRPC")
-        triton_parity = _compare_triton(integer, server.url, data)
+    with _progress() as show:
+        step = ""
+
+        def begins(name: str) -> None:
+            nonlocal step
+            step = name
+
+        deploy(
+            out / _CHECKPOINT,
+            out / DATABASE,
+            out / _SERVICE,
+            on_step=begins,
+            on_progress=lambda done, total: show(step, done, total),
+        )
+    integer = dmsh_model.load(out / _SERVICE / INTEGER_CHECKPOINT)
+    assert isinstance(integer, IntegerDMSH)
+    served = out / _SERVICE / MODEL
+    _say("4/6 the same integers in TensorRT's dialect, compiled; how fast each encoder is")
+    plan = demo_encoders.export_for_tensorrt(integer, compared[:_EXPORTED_WITH], out)
+    speeds = demo_encoders.encoder_speeds(model, out, served, data.images)
+    with TritonServer(out / _SERVICE / REPOSITORY, triton=triton, log_file=out / _LOG) as server:
+        _say("5/6 a real Triton serves it; codes and neighbours again, over gRPC")
+        targets: list[Runner] = [
+            OnnxRunner(served),
+            OnnxRunner(out / demo_encoders.FOR_TENSORRT),
+            TritonRunner(f"triton://{server.url}/{ENCODER_MODEL}"),
+        ]
+        integer_parity = _compared(integer, targets, compared, "integer codes")
         answers = _query(server.url, data, split)
-    _say("5/5 Triton has stopped")
-    parity = (float_parity, encoders.parity, triton_parity)
+    _say("6/6 Triton has stopped")
+    parity = (float_parity, integer_parity)
     for report in parity:
         if not report.passed:
             raise CheckError(report.summary())
-    logits = model.logits(data.images)
+    logits = model.logits(data.images, _AT_ONCE)
     codes = integer.codes(data.images)
     check_neighbours(answers.ranked, codes[split.query], codes[split.database])
     figures = _figures(pack(logits), codes, integer.config.bits, data, split, answers)
     if figures["map_integer"] != figures["map_triton"]:
         raise CheckError(f"Triton's answers rank other images than PyTorch's codes: {figures}")
-    machines = machines_compared((encoders.parity, triton_parity))
+    figures |= {"map_last_stage": trained.map_last_stage, "training_seconds": trained.seconds}
+    machines = machines_compared((integer_parity,))
     differing = [machine.machine for machine in machines if machine.wrong_bits]
     if differing:
         raise CheckError(f"integer codes differ on {', '.join(differing)}: make test-cpus shows where")
     latency = latency_from_seconds("Triton: image -> neighbours", 1, answers.seconds)
+    certificate = certify(served, integer.network)
     page = DemoPage(
         fingerprint=integer.fingerprint,
         parity=parity,
-        certificate=encoders.certificate,
-        plan=encoders.plan,
+        certificate=certificate,
+        plan=plan,
         machines=machines,
         figures=figures,
         speeds=tuple(speeds),
@@ -120,15 +157,15 @@ def run_demo(checkpoint: Path, out: Path, triton: Path | None) -> dict[str, Any]
     )
     write_page(out / _PAGE, page)
     _print(page)
-    _say(f"TensorRT plan of the integer encoder: {encoders.plan}")
+    _say(f"TensorRT plan of the integer encoder: {plan}")
     _say(f"wrote {out / _PAGE} in {time.monotonic() - started:.0f} s")
     _say("search by eye, with these two commands and then http://127.0.0.1:8080/ in a browser:")
-    _say(f"  dmsh-serve start --repository {out / _REPOSITORY}")
-    _say(f"  dmsh-serve web --images {out / _DATABASE} --gallery {out / _GALLERY}")
+    _say(f"  dmsh-serve start --repository {out / _SERVICE / REPOSITORY}")
+    _say(f"  dmsh-serve web --images {out / DATABASE} --gallery {out / _SERVICE / GALLERY}")
     return {
         "parity": [report.to_dict() for report in parity],
-        "certificate": encoders.certificate.to_dict(),
-        "plan": encoders.plan,
+        "certificate": certificate.to_dict(),
+        "plan": plan,
         "machines": [machine.to_dict() for machine in machines],
         "figures": figures,
         "speeds": [speed.to_dict() for speed in speeds],
@@ -179,52 +216,31 @@ def _say(line: str) -> None:
     console().print(line)
 
 
-def write_images(out: Path, data: LabelledImages, split: Split) -> list[str]:
-    """Write the split as PNG files, ``out/queries/CLASS/*.png`` and ``out/database/CLASS/*.png``, to try by hand.
-
-    Returns the names of the database's files below ``out/database``, in the gallery's order.
-    """
-    from PIL import Image
-
-    names: dict[str, list[str]] = {}
-    for part, rows in ((_QUERIES, split.query), (_DATABASE, split.database)):
-        names[part] = [f"{'/'.join(data.names[row].rsplit('/', 2)[-2:])}.png" for row in rows]
-        for name, row in zip(names[part], rows, strict=True):
-            file = out / part / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(data.images[row]).save(file)
-    return names[_DATABASE]
-
-
-def _fill_gallery(out: Path, data: LabelledImages, split: Split) -> None:
-    _say(f"3/5 gallery of {len(split.database):,} images, encoded by the integer model")
-    keys = write_images(out, data, split)
-    with OnnxRunner(out / demo_encoders.INTEGER) as runner:
-        codes = np.concatenate(
-            [
-                runner.infer(data.images[split.database[start : start + 64]]).code
-                for start in range(0, len(split.database), 64)
-            ]
-        )
-        gallery.build(
-            out / _GALLERY,
-            codes,
-            np.arange(len(codes)),
-            keys,
-            bits=runner.bits,
-            fingerprint=runner.fingerprint,
-        )
-
-
-def _compare_triton(model: IntegerDMSH, url: str, data: LabelledImages) -> ParityReport:
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what shows (what, images or epochs done, in all); a new ``what`` begins a new bar."""
+    tasks: dict[str, TaskID] = {}
     with progress() as bar:
-        show = partial(_show, bar, bar.add_task("codes from Triton", total=len(data.images)))
-        target = TritonRunner(f"triton://{url}/{ENCODER_MODEL}")
-        return compare(TorchRunner(model), [target], data.images, max_batch=demo_encoders.MAX_BATCH, on_progress=show)
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield show
 
 
-def _show(bar: "Progress", task: "TaskID", done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)
+def _compared(
+    model: DMSH | IntegerDMSH, targets: list[Runner], images: demo_encoders.Images, what: str
+) -> ParityReport:
+    with _progress() as show:
+        return compare(
+            TorchRunner(model),
+            targets,
+            images,
+            max_batch=demo_encoders.MAX_BATCH,
+            on_progress=partial(show, what),
+        )
 
 
 def _query(url: str, data: LabelledImages, split: Split) -> _Answers:
@@ -281,6 +297,15 @@ def _shown(data: LabelledImages, split: Split, answers: _Answers) -> tuple[Neigh
 
 
 def _print(page: DemoPage) -> None:
+    figures = page.figures
+    print_table(
+        f"Does fusing scales pay? ({figures['training_seconds']:.0f} s of training, features included)",
+        ["64 bits, in FP32", "mAP@all"],
+        [
+            ["the last stage alone", f"{figures['map_last_stage']:.4f}"],
+            ["three scales, fused", f"{figures['map_float']:.4f}"],
+        ],
+    )
     print_table(
         "Is every bit PyTorch's? (in batches: the codes of the same images in batches of 1 to 32)",
         ["", "bits", "wrong", "largest logit error", "in batches", "wrong"],
@@ -299,14 +324,16 @@ def _print(page: DemoPage) -> None:
     )
     print_table(
         "On which machines were the integer codes compared?",
-        ["machine", "bits", "wrong"],
-        [[machine.machine, f"{machine.bits:,}", f"{machine.wrong_bits:,}"] for machine in page.machines],
+        ["machine", "network", "bits", "wrong"],
+        [
+            [machine.machine, machine.fingerprint[:12], f"{machine.bits:,}", f"{machine.wrong_bits:,}"]
+            for machine in page.machines
+        ],
     )
-    figures = page.figures
     neighbours = f"{figures['neighbours']:,}"
     print_table(
         "Are the answers the same? (every id and distance of every ranking)",
-        ["500 queries ranked by", "neighbours", "other", "mAP@all"],
+        [f"{len(page.seconds)} queries ranked by", "neighbours", "other", "mAP@all"],
         [
             ["float codes, PyTorch", "", "", f"{figures['map_float']:.6f}"],
             ["integer codes, PyTorch", neighbours, "", f"{figures['map_integer']:.6f}"],

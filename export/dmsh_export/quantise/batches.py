@@ -9,9 +9,16 @@ import numpy.typing as npt
 
 from dmsh_serving.checks import check_images
 from dmsh_serving.errors import InputError
-from dmsh_serving.images.read import ImageSet, image_paths, iter_listed_batches, load_npy
+from dmsh_serving.images.read import (
+    ImageSet,
+    Progress,
+    image_paths,
+    iter_image_batches,
+    iter_listed_batches,
+    load_npy,
+)
 
-__all__ = ["Images", "Sample", "batch_size", "first_images", "spread_images"]
+__all__ = ["Images", "Sample", "batch_size", "first_images", "spread_batches", "spread_images"]
 
 Images = npt.NDArray[np.uint8]
 _BATCH_PIXELS = 2 * 224 * 224  # measured: larger batches leave the caches and are slower
@@ -63,6 +70,36 @@ def spread_images(source: Path, image_size: int, count: int) -> Images | None:
     except InputError:  # none can be read: the pass over all images reports why
         return None
     return np.concatenate([batch.images for batch in batches])
+
+
+def spread_batches(
+    source: Path,
+    image_size: int,
+    size: int,
+    most: int,
+    *,
+    skip_bad: bool = False,
+    on_progress: Progress | None = None,
+) -> Iterator[ImageSet]:
+    """Yield at most ``most`` images spread evenly over ``source``, ``size`` at a time; only these are read.
+
+    The other arguments, and the errors, are those of :func:`dmsh_serving.images.read.iter_image_batches`.
+    """
+    if source.is_dir() and len(paths := image_paths(source)) > most:
+        names = [paths[row].relative_to(source).as_posix() for row in _spread(len(paths), most)]
+        yield from iter_listed_batches(source, names, image_size, size, skip_bad=skip_bad, on_progress=on_progress)
+        return
+    if source.suffix == ".npy" and source.is_file():
+        array = load_npy(source, f"images, uint8 [N, {image_size}, {image_size}, 3]")
+        check_images(array, image_size, str(source))
+        rows = _spread(len(array), most)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            yield ImageSet(np.array(array[part], np.uint8), [f"{source.name}[{row}]" for row in part], [])
+            if on_progress:
+                on_progress(start + len(part), len(rows))
+        return
+    yield from iter_image_batches(source, image_size, size, skip_bad=skip_bad, on_progress=on_progress)
 
 
 def _spread(length: int, count: int) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from dmsh_export.quantise.batches import batch_size, spread_images
+from dmsh_export.quantise.batches import batch_size, spread_batches, spread_images
 from dmsh_export.quantise.run import LOOKED_AT, Quantised, quantise
 from dmsh_model import checkpoint as float_checkpoint
 from dmsh_model.integer import checkpoint as integer_checkpoint
@@ -17,6 +17,7 @@ def quantise_checkpoint(
     images: Path,
     out: Path,
     *,
+    most: int | None = None,
     overwrite: bool = False,
     skip_bad: bool = False,
     on_progress: Progress | None = None,
@@ -28,6 +29,7 @@ def quantise_checkpoint(
         checkpoint: a float checkpoint.
         images: a folder of images or an .npy file, as :func:`dmsh_serving.images.read.iter_image_batches` takes them.
         out: the integer checkpoint to write, whole or not at all.
+        most: calibrate on at most this many of the images, spread evenly; None takes all.
         overwrite: replace a checkpoint at ``out``.
         skip_bad: leave out images that cannot be read.
         on_progress: called with (images done, images in all).
@@ -39,9 +41,13 @@ def quantise_checkpoint(
     float_checkpoint.check_target(out, overwrite=overwrite)
     model = float_checkpoint.load(checkpoint)
     size = model.config.image_size
+    if most is None:
+        batches = iter_image_batches(images, size, batch_size(size), skip_bad=skip_bad, on_progress=on_progress)
+    else:
+        batches = spread_batches(images, size, batch_size(size), most, skip_bad=skip_bad, on_progress=on_progress)
     quantised = quantise(
         model,
-        iter_image_batches(images, size, batch_size(size), skip_bad=skip_bad, on_progress=on_progress),
+        batches,
         on_stage=on_stage,
         looked_at=spread_images(images, size, LOOKED_AT),
     )

@@ -1,4 +1,4 @@
-"""The demo shows where the codes it serves were compared, and no other network's."""
+"""The demo shows where integer codes were compared, and of which network."""
 
 import json
 
@@ -20,16 +20,19 @@ def report(bits, wrong_bits):
 
 def test_this_machine_is_the_sum_of_its_reports(tmp_path):
     found = machines_compared([report(100, 1), report(10, 2)], tmp_path / "absent.json")
-    assert found == (MachineResult(machine_name(), 110, 3),)
+    assert found == (MachineResult(machine_name(), "f" * 64, 110, 3),)
 
 
-def test_emulated_machines_count_where_they_ran_the_same_network(tmp_path):
+def test_emulated_machines_follow_each_with_its_network(tmp_path):
     runs = [
         {"machine": "ARM64", "fingerprint": "f" * 64, "bits": 7, "wrong_bits": 0, "seconds": 1},
         {"machine": "AVX2", "fingerprint": "e" * 64, "bits": 9, "wrong_bits": 0, "seconds": 1},
     ]
     (tmp_path / "report.json").write_text(json.dumps({"machines": runs}))
-    assert machines_compared([report(1, 0)], tmp_path / "report.json")[1:] == (MachineResult("ARM64", 7, 0),)
+    assert machines_compared([report(1, 0)], tmp_path / "report.json")[1:] == (
+        MachineResult("ARM64", "f" * 64, 7, 0),
+        MachineResult("AVX2", "e" * 64, 9, 0),
+    )
 
 
 def test_the_report_is_looked_for_where_the_comparison_writes_it_from_any_folder(monkeypatch, tmp_path):

@@ -23,7 +23,7 @@ def target(name, wrong_bits=0):
 
 
 CERTIFICATE = Certificate(
-    model="integer.onnx", sha256="0" * 64, dialect="onnxruntime", fingerprint="f" * 64, network_hash="e" * 64,
+    model="model.onnx", sha256="0" * 64, dialect="onnxruntime", fingerprint="f" * 64, network_hash="e" * 64,
     checkpoint=None, bounds=(LayerBound("conv<i>0", "Convolution", -5, 7, 2**22, (1, 3), 0, 127),), conditions=(),
 )  # fmt: skip
 
@@ -38,12 +38,19 @@ def page():
     seconds = (0.002,) * 99 + (0.004,)
     return DemoPage(
         fingerprint="<i>ab</i>" + "f" * 55,
-        parity=(ParityReport("PyTorch", "f" * 64, (target("model.onnx"), target("triton://h:1/<script>", 3))),),
+        parity=(ParityReport("PyTorch", "f" * 64, (target("float.onnx"), target("triton://h:1/<script>", 3))),),
         certificate=CERTIFICATE,
         plan="built by <i>nobody</i>",
-        machines=(MachineResult("a <i>CPU</i>", 4321, 2), MachineResult("another", 1000, 0)),
-        figures={"map_float": 0.5, "map_integer": 0.25, "map_triton": 0.25, "equal_bits": 0.97531, "equal_codes": 0.8},
-        speeds=(latency_from_seconds("integer.onnx", 32, (0.016,)),),
+        machines=(MachineResult("a <i>CPU</i>", "c" * 64, 4321, 2), MachineResult("another", "d" * 64, 1000, 0)),
+        figures={
+            "map_last_stage": 0.4,
+            "map_float": 0.5,
+            "map_integer": 0.25,
+            "map_triton": 0.25,
+            "equal_bits": 0.97531,
+            "equal_codes": 0.8,
+        },
+        speeds=(latency_from_seconds("model.onnx", 32, (0.016,)),),
         latency=latency_from_seconds("Triton", 1, seconds),
         seconds=seconds,
         margins=RANDOM.uniform(0.01, 1, 500).astype(np.float32),
@@ -60,7 +67,7 @@ def text(page, tmp_path):
 
 def test_the_cards_sum_over_all_targets(text):
     cards = re.findall(r'<div class="card"><b>(.*?)</b>', text)
-    assert cards == ["200,000", "3", "0.2500", "2.0 ms"]
+    assert cards == ["200,000", "3", "25.0", "2.0 ms"]
 
 
 @pytest.fixture
@@ -73,16 +80,17 @@ def tables(text):
 
 
 def test_the_parity_table_has_a_row_for_each_target(tables):
-    assert tables[0] == [
+    assert tables[1] == [
         ["float: ONNX, folded", "1,234", "100,000", "0", "1.0e-06", "1,088", "7"],
         ["integer: Triton, over gRPC", "1,234", "100,000", "3", "1.0e-06", "1,088", "7"],
     ]
 
 
 def test_bounds_machines_costs_and_speeds_are_those_given(tables, text):
-    assert tables[1:] == [
+    assert tables[0] == [["the last stage alone", "0.4000"], ["three scales, fused", "0.5000"]]
+    assert tables[2:] == [
         [["conv&lt;i&gt;0", "Convolution", "4,194,304", "25.0%"]],
-        [["a &lt;i&gt;CPU&lt;/i&gt;", "4,321", "2"], ["another", "1,000", "0"]],
+        [["a &lt;i&gt;CPU&lt;/i&gt;", "c" * 12, "4,321", "2"], ["another", "d" * 12, "1,000", "0"]],
         [
             ["float codes, PyTorch", "0.500000"],
             ["integer codes, PyTorch", "0.250000"],
@@ -98,7 +106,7 @@ def test_bounds_machines_costs_and_speeds_are_those_given(tables, text):
 def test_every_neighbour_is_shown_and_marked_as_of_the_querys_class_or_not(text):
     assert (text.count('<figure class="query">'), text.count('<figure class="same">')) == (2, 8)
     assert text.count('<figure class="other">') == 4
-    assert text.count("data:image/png;base64,") == 14
+    assert text.count("data:image/webp;base64,") == 14
 
 
 def test_no_text_that_comes_from_outside_becomes_markup(text):
@@ -114,5 +122,5 @@ def test_the_page_loads_nothing_from_elsewhere(text):
 
 
 def test_a_targets_name_is_what_it_is_to_a_reader():
-    names = [step_name(target(name)) for name in ("model.onnx", "integer-tensorrt.onnx", "triton://h:1/m")]
+    names = [step_name(target(name)) for name in ("float.onnx", "integer-tensorrt.onnx", "triton://h:1/m")]
     assert names == ["float: ONNX, folded", "integer: TensorRT's dialect", "integer: Triton, over gRPC"]

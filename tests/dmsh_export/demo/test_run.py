@@ -1,24 +1,26 @@
 """The demo compares what it says it compares, and deletes nothing but its own files."""
 
-import dataclasses
+import io
+import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 from project import DEMO_CHECKPOINT
 
+import dmsh_model
 from dmsh_export.compare.latency import latency_from_seconds
 from dmsh_export.compare.parity import BatchInvariance, ParityReport, TargetParity
 from dmsh_export.demo import encoders as demo_encoders
 from dmsh_export.demo import run as demo
-from dmsh_export.prove.certificate import certify
-from dmsh_export.quantise.run import quantise
-from dmsh_export.to_onnx.integer import export_integer_onnx
-from dmsh_model.data.split import SplitOptions, split_images
+from dmsh_export.demo.drawings import unpack_drawings
+from dmsh_export.demo.train import TrainedDemo
+from dmsh_export.deploy import MODEL, deploy
 from dmsh_serving.client import Answer
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.hamming.nearest import search
-from dmsh_serving.images.read import ImageSet
 
 RANDOM = np.random.default_rng(0)
 QUERIES = RANDOM.integers(0, 4, (5, 2), dtype=np.uint8)
@@ -60,8 +62,8 @@ def test_a_ranking_that_is_cut_short_is_found(ranked):
 def out(tmp_path):
     """What an earlier demo left."""
     out = tmp_path / "out"
-    (out / "gallery").mkdir(parents=True)
-    (out / "gallery" / "CURRENT").write_text("old")
+    (out / "service").mkdir(parents=True)
+    (out / "service" / "deploy.json").write_text("old")
     (out / "report.html").write_text("old")
     return out
 
@@ -70,33 +72,45 @@ def everything_in(folder):
     return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
-def test_a_missing_checkpoint_is_named_before_anything_is_deleted(out, tmp_path):
+def test_a_missing_archive_is_named_before_anything_is_deleted(out, tmp_path):
     before = everything_in(out)
-    with pytest.raises(InputError, match="absent does not exist"):
-        demo.run_demo(tmp_path / "absent", out, None)
+    with pytest.raises(InputError, match=r"absent\.zip does not exist: .* --drawings"):
+        demo.run_demo(tmp_path / "absent.zip", out, None)
     assert everything_in(out) == before
 
 
+@pytest.fixture(scope="module")
+def archive(mnist, tmp_path_factory):
+    """A tenth of MNIST, packed as the drawings are."""
+    path = tmp_path_factory.mktemp("archive") / "digits.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for row in range(0, 5000, 10):
+            buffer = io.BytesIO()
+            Image.fromarray(mnist.images[row]).save(buffer, "PNG")
+            file.writestr(f"drawings/{mnist.labels[row]}/{row:04d}.png", buffer.getvalue())
+    return path
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", "photos/"])
-def test_a_folder_with_other_things_in_it_is_left_alone(out, name, parts):
+def test_a_folder_with_other_things_in_it_is_left_alone(out, name, archive):
     if name.endswith("/"):
         (out / name).mkdir()
     else:
         (out / name).write_text("years of work")
     before = everything_in(out)
     with pytest.raises(InputError, match=f"holds {name.strip('/')}, which no demo wrote"):
-        demo.run_demo(DEMO_CHECKPOINT, out, None)
+        demo.run_demo(archive, out, None)
     assert everything_in(out) == before
 
 
-def test_a_file_in_the_folders_place_is_left_alone(tmp_path, parts):
+def test_a_file_in_the_folders_place_is_left_alone(tmp_path, archive):
     (tmp_path / "out").write_text("text")
     with pytest.raises(InputError, match="is not a folder"):
-        demo.run_demo(DEMO_CHECKPOINT, tmp_path / "out", None)
+        demo.run_demo(archive, tmp_path / "out", None)
     assert (tmp_path / "out").read_text() == "text"
 
 
-def a_report(wrong_bits, name="model.onnx"):
+def a_report(wrong_bits, name):
     invariance = BatchInvariance(32, 1, 0)
     target = TargetParity(name, "f" * 64, 1, 64, wrong_bits, wrong_bits, 1e-6, 1e-3, 0, 0.1, invariance)
     return ParityReport("PyTorch", "f" * 64, (target,))
@@ -106,8 +120,8 @@ class FakeServer:
     url = "127.0.0.1:1"
 
     def __init__(self, repository, **_):
-        served = repository / "dmsh_encoder" / "1" / "model.onnx"
-        assert served.read_bytes() == (repository.parent / demo_encoders.INTEGER).read_bytes()
+        served = repository / "dmsh_encoder" / "1" / MODEL
+        assert served.read_bytes() == (repository.parent / MODEL).read_bytes()
 
     def __enter__(self):
         return self
@@ -117,76 +131,75 @@ class FakeServer:
 
 
 @pytest.fixture(scope="module")
-def few(mnist):
-    """A tenth of the images."""
-    return dataclasses.replace(mnist, images=mnist.images[::10], labels=mnist.labels[::10], names=mnist.names[::10])
-
-
-@pytest.fixture(scope="module")
-def integer_model(demo_model, few):
-    return quantise(demo_model, [ImageSet(few.images, few.names, [])]).model
-
-
-@pytest.fixture(scope="module")
-def integer_file(integer_model, few, tmp_path_factory):
-    path = tmp_path_factory.mktemp("integer") / demo_encoders.INTEGER
-    export_integer_onnx(integer_model, path, few.images[:8], max_batch=1)
-    return path
+def world(archive, demo_model, tmp_path_factory):
+    """The digits unpacked and deployed once: the folder and its images."""
+    folder = tmp_path_factory.mktemp("world")
+    data = unpack_drawings(archive, folder, 32)
+    deploy(DEMO_CHECKPOINT, folder / "database", folder / "service")
+    demo_encoders.export_float(demo_model, data.images[:8], folder)
+    return folder, data
 
 
 @pytest.fixture
-def parts(monkeypatch, integer_model, integer_file, few):
-    """The demo without its long parts: no export, no gallery, no server; returns what those would have found."""
-    split = split_images(few, SplitOptions(queries_per_class=5))
-    codes = integer_model.codes(few.images)
+def parts(monkeypatch, world, demo_model):
+    """The demo without its long parts: no training, no export, no server; returns what those would have found."""
+    folder, data = world
+    integer = dmsh_model.load(folder / "service" / "integer")
+    codes = integer.codes(data.images)
+    split = data.given_split
     distances, ids = search(codes[split.query], codes[split.database], len(split.database))
     nothing = np.empty((0,), object)
     found = {
-        "float": a_report(0),
-        "integer": a_report(0, demo_encoders.INTEGER),
-        "triton": a_report(0, "triton://h:1/m"),
+        "FP32 codes": a_report(0, "float.onnx"),
+        "integer codes": a_report(0, MODEL),
         "ranked": Answer(ids, distances, nothing, nothing, nothing),
     }
 
-    def export_integer(model, data, split, out):
-        shutil.copy(integer_file, out)
-        proof = certify(integer_file)
-        return demo_encoders.IntegerEncoders(integer_model, 160, proof, found["integer"], "not built: no TensorRT")
+    def deployed(checkpoint, images, out, **_):
+        assert (checkpoint.name, images.name) == ("checkpoint", "database")
+        shutil.copytree(folder / "service", out)
 
-    monkeypatch.setattr(demo_encoders, "export_float", lambda *_: found["float"])
-    monkeypatch.setattr(demo_encoders, "export_integer", export_integer)
+    def exported(model, images, out):
+        for name in demo_encoders.FLOATS:
+            shutil.copy(folder / name, out)
+
+    monkeypatch.setattr(demo, "IMAGE_SIZE", 32)
+    monkeypatch.setattr(demo, "train_heads", lambda *_: TrainedDemo(demo_model, 0.98, 0.9, 1.0))
+    monkeypatch.setattr(demo, "deploy", deployed)
+    monkeypatch.setattr(demo_encoders, "export_float", exported)
+    monkeypatch.setattr(demo_encoders, "export_for_tensorrt", lambda *_: "not built: no TensorRT")
     monkeypatch.setattr(demo_encoders, "encoder_speeds", lambda *_: [latency_from_seconds("PyTorch", 32, [0.016])])
-    monkeypatch.setattr(demo, "_fill_gallery", lambda out, data, split: None)
+    monkeypatch.setattr(demo, "OnnxRunner", lambda path: path)
+    monkeypatch.setattr(demo, "TritonRunner", lambda url: url)
     monkeypatch.setattr(demo, "TritonServer", FakeServer)
-    monkeypatch.setattr(demo, "_compare_triton", lambda *_: found["triton"])
+    monkeypatch.setattr(demo, "_compared", lambda model, targets, images, what: found[what])
     monkeypatch.setattr(demo, "_query", lambda *_: demo._Answers(found["ranked"], [0.001, 0.002]))
-    monkeypatch.setattr(demo, "load_labelled", lambda *_: few)
-    monkeypatch.setattr(demo, "split_images", lambda *_: split)
     return found
 
 
-def test_what_an_earlier_demo_left_is_replaced_and_the_figures_are_those_of_the_answers(out, parts, capsys):
-    found = demo.run_demo(DEMO_CHECKPOINT, out, None)
+def test_what_an_earlier_demo_left_is_replaced_and_the_figures_are_those_of_the_answers(out, parts, archive, capsys):
+    found = demo.run_demo(archive, out, None)
     figures = found["figures"]
-    assert not (out / "gallery").exists()
+    assert (out / "service" / "deploy.json").read_text() != "old"
     assert (out / "report.html").read_text().startswith("<!doctype html>")
-    assert figures["neighbours"] == 50 * 450
+    assert figures["neighbours"] == 100 * 400
     assert figures["map_integer"] == figures["map_triton"] > 0.9
     assert figures["map_float"] > 0.9
     assert 0.98 < figures["equal_bits"] < 1
-    assert found["machines"][0]["bits"] == 128
+    assert found["machines"][0]["bits"] == 64
     printed = capsys.readouterr().out
-    assert "22,500" in printed
+    assert "40,000" in printed
     assert "2,000" in printed  # images/s
+    assert re.search(r"the last stage alone │ +0\.9000", printed)
     assert "not built: no TensorRT" in printed
 
 
-@pytest.mark.parametrize("spoilt", ["float", "integer", "triton", "ranked"])
-def test_one_wrong_bit_or_neighbour_anywhere_fails_the_demo_and_leaves_no_page(out, parts, spoilt):
+@pytest.mark.parametrize("spoilt", ["FP32 codes", "integer codes", "ranked"])
+def test_one_wrong_bit_or_neighbour_anywhere_fails_the_demo_and_leaves_no_page(out, parts, archive, spoilt):
     if spoilt == "ranked":
-        parts["ranked"].distances[49, 449] += 1
+        parts["ranked"].distances[99, 399] += 1
     else:
-        parts[spoilt] = a_report(1)
+        parts[spoilt] = a_report(1, "model")
     with pytest.raises(CheckError, match="1 of "):
-        demo.run_demo(DEMO_CHECKPOINT, out, None)
+        demo.run_demo(archive, out, None)
     assert not (out / "report.html").exists()
