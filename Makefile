@@ -1,4 +1,4 @@
-# make demo   export, prove, serve and query the demo model; writes build/demo/report.html
+# make demo   train, quantise, prove, serve and query on drawings; writes build/demo/report.html
 # make test   every check and test (ruff, mypy, pytest with a real Triton)
 # make check  ruff and mypy only          make bench  how fast the Hamming search is here
 # make test-fast     what breaks first, without a server: under two minutes
@@ -80,7 +80,7 @@ bench-web: $(TOOLKIT) $(TRITON) browser
 
 ## The tests of the page skip without it, and say so.
 browser:
-	@[ -x /usr/bin/chromium ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -qq --yes --no-install-recommends chromium; } \
+	@[ -x /usr/bin/chromium ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium; } \
 		|| echo 'note: /usr/bin/chromium is missing, so the tests in a browser are skipped: apt-get install chromium' >&2
 
 accuracy: $(TOOLKIT)
