@@ -10,6 +10,14 @@ hypothesis.settings.register_profile("shared-machine", deadline=None)
 hypothesis.settings.load_profile("shared-machine")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_lines_of_progress():
+    """Keep stderr free of what only a slow machine writes: lines that say how far long work has come."""
+    from dmsh_serving import progress
+
+    progress.SECONDS_BETWEEN_LINES = float("inf")
+
+
 @pytest.fixture(scope="session")
 def demo_model():
     import dmsh_model

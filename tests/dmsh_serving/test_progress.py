@@ -4,6 +4,7 @@ from dmsh_serving.progress import progress
 
 def test_in_a_log_progress_is_a_line_now_and_then(capsys, monkeypatch):
     now = [0.0]
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 10.0)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     with progress() as display:
         monkeypatch.setattr(display, "get_time", lambda: now[0])
