@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dmsh_model.data.labelled import LabelledImages, Split
-from dmsh_model.data.pixels import resized
+from dmsh_model.data.resized_arrays import resized
 from dmsh_model.data.split import SplitOptions, split_images
 from dmsh_serving.errors import InputError
 

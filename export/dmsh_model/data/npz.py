@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_model.data.labelled import MOST_CLASSES, LabelledImages, Split
-from dmsh_model.data.pixels import resized
+from dmsh_model.data.resized_arrays import resized
 from dmsh_serving.errors import InputError
 
 __all__ = ["load_npz"]

@@ -1,6 +1,6 @@
 """Build and change galleries: folders of codes, ids and keys; see :mod:`dmsh_serving.gallery.folder`.
 
-An append or a removal writes as much as it changes, not the whole gallery: see :mod:`dmsh_serving.gallery.growth`.
+An append or a removal writes as much as it changes, not the whole gallery: see :mod:`dmsh_serving.gallery.merging`.
 Answers do not depend on the history of a gallery: they are ordered by (distance, id) over all its parts.
 """
 
@@ -16,8 +16,8 @@ from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import fsync_folder
 from dmsh_serving.gallery.folder import CURRENT, current_version, next_id_of, open_current, part_paths, publish, writing
-from dmsh_serving.gallery.growth import compacted, grown, laid_out, plain_part
 from dmsh_serving.gallery.keys import Keys, joined_keys, packed_keys
+from dmsh_serving.gallery.merging import compacted, grown, laid_out, plain_part
 from dmsh_serving.gallery.part import Ids, Part, ascending_ids, no_rows
 from dmsh_serving.gallery.snapshot import Snapshot
 
