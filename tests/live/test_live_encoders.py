@@ -59,7 +59,8 @@ def test_a_served_low_precision_encoder_is_compared_with_the_checkpoint_it_was_m
     world = World.make(tmp_path)
     model = tiny_model.write(tmp_path / "low.onnx", parent_fingerprint=Reference.fingerprint)
     made = CliRunner().invoke(
-        app, ["repository", str(model), "--gallery", str(world.gallery), "--out", str(world.repository)]
+        app,
+        ["repository", str(model), "--gallery", str(world.gallery), "--out", str(world.repository), "--overwrite"],
     )
     assert made.exit_code == 0, made.output
     with world.server() as server:
