@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
+from dmsh_serving.gallery.folder import OtherModelError
 
 __all__ = ["begin_log", "error_from_log", "news_of_galleries"]
 
@@ -29,7 +30,7 @@ def error_from_log(text: str, log_file: Path) -> DmshError:
     failed = re.findall(r"failed to load '(.*?)' version \d+: (.*?)(?:\\n|\"?$)", text, flags=re.MULTILINE)
     reasons = [(model, re.sub(r"^Internal: (\w+Error): ", "", reason)) for model, reason in failed]
     if reasons:
-        kinds = (InputError, CheckError, MissingError)
+        kinds = (InputError, OtherModelError, CheckError, MissingError)
         kind = next((kind for kind in kinds if f": {kind.__name__}: " in failed[0][1]), MissingError)
         said = "; ".join(f"{model} does not load: {reason.strip()[:400]}" for model, reason in reasons)
         return kind(f"{said} (log: {log_file})")
