@@ -14,7 +14,7 @@ from dmsh_serving.gallery import (
     folder as gallery_folder,
 )
 from dmsh_serving.gallery import (
-    growth as snapshot_growth,
+    merging as gallery_merging,
 )
 from dmsh_serving.gallery import (
     part_file as snapshot_file,
@@ -67,7 +67,7 @@ def test_after_any_changes_contents_and_answers_are_those_of_the_same_codes_buil
     tmp_path, seed, layout, monkeypatch
 ):
     choice = LayoutChoice(layout, "told so", 16, None)  # left alone, it takes far more codes to be clustered
-    monkeypatch.setattr(snapshot_growth, "choose_layout", lambda _: choice)
+    monkeypatch.setattr(gallery_merging, "choose_layout", lambda _: choice)
     random, model, folder = np.random.default_rng(seed), Model(), tmp_path / "g"
     snapshot = build(folder, np.empty((0, 2), np.uint8), None, [], **SPACE)
     most_parts = 0
@@ -153,7 +153,7 @@ def test_ids_that_are_a_range_take_no_room(tmp_path):
 def test_codes_that_cluster_are_stored_once_and_say_why(tmp_path, monkeypatch, largest_id):
     for layout in ("plain", "clustered"):
         monkeypatch.setattr(
-            snapshot_growth, "choose_layout", lambda _, name=layout: LayoutChoice(name, "told so", 16, None)
+            gallery_merging, "choose_layout", lambda _, name=layout: LayoutChoice(name, "told so", 16, None)
         )
         codes, ids = (
             random_codes(3000, values=4),
@@ -337,7 +337,7 @@ def test_verify_finds_an_id_that_two_different_codes_of_a_clustered_part_have(tm
 @pytest.mark.parametrize("largest", [2**31 - 1, 2**31, 2**63 - 1])
 def test_a_clustered_file_has_the_narrowest_numbers(tmp_path, monkeypatch, largest):
     choice = LayoutChoice("clustered", "told so", 16, None)
-    monkeypatch.setattr(snapshot_growth, "choose_layout", lambda _: choice)
+    monkeypatch.setattr(gallery_merging, "choose_layout", lambda _: choice)
     codes = random_codes(3001, values=4)
     ids = largest - 1 - np.random.default_rng(2).permutation(9000)[:3001]
     ids[5] = largest
@@ -420,7 +420,7 @@ print(seconds, resident() - before, snapshot.count)
 
 def test_ten_million_codes_are_checked_and_opened_at_once_in_little_more_than_their_size(tmp_path, monkeypatch):
     plain = LayoutChoice("plain", "told so: to measure takes longer than all else here", 0, None)
-    monkeypatch.setattr(snapshot_growth, "choose_layout", lambda _: plain)
+    monkeypatch.setattr(gallery_merging, "choose_layout", lambda _: plain)
     codes = np.random.default_rng(0).integers(0, 2**64, 10_000_000, dtype=np.uint64).view(np.uint8).reshape(-1, 8)
     build(tmp_path / "g", codes, None, None, bits=64, fingerprint=F)
     size = codes.nbytes
