@@ -11,6 +11,7 @@ import pytest
 from examples import COMMANDS, PROGRAMS, examples
 from PIL import Image
 
+from dmsh_serving.client import DEFAULT_URL
 from dmsh_serving.triton.server.launcher import free_ports
 
 # What an example needs is made by those before it. The others follow in the order of the help.
@@ -21,7 +22,7 @@ FIRST = (
     "dmsh-serve gallery build",
     "dmsh-export repository",
 )
-SERVED = ("dmsh-serve start", "dmsh-serve query")
+SERVED = ("dmsh-serve start", "dmsh-serve query", "dmsh-serve load")
 ELSEWHERE = {
     "dmsh-export demo": "takes minutes: tests/dmsh_export/demo runs its code, make demo all of it",
     "dmsh-serve web": "serves until it is stopped: tests/dmsh_serving/web",
@@ -66,9 +67,9 @@ def test_the_example_runs(name, folder, monkeypatch, capsys):
         assert code == 0, f"{line}\n{capsys.readouterr().err}"
 
 
-def test_the_examples_of_start_and_query_run(folder, monkeypatch, capsys):
+def test_the_examples_of_start_query_and_load_run(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    (start,), queries = map(examples, SERVED)
+    (start,), queries, loads = map(examples, SERVED)
     program, *arguments = shlex.split(start)
     (port,) = free_ports("127.0.0.1", 1)  # the default one may be another server's
     command = [Path(sys.executable).with_name(program), *arguments, "--grpc-port", str(port)]
@@ -76,6 +77,7 @@ def test_the_examples_of_start_and_query_run(folder, monkeypatch, capsys):
         try:
             assert "Triton is ready" in server.stdout.readline()
             asked = [f"{query} --url 127.0.0.1:{port}" for query in queries]
+            asked += [load.replace(DEFAULT_URL, f"127.0.0.1:{port}") for load in loads]
             assert [line for line in asked if run(line, monkeypatch) != 0] == []
         finally:
             server.terminate()

@@ -9,7 +9,11 @@ from importlib.metadata import packages_distributions
 from project import ROOT
 from sources import INSTALLED, PACKAGES, imported
 
-COME_WITH_OTHERS = {"triton_python_backend_utils", "llvmlite"}  # with Triton's Python backend, with numba
+COME_WITH_OTHERS = {
+    "triton_python_backend_utils",
+    "llvmlite",
+    "grpc",
+}  # Triton's Python backend, numba, tritonclient[grpc]
 
 
 def test_every_package_that_is_imported_is_declared():

@@ -1,4 +1,4 @@
-"""``dmsh-serve``: start Triton, query it, keep galleries, measure the search."""
+"""``dmsh-serve``: start Triton, query it, load it, keep galleries, measure the search."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,7 @@ from dmsh_serving import console
 from dmsh_serving.cli import gallery_contents  # noqa: F401  # its commands join gallery_app
 from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
+from dmsh_serving.cli.load import load
 from dmsh_serving.cli.query import query
 from dmsh_serving.cli.web import IMAGES_HELP, METADATA_HELP, check_page_options, page_beside, web
 from dmsh_serving.commands import command
@@ -86,6 +87,11 @@ command(
     "dmsh-serve query photos/red/photos-00.png -k 3",
     "dmsh-serve query more -k 5 --images photos --sheet build/neighbours.html",
 )(query)
+command(
+    app,
+    "dmsh-serve load 127.0.0.1:8001 --images photos --concurrency 1 --window 0.5",
+    "dmsh-serve load 127.0.0.1:8001 --images photos --rate 20 --window 0.5 --slo p90=5s",
+)(load)
 
 
 def main() -> None:

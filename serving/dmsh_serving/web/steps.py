@@ -6,32 +6,29 @@ call whose task is cancelled is cancelled at Triton too.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.client import CHANNEL_OPTIONS, CodeSpace, Tensor, code_space_of, error_of, strings_of
+from dmsh_serving.client import AsyncSearchClient, CodeSpace, Retries, Tensor, strings_of
 from dmsh_serving.codes import Codes, Encoded
 from dmsh_serving.contract import (
     CODE,
     DECODE_MODEL,
     DISTANCES,
-    ENCODER_MODEL,
     FILE,
     FILTER,
     GALLERY_VERSION,
     IDS,
     IMAGE,
     KEYS,
-    LOGITS,
     PAD_ID,
     RADIUS,
     RANKER_MODEL,
     SEARCH_FILE_MODEL,
     K,
 )
-from dmsh_serving.errors import MissingError
 
 __all__ = ["Nearest", "TritonSteps"]
 
@@ -64,79 +61,43 @@ class TritonSteps:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        try:
-            import tritonclient.grpc.aio as triton
-        except ImportError as error:
-            raise MissingError("tritonclient is not installed: pip install 'dmsh-toolkit[web]'") from error
-        self.url, self.timeout = url, timeout
-        self._triton = triton
-        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
-        self._space: CodeSpace | None = None
+        self._client = AsyncSearchClient(url, timeout=timeout, retries=Retries(0))  # who waits at a page tries again
 
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
 
     async def code_space(self) -> CodeSpace:
-        """Return what the served encoder says of its codes; asked once."""
-        if self._space is None:
-            found = await self._asked(self._client.get_model_config(ENCODER_MODEL, client_timeout=self.timeout))
-            self._space = code_space_of(found.config, self.url)
-        return self._space
+        """Return what the served encoder says of its codes; asked once, and again after Triton was away."""
+        return await self._client.code_space()
 
     async def is_ready(self) -> bool:
         """Say whether Triton answers, and every model of the search is ready."""
-        try:
-            return bool(await self._asked(self._client.is_model_ready(RANKER_MODEL, client_timeout=self.timeout)))
-        except MissingError:
-            return False
+        return await self._client.is_ready(RANKER_MODEL)
 
     async def decode(self, file: bytes) -> npt.NDArray[np.uint8]:
         """Return the image (1, H, W, 3) uint8 that the encoder is given for an image file."""
         data = np.array([[file]], dtype=np.object_)
-        found = await self._infer(DECODE_MODEL, {FILE: data}, [IMAGE])
+        found = await self._client.ask(DECODE_MODEL, {FILE: data}, [IMAGE])
         image: npt.NDArray[np.uint8] = found[IMAGE]
         return image
 
     async def encode(self, image: npt.NDArray[np.uint8]) -> Encoded:
         """Return the code (1, B) and the logits (1, K) of an image (1, H, W, 3) uint8."""
-        found = await self._infer(ENCODER_MODEL, {IMAGE: image}, [CODE, LOGITS])
-        return Encoded(found[CODE], found[LOGITS])
+        return await self._client.encode(image)
 
     async def rank(self, code: Codes, k: int, *, radius: int | None, ids: npt.NDArray[np.int64] | None) -> Nearest:
         """Return the ``k`` nearest images of ``code`` (1, B): within ``radius``, and among ``ids``, if given."""
         inputs = {CODE: code, **_asked_of_ranker(k, radius, ids)}
-        return _nearest(await self._infer(RANKER_MODEL, inputs, _FOUND))
+        return _nearest(await self._client.ask(RANKER_MODEL, inputs, _FOUND))
 
     async def search(
         self, file: bytes, k: int, *, radius: int | None, ids: npt.NDArray[np.int64] | None
     ) -> tuple[Codes, Nearest]:
         """Return the code (1, B) of an image file, and its nearest images as :meth:`rank` does, in one call."""
         inputs = {FILE: np.array([[file]], dtype=np.object_), **_asked_of_ranker(k, radius, ids)}
-        found = await self._infer(SEARCH_FILE_MODEL, inputs, [CODE, *_FOUND])
+        found = await self._client.ask(SEARCH_FILE_MODEL, inputs, [CODE, *_FOUND])
         return found[CODE], _nearest(found)
-
-    async def _infer(self, model: str, inputs: dict[str, Tensor], outputs: list[str]) -> dict[str, Tensor]:
-        from tritonclient.utils import np_to_triton_dtype
-
-        sent = []
-        for name, array in inputs.items():
-            tensor = self._triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-            sent.append(tensor.set_data_from_numpy(array))
-        wanted = [self._triton.InferRequestedOutput(name) for name in outputs]
-        microseconds = max(1, int(self.timeout * 1e6))
-        answer = await self._asked(
-            self._client.infer(model, sent, outputs=wanted, client_timeout=self.timeout, timeout=microseconds)
-        )
-        return {name: answer.as_numpy(name) for name in outputs}
-
-    async def _asked(self, call: Any) -> Any:
-        from tritonclient.utils import InferenceServerException
-
-        try:
-            return await call
-        except InferenceServerException as error:
-            raise error_of(error, self.url, self.timeout) from error
 
 
 def _asked_of_ranker(k: int, radius: int | None, ids: npt.NDArray[np.int64] | None) -> dict[str, Tensor]:

@@ -1,0 +1,157 @@
+"""The client for asyncio."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.client.answers import Answer, CodeSpace, Tensor
+from dmsh_serving.client.files import rows_of_files
+from dmsh_serving.client.questions import (
+    CHANNEL_OPTIONS,
+    DEFAULT_TIMEOUT_SECONDS,
+    DEFAULT_URL,
+    Ids,
+    Infer,
+    Pause,
+    Questions,
+    Step,
+    Steps,
+    infer_arguments,
+)
+from dmsh_serving.client.retries import Retries
+from dmsh_serving.codes import Encoded
+from dmsh_serving.contract import DEFAULT_K, ENCODER_MODEL, FILE, IMAGE, SEARCH_FILE_MODEL, SEARCH_MODEL
+from dmsh_serving.errors import MissingError
+
+__all__ = ["AsyncSearchClient"]
+
+_T = TypeVar("_T")
+
+
+class AsyncSearchClient:
+    """What :class:`~dmsh_serving.client.blocking.SearchClient` is, for asyncio: made and used inside one event loop.
+
+    One connection carries any number of calls at once. A call whose task is cancelled is cancelled at the server too.
+
+    Arguments and errors are those of :class:`~dmsh_serving.client.blocking.SearchClient`.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        retries: Retries = Retries(),
+    ) -> None:
+        try:
+            import tritonclient.grpc.aio as triton
+        except ImportError as error:
+            raise MissingError("tritonclient is not installed: pip install 'dmsh-toolkit[client]'") from error
+        self._questions = Questions(url, timeout, retries)
+        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
+
+    async def __aenter__(self) -> "AsyncSearchClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def search(
+        self,
+        images: npt.NDArray[np.uint8],
+        k: int = DEFAULT_K,
+        *,
+        radius: int | None = None,
+        allowed: Ids | None = None,
+        rerank: str | None = None,
+        deadline: float | None = None,
+    ) -> Answer:
+        """Return the ``k`` nearest gallery images of each of ``images`` (N, H, W, 3) uint8, RGB."""
+        asked = self._questions.search(SEARCH_MODEL, IMAGE, images, k, radius, allowed, rerank, deadline)
+        return await self._done(asked)
+
+    async def search_files(
+        self,
+        files: Sequence[bytes | Path],
+        k: int = DEFAULT_K,
+        *,
+        radius: int | None = None,
+        allowed: Ids | None = None,
+        rerank: str | None = None,
+        deadline: float | None = None,
+    ) -> Answer:
+        """Return the ``k`` nearest gallery images of each image file, given as bytes or path."""
+        rows = await asyncio.to_thread(rows_of_files, files)
+        asked = self._questions.search(SEARCH_FILE_MODEL, FILE, rows, k, radius, allowed, rerank, deadline)
+        return await self._done(asked)
+
+    async def encode(
+        self, images: npt.NDArray[np.uint8], *, model: str = ENCODER_MODEL, deadline: float | None = None
+    ) -> Encoded:
+        """Return the codes (N, B) uint8 and logits (N, K) float32 of ``images`` (N, H, W, 3) uint8, RGB."""
+        return await self._done(self._questions.encode(images, model, deadline))
+
+    async def code_space(self, model: str = ENCODER_MODEL) -> CodeSpace:
+        """Return what the configuration of an encoder says of its codes.
+
+        Raises:
+            InputError: ``model`` is no encoder of ours.
+        """
+        return await self._done(self._questions.code_space(model))
+
+    async def max_batch(self, model: str) -> int:
+        """Return the most rows ``model`` takes in one request."""
+        return await self._done(self._questions.max_batch(model))
+
+    async def ask(
+        self, model: str, inputs: dict[str, Tensor], outputs: Sequence[str], *, deadline: float | None = None
+    ) -> dict[str, Tensor]:
+        """Ask any model of the server with one request: {input: array} -> {output: array}."""
+        return await self._done(self._questions.ask(model, inputs, outputs, deadline))
+
+    async def is_ready(self, model: str) -> bool:
+        """Say whether the server answers, and ``model`` is ready."""
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return bool(await self._client.is_model_ready(model, client_timeout=self._questions.timeout))
+        except InferenceServerException:
+            return False
+
+    async def _done(self, steps: Steps[_T]) -> _T:
+        """Go through ``steps`` and return what they come to."""
+        from tritonclient.utils import InferenceServerException
+
+        result: Any = None
+        failed: InferenceServerException | None = None
+        while True:
+            try:
+                step = steps.send(result) if failed is None else steps.throw(failed)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            result = failed = None
+            try:
+                result = await self._do(step)
+            except InferenceServerException as error:
+                failed = error
+
+    async def _do(self, step: Step) -> Any:
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return None
+        if isinstance(step, Infer):
+            answer = await self._client.infer(**infer_arguments(step))
+            return {name: answer.as_numpy(name) for name in step.outputs}
+        found = await self._client.get_model_config(step.model, client_timeout=step.seconds)
+        return found.config

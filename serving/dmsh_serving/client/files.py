@@ -1,0 +1,20 @@
+"""Image files as the input of a model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["rows_of_files"]
+
+
+def rows_of_files(files: Sequence[bytes | Path]) -> npt.NDArray[np.object_]:
+    """Return files, given as bytes or path, as (N, 1) object, bytes.
+
+    Raises:
+        OSError: a path that cannot be read.
+    """
+    data = np.empty((len(files), 1), dtype=np.object_)
+    data[:, 0] = [file.read_bytes() if isinstance(file, Path) else file for file in files]
+    return data

@@ -1,0 +1,249 @@
+"""What is asked, without the asking: steps that a blocking and an asyncio client go through alike.
+
+A question is a generator. It yields what is to be done next (:class:`Infer`, :class:`Configuration`, :class:`Pause`),
+is sent the result, or is thrown the ``InferenceServerException`` that it ended with, and returns the answer. So limits
+of time, attempts and batches are here once, and each client says only how to wait.
+"""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsh_serving.client.answers import Answer, CodeSpace, Tensor, code_space_of, strings_of
+from dmsh_serving.client.failures import error_of, status_of
+from dmsh_serving.client.retries import Retries
+from dmsh_serving.codes import Encoded
+from dmsh_serving.contract import (
+    CODE,
+    DEFAULT_GRPC_PORT,
+    DISTANCES,
+    FILTER,
+    GALLERY_VERSION,
+    IDS,
+    IMAGE,
+    KEYS,
+    LOGITS,
+    PAD_ID,
+    RADIUS,
+    RERANK,
+    K,
+)
+from dmsh_serving.errors import InputError, MissingError
+
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "DEFAULT_TIMEOUT_SECONDS",
+    "DEFAULT_URL",
+    "Ids",
+    "Infer",
+    "Pause",
+    "Questions",
+    "Step",
+    "Steps",
+    "infer_arguments",
+]
+
+DEFAULT_URL: Final = f"127.0.0.1:{DEFAULT_GRPC_PORT}"
+DEFAULT_TIMEOUT_SECONDS: Final = 30.0
+CHANNEL_OPTIONS: Final = [
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),  # a server that was started again is found at once
+]
+_FOUND: Final = (IDS, DISTANCES, KEYS, GALLERY_VERSION, CODE)
+
+Ids = Sequence[int] | npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Infer:
+    """Send one request to ``model`` within ``seconds``; its result is {output: array}."""
+
+    model: str
+    inputs: dict[str, Tensor]
+    outputs: Sequence[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Ask for the configuration of ``model`` within ``seconds``; its result is a ``ModelConfig``."""
+
+    model: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait ``seconds``."""
+
+    seconds: float
+
+
+Step = Infer | Configuration | Pause
+_T = TypeVar("_T")
+Steps = Generator[Step, Any, _T]
+
+
+class _Time:
+    """The time that one call may take, its batches and attempts together; None is no limit."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def left(self, most: float) -> float:
+        """Return what is left of it, at most ``most`` seconds; 0 or less if nothing is."""
+        return most if self._end is None else min(most, self._end - time.monotonic())
+
+
+class Questions:
+    """The questions to the Triton at ``url``; each request is given ``timeout`` seconds."""
+
+    def __init__(self, url: str, timeout: float, retries: Retries) -> None:
+        self.url, self.timeout, self.retries = url, timeout, retries
+        self._configs: dict[str, Any] = {}
+
+    def search(
+        self,
+        model: str,
+        source: str,
+        data: Tensor,
+        k: int,
+        radius: int | None,
+        allowed: Ids | None,
+        rerank: str | None,
+        deadline: float | None,
+    ) -> Steps[Answer]:
+        """Ask for the nearest images of each row of ``data``, which is the input ``source`` of ``model``."""
+        inputs = {source: data, K: _for_each(len(data), "k", k)}
+        if radius is not None:
+            inputs[RADIUS] = _for_each(len(data), "radius", radius)
+        if allowed is not None:
+            inputs[FILTER] = np.broadcast_to(_filter(allowed), (len(data), max(1, len(allowed))))
+        if rerank is not None:
+            inputs[RERANK] = np.full((len(data), 1), rerank.encode(), dtype=np.object_)
+        found = yield from self._all(model, inputs, _FOUND, deadline)
+        return Answer(
+            ids=found[IDS],
+            distances=found[DISTANCES],
+            keys=strings_of(found[KEYS]),
+            gallery_version=strings_of(found[GALLERY_VERSION])[:, 0],
+            code=found[CODE],
+        )
+
+    def encode(self, images: Tensor, model: str, deadline: float | None) -> Steps[Encoded]:
+        """Ask the encoder ``model`` for the codes and logits of ``images``."""
+        found = yield from self._all(model, {IMAGE: images}, (CODE, LOGITS), deadline)
+        return Encoded(found[CODE], found[LOGITS])
+
+    def ask(
+        self, model: str, inputs: dict[str, Tensor], outputs: Sequence[str], deadline: float | None
+    ) -> Steps[dict[str, Tensor]]:
+        """Ask any model with one request."""
+        found: dict[str, Tensor] = yield from self._attempts(_Time(deadline), Infer(model, inputs, outputs, 0))
+        return found
+
+    def code_space(self, model: str) -> Steps[CodeSpace]:
+        """Ask for what the configuration of an encoder says of its codes."""
+        return code_space_of((yield from self._config(model, _Time(None))), self.url)
+
+    def max_batch(self, model: str) -> Steps[int]:
+        """Ask for the most rows that ``model`` takes in one request."""
+        return (yield from self._max_batch(model, _Time(None)))
+
+    def _all(
+        self, model: str, inputs: dict[str, Tensor], outputs: Sequence[str], deadline: float | None
+    ) -> Steps[dict[str, Tensor]]:
+        """Ask in batches as large as the server takes, one after the other, and put their answers together in order."""
+        if not len(next(iter(inputs.values()))):
+            raise InputError(f"{model}: there is nothing to ask, 0 images were given")
+        limit = _Time(deadline)
+        size = yield from self._max_batch(model, limit)
+        parts = []
+        for part in _batches(inputs, size):
+            answer = yield from self._attempts(limit, Infer(model, part, outputs, 0))
+            parts.append(answer)
+        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+    def _max_batch(self, model: str, limit: _Time) -> Steps[int]:
+        return max(1, int((yield from self._config(model, limit)).max_batch_size))
+
+    def _config(self, model: str, limit: _Time) -> Steps[Any]:
+        if model not in self._configs:
+            self._configs[model] = yield from self._attempts(limit, Configuration(model, 0))
+        return self._configs[model]
+
+    def _attempts(self, limit: _Time, step: Infer | Configuration) -> Steps[Any]:
+        """Do ``step``, again if the server was unavailable, in the time that is left."""
+        from tritonclient.utils import InferenceServerException
+
+        pauses = self.retries.pauses()
+        while True:
+            seconds = limit.left(self.timeout)
+            if seconds <= 0:
+                raise MissingError(f"the Triton at {self.url} did not answer within {limit.seconds:g} s")
+            try:
+                return (yield _within(step, seconds))
+            except InferenceServerException as error:
+                status = status_of(error)
+                if status != "INVALID_ARGUMENT":
+                    self._configs.clear()  # what comes back may serve another model
+                pause = next(pauses, None) if status == "UNAVAILABLE" else None
+                if pause is None or limit.left(self.timeout) <= pause:
+                    raise error_of(error, self.url, seconds) from error
+            yield Pause(pause)
+
+
+def infer_arguments(step: Infer) -> dict[str, Any]:
+    """Return the arguments of ``infer``, of either of the clients that tritonclient has for gRPC."""
+    from tritonclient.grpc import InferInput, InferRequestedOutput
+    from tritonclient.utils import np_to_triton_dtype
+
+    sent = []
+    for name, array in step.inputs.items():
+        tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        sent.append(tensor.set_data_from_numpy(array))
+    return {
+        "model_name": step.model,
+        "inputs": sent,
+        "outputs": [InferRequestedOutput(name) for name in step.outputs],
+        "client_timeout": step.seconds,
+        # Told to the server too, which then drops from its queues what nobody waits for any more: an ensemble of
+        # Triton 24.10 hands this time on to its steps, but not that the call was cancelled.
+        "timeout": max(1, int(step.seconds * 1e6)),
+    }
+
+
+def _within(step: Infer | Configuration, seconds: float) -> Step:
+    if isinstance(step, Infer):
+        return Infer(step.model, step.inputs, step.outputs, seconds)
+    return Configuration(step.model, seconds)
+
+
+def _batches(inputs: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    for start in range(0, len(next(iter(inputs.values()))), size):
+        yield {name: array[start : start + size] for name, array in inputs.items()}
+
+
+def _for_each(count: int, name: str, value: int) -> npt.NDArray[np.int64]:
+    """Return ``value`` for each of ``count`` images, (count, 1); what it may be, the server says."""
+    try:
+        return np.full((count, 1), value, dtype=np.int64)
+    except OverflowError:
+        raise InputError(f"{name} = {value} is out of range: it is sent as an int64") from None
+
+
+def _filter(allowed: Ids) -> npt.NDArray[np.int64]:
+    """Return the ids of a filter, (F,) int64, F at least 1: without ids one padding id, which lets nothing through."""
+    given = np.asarray(allowed)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise InputError(f"allowed must be ids, whole numbers [F], got {given.dtype} {list(given.shape)}")
+    if given.size and (given.min() < 0 or given.max() > np.iinfo(np.int64).max):
+        raise InputError(f"allowed holds ids from {given.min()} to {given.max()}: ids are 0 or more, and int64")
+    return given.astype(np.int64) if given.size else np.array([PAD_ID])

@@ -1,0 +1,1 @@
+"""Load a server and measure it: closed and open loops, until what is measured is stable."""

@@ -1,0 +1,242 @@
+"""Both clients, which are one implementation, against a server that does as told; tests/live has a real Triton."""
+
+import asyncio
+import inspect
+import time
+
+import grpc
+import numpy as np
+import pytest
+from fake_triton import SIZE, FakeTriton
+
+from dmsh_serving.client import AsyncSearchClient, Retries, SearchClient
+from dmsh_serving.contract import FILTER, PAD_ID, RADIUS, K
+from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.triton.server.launcher import free_ports
+
+BUSY = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+AT_ONCE = Retries(first_seconds=0.01)
+
+
+class Waiting:
+    """The asyncio client, called as the blocking one is."""
+
+    def __init__(self, *arguments, **options):
+        self._loop = asyncio.new_event_loop()
+
+        async def opened():
+            return AsyncSearchClient(*arguments, **options)
+
+        self._client = self._loop.run_until_complete(opened())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+        self._loop.close()
+
+    def __getattr__(self, name):
+        method = getattr(self._client, name)
+        return lambda *arguments, **options: self._loop.run_until_complete(method(*arguments, **options))
+
+
+@pytest.fixture
+def server():
+    with FakeTriton() as running:
+        yield running
+
+
+@pytest.fixture(params=[SearchClient, Waiting], ids=["blocking", "asyncio"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def client(kind, server):
+    with kind(server.url, retries=AT_ONCE) as opened:
+        yield opened
+
+
+def images(count):
+    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def test_both_clients_have_the_same_calls():
+    def calls(kind):
+        methods = inspect.getmembers(kind, inspect.isfunction)
+        return {name: str(inspect.signature(method)) for name, method in methods if not name.startswith("_")}
+
+    blocking, awaited = calls(SearchClient), calls(AsyncSearchClient)
+    assert {name: awaited[name] for name in blocking} == blocking
+
+
+def test_many_images_are_sent_in_batches_and_come_back_in_order(server, client):
+    asked = images(10)
+    answer = client.search(asked, 3)
+    assert server.rows == [4, 4, 2]
+    np.testing.assert_array_equal(answer.ids, np.repeat(asked[:, 0, 0, :1], 3, axis=1))
+    assert answer.gallery_version.tolist() == ["v1"] * 10
+    assert [request[K].tolist() for request in server.asked] == [[[3]] * 4, [[3]] * 4, [[3]] * 2]
+
+
+def test_files_are_given_as_bytes_or_paths(server, client, tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    assert client.search_files([b"other", tmp_path / "file"], 2).ids.shape == (2, 2)
+    assert server.rows == [2]
+
+
+def test_a_radius_and_allowed_ids_are_sent_for_each_image_and_only_if_given(server, client):
+    client.search(images(5), 3, radius=4, allowed=[7, 3])
+    client.search(images(1), 3, allowed=np.empty(0, np.int64))
+    client.search(images(1), 3)
+    first, second, empty, plain = server.asked
+    assert (first[RADIUS].tolist(), first[FILTER].tolist()) == ([[4]] * 4, [[7, 3]] * 4)
+    assert (second[RADIUS].tolist(), second[FILTER].tolist()) == ([[4]], [[7, 3]])
+    assert (empty[FILTER].tolist(), RADIUS in empty) == ([[PAD_ID]], False)
+    assert set(plain) == {K}
+
+
+@pytest.mark.parametrize("allowed", [[-1], [1.5], [[1]], np.array([2**63], np.uint64), ["a"]])
+def test_allowed_ids_that_are_none_are_refused(client, allowed):
+    with pytest.raises(InputError, match=r"allowed (must be|holds) ids"):
+        client.search(images(1), allowed=allowed)
+
+
+@pytest.mark.parametrize("name", ["k", "radius"])
+def test_a_number_that_no_request_could_carry_is_refused(client, name):
+    with pytest.raises(InputError, match=f"{name} = {10**20} is out of range"):
+        client.search(images(1), **{name: 10**20})
+
+
+def test_nothing_to_ask_is_refused(client):
+    with pytest.raises(InputError, match="0 images were given"):
+        client.search(images(0))
+    with pytest.raises(InputError, match="0 images were given"):
+        client.search_files([])
+
+
+def test_no_server_is_one_clear_error(kind):
+    (port,) = free_ports("127.0.0.1", 1)
+    with (
+        kind(f"127.0.0.1:{port}", timeout=5, retries=AT_ONCE) as client,
+        pytest.raises(MissingError, match=rf"no Triton at 127\.0\.0\.1:{port}: start one with dmsh-serve start"),
+    ):
+        client.search(images(1))
+
+
+def test_a_busy_server_is_asked_again_and_the_answer_is_whole(server, client):
+    client.max_batch("dmsh_search")
+    server.refusals = [BUSY, BUSY]
+    answer = client.search(images(6), 1)
+    assert server.rows == [4, 4, 4, 2], "the first batch three times"
+    np.testing.assert_array_equal(answer.ids[:, 0], images(6)[:, 0, 0, 0])
+
+
+def test_a_server_that_stays_busy_is_an_error_after_the_last_attempt(server, client):
+    server.refusals = [BUSY] * 9
+    with pytest.raises(MissingError, match="is too busy: its queue is full"):
+        client.search(images(1))
+    assert len(server.rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "kind_of_error"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, InputError),
+        (grpc.StatusCode.INTERNAL, MissingError),
+        (grpc.StatusCode.NOT_FOUND, MissingError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, MissingError),
+        (grpc.StatusCode.CANCELLED, MissingError),
+    ],
+)
+def test_nothing_but_an_unavailable_server_is_asked_again(server, client, status, kind_of_error):
+    server.refusals = [(status, "no")]
+    with pytest.raises(kind_of_error):
+        client.search(images(1))
+    assert len(server.rows) == 1
+
+
+def test_a_server_that_was_away_is_asked_anew_what_it_serves(server, client):
+    assert client.max_batch("dmsh_search") == 4
+    server.max_batch, server.refusals = 2, [(grpc.StatusCode.UNAVAILABLE, "Server is stopping")] * 3
+    with pytest.raises(MissingError):
+        client.search(images(1))
+    client.search(images(4))
+    assert server.rows[-2:] == [2, 2]
+
+
+def test_what_a_model_takes_is_asked_once(client, server):
+    assert [client.max_batch("dmsh_search"), client.max_batch("dmsh_search")] == [4, 4]
+
+
+def test_without_retries_a_busy_server_is_an_error_at_once(server, kind):
+    server.refusals = [BUSY]
+    with kind(server.url, retries=Retries(0)) as client, pytest.raises(MissingError, match="too busy"):
+        client.search(images(1))
+    assert len(server.rows) == 1
+
+
+def test_each_request_is_given_the_timeout_and_the_server_told(server, kind):
+    with kind(server.url, timeout=1.5) as client:
+        client.search(images(1))
+        assert server.budgets[-1] == pytest.approx(1.5, abs=0.3)
+        server.seconds = 3
+        with pytest.raises(MissingError, match=r"did not answer within 1\.5 s"):
+            client.search(images(1))
+
+
+def test_a_deadline_covers_all_batches_of_a_call(server, client):
+    client.max_batch("dmsh_search")
+    server.seconds = 0.15
+    begun = time.monotonic()
+    with pytest.raises(MissingError, match="did not answer within"):
+        client.search(images(40), deadline=0.4)
+    assert time.monotonic() - begun < 0.7
+    assert 2 <= len(server.rows) <= 4, "of 10 batches"
+    assert server.budgets[0] > server.budgets[-1], "what is left of it"
+
+
+def test_a_deadline_leaves_no_time_for_an_attempt_that_would_come_too_late(server, kind):
+    server.refusals = [BUSY] * 100
+    with kind(server.url, retries=Retries(50, 0.2, 0.2)) as client:
+        begun = time.monotonic()
+        with pytest.raises(MissingError):
+            client.search(images(1), deadline=0.5)
+    assert time.monotonic() - begun < 0.9
+
+
+def test_a_call_whose_task_is_cancelled_is_cancelled_at_the_server(server):
+    async def cancelled():
+        async with AsyncSearchClient(server.url) as client:
+            await client.max_batch("dmsh_search")
+            task = asyncio.create_task(client.search(images(1)))
+            while not server.rows:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return await asyncio.to_thread(server.cancelled.wait, 5)
+
+    server.seconds = 20
+    assert asyncio.run(cancelled())
+
+
+def test_many_calls_share_one_connection_at_once(server):
+    async def all_at_once():
+        async with AsyncSearchClient(server.url) as client:
+            return await asyncio.gather(*(client.search(image[None]) for image in images(8)))
+
+    server.seconds = 0.2
+    begun = time.monotonic()
+    answers = asyncio.run(all_at_once())
+    assert time.monotonic() - begun < 1.2, "1.6 s one after the other"
+    assert [answer.ids[0, 0] for answer in answers] == images(8)[:, 0, 0, 0].tolist()
+
+
+def test_any_model_can_be_asked_in_asyncio_with_names_of_its_own(server):
+    async def asked():
+        async with AsyncSearchClient(server.url) as client:
+            return await client.ask("dmsh_search", {"image": images(2)}, ["ids"])
+
+    assert asyncio.run(asked())["ids"].shape == (2, 1)
