@@ -4,7 +4,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime
@@ -12,7 +12,7 @@ import onnxruntime
 from benchmarks.encode.files import quantise_static
 from dmsh_export.to_onnx.float import export_onnx
 from dmsh_model import checkpoint
-from dmsh_model.config import IMAGENET_MEAN, IMAGENET_STD, HashConfig
+from dmsh_model.config import HashConfig
 from dmsh_model.data.labelled import Indices, LabelledImages
 from dmsh_model.data.load import MNIST_5K, MNIST_5K_MEAN, MNIST_5K_STD
 from dmsh_model.data.split import SplitOptions, split_images
@@ -52,15 +52,13 @@ def float_network(
         sha256 = weights.sha256 if weights else None
         if made_as == (dataclasses.asdict(options), data.sha256, sha256, split_images(data, split_options).sha256):
             return checkpoint.load(folder)
-    digits = data.source == MNIST_5K
     config = HashConfig(
         weights.backbone if weights else "vgg_small",
         _BITS,
         data.images.shape[1],
         lateral_features=64,
         fusion_features=128,
-        mean=weights.mean if weights else MNIST_5K_MEAN if digits else IMAGENET_MEAN,
-        std=weights.std if weights else MNIST_5K_STD if digits else IMAGENET_STD,
+        **_preprocessing(data, weights),
         num_classes=len(data.class_names),
     )
     if weights is None:
@@ -85,6 +83,12 @@ def float_network(
         on_taps=lambda done, of: on_stage("features of the frozen trunk", done, of),
         on_epoch=lambda epoch: on_stage("training the head in float", epoch.number, epoch.of),
     ).model
+
+
+def _preprocessing(data: LabelledImages, weights: Pretrained | None) -> dict[str, Any]:
+    if weights:
+        return weights.preprocessing
+    return {"mean": MNIST_5K_MEAN, "std": MNIST_5K_STD} if data.source == MNIST_5K else {}
 
 
 def static_int8_codes(model: DMSH, data: LabelledImages, rows: Indices) -> Codes:

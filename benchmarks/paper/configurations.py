@@ -11,7 +11,15 @@ from dmsh_model.training.options import Augmentation, TrainingOptions
 from dmsh_serving.errors import InputError
 
 REFERENCE: Final = "dmsh"  # the configuration that the others are compared with
-_NOT_OF_A_FILE: Final = ("bits", "num_classes", "loss", "mean", "std")  # the run's and the data's
+_NOT_OF_A_FILE: Final = (
+    "bits",
+    "num_classes",
+    "loss",
+    "mean",
+    "std",
+    "crop",
+    "interpolation",
+)  # the run's and the data's
 _SECTIONS: Final = ("title", "network", "loss", "training")
 
 

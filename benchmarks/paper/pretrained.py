@@ -17,6 +17,7 @@ import typer
 from dmsh_model.cli.data_option import read_labelled
 from dmsh_model.config import HashConfig
 from dmsh_serving import console
+from dmsh_serving.images.framing import Framing
 
 STAGES = {"stage 5": (4,), "stages 3, 4, 5": (2, 3, 4)}  # taps of the network's feature levels
 
@@ -44,8 +45,8 @@ def measure(
     from dmsh_model.training.options import UNCHANGED, TrainingOptions
     from dmsh_model.weights.read import read_pretrained
 
-    labelled = read_labelled(data, image_size, False)
     weights = read_pretrained(pretrained)
+    labelled = read_labelled(data, image_size, Framing(interpolation=weights.interpolation), False)
     found: dict[str, list[float]] = {name: [] for name in STAGES}
     with console.progress() as display, tempfile.TemporaryDirectory() as scratch:
         task = display.add_task("training heads", total=seeds * len(STAGES))
@@ -58,8 +59,7 @@ def measure(
                     taps,
                     lateral_features=64,
                     fusion_features=fusion_features,
-                    mean=weights.mean,
-                    std=weights.std,
+                    **weights.preprocessing,
                     num_classes=len(labelled.class_names),
                 )
                 trained = fit_head(

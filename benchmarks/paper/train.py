@@ -15,6 +15,7 @@ from benchmarks.paper.configurations import read_configuration, with_seed
 from dmsh_model.cli.data_option import CacheOption, read_labelled, refuse_split_options
 from dmsh_model.config import HashConfig
 from dmsh_serving import console
+from dmsh_serving.images.framing import Framing
 
 app = console.make_app("Train one configuration of experiments/ on any data set.")
 
@@ -44,7 +45,7 @@ def train(
     from dmsh_model.training.distributed import started_by_torchrun
     from dmsh_model.weights.read import read_pretrained
 
-    labelled = read_labelled(data, read.image_size, False, cache)
+    labelled = read_labelled(data, read.image_size, Framing(), False, cache)
     counts = {"--queries-per-class": queries_per_class, "--train-per-class": train_per_class}
     refuse_split_options(labelled, counts)
     default = SplitOptions()

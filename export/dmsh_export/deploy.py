@@ -116,7 +116,7 @@ def deploy(
 
     def exported() -> str:
         model = dmsh_model.load(source)
-        sample = spread_images(images, model.config.image_size, _COMPARED_IMAGES)
+        sample = spread_images(images, model.config.image_size, _COMPARED_IMAGES, model.config.framing)
         if sample is None:
             raise InputError(f"{images} holds no images that can be read")
         if isinstance(model, IntegerDMSH):
@@ -141,7 +141,10 @@ def deploy(
 
     def written() -> str:
         model = dmsh_model.load(source)
-        spec = RepositorySpec(gallery_folder, model.config.bits, model.config.image_size, fingerprint, model=model_file)
+        config = model.config
+        spec = RepositorySpec(
+            gallery_folder, config.bits, config.image_size, fingerprint, model=model_file, framing=config.framing
+        )
         write_repository(repository, spec)
         return "encoder, ranker and two ensembles"
 

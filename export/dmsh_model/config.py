@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import CROPS, INTERPOLATIONS, Crop, Framing, Interpolation
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Activation", "HashConfig", "LossWeights", "Pooling"]
 
@@ -46,7 +47,8 @@ class HashConfig:
     """A DMSH network: ``backbone`` features at ``taps``, one lateral per scale, fusion layer, hash layer.
 
     ``taps`` are indices into the backbone's feature levels (timm ``feature_info``); None means the last
-    layers of the conv3, conv4 and conv5 stages. ``mean`` and ``std`` are in units of 0..1 RGB.
+    layers of the conv3, conv4 and conv5 stages. ``mean`` and ``std`` are in units of 0..1 RGB; ``crop`` and
+    ``interpolation`` say how pictures become images, see :class:`~dmsh_serving.images.framing.Framing`.
     ``num_classes`` sizes the training-only classifier; 0 leaves it out.
     """
 
@@ -61,6 +63,8 @@ class HashConfig:
     fusion_activation: Activation = "relu"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    crop: Crop = "centre"
+    interpolation: Interpolation = "bicubic"
     num_classes: int = 0
     loss: LossWeights = field(default_factory=LossWeights)
 
@@ -94,6 +98,8 @@ class HashConfig:
             ("lateral_activation", get_args(Activation)),
             ("fusion_activation", get_args(Activation)),
             ("pooling", get_args(Pooling)),
+            ("crop", CROPS),
+            ("interpolation", INTERPOLATIONS),
         ):
             if getattr(self, name) not in choices:
                 problems.append(f"{name} = {getattr(self, name)!r} must be one of {', '.join(choices)}")
@@ -105,8 +111,15 @@ class HashConfig:
             problems.append(f"taps = {list(self.taps)} must name at least one level, each once")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             problems.append("mean and std must have three values each, std above 0")
+        elif not all(0 <= value <= 1 for value in (*self.mean, *self.std)):
+            problems.append(f"mean = {self.mean} and std = {self.std} must be 0 to 1: a value of 255 counts as 1")
         if problems:
             raise InputError("config: " + "; ".join(problems))
+
+    @property
+    def framing(self) -> Framing:
+        """How pictures become images."""
+        return Framing(self.crop, self.interpolation)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

@@ -22,7 +22,7 @@ from dmsh_model.backbone import build_backbone, check_features
 from dmsh_model.config import Activation, HashConfig, Pooling
 from dmsh_serving.checks import check_images
 from dmsh_serving.codes import Codes, pack
-from dmsh_serving.images.decode import DECODE_RECIPE
+from dmsh_serving.images.decode import decode_recipe
 
 __all__ = ["DMSH", "Images", "Lateral", "Normalise", "global_pool", "laterals_of"]
 
@@ -31,6 +31,9 @@ Images = npt.NDArray[np.uint8]
 # What a code does not depend on: the training-only classifier, and counters of BN.
 _NO_PART_OF_A_CODE = ("classifier.", "num_batches_tracked")
 _TRAINING_ONLY_FIELDS = ("loss", "num_classes")
+_BATCH = 64
+_PIXELS_IN_CACHE = 16 * 128 * 128
+_FRAMING_FIELDS = ("crop", "interpolation")  # the decoder's recipe has them
 
 
 class Normalise(nn.Module):
@@ -108,10 +111,11 @@ class DMSH(nn.Module):
     @property
     def fingerprint(self) -> str:
         """The name of the code space: SHA-256 (hex) over weights, config and preprocessing, computed at each call."""
-        config = {key: value for key, value in self.config.to_dict().items() if key not in _TRAINING_ONLY_FIELDS}
+        left_out = (*_TRAINING_ONLY_FIELDS, *_FRAMING_FIELDS)
+        config = {key: value for key, value in self.config.to_dict().items() if key not in left_out}
         config["taps"] = list(self.taps)
         digest = hashlib.sha256()
-        digest.update(json.dumps([config, DECODE_RECIPE], sort_keys=True).encode())
+        digest.update(json.dumps([config, decode_recipe(self.config.framing)], sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             if not any(part in name for part in _NO_PART_OF_A_CODE):
                 digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -136,8 +140,10 @@ class DMSH(nn.Module):
         return cast(Tensor, self.hash(fused))
 
     @torch.inference_mode()
-    def logits(self, images: Images, batch_size: int = 64) -> npt.NDArray[np.float32]:
+    def logits(self, images: Images, batch_size: int | None = None) -> npt.NDArray[np.float32]:
         """Images (N, H, W, 3) uint8 -> logits (N, K) float32, in eval mode, ``batch_size`` images at a time.
+
+        None takes 64, on a CPU fewer if they are large: maps that stay in its caches take half the time.
 
         Raises:
             InputError: wrong dtype or shape.
@@ -146,6 +152,9 @@ class DMSH(nn.Module):
         was_training = self.training
         self.eval()
         device = self.hash.weight.device
+        if batch_size is None:
+            fitting = _PIXELS_IN_CACHE // self.config.image_size**2 if device.type == "cpu" else _BATCH
+            batch_size = max(1, min(_BATCH, fitting))
         out = np.empty((len(images), self.config.bits), np.float32)
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
@@ -153,7 +162,7 @@ class DMSH(nn.Module):
         self.train(was_training)
         return out
 
-    def codes(self, images: Images, batch_size: int = 64) -> Codes:
+    def codes(self, images: Images, batch_size: int | None = None) -> Codes:
         """Images (N, H, W, 3) uint8 -> codes (N, ceil(K/8)) uint8: the reference every artefact is held against.
 
         Raises:

@@ -91,6 +91,7 @@ class Metadata:
     DIALECT: Final = "dmsh.dialect"  # of an integer encoder: onnxruntime, tensorrt
     BITS: Final = "dmsh.bits"
     IMAGE_SIZE: Final = "dmsh.image_size"
+    FRAMING: Final = "dmsh.framing"  # how pictures become its images, see dmsh_serving.images.framing
     CONFIG: Final = "dmsh.config"
     TOOL_VERSION: Final = "dmsh.tool_version"
     KNOWN_ANSWER: Final = "dmsh.known_answer"

@@ -5,16 +5,27 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from command_line import dmsh_export
+from google.protobuf import text_format
+from PIL import Image
 from project import DEMO_CHECKPOINT
+from tritonclient.grpc import model_config_pb2
 
 import dmsh_model
 from dmsh_export import deploy as deployment
 from dmsh_export.deploy import deploy
+from dmsh_export.quantise.run import MIN_IMAGES
+from dmsh_model import checkpoint
+from dmsh_model.config import HashConfig
 from dmsh_model.integer.reference import IntegerDMSH
+from dmsh_model.network import DMSH
 from dmsh_serving import gallery
+from dmsh_serving.contract import FILE, IMAGE
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.read import load_images
+from dmsh_serving.triton.services import DecodeService, Settings
 
 STEPS = ["quantise", "export", "gallery", "repository"]
 
@@ -127,3 +138,29 @@ def test_float_stays_in_float_and_an_integer_checkpoint_is_not_quantised_again(d
     with pytest.raises(InputError, match="--float needs the float one"):
         deploy(integer, images, tmp_path / "none", in_float=True)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("in_float", [False, True], ids=["integer", "float"])
+def test_pictures_are_framed_as_the_checkpoint_says_wherever_they_become_codes(in_float, tmp_path):
+    """Wide pictures, of which the central square alone would give other codes: gallery, decoder and file agree."""
+    random = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(MIN_IMAGES):
+        Image.fromarray(random.integers(0, 256, (20, 60, 3), np.uint8)).save(tmp_path / "photos" / f"{number:02}.png")
+    torch.manual_seed(0)
+    config = HashConfig("vgg_small", 32, 16, lateral_features=8, fusion_features=8, crop="pad", interpolation="lanczos")
+    checkpoint.save(DMSH(config), tmp_path / "model")
+    out = tmp_path / "service"
+    deploy(tmp_path / "model", tmp_path / "photos", out, in_float=in_float)
+    model = dmsh_model.load(tmp_path / "model" if in_float else out / deployment.INTEGER)
+    framed = load_images(tmp_path / "photos", 16, config.framing)
+    assert not np.array_equal(framed.images, load_images(tmp_path / "photos", 16).images)
+    assert np.array_equal(gallery.open_current(out / deployment.GALLERY).contents().codes, model.codes(framed.images))
+    decoder = out / deployment.REPOSITORY / "dmsh_decode"
+    parsed = text_format.Parse((decoder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    parameters = {name: value.string_value for name, value in parsed.parameters.items()}
+    service = DecodeService.open(Settings(decoder, decoder / "1", parameters))
+    files = np.array([[(tmp_path / "photos" / name).read_bytes()] for name in framed.names], object)
+    (answer,) = service.answer([{FILE: files}])
+    service.close()
+    assert np.array_equal(answer[IMAGE], framed.images)

@@ -28,6 +28,10 @@ def test_every_wrong_field_is_named_at_once():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"crop": "middle"}, "crop = 'middle' must be one of centre, pad"),
+        ({"interpolation": "nearest"}, "interpolation = 'nearest' must be one of bicubic, bilinear, lanczos"),
+        ({"mean": [124, 116, 104]}, "must be 0 to 1: a value of 255 counts as 1"),
+        ({"std": [float("nan"), 1, 1]}, "must be 0 to 1"),
         ({"colour": 1, "bits": 64}, "unknown fields colour"),
         ({"bits": "64"}, "wrong type"),
         ({"bits": 64.5}, "bits = 64.5 must be a whole number"),

@@ -5,6 +5,7 @@ import torch
 from dmsh_model import HashConfig
 from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import CROPS, INTERPOLATIONS
 
 BACKBONES = [("vgg19", 32), ("vgg11_bn", 32), ("resnet50", 64), ("efficientnet_lite0", 64), ("vgg_small", 32)]
 
@@ -39,6 +40,11 @@ def test_normalisation_is_part_of_the_network():
     model = small(mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 0.25))
     image = torch.tensor([255, 0, 51], dtype=torch.uint8).expand(1, 32, 32, 3)
     assert model.normalise(image)[0, :, 0, 0].tolist() == pytest.approx([1.0, -0.25, 0.8])
+
+
+def test_every_framing_is_a_code_space_of_its_own():
+    spaces = {small(crop=crop, interpolation=filter_).fingerprint for crop in CROPS for filter_ in INTERPOLATIONS}
+    assert len(spaces) == len(CROPS) * len(INTERPOLATIONS)
 
 
 def test_the_logits_are_those_of_the_layers_one_by_one():

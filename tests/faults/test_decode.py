@@ -14,6 +14,7 @@ from PIL import Image
 from dmsh_serving.contract import FILE, IMAGE
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import FORMATS, image_from_bytes, rgb_from_bytes
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.jpeg import MAX_SCANS
 from dmsh_serving.images.limits import MAX_DECODE_BYTES, MAX_PIXELS
 from dmsh_serving.triton.services import DecodeService
@@ -64,7 +65,7 @@ def one_tile_tiff(image_side, tile_side):
 
 def answers_beside_good_ones(data):
     """Decode ``data`` in one batch with good requests; return its answer after those of the others were checked."""
-    service = DecodeService(SIZE, threads=2)
+    service = DecodeService(SIZE, Framing(), threads=2)
     try:
         requests = [{FILE: np.array([[file]], dtype=np.object_)} for file in (GOOD, data, GOOD)]
         first, bad, last = service.answer(requests)

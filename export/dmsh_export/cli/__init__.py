@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from dmsh_model.config import HashConfig
+
 app = make_app("Export a trained DMSH model, and prove that no bit of any code changed.", "dmsh-export")
 command(app, "dmsh-export quantize build/model --images photos --out build/integer")(quantize)
 
@@ -64,7 +66,7 @@ def onnx(
     if isinstance(model, IntegerDMSH):
         if not fold:
             raise InputError("--no-fold is for float checkpoints: an integer one was folded when it was quantised")
-        block = _images(images, model.config.image_size, skip_bad)
+        block = _images(images, model.config, skip_bad)
         integer_onnx(model, out, block, dialect or DialectName.ONNXRUNTIME, opset, max_batch, json)
         return
     if dialect is not None:
@@ -77,7 +79,7 @@ def onnx(
         export = export_onnx(
             model,
             out,
-            _images(images, model.config.image_size, skip_bad),
+            _images(images, model.config, skip_bad),
             folded=fold,
             opset=opset,
             max_batch=max_batch,
@@ -121,7 +123,7 @@ def parity(
 
     runners = [runner_of(target) for target in targets]
     model = dmsh_model.load(checkpoint)
-    block = _images(images, model.config.image_size, skip_bad)
+    block = _images(images, model.config, skip_bad)
     with progress() as bar:
         task = bar.add_task("images", total=len(block))
         report = compare(
@@ -222,17 +224,17 @@ def demo(
     write_json(json, run_demo(drawings, out, triton))
 
 
-def _images(source: Path | None, image_size: int, skip_bad: bool) -> "npt.NDArray[np.uint8]":
+def _images(source: Path | None, config: "HashConfig", skip_bad: bool) -> "npt.NDArray[np.uint8]":
     """Read ``--images``, or generate some and say so."""
     if source is None:
         from dmsh_export.compare.generated import generated_images
 
-        count = max(8, min(64, GENERATED_PIXELS // image_size**2))
+        count = max(8, min(64, GENERATED_PIXELS // config.image_size**2))
         console().print(f"no --images given: using {count} generated ones; give real ones for a result that counts")
-        return generated_images(count, image_size)
+        return generated_images(count, config.image_size)
     from dmsh_serving.images.read import load_images, others_line
 
-    loaded = load_images(source, image_size, skip_bad=skip_bad)
+    loaded = load_images(source, config.image_size, config.framing, skip_bad=skip_bad)
     if others := others_line(source):
         console().print(others)
     if loaded.bad:

@@ -112,7 +112,14 @@ def _python_spec(model: Path, gallery: Path, max_batch: int) -> "RepositorySpec"
 
         network = dmsh_model.load(model)
         config = network.config
-        return RepositorySpec(gallery, config.bits, config.image_size, network.fingerprint, max_batch=max_batch)
+        return RepositorySpec(
+            gallery,
+            config.bits,
+            config.image_size,
+            network.fingerprint,
+            max_batch=max_batch,
+            framing=config.framing,
+        )
     with OnnxEncoder(model) as opened:
         return RepositorySpec(
             gallery,
@@ -122,6 +129,7 @@ def _python_spec(model: Path, gallery: Path, max_batch: int) -> "RepositorySpec"
             parent_fingerprint=opened.metadata.parent_fingerprint,
             model=model,
             max_batch=max_batch,
+            framing=opened.framing,
         )
 
 
@@ -141,6 +149,7 @@ def _onnxruntime_spec(
         model=model,
         encoder=OnnxRuntimeEncoder(accelerator),
         max_batch=max_batch,
+        framing=said.framing,
     )
 
 
@@ -167,7 +176,8 @@ def _tensorrt_spec(model: Path, plans: list[Path], gallery: Path, max_batch: int
             "the plans are of different code spaces, whose codes cannot be compared: "
             + ", ".join(f"{manifest.path} has fingerprint {manifest.fingerprint[:12]}" for manifest in manifests)
         )
-    ours = _metadata(model).fingerprint
+    said = _metadata(model)
+    ours = said.fingerprint
     first = manifests[0]
     if ours not in (first.fingerprint, first.parent_fingerprint):
         raise InputError(
@@ -189,6 +199,7 @@ def _tensorrt_spec(model: Path, plans: list[Path], gallery: Path, max_batch: int
         parent_fingerprint=first.parent_fingerprint,
         encoder=encoder,
         max_batch=max_batch or encoder.max_batch,
+        framing=said.framing,
     )
 
 

@@ -66,8 +66,7 @@ def train_heads(
             taps=taps,
             lateral_features=64,
             fusion_features=512,
-            mean=weights.mean,
-            std=weights.std,
+            **weights.preprocessing,
             num_classes=len(data.class_names),
         )
         return fit_head(

@@ -36,6 +36,7 @@ class EncoderFile:
         max_batch: the largest batch that it takes; None for any.
         targets: the GPUs that a plan runs on.
         note: a remark for people that is no mistake.
+        framing: how pictures become its images; None if the file does not say.
     """
 
     file: str
@@ -48,6 +49,7 @@ class EncoderFile:
     max_batch: int | None = None
     targets: PlanTargets | None = None
     note: str | None = None
+    framing: str | None = None
 
 
 def encoder_files(model: Model) -> tuple[list[EncoderFile], list[Finding]]:
@@ -122,6 +124,7 @@ def _onnx(path: Path, shown: str) -> EncoderFile:
         image_size=said.image_size,
         inputs=inputs,
         outputs=outputs,
+        framing=str(said.framing),
     )
 
 

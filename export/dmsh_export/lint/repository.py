@@ -45,6 +45,7 @@ class _CodeSpace:
     bits: int
     image_size: int
     source: str
+    framing: str | None = None
 
 
 def lint_repository(repository: Path) -> LintReport:
@@ -96,7 +97,9 @@ def _code_space(files: list[EncoderFile], encoder: Model | None) -> _CodeSpace |
     """Return the code space that the encoder's file states; if it cannot be read, that of its configuration."""
     if files:
         first = files[0]
-        return _CodeSpace(first.fingerprint, first.parent_fingerprint, first.bits, first.image_size, first.file)
+        return _CodeSpace(
+            first.fingerprint, first.parent_fingerprint, first.bits, first.image_size, first.file, first.framing
+        )
     if encoder is None:
         return None
     sizes = [dims[0] for _, dims in encoder.inputs.values() if len(dims) == 3]
@@ -118,6 +121,8 @@ def _check_against(models: dict[str, Model], space: _CodeSpace, from_file: bool)
         wanted = {"bits": str(space.bits), "fingerprint": space.fingerprint}
         if "image_size" in expected.config.parameters:
             wanted["image_size"] = str(space.image_size)
+            if space.framing is not None:
+                wanted["framing"] = space.framing
         if name == ENCODER_MODEL and space.parent_fingerprint is not None:  # parity proves what is served by it
             wanted["parent_fingerprint"] = space.parent_fingerprint
         for key, value in wanted.items():

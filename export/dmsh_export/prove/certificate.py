@@ -17,6 +17,7 @@ from dmsh_model.integer.reference import code_space
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, DmshError, InputError
 from dmsh_serving.files import sha256_of_file
+from dmsh_serving.images.framing import Framing
 
 __all__ = ["Certificate", "Condition", "LayerBound", "bounds_of", "certify"]
 
@@ -129,7 +130,8 @@ def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | N
     stated = metadata_of(model).get(Metadata.FINGERPRINT)
     if stated is None:
         raise InputError(f"it has no {Metadata.FINGERPRINT} in its metadata: export it with dmsh-export onnx")
-    space = code_space(read.network)
+    framing = Framing.parse(metadata_of(model).get(Metadata.FRAMING, str(Framing())))
+    space = code_space(read.network, framing)
     if stated != space:
         raise CheckError(
             f"its integers are of the code space {space[:12]}, its metadata says {stated[:12]}: it was changed after "
@@ -141,7 +143,7 @@ def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | N
         dialect=read.dialect,
         fingerprint=stated,
         network_hash=found,
-        checkpoint=code_space(against) if against is not None else None,
+        checkpoint=code_space(against, framing) if against is not None else None,
         bounds=bounds,
         conditions=tuple(_conditions(read, bounds)),
     )

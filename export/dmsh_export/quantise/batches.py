@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from dmsh_serving.checks import check_images
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.read import (
     ImageSet,
     Progress,
@@ -40,7 +41,7 @@ def first_images(batches: Iterable[ImageSet], count: int) -> tuple[Images, Itera
     return np.concatenate([batch.images for batch in taken])[:count], itertools.chain(taken, rest)
 
 
-def spread_images(source: Path, image_size: int, count: int) -> Images | None:
+def spread_images(source: Path, image_size: int, count: int, framing: Framing = Framing()) -> Images | None:
     """Return ``count`` images spread evenly over ``source``: a folder that is sorted by class gives some of each class.
 
     Only these images are read. An image that cannot be read is left out.
@@ -49,6 +50,7 @@ def spread_images(source: Path, image_size: int, count: int) -> Images | None:
         source: a folder or an .npy file, as :func:`dmsh_serving.images.read.iter_image_batches` takes them.
         image_size: side of an image in pixels.
         count: number of images; all, if there are fewer.
+        framing: how pictures become images.
 
     Returns:
         (n, H, W, 3) uint8 in the order of ``source``; None if ``source`` is neither, is empty, or none of the images
@@ -66,7 +68,7 @@ def spread_images(source: Path, image_size: int, count: int) -> Images | None:
         return None
     names = [paths[row].relative_to(source).as_posix() for row in _spread(len(paths), count)]
     try:
-        batches = list(iter_listed_batches(source, names, image_size, count, skip_bad=True))
+        batches = list(iter_listed_batches(source, names, image_size, count, framing, skip_bad=True))
     except InputError:  # none can be read: the pass over all images reports why
         return None
     return np.concatenate([batch.images for batch in batches])
@@ -77,6 +79,7 @@ def spread_batches(
     image_size: int,
     size: int,
     most: int,
+    framing: Framing = Framing(),
     *,
     skip_bad: bool = False,
     on_progress: Progress | None = None,
@@ -87,7 +90,9 @@ def spread_batches(
     """
     if source.is_dir() and len(paths := image_paths(source)) > most:
         names = [paths[row].relative_to(source).as_posix() for row in _spread(len(paths), most)]
-        yield from iter_listed_batches(source, names, image_size, size, skip_bad=skip_bad, on_progress=on_progress)
+        yield from iter_listed_batches(
+            source, names, image_size, size, framing, skip_bad=skip_bad, on_progress=on_progress
+        )
         return
     if source.suffix == ".npy" and source.is_file():
         array = load_npy(source, f"images, uint8 [N, {image_size}, {image_size}, 3]")
@@ -99,7 +104,7 @@ def spread_batches(
             if on_progress:
                 on_progress(start + len(part), len(rows))
         return
-    yield from iter_image_batches(source, image_size, size, skip_bad=skip_bad, on_progress=on_progress)
+    yield from iter_image_batches(source, image_size, size, framing, skip_bad=skip_bad, on_progress=on_progress)
 
 
 def _spread(length: int, count: int) -> npt.NDArray[np.int64]:

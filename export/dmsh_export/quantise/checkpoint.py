@@ -40,16 +40,20 @@ def quantise_checkpoint(
     """
     float_checkpoint.check_target(out, overwrite=overwrite)
     model = float_checkpoint.load(checkpoint)
-    size = model.config.image_size
+    size, framing = model.config.image_size, model.config.framing
     if most is None:
-        batches = iter_image_batches(images, size, batch_size(size), skip_bad=skip_bad, on_progress=on_progress)
+        batches = iter_image_batches(
+            images, size, batch_size(size), framing, skip_bad=skip_bad, on_progress=on_progress
+        )
     else:
-        batches = spread_batches(images, size, batch_size(size), most, skip_bad=skip_bad, on_progress=on_progress)
+        batches = spread_batches(
+            images, size, batch_size(size), most, framing, skip_bad=skip_bad, on_progress=on_progress
+        )
     quantised = quantise(
         model,
         batches,
         on_stage=on_stage,
-        looked_at=spread_images(images, size, LOOKED_AT),
+        looked_at=spread_images(images, size, LOOKED_AT, framing),
     )
     integer_checkpoint.save(
         quantised.model,

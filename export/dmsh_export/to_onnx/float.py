@@ -214,6 +214,7 @@ def describe(
             Metadata.FINGERPRINT: model.fingerprint,
             Metadata.BITS: str(model.config.bits),
             Metadata.IMAGE_SIZE: str(model.config.image_size),
+            Metadata.FRAMING: str(model.config.framing),
             Metadata.CONFIG: json.dumps({**model.config.to_dict(), **options}, sort_keys=True),
             Metadata.TOOL_VERSION: __version__,
             Metadata.KNOWN_ANSWER: known_answer.dump(*answer),

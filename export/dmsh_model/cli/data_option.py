@@ -7,6 +7,7 @@ import typer
 
 from dmsh_serving import console
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 
 if TYPE_CHECKING:
     from dmsh_model.data.labelled import LabelledImages
@@ -26,7 +27,9 @@ CacheOption = Annotated[
 ]
 
 
-def read_labelled(data: str, image_size: int, skip_bad: bool, cache: Path | None = None) -> "LabelledImages":
+def read_labelled(
+    data: str, image_size: int, framing: Framing, skip_bad: bool, cache: Path | None = None
+) -> "LabelledImages":
     """Read what ``DataArgument`` names; see :func:`dmsh_model.data.load.load_labelled`."""
     from dmsh_model.data.load import load_labelled
 
@@ -35,6 +38,7 @@ def read_labelled(data: str, image_size: int, skip_bad: bool, cache: Path | None
         return load_labelled(
             data,
             image_size,
+            framing,
             skip_bad=skip_bad,
             on_progress=lambda done, total: display.update(task, completed=done, total=total),
             cache=cache,

@@ -72,7 +72,7 @@ def evaluate(
     if not isinstance(record, dict):
         raise InputError(f"{checkpoint}: the config's 'training.split' is no object")
     model = dmsh_model.load(checkpoint)
-    labelled = read_labelled(data, model.config.image_size, skip_bad, cache)
+    labelled = read_labelled(data, model.config.image_size, model.config.framing, skip_bad, cache)
     refuse_split_options(labelled, {"--queries-per-class": queries_per_class, "--seed": seed})
     split = images_of.split_images(labelled, _split_options(record, queries_per_class, seed))
     with console.progress() as display:

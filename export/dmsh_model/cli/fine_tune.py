@@ -70,7 +70,8 @@ def fine_tune(
     from dmsh_model.finetune.split import split_as_taught
 
     start = integer_training.read_start(integer, teacher)
-    labelled = read_labelled(data, start.model.config.image_size, skip_bad, cache)
+    config = start.model.config
+    labelled = read_labelled(data, config.image_size, config.framing, skip_bad, cache)
     refuse_split_options(labelled, {"--queries-per-class": queries_per_class, "--train-per-class": train_per_class})
     options = dataclasses.replace(training, augmentation=augmentation)
     with console.progress() as display:

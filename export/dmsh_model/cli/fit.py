@@ -1,13 +1,13 @@
 """``dmsh-train fit``: train a network on labelled images."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dmsh_model.cli.data_option import CacheOption, DataArgument, read_labelled, refuse_split_options
+from dmsh_model.cli.network_options import Network, NetworkFlags, Preprocessing, PreprocessingFlags
 from dmsh_model.cli.options import (
     LOSS_OPTIONS,
     LOSSES,
@@ -23,11 +23,10 @@ from dmsh_model.cli.options import (
 )
 from dmsh_model.cli.progress import shown
 from dmsh_model.cli.unlabelled import fit_without_labels
-from dmsh_model.config import IMAGENET_MEAN, IMAGENET_STD, HashConfig, LossWeights
+from dmsh_model.config import HashConfig, LossWeights
 from dmsh_model.frozen.options import FrozenOptions
 from dmsh_model.training.distributed import started_by_torchrun
 from dmsh_model.training.options import TrainingOptions
-from dmsh_model.weights.packages import network_named_by
 from dmsh_serving import console
 from dmsh_serving.commands import Flags
 from dmsh_serving.errors import InputError
@@ -35,9 +34,8 @@ from dmsh_serving.errors import InputError
 if TYPE_CHECKING:
     from dmsh_model.data.labelled import LabelledImages
 
-__all__ = ["Network", "fit"]
+__all__ = ["fit"]
 
-_WIDTHS = "Widths of the network"
 _FEW_CLASSES, _HUGE_CLASS = 3, 500
 FROZEN, UNLABELLED = "With --freeze-backbone", "With --unlabelled"
 PretrainedOption = Annotated[
@@ -49,45 +47,6 @@ PretrainedOption = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Network:
-    """The fields of :class:`~dmsh_model.config.HashConfig` that the user chooses; the images decide the others."""
-
-    bits: int = 64
-    backbone: str | None = None
-    image_size: int | None = None
-    lateral_features: int = 64
-    fusion_features: int | None = None
-
-    def fields(self, pretrained: str | None) -> dict[str, Any]:
-        """Return fields of :class:`~dmsh_model.config.HashConfig`; what is not chosen suits the weights, if any."""
-        usual: dict[str, Any] = {"backbone": "vgg_small", "image_size": 32, "fusion_features": 128}
-        if pretrained:
-            usual = {"backbone": network_named_by(pretrained), "image_size": 128, "fusion_features": 512}
-        chosen = {name: value for name, value in vars(self).items() if value is not None}
-        if pretrained and not (usual | chosen)["backbone"]:
-            raise InputError(f"--pretrained {pretrained}: say which network its weights are of, as --backbone NAME")
-        return usual | chosen
-
-
-NetworkFlags = Annotated[
-    Network,
-    Flags(
-        bits=option("--bits", None, "Bits per code."),
-        backbone=option(
-            "--backbone",
-            None,
-            "Any timm model with feature levels, or vgg_small.  [default: that of --pretrained, else vgg_small]",
-        ),
-        image_size=option(
-            "--image-size", None, "Side of an image, in pixels.  [default: 128 with --pretrained, else 32]"
-        ),
-        lateral_features=option("--lateral-features", _WIDTHS, "Features per scale."),
-        fusion_features=option(
-            "--fusion-features", _WIDTHS, "Features of the fusion layer.  [default: 512 with --pretrained, else 128]"
-        ),
-    ),
-]
 TrainingFlags = Annotated[
     TrainingOptions,
     Flags(
@@ -133,6 +92,7 @@ def fit(
     data: DataArgument,
     out: OutOption,
     network: NetworkFlags = Network(),
+    preprocessing: PreprocessingFlags = Preprocessing(),
     pretrained: PretrainedOption = None,
     freeze_backbone: Annotated[
         bool,
@@ -189,7 +149,7 @@ def fit(
         fit_without_labels(
             data,
             out,
-            network.fields(pretrained),
+            network.fields(pretrained) | preprocessing.fields(),
             pretrained,
             training,
             sample=sample,
@@ -206,7 +166,7 @@ def fit(
     if frozen != FrozenOptions() and not freeze_backbone:
         raise InputError("--noise, --unfreeze-after and --unfrozen-rate are for --freeze-backbone, give it too")
     # Checked before torch is imported and the images are read; num_classes is known only then.
-    fields = network.fields(pretrained)
+    fields = network.fields(pretrained) | preprocessing.fields()
     HashConfig(**fields)
     from dmsh_model.data import load as images_of
     from dmsh_model.frozen.run import fit_head
@@ -220,18 +180,12 @@ def fit(
     given: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
     split = dataclasses.replace(images_of.SplitOptions(seed=training.seed), **given)
     weights = read_pretrained(pretrained, fields["backbone"]) if pretrained else None
-    labelled = read_labelled(data, fields["image_size"], skip_bad, cache)
+    fields = (weights.preprocessing if weights else _of_data(data)) | fields
+    config = HashConfig(**fields)
+    labelled = read_labelled(data, config.image_size, config.framing, skip_bad, cache)
     refuse_split_options(labelled, {f"--{name.replace('_', '-')}": count for name, count in counts.items()})
     _ask_whether_these_are_classes(labelled)
-    digits = data == images_of.MNIST_5K
-    mean, std = (images_of.MNIST_5K_MEAN, images_of.MNIST_5K_STD) if digits else (IMAGENET_MEAN, IMAGENET_STD)
-    config = HashConfig(
-        **fields,
-        mean=weights.mean if weights else mean,
-        std=weights.std if weights else std,
-        num_classes=len(labelled.class_names),
-        loss=losses,
-    )
+    config = dataclasses.replace(config, num_classes=len(labelled.class_names), loss=losses)
     options = dataclasses.replace(training, augmentation=augmentation)
     with shown(options.epochs, log) as show:
         if freeze_backbone and weights:
@@ -265,6 +219,13 @@ def fit(
     if started_by_torchrun().first:
         _print(out, data, config, trained.record, len(labelled.bad))
         console.write_json(json, {"out": str(out), "bad": labelled.bad, **trained.record})
+
+
+def _of_data(data: str) -> dict[str, Any]:
+    """Return mean and std, fields of the config, of a network that learns from nothing."""
+    from dmsh_model.data.load import MNIST_5K, MNIST_5K_MEAN, MNIST_5K_STD
+
+    return {"mean": MNIST_5K_MEAN, "std": MNIST_5K_STD} if data == MNIST_5K else {}
 
 
 def _of_machine(training: TrainingOptions) -> TrainingOptions:

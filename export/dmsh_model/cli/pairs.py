@@ -41,6 +41,7 @@ def evaluate_pairs(
                 folder,
                 model.config.image_size,
                 _BATCH,
+                model.config.framing,
                 skip_bad=skip_bad,
                 on_progress=lambda done, total, task=task: display.update(task, completed=done, total=total),  # type: ignore[misc]
             ):

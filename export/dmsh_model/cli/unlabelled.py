@@ -51,7 +51,7 @@ def fit_without_labels(
             display.update(task, completed=done, total=total, description=f"features, {speed:.0f} images/s")
 
         record = fit_unlabelled(
-            HashConfig(**fields, mean=weights.mean, std=weights.std),
+            HashConfig(**(weights.preprocessing | fields)),
             folder,
             out,
             weights,

@@ -14,6 +14,7 @@ from dmsh_model.data.labelled import LabelledImages, Split
 from dmsh_model.data.resized_arrays import resized
 from dmsh_model.data.split import SplitOptions, split_images
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 
 __all__ = ["PROTOCOLS", "load_cifar10"]
 
@@ -31,6 +32,7 @@ def load_cifar10(
     protocol: str,
     folder: Path,
     image_size: int,
+    framing: Framing = Framing(),
     *,
     on_progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
@@ -41,6 +43,7 @@ def load_cifar10(
         protocol: one of ``PROTOCOLS``.
         folder: holds ``cifar-10-batches-py``, whose files are checked before they are opened.
         image_size: side of an image in pixels; other than 32 is resized.
+        framing: its filter counts.
         on_progress: called with (images done, images in all) where they are resized.
         cache: see :func:`dmsh_model.data.image_cache.gather`.
 
@@ -58,7 +61,7 @@ def load_cifar10(
         ) from error
     labels = np.array([*train.targets, *test.targets], np.int64)
     names = [f"{train.classes[label]}/{row:05d}" for row, label in enumerate(labels)]
-    images = resized(np.concatenate([train.data, test.data]), image_size, on_progress=on_progress, cache=cache)
+    images = resized(np.concatenate([train.data, test.data]), image_size, framing, on_progress=on_progress, cache=cache)
     data = LabelledImages(protocol, images, labels, names, list(train.classes))
     if protocol == _OFFICIAL:
         database = np.arange(len(train.data), dtype=np.int64)

@@ -19,7 +19,8 @@ import PIL
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import write_atomically
-from dmsh_serving.images.decode import DECODE_RECIPE
+from dmsh_serving.images.decode import decode_recipe
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.read import ImageSet
 
 __all__ = ["files_key", "gather", "pixels_key", "refuse_bad"]
@@ -27,9 +28,9 @@ __all__ = ["files_key", "gather", "pixels_key", "refuse_bad"]
 GIB = 1 << 30
 
 
-def files_key(root: Path, names: Sequence[str], image_size: int) -> str:
+def files_key(root: Path, names: Sequence[str], image_size: int, framing: Framing) -> str:
     """Return the key of files below ``root``: another name, order, size, time of change or decoder is another key."""
-    digest = _decoder(image_size)
+    digest = _decoder(image_size, framing)
     for name in names:
         try:
             state = (root / name).stat()
@@ -40,16 +41,16 @@ def files_key(root: Path, names: Sequence[str], image_size: int) -> str:
     return digest.hexdigest()
 
 
-def pixels_key(pixels: npt.NDArray[np.uint8], image_size: int) -> str:
+def pixels_key(pixels: npt.NDArray[np.uint8], image_size: int, framing: Framing) -> str:
     """Return the key of images that lie in memory, (N, H, W, 3), from their content."""
-    digest = _decoder(image_size)
+    digest = _decoder(image_size, framing)
     digest.update(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
-def _decoder(image_size: int) -> "hashlib._Hash":
-    return hashlib.sha256(f"{DECODE_RECIPE}\nPillow {PIL.__version__}\n{image_size}\n".encode())
+def _decoder(image_size: int, framing: Framing) -> "hashlib._Hash":
+    return hashlib.sha256(f"{decode_recipe(framing)}\nPillow {PIL.__version__}\n{image_size}\n".encode())
 
 
 def gather(

@@ -19,6 +19,7 @@ from dmsh_model.data import image_cache
 from dmsh_model.data.labelled import MOST_CLASSES, Indices, LabelledImages, Split
 from dmsh_model.data.labels import Labels
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.read import iter_listed_batches
 
 __all__ = ["KNOWN", "KnownLists", "load_lists"]
@@ -123,6 +124,7 @@ def load_lists(
     folder: Path,
     root: Path,
     image_size: int,
+    framing: Framing = Framing(),
     *,
     skip_bad: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -135,6 +137,7 @@ def load_lists(
         folder: holds the three list files.
         root: what the paths in them are relative to.
         image_size: side of an image in pixels.
+        framing: how pictures become images.
         skip_bad: leave out files that cannot be read, and list them in ``bad``.
         on_progress: called with (files done, files in all).
         cache: see :func:`dmsh_model.data.image_cache.gather`.
@@ -158,10 +161,12 @@ def load_lists(
         labels = labels.argmax(axis=1)
     _require_inside(root, names)
     images = image_cache.gather(
-        lambda: iter_listed_batches(root, names, image_size, _BATCH, skip_bad=skip_bad, on_progress=on_progress),
+        lambda: iter_listed_batches(
+            root, names, image_size, _BATCH, framing, skip_bad=skip_bad, on_progress=on_progress
+        ),
         len(names),
         image_size,
-        key=lambda: image_cache.files_key(root, names, image_size),
+        key=lambda: image_cache.files_key(root, names, image_size, framing),
         cache=cache,
     )
     image_cache.refuse_bad(root, images, skip_bad)

@@ -8,6 +8,7 @@ import numpy as np
 from dmsh_model.data.labelled import LabelledImages, Split
 from dmsh_model.data.split import SplitOptions, split_images, split_record
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.read import image_paths, iter_listed_batches
 
 __all__ = [
@@ -34,6 +35,7 @@ _BATCH = 64
 def load_labelled(
     source: str,
     image_size: int,
+    framing: Framing = Framing(),
     *,
     skip_bad: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -52,6 +54,7 @@ def load_labelled(
               :mod:`dmsh_model.data.lists`; ROOT is LISTS if it is left out;
             - a file that ends in ``.npz``: see :mod:`dmsh_model.data.npz`.
         image_size: side of an image in pixels; 32 for ``mnist5k``.
+        framing: how pictures become images.
         skip_bad: leave out files that cannot be read, and list them in ``bad``.
         on_progress: called with (images done, images in all).
         cache: a folder to decode to once: see :func:`dmsh_model.data.image_cache.gather`. What needs no decoding needs
@@ -70,7 +73,7 @@ def load_labelled(
 
     if kind in data_cifar.PROTOCOLS:
         folder = Path(_place(source, place, "FOLDER"))
-        return data_cifar.load_cifar10(kind, folder, image_size, on_progress=on_progress, cache=cache)
+        return data_cifar.load_cifar10(kind, folder, image_size, framing, on_progress=on_progress, cache=cache)
     if kind in ("lists", *data_lists.KNOWN):
         lists, _, root = _place(source, place, "LISTS[:ROOT]").partition(":")
         return data_lists.load_lists(
@@ -78,13 +81,14 @@ def load_labelled(
             Path(lists),
             Path(root or lists),
             image_size,
+            framing,
             skip_bad=skip_bad,
             on_progress=on_progress,
             cache=cache,
         )
     if source.endswith(".npz"):
-        return data_npz.load_npz(Path(source), image_size, on_progress=on_progress, cache=cache)
-    return _class_folders(Path(source), image_size, skip_bad, on_progress, cache)
+        return data_npz.load_npz(Path(source), image_size, framing, on_progress=on_progress, cache=cache)
+    return _class_folders(Path(source), image_size, framing, skip_bad, on_progress, cache)
 
 
 def _place(source: str, place: str, form: str) -> str:
@@ -97,6 +101,7 @@ def _place(source: str, place: str, form: str) -> str:
 def _class_folders(
     folder: Path,
     image_size: int,
+    framing: Framing,
     skip_bad: bool,
     on_progress: Callable[[int, int], None] | None,
     cache: Path | None,
@@ -116,10 +121,12 @@ def _class_folders(
             "one folder per class, or --unlabelled for images without classes"
         )
     found = image_cache.gather(
-        lambda: iter_listed_batches(folder, listed, image_size, _BATCH, skip_bad=skip_bad, on_progress=on_progress),
+        lambda: iter_listed_batches(
+            folder, listed, image_size, _BATCH, framing, skip_bad=skip_bad, on_progress=on_progress
+        ),
         len(listed),
         image_size,
-        key=lambda: image_cache.files_key(folder, listed, image_size),
+        key=lambda: image_cache.files_key(folder, listed, image_size, framing),
         cache=cache,
     )
     image_cache.refuse_bad(folder, found, skip_bad)

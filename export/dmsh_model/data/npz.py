@@ -17,6 +17,7 @@ import numpy.typing as npt
 from dmsh_model.data.labelled import MOST_CLASSES, LabelledImages, Split
 from dmsh_model.data.resized_arrays import resized
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 
 __all__ = ["load_npz"]
 
@@ -28,6 +29,7 @@ _KEYS = "x_train, y_train, x_test and y_test, or images and labels"
 def load_npz(
     path: Path,
     image_size: int,
+    framing: Framing = Framing(),
     *,
     on_progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
@@ -37,6 +39,7 @@ def load_npz(
     Args:
         path: the file.
         image_size: side of an image in pixels; others are resized.
+        framing: how those become square.
         on_progress: called with (images done, images in all) where they are resized.
         cache: see :func:`dmsh_model.data.image_cache.gather`.
 
@@ -55,7 +58,7 @@ def load_npz(
     classes = every.shape[1] if every.ndim == 2 else int(every.max()) + 1
     if classes < 2:
         raise InputError(f"{path} has only one class: training needs at least two")
-    images = resized(np.concatenate(pixels), image_size, on_progress=on_progress, cache=cache)
+    images = resized(np.concatenate(pixels), image_size, framing, on_progress=on_progress, cache=cache)
     split = None
     if len(pairs) == 2:
         database = np.arange(len(pixels[0]), dtype=np.int64)

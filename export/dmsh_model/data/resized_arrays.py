@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from dmsh_model.data import image_cache
 from dmsh_serving.images.decode import image_from_pixels
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.read import ImageSet
 
 __all__ = ["resized"]
@@ -18,6 +19,7 @@ _BATCH = 256
 def resized(
     pixels: npt.NDArray[np.uint8],
     image_size: int,
+    framing: Framing,
     *,
     on_progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
@@ -30,19 +32,19 @@ def resized(
     if pixels.shape[1:3] == (image_size, image_size):
         return pixels
     return image_cache.gather(
-        lambda: _batches(pixels, image_size, on_progress),
+        lambda: _batches(pixels, image_size, framing, on_progress),
         len(pixels),
         image_size,
-        key=lambda: image_cache.pixels_key(pixels, image_size),
+        key=lambda: image_cache.pixels_key(pixels, image_size, framing),
         cache=cache,
     ).images
 
 
 def _batches(
-    pixels: npt.NDArray[np.uint8], image_size: int, on_progress: Callable[[int, int], None] | None
+    pixels: npt.NDArray[np.uint8], image_size: int, framing: Framing, on_progress: Callable[[int, int], None] | None
 ) -> Iterator[ImageSet]:
     for start in range(0, len(pixels), _BATCH):
-        images = np.stack([image_from_pixels(image, image_size) for image in pixels[start : start + _BATCH]])
+        images = np.stack([image_from_pixels(image, image_size, framing) for image in pixels[start : start + _BATCH]])
         yield ImageSet(images, [str(start + row) for row in range(len(images))], [])
         if on_progress:
             on_progress(start + len(images), len(pixels))

@@ -35,7 +35,8 @@ from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork, canonical_
 from dmsh_serving.checks import check_images
 from dmsh_serving.codes import Codes, pack
 from dmsh_serving.errors import InputError
-from dmsh_serving.images.decode import DECODE_RECIPE
+from dmsh_serving.images.decode import decode_recipe
+from dmsh_serving.images.framing import Framing
 
 __all__ = ["Images", "IntegerDMSH", "code_space", "features", "head", "head_logits", "outputs", "run"]
 
@@ -47,7 +48,7 @@ class IntegerDMSH:
     """Images UINT8 [N, H, W, 3] -> codes, the same on every machine: the face of :class:`dmsh_model.network.DMSH`.
 
     Attributes:
-        config: config of the float network that this one was made from; no part of its arithmetic.
+        config: config of the float network that this one was made from; its framing counts, no more.
         network: the integers.
     """
 
@@ -63,7 +64,7 @@ class IntegerDMSH:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The name of the network's code space."""
-        return code_space(self.network)
+        return code_space(self.network, self.config.framing)
 
     def logits(self, images: Images, batch_size: int = 64) -> npt.NDArray[np.float32]:
         """Images (N, H, W, 3) uint8 -> logits (N, K) float32, each an integer times a power of two, exact.
@@ -89,9 +90,9 @@ class IntegerDMSH:
         return pack(self.logits(images, batch_size))
 
 
-def code_space(network: IntegerNetwork) -> str:
+def code_space(network: IntegerNetwork, framing: Framing) -> str:
     """Return the SHA-256 (hex) over the integers and the preprocessing: the name of the code space."""
-    return hashlib.sha256(json.dumps([canonical_hash(network), DECODE_RECIPE]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([canonical_hash(network), decode_recipe(framing)]).encode()).hexdigest()
 
 
 def run(network: IntegerNetwork, images: Images) -> npt.NDArray[np.int64]:

@@ -90,7 +90,7 @@ def fit_unlabelled(
         kept: list[Taps] = []
         bad = 0
         for batch in iter_listed_batches(
-            folder, names, config.image_size, _BATCH, skip_bad=skip_bad, on_progress=on_taps
+            folder, names, config.image_size, _BATCH, config.framing, skip_bad=skip_bad, on_progress=on_taps
         ):
             bad += len(batch.bad)
             if len(batch.images):

@@ -13,6 +13,7 @@ from typing import Final
 from torch import Tensor
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Interpolation
 
 __all__ = ["Naming", "Tensors", "in_timm_names"]
 
@@ -32,6 +33,7 @@ class Naming:
         expanded: layers of a block with expansion.
         mean: of the images, in units of 0..1 RGB.
         std: of the images, in the same units.
+        interpolation: the filter that they were resampled with.
     """
 
     source: str
@@ -42,6 +44,7 @@ class Naming:
     expanded: dict[str, str]
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bilinear"
 
 
 EFFICIENTNET_LITE_PYTORCH: Final = Naming(
@@ -56,6 +59,7 @@ EFFICIENTNET_LITE_PYTORCH: Final = Naming(
     },
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
+    interpolation="bicubic",
 )
 TORCHVISION_EFFICIENTNET: Final = Naming(
     "torchvision",

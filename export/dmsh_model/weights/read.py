@@ -18,6 +18,7 @@ from dmsh_model.weights.naming import Tensors, in_timm_names
 from dmsh_model.weights.packages import DOWNLOADED, PACKAGES, network_named_by, package_of
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.files import sha256_of_file
+from dmsh_serving.images.framing import INTERPOLATIONS, Interpolation
 
 __all__ = ["Pretrained", "read_pretrained"]
 
@@ -36,6 +37,7 @@ class Pretrained:
         tensors: by timm's names, on the CPU.
         mean: of the images, in units of 0..1 RGB.
         std: of the images, in the same units.
+        interpolation: the filter that they were resampled with.
     """
 
     source: str
@@ -44,6 +46,12 @@ class Pretrained:
     tensors: Tensors
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: Interpolation = "bicubic"
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Return fields of :class:`~dmsh_model.config.HashConfig`: how the images are prepared."""
+        return {"mean": self.mean, "std": self.std, "interpolation": self.interpolation}
 
 
 def read_pretrained(source: str, backbone: str | None = None) -> Pretrained:
@@ -79,8 +87,8 @@ def read_pretrained(source: str, backbone: str | None = None) -> Pretrained:
     network = whole_network(backbone)
     tensors, naming = in_timm_names(raw, backbone, network.state_dict(), source)
     check_network(tensors, network, backbone, source)
-    mean, std = (naming.mean, naming.std) if naming else _images_of(file, backbone)
-    return Pretrained(source, backbone, sha256_of_file(file), tensors, mean, std)
+    images = (naming.mean, naming.std, naming.interpolation) if naming else _images_of(file, backbone)
+    return Pretrained(source, backbone, sha256_of_file(file), tensors, *images)
 
 
 def whole_network(backbone: str) -> nn.Module:
@@ -104,8 +112,8 @@ def _unwrapped(state: Any, source: str) -> Tensors:
     return {str(name): tensor for name, tensor in state.items()}
 
 
-def _images_of(file: Path, backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std: of the config.json beside the file, as timm publishes its weights, or of timm's own."""
+def _images_of(file: Path, backbone: str) -> tuple[tuple[float, ...], tuple[float, ...], Interpolation]:
+    """Return mean, std and interpolation: of the config.json beside the file, as timm has it, or of timm's own."""
     beside = file.with_name(CONFIG_FILE)
     config: dict[str, Any] | None = None
     if beside.is_file():
@@ -116,7 +124,7 @@ def _images_of(file: Path, backbone: str) -> tuple[tuple[float, ...], tuple[floa
         config = found.get("pretrained_cfg", found) if isinstance(found, dict) else None
     if not (isinstance(config, dict) and "mean" in config and "std" in config):
         if backbone == SMALL_VGG:
-            return IMAGENET_MEAN, IMAGENET_STD
+            return IMAGENET_MEAN, IMAGENET_STD, "bicubic"
         config = dict(getattr(timm.get_pretrained_cfg(backbone), "__dict__", {}))
     mean, std = (config.get(name) for name in ("mean", "std"))
     if not all(
@@ -124,7 +132,7 @@ def _images_of(file: Path, backbone: str) -> tuple[tuple[float, ...], tuple[floa
         for values in (mean, std)
     ):
         raise InputError(f"{beside}: mean = {mean} and std = {std} must be three numbers each")
-    return tuple(map(float, mean or ())), tuple(map(float, std or ()))
+    return tuple(map(float, mean or ())), tuple(map(float, std or ())), _interpolation(config)
 
 
 def _download(source: str) -> Pretrained:
@@ -142,4 +150,11 @@ def _download(source: str) -> Pretrained:
         digest.update(f"\n{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     config: Any = network.pretrained_cfg
-    return Pretrained(source, backbone, digest.hexdigest(), tensors, tuple(config["mean"]), tuple(config["std"]))
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Pretrained(source, backbone, digest.hexdigest(), tensors, mean, std, _interpolation(config))
+
+
+def _interpolation(config: dict[str, Any]) -> Interpolation:
+    """Return the filter that a timm configuration names; bicubic for one that is not ours, such as "random"."""
+    named = config.get("interpolation")
+    return next((each for each in INTERPOLATIONS if each == named), "bicubic")

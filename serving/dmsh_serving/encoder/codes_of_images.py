@@ -47,7 +47,9 @@ def codes_of_images(
     names: list[str] = []
     bad: list[str] = []
     with OnnxEncoder(model) as encoder:
-        for part in iter_image_batches(source, encoder.image_size, batch, skip_bad=skip_bad, on_progress=on_progress):
+        for part in iter_image_batches(
+            source, encoder.image_size, batch, encoder.framing, skip_bad=skip_bad, on_progress=on_progress
+        ):
             bad += part.bad
             names += part.names
             if len(part.images):

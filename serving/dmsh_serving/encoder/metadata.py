@@ -1,11 +1,12 @@
 """What an encoder's ONNX file says of itself, read and checked in one place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dmsh_serving.codes import checked_bits
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 
 __all__ = ["EncoderMetadata"]
 
@@ -18,6 +19,7 @@ class EncoderMetadata:
         fingerprint: its code space.
         bits: K of its codes.
         image_size: H = W of its images, in pixels.
+        framing: how pictures become its images.
         parent_fingerprint: the code space that a low-precision encoder approximates.
         precision: fp16, bf16, int8 or fp8, the precision of a low-precision encoder's trunk.
         known_answer: images and their codes (see :mod:`.known_answer`); a graph on its way
@@ -27,6 +29,7 @@ class EncoderMetadata:
     fingerprint: str
     bits: int
     image_size: int
+    framing: Framing = field(default_factory=Framing)
     parent_fingerprint: str | None = None
     precision: str | None = None
     known_answer: str | None = None
@@ -47,12 +50,14 @@ class EncoderMetadata:
         try:
             bits = checked_bits(_positive(props, Metadata.BITS))
             image_size = _positive(props, Metadata.IMAGE_SIZE)
+            framing = Framing.parse(props.get(Metadata.FRAMING, str(Framing())))
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         return cls(
             fingerprint=props[Metadata.FINGERPRINT],
             bits=bits,
             image_size=image_size,
+            framing=framing,
             parent_fingerprint=props.get(Metadata.PARENT_FINGERPRINT),
             precision=props.get(Metadata.PRECISION),
             known_answer=props.get(Metadata.KNOWN_ANSWER),

@@ -59,6 +59,7 @@ class OnnxEncoder:
         self.fingerprint = self.metadata.fingerprint
         self.bits = self.metadata.bits
         self.image_size = self.metadata.image_size
+        self.framing = self.metadata.framing
         self._check_signature()
         if check_known_answer:
             self._check_known_answer(self.metadata.known_answer)

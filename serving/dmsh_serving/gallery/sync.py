@@ -92,7 +92,14 @@ def sync(
         codes: dict[str, bytes] = {}
         bad: list[str] = []
         for part in iter_listed_batches(
-            images, unknown, encoder.image_size, batch, skip_bad=skip_bad, need_one=False, on_progress=on_progress
+            images,
+            unknown,
+            encoder.image_size,
+            batch,
+            encoder.framing,
+            skip_bad=skip_bad,
+            need_one=False,
+            on_progress=on_progress,
         ):
             bad += part.bad
             if len(part.images):

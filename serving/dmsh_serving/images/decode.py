@@ -11,9 +11,10 @@ machine. The rules, in order:
 4. Greyscale of 16 bits: v -> (v + 128) // 257, which is v / 257 rounded. Colour of 16 bits: the high byte.
 5. Transparency (an alpha channel, or a transparent palette entry or colour) is blended over white.
 6. CMYK and the rest become RGB by Pillow's own conversion.
-7. The central square, its side the image's short side, is resampled (bicubic) to image_size; its offset may be
-   half a pixel. This is "resize the short side, crop the centre" with nothing to round, and costs nothing for
-   a very long image.
+7. The framing, which is the checkpoint's own (see :mod:`.framing`): by default the central square, its side the
+   image's short side, is resampled (bicubic) to image_size; its offset may be half a pixel. This is "resize the short
+   side, crop the centre" with nothing to round, and costs nothing for a very long image. With ``pad`` the long side
+   is resampled to image_size, the short one in proportion, rounded to whole pixels, and lies centred on white.
 """
 
 import contextlib
@@ -26,21 +27,21 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.jpeg import check_work, load_whole, scans_of
 from dmsh_serving.images.limits import DEEP_GREY, MAX_PIXELS, check_blocks, check_memory, check_size
 
 __all__ = [
-    "DECODE_RECIPE",
     "FORMATS",
     "MAX_FILE_BYTES",
+    "decode_recipe",
     "image_from_bytes",
     "image_from_pixels",
     "rgb_from_bytes",
 ]
 
-DECODE_RECIPE: Final[str] = (
-    "dmsh-decode/1: first frame, exif orientation, 16-bit grey (v+128)//257, alpha over white, rgb, "
-    "central square, pillow bicubic"
+_RECIPE: Final = (
+    "dmsh-decode/1: first frame, exif orientation, 16-bit grey (v+128)//257, alpha over white, rgb"  # rules 1 to 6
 )
 MAX_FILE_BYTES: Final = 1 << 26  # 64 MiB, which is also the most that a newer Triton takes over HTTP by default
 MAX_IMAGE_SIZE: Final = 4096
@@ -99,12 +100,20 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def image_from_bytes(data: bytes, image_size: int, *, name: str = "image") -> npt.NDArray[np.uint8]:
+def decode_recipe(framing: Framing) -> str:
+    """Return the rules of this module in words, for a fingerprint: other rules give other codes."""
+    return f"{_RECIPE}, {framing.recipe}"
+
+
+def image_from_bytes(
+    data: bytes, image_size: int, framing: Framing = Framing(), *, name: str = "image"
+) -> npt.NDArray[np.uint8]:
     """Convert one image file to RGB, image_size x image_size, by the rules of this module.
 
     Args:
         data: the whole file.
         image_size: side of the result in pixels, 1 to ``MAX_IMAGE_SIZE``.
+        framing: rule 7, of the checkpoint that the image is for.
         name: what to call the file in an error.
 
     Returns:
@@ -115,7 +124,7 @@ def image_from_bytes(data: bytes, image_size: int, *, name: str = "image") -> np
     """
     if not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise InputError(f"image_size = {image_size} is out of range: 1 to {MAX_IMAGE_SIZE} pixels")
-    return np.asarray(_central_square(rgb_from_bytes(data, name=name), image_size))
+    return np.asarray(_framed(rgb_from_bytes(data, name=name), image_size, framing))
 
 
 def rgb_from_bytes(data: bytes, *, name: str = "image", at_least: int | None = None) -> Image.Image:
@@ -156,9 +165,11 @@ def rgb_from_bytes(data: bytes, *, name: str = "image", at_least: int | None = N
         raise InputError(f"{name}: the image is truncated or damaged ({error or type(error).__name__})") from error
 
 
-def image_from_pixels(pixels: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:
+def image_from_pixels(
+    pixels: npt.NDArray[np.uint8], image_size: int, framing: Framing = Framing()
+) -> npt.NDArray[np.uint8]:
     """Bring decoded pixels (H, W, 3) uint8, RGB, to (image_size, image_size, 3) by rule 7 of this module."""
-    return np.asarray(_central_square(Image.fromarray(pixels), image_size))
+    return np.asarray(_framed(Image.fromarray(pixels), image_size, framing))
 
 
 def _open(data: bytes, name: str) -> Image.Image:
@@ -218,9 +229,16 @@ def _rgb_from_deep_grey(image: Image.Image) -> Image.Image:
     return grey.convert("RGB")
 
 
-def _central_square(image: Image.Image, image_size: int) -> Image.Image:
+def _framed(image: Image.Image, image_size: int, framing: Framing) -> Image.Image:
     width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+    interpolation = Image.Resampling[framing.interpolation.upper()]
+    if framing.crop == "centre":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        return image.resize((image_size, image_size), interpolation, box=box)
+    longest = max(width, height)
+    across, down = (max(1, (side * image_size + longest // 2) // longest) for side in image.size)
+    square = Image.new("RGB", (image_size, image_size), (255, 255, 255))
+    square.paste(image.resize((across, down), interpolation), ((image_size - across) // 2, (image_size - down) // 2))
+    return square

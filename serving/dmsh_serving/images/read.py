@@ -14,6 +14,7 @@ from dmsh_serving.checks import check_images
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes
+from dmsh_serving.images.framing import Framing
 
 __all__ = [
     "ImageSet",
@@ -79,12 +80,15 @@ class ImageSet:
 def load_images(
     source: Path,
     image_size: int,
+    framing: Framing = Framing(),
     *,
     skip_bad: bool = False,
     on_progress: Progress | None = None,
 ) -> ImageSet:
     """Read all images of ``source`` into memory; see :func:`iter_image_batches`."""
-    batches = list(iter_image_batches(source, image_size, _DEFAULT_BATCH, skip_bad=skip_bad, on_progress=on_progress))
+    batches = list(
+        iter_image_batches(source, image_size, _DEFAULT_BATCH, framing, skip_bad=skip_bad, on_progress=on_progress)
+    )
     return ImageSet(
         np.concatenate([batch.images for batch in batches]),
         [name for batch in batches for name in batch.names],
@@ -96,6 +100,7 @@ def iter_image_batches(
     source: Path,
     image_size: int,
     batch_size: int,
+    framing: Framing = Framing(),
     *,
     skip_bad: bool = False,
     on_progress: Progress | None = None,
@@ -107,6 +112,7 @@ def iter_image_batches(
             file, uint8 [N, image_size, image_size, 3].
         image_size: side of an image in pixels.
         batch_size: files per batch.
+        framing: of the checkpoint that the images are for; an .npy file holds images that are framed.
         skip_bad: leave out files that cannot be read, and list them in ``bad``. Otherwise one such file is an
             error, raised when all files have been looked at, so that it names and counts them all.
         on_progress: called after every batch.
@@ -120,7 +126,7 @@ def iter_image_batches(
         paths = image_paths(source)
         if not paths:
             raise InputError(f"{source} holds no images{_but_others(source)}: give a folder of images")
-        yield from _batches_of_files(source, paths, image_size, batch_size, skip_bad, on_progress)
+        yield from _batches_of_files(source, paths, image_size, batch_size, framing, skip_bad, on_progress)
     elif source.suffix == ".npy":
         yield from _batches_of_array(source, image_size, batch_size, on_progress)
     elif source.exists():
@@ -134,6 +140,7 @@ def iter_listed_batches(
     names: Sequence[str],
     image_size: int,
     batch_size: int,
+    framing: Framing = Framing(),
     *,
     skip_bad: bool = False,
     need_one: bool = True,
@@ -144,7 +151,7 @@ def iter_listed_batches(
     Without ``need_one`` it is no error if ``skip_bad`` leaves nothing.
     """
     paths = [folder / name for name in names]
-    yield from _batches_of_files(folder, paths, image_size, batch_size, skip_bad, on_progress, need_one)
+    yield from _batches_of_files(folder, paths, image_size, batch_size, framing, skip_bad, on_progress, need_one)
 
 
 def image_paths(folder: Path) -> list[Path]:
@@ -218,6 +225,7 @@ def _batches_of_files(
     paths: list[Path],
     image_size: int,
     batch_size: int,
+    framing: Framing,
     skip_bad: bool,
     on_progress: Progress | None,
     need_one: bool = True,
@@ -226,7 +234,7 @@ def _batches_of_files(
     with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes without the GIL
         for start in range(0, len(paths), batch_size):
             part = paths[start : start + batch_size]
-            decoded = list(pool.map(lambda path: _read(path, folder, image_size), part))
+            decoded = list(pool.map(lambda path: _read(path, folder, image_size, framing), part))
             refused = [item for item in decoded if isinstance(item, str)]
             images = [item for item in decoded if not isinstance(item, str)]
             names = [
@@ -248,7 +256,7 @@ def _batches_of_files(
         )
 
 
-def _read(path: Path, folder: Path, image_size: int) -> npt.NDArray[np.uint8] | str:
+def _read(path: Path, folder: Path, image_size: int, framing: Framing) -> npt.NDArray[np.uint8] | str:
     """Return the image, or one line that says why there is none."""
     name = path.relative_to(folder).as_posix()
     try:
@@ -257,7 +265,7 @@ def _read(path: Path, folder: Path, image_size: int) -> npt.NDArray[np.uint8] | 
             return f"{name}: " + ("not a regular file" if there else "does not exist")
         if path.stat().st_size > MAX_FILE_BYTES:
             return f"{name}: larger than {MAX_FILE_BYTES} bytes"
-        return image_from_bytes(path.read_bytes(), image_size, name=name)
+        return image_from_bytes(path.read_bytes(), image_size, framing, name=name)
     except InputError as error:
         return str(error)
     except OSError as error:

@@ -64,8 +64,7 @@ def config_texts(spec: RepositorySpec, gallery: str) -> dict[str, str]:
     file = _tensor(FILE, "STRING", [1])
     return {
         DECODE_MODEL: _text(
-            _python_model(spec, DECODE_MODEL, [file], [_image(spec)])
-            | _parameters(spec, {"image_size": str(spec.image_size), "threads": str(_DECODE_THREADS)})
+            _python_model(spec, DECODE_MODEL, [file], [_image(spec)]) | _parameters(spec, _decoding(spec))
         ),
         ENCODER_MODEL: _note(spec) + _text(_encoder(spec)),
         RANKER_MODEL: _text(
@@ -94,6 +93,10 @@ def _text(config: Fields) -> str:
     message = json_format.ParseDict(config, model_config_pb2.ModelConfig())
     text: str = text_format.MessageToString(message, use_short_repeated_primitives=True)
     return text
+
+
+def _decoding(spec: RepositorySpec) -> dict[str, str]:
+    return {"image_size": str(spec.image_size), "framing": str(spec.framing), "threads": str(_DECODE_THREADS)}
 
 
 def _note(spec: RepositorySpec) -> str:

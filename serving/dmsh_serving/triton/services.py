@@ -34,6 +34,7 @@ from dmsh_serving.contract import (
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.images import decode
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.ranker.asks import Ask, Ranked
 from dmsh_serving.ranker.follower import Ranker, RankerEvents
 from dmsh_serving.ranker.rerank import ASYMMETRIC
@@ -70,14 +71,16 @@ class Settings:
 class DecodeService:
     """``file`` BYTES (N, 1) -> ``image`` (N, image_size, image_size, 3) uint8; files are decoded side by side."""
 
-    def __init__(self, image_size: int, threads: int) -> None:
+    def __init__(self, image_size: int, framing: Framing, threads: int) -> None:
         self.image_size = image_size
+        self.framing = framing
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     @classmethod
     def open(cls, settings: Settings) -> "DecodeService":
         """Start the service that ``settings`` describe."""
-        return cls(settings.number("image_size"), settings.number("threads"))
+        framing = Framing.parse(settings.text("framing"))
+        return cls(settings.number("image_size"), framing, settings.number("threads"))
 
     def close(self) -> None:
         """Stop the threads."""
@@ -91,7 +94,7 @@ class DecodeService:
 
     def _image_or_error(self, data: bytes) -> npt.NDArray[np.uint8] | InputError:
         try:
-            return decode.image_from_bytes(data, self.image_size, name="file")
+            return decode.image_from_bytes(data, self.image_size, self.framing, name="file")
         except InputError as error:
             return error
 

@@ -1,12 +1,13 @@
 """What a Triton model repository is generated from: the code space, the limits, and the kind of encoder."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dmsh_serving.codes import checked_bits
 from dmsh_serving.contract import DEFAULT_MAX_BATCH, PLAN_FILE
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 
 __all__ = [
     "Encoder",
@@ -143,6 +144,7 @@ class RepositorySpec:
             that carries its own ``timeout`` is dropped after that, if it is shorter. None: no limit.
             Either limit makes Triton 24.10 forget about 1 in 100 lone requests for half a second: its batcher does
             not prefetch from a queue that has one, and can then miss the wake-up. See docs/serving.md.
+        framing: how files become images.
     """
 
     gallery: Path
@@ -155,6 +157,7 @@ class RepositorySpec:
     max_batch: int = DEFAULT_MAX_BATCH
     max_queue: int | None = None
     max_wait_seconds: int | None = None
+    framing: Framing = field(default_factory=Framing)
 
     def __post_init__(self) -> None:
         """Refuse what no server could load."""

@@ -15,6 +15,7 @@ from dmsh_model.integer.network import canonical_hash
 from dmsh_model.integer.reference import code_space, outputs
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.images.framing import Framing
 
 MODEL = networks.model()
 
@@ -354,8 +355,19 @@ def reaching(sums, *, shift=8, bias=0):
 
 def proof_of(network, dialect, tmp_path):
     model = onnx_from_network(network, dialect, 20)
-    helper.set_model_props(model, {Metadata.FINGERPRINT: code_space(network)})
+    helper.set_model_props(model, {Metadata.FINGERPRINT: code_space(network, Framing())})
     return prove(model, tmp_path, network)
+
+
+def test_the_framing_that_a_model_names_is_part_of_what_its_fingerprint_proves(tmp_path):
+    padded = Framing("pad")
+    model = onnx_from_network(MODEL.network, "onnxruntime", 20)
+    said = {Metadata.FINGERPRINT: code_space(MODEL.network, padded), Metadata.FRAMING: str(padded)}
+    helper.set_model_props(model, said)
+    assert prove(model, tmp_path).fingerprint == said[Metadata.FINGERPRINT]
+    helper.set_model_props(model, {**said, Metadata.FRAMING: str(Framing())})
+    with pytest.raises(CheckError, match="its metadata says"):
+        prove(model, tmp_path)
 
 
 @pytest.mark.parametrize(("sums", "below"), [(2**24 - 1, True), (2**24, False)])

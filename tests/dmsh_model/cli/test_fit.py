@@ -98,6 +98,9 @@ BAD_USES = {
     "bits out of range": (("--bits", 0), "bits = 0 is out of range"),
     "unknown backbone": (("--backbone", "vgg_smal"), "nearest names: vgg_small"),
     "no epochs": (("--epochs", 0), "epochs = 0"),
+    "unknown crop": (("--crop", "middle"), "is not one of 'centre', 'pad'"),
+    "mean of bytes": (("--mean", 124, 116, 104), "must be 0 to 1"),
+    "one deviation": (("--std", 0.5), "--std"),
     "too few images a class": (("--queries-per-class", 12), "green (12), red (12)"),
     "missing weights": (("--pretrained", "absent.pth", "--backbone", "vgg_small"), "absent.pth does not exist"),
     "weights of no network": (("--pretrained", "absent.pth"), "as --backbone NAME"),
@@ -210,6 +213,22 @@ def test_a_checkpoint_with_a_broken_training_record_is_one_line_and_exit_2(comma
     file.write_text(json.dumps({**json.loads(file.read_text()), "training": training}))
     code, _, error = command("evaluate", tmp_path / "model", folder)
     assert (code, error.count("\n")) == (2, 1)
+
+
+def test_preprocessing_goes_into_the_checkpoint_and_its_fingerprint(command, folder, tmp_path):
+    chosen = ("--crop", "pad", "--interpolation", "lanczos", "--mean", 0.1, 0.2, 0.3, "--std", 0.5, 0.5, 0.25)
+    headers = []
+    for name, options in (("usual", ()), ("chosen", chosen)):
+        assert command("fit", folder, "--out", tmp_path / name, *SMALL, *options)[0] == 0
+        headers.append(json.loads((tmp_path / name / "config.json").read_text()))
+    usual, config = (header["config"] for header in headers)
+    assert (usual["crop"], usual["interpolation"]) == ("centre", "bicubic")
+    assert (config["crop"], config["interpolation"]) == ("pad", "lanczos")
+    assert (config["mean"], config["std"]) == ([0.1, 0.2, 0.3], [0.5, 0.5, 0.25])
+    assert headers[0]["fingerprint"] != headers[1]["fingerprint"]
+    code, text, _ = command("evaluate", tmp_path / "chosen", folder)
+    assert code == 0
+    assert "not decoded as they were" not in text
 
 
 @pytest.fixture

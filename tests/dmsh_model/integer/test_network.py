@@ -54,6 +54,12 @@ def test_a_logit_depends_on_neither_batch_nor_threads_nor_order(seed, batch, thr
         torch.set_num_threads(before)
 
 
+def test_another_framing_is_another_code_space():
+    model = integer_networks.model()
+    padded = IntegerDMSH(dataclasses.replace(model.config, crop="pad"), model.network)
+    assert padded.fingerprint != model.fingerprint
+
+
 def test_accumulators_that_float32_would_round_are_exact_too():
     """2^23 + 1 times 2 and a bias: odd numbers above 2^24, of which float32 holds none."""
     channels = 1200

@@ -24,9 +24,11 @@ def test_mean_and_std_are_timms_unless_a_config_lies_beside(resnet18, tmp_path):
     save_file(resnet18, tmp_path / "model.safetensors")
     weights = read_pretrained(str(tmp_path / "model.safetensors"), "resnet18")
     assert (weights.mean, weights.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    config = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [1, 1, 1]}}
+    images = {"mean": [0.5, 0.4, 0.3], "std": [1, 1, 1], "interpolation": "bilinear"}
+    config = {"architecture": "resnet18", "pretrained_cfg": images}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert read_pretrained(str(tmp_path / "model.safetensors"), "resnet18").mean == (0.5, 0.4, 0.3)
+    weights = read_pretrained(str(tmp_path / "model.safetensors"), "resnet18")
+    assert weights.preprocessing == {"mean": (0.5, 0.4, 0.3), "std": (1, 1, 1), "interpolation": "bilinear"}
     (tmp_path / "config.json").write_text(json.dumps({"mean": [0.5], "std": [1, 1, 1]}))
     with pytest.raises(InputError, match=r"config.json: mean = \[0\.5\] and std = \[1, 1, 1\] must be three numbers"):
         read_pretrained(str(tmp_path / "model.safetensors"), "resnet18")

@@ -10,7 +10,8 @@ from PIL import Image
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images import decode
-from dmsh_serving.images.decode import DECODE_RECIPE, MAX_FILE_BYTES, image_from_bytes, rgb_from_bytes
+from dmsh_serving.images.decode import MAX_FILE_BYTES, decode_recipe, image_from_bytes, rgb_from_bytes
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.limits import MAX_PIXELS
 
 # Pillow warns of damaged metadata; pytest undoes the filter that the module under test sets.
@@ -81,7 +82,7 @@ def test_cropping_gives_what_resizing_the_whole_and_cropping_would():
 def test_a_stored_photo_gives_the_stored_image():
     """Integer arithmetic: these bytes are the same on every CPU for one Pillow version; a change is a new recipe."""
     image = image_from_bytes(FILES["png"], 4)
-    assert DECODE_RECIPE.startswith("dmsh-decode/1:")
+    assert decode_recipe(Framing()).startswith("dmsh-decode/1:")
     assert image[0].tolist() == [[93, 149, 108], [166, 169, 57], [134, 147, 141], [110, 138, 152]]
     assert zlib.crc32(image.tobytes()) == 3474464630
 

@@ -25,6 +25,7 @@ from dmsh_serving.contract import (
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming.oracle import search_oracle as oracle
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.ranker.follower import Ranker
 from dmsh_serving.triton.services import DecodeService, EncoderService, RankerService, Settings, ask_of
 
@@ -171,7 +172,7 @@ def test_k_or_a_radius_that_is_not_one_whole_number_is_refused(name, values):
 
 @pytest.fixture
 def decoder():
-    service = DecodeService(16, threads=2)
+    service = DecodeService(16, Framing(), threads=2)
     yield service
     service.close()
 
