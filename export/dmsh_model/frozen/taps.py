@@ -1,8 +1,9 @@
 """Pooled features of a frozen trunk: each tap's mean over all positions, one vector per image, kept on disk.
 
-A block of images is one file, named by what it was computed from: the trunk's weights and preprocessing, and the
-pixels. So an interrupted run goes on where it was, the same images are never computed twice, and another trunk or
-another image is another file. Files may be deleted at any time.
+A tap of a block of images is one file, named by what it was computed from: the trunk's weights and preprocessing, the
+pixels, and the level of the tap. So an interrupted run goes on where it was, the same images are never computed twice,
+a network with fewer taps of the same trunk reads some of the files, and another trunk or another image is another file.
+Files may be deleted at any time.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ Taps = npt.NDArray[np.float32]
 
 _BLOCK = 128  # images per file
 _BATCH = 16  # its maps stay in a second-level cache: a third faster than 64
-_FORMAT = "dmsh-taps/1"
+_FORMAT = "dmsh-taps/2"
 
 
 class PooledTrunk:
@@ -56,6 +57,7 @@ class PooledTrunk:
         """
         require_linear_pooling(model.config)
         self.channels = [lateral.conv.in_channels for lateral in laterals_of(model)]
+        self._levels = model.taps
         self._trunk = nn.ModuleList([model.normalise, model.backbone])
         self._device = device
         self._folder = None
@@ -89,12 +91,15 @@ class PooledTrunk:
             return self._computed(block)
         digest = hashlib.sha256(repr(block.shape).encode())
         digest.update(block.data)
-        file = self._folder / f"{digest.hexdigest()[:32]}.npy"
-        found = _read(file, (len(block), sum(self.channels)))
-        if found is None:
-            found = self._computed(block)
+        files = [self._folder / f"{digest.hexdigest()[:32]}-{level}.npy" for level in self._levels]
+        kept = (_read(file, (len(block), count)) for file, count in zip(files, self.channels, strict=True))
+        parts = [part for part in kept if part is not None]
+        if len(parts) == len(files):
+            return np.concatenate(parts, 1)
+        found = self._computed(block)
+        for file, part in zip(files, np.split(found, np.cumsum(self.channels)[:-1], 1), strict=True):
             buffer = io.BytesIO()
-            np.save(buffer, found, allow_pickle=False)
+            np.save(buffer, part, allow_pickle=False)
             write_atomically(file, buffer.getvalue())
         return found
 
@@ -126,9 +131,9 @@ def require_linear_pooling(config: HashConfig) -> None:
 
 
 def trunk_key(model: DMSH) -> str:
-    """Return the name of what the trunk of ``model`` computes: SHA-256 (hex) over weights, taps and preprocessing."""
+    """Return the name of what the trunk of ``model`` computes: SHA-256 (hex) over weights and preprocessing."""
     config = model.config
-    what = [_FORMAT, torch.__version__, config.backbone, list(model.taps), config.image_size, config.mean, config.std]
+    what = [_FORMAT, torch.__version__, config.backbone, config.image_size, config.mean, config.std]
     digest = hashlib.sha256(json.dumps(what).encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

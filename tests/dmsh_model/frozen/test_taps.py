@@ -49,13 +49,14 @@ def test_an_interrupted_run_goes_on_where_it_was(model, images, tmp_path, monkey
 @pytest.mark.parametrize("damage", [b"", b"not an array", "half", "other"])
 def test_a_damaged_file_is_computed_again(model, images, tmp_path, damage):
     whole = PooledTrunk(model, tmp_path).of_images(images[:10])
-    (file,) = tmp_path.glob("taps-*/*.npy")
+    file, *_ = tmp_path.glob("taps-*/*-3.npy")
+    before = np.load(file)
     if damage == "other":
-        np.save(file, whole[:, :3])
+        np.save(file, before[:, :3])
     else:
         file.write_bytes(file.read_bytes()[:200] if damage == "half" else damage)
     assert np.array_equal(PooledTrunk(model, tmp_path).of_images(images[:10]), whole)
-    assert np.array_equal(np.load(file), whole)
+    assert np.array_equal(np.load(file), before)
 
 
 def test_another_trunk_or_preprocessing_is_another_folder(model, images, tmp_path):
@@ -76,6 +77,16 @@ def test_a_head_of_other_weights_uses_the_same_taps(model, images, tmp_path):
     notes = []
     PooledTrunk(wider, tmp_path, on_note=notes.append)
     assert (notes, len(list(tmp_path.glob("taps-*")))) == ([], 1)
+
+
+def test_one_scale_of_a_trunk_reads_what_three_have_kept(model, images, tmp_path, monkeypatch):
+    three = PooledTrunk(model, tmp_path)
+    expected = three.of_images(images[:200])
+    last = DMSH(HashConfig("vgg_small", 16, 16, taps=model.taps[-1:], lateral_features=8, fusion_features=16))
+    last.backbone.load_state_dict(model.backbone.state_dict())
+    one = PooledTrunk(last, tmp_path)
+    monkeypatch.setattr(PooledTrunk, "_computed", lambda *_: pytest.fail("the trunk is computed again"))
+    assert np.array_equal(one.of_images(images[:200]), expected[:, -three.channels[-1] :])
 
 
 def test_a_cache_that_is_a_file_is_refused(model, tmp_path):
