@@ -37,9 +37,11 @@ class InputMoments:
         window = math.prod(affine.weight.shape[2:])
         in_block = max(1, min(channels, _BLOCK // window))
         self._blocks, self._block = math.ceil(channels / in_block), in_block * window
-        # In float64: of inputs that hardly vary, the variance is a small difference of large sums.
+        # Of the inputs minus their mean over the first batch: of those that hardly vary, the variance would be a small
+        # difference of large sums. So products of one batch may be in float32, three times as fast.
         self._products = torch.zeros(affine.groups, self._blocks, self._block, self._block, dtype=torch.float64)
         self._sums = torch.zeros(affine.groups, self._blocks, self._block, dtype=torch.float64)
+        self._origin = torch.zeros(affine.groups, self._blocks, 1, self._block)
         self._images = self._windows = 0
 
     def add(self, values: Tensor) -> None:
@@ -47,11 +49,16 @@ class InputMoments:
         values = values[: _MOST_IMAGES - self._images]
         if not len(values):
             return
-        seen = self._in_blocks(self._seen(values).double()).transpose(1, 2)  # (groups, blocks, windows, block)
+        seen = self._in_blocks(self._seen(values))
+        if not self._images:
+            self._origin = seen.mean(2, keepdim=True)
+        seen = seen - self._origin
         self._images += len(values)
         self._windows += seen.shape[2]
         self._sums += seen.sum(2)
-        self._products += seen.transpose(-1, -2) @ seen
+        # By NumPy: of hundreds of small matrices, as a depthwise layer has, PyTorch's product takes twice the time.
+        by_window = seen.numpy()
+        self._products += torch.from_numpy(by_window.swapaxes(-1, -2) @ by_window)
 
     def rounded(self, weight: Tensor, input_scale: Tensor) -> Tensor:
         """Round weights (O, C / groups, ...), float64, to whole numbers -127 to 127 so that their sums change least.
@@ -59,7 +66,7 @@ class InputMoments:
         ``input_scale``, (C,) float64, is the size of one step of each input channel.
         """
         groups = self._affine.groups
-        left = self._in_blocks(weight.flatten(1).view(groups, len(weight) // groups, -1)).clone()
+        left = self._in_blocks(weight.flatten(1).view(groups, len(weight) // groups, -1)).transpose(1, 2).clone()
         # Row j of the upper factor of the inverse says how the error of weight j spreads over those that follow.
         inverse = torch.linalg.inv(self._covariance(input_scale))
         factor = torch.linalg.cholesky(inverse, upper=True).unsqueeze(1)
@@ -75,20 +82,22 @@ class InputMoments:
         count = max(1, self._windows)
         window = math.prod(self._affine.weight.shape[2:])
         steps = input_scale.view(self._affine.groups, 1, -1).repeat_interleave(window, 2)
-        steps = self._in_blocks(1 / steps)[:, 0]
-        mean = self._sums * steps / count
-        squares = self._products * steps.unsqueeze(-1) * steps.unsqueeze(-2) / count
-        found = squares - mean.unsqueeze(-1) * mean.unsqueeze(-2)
-        variance, power = (matrix.diagonal(dim1=-2, dim2=-1).mean() for matrix in (found, squares))
+        steps = self._in_blocks(1 / steps)[:, :, 0]
+        offset = self._sums / count
+        found = self._products / count - offset.unsqueeze(-1) * offset.unsqueeze(-2)
+        found = found * steps.unsqueeze(-1) * steps.unsqueeze(-2)
+        variances = found.diagonal(dim1=-2, dim2=-1)
+        mean = (self._origin.squeeze(2) + offset) * steps
+        variance, power = variances.mean(), (variances + mean**2).mean()
         # Inputs that never vary neither give nor take an error.
         damping = _DAMPING * variance.clamp(min=0) + _LEAST_DAMPING * power + 1e-12
         return found + damping * torch.eye(self._block, dtype=torch.float64)
 
     def _in_blocks(self, rows: Tensor) -> Tensor:
-        """(groups, rows, inputs of an output) -> (groups, rows, blocks, block), the last block filled up with 0."""
-        return F.pad(rows, (0, self._blocks * self._block - rows.shape[2])).view(
-            self._affine.groups, -1, self._blocks, self._block
-        )
+        """(groups, rows, inputs of an output) -> (groups, blocks, rows, block), the last block filled up with 0."""
+        if missing := self._blocks * self._block - rows.shape[2]:
+            rows = F.pad(rows, (0, missing))
+        return rows.unflatten(2, (self._blocks, self._block)).transpose(1, 2)
 
     def _seen(self, values: Tensor) -> Tensor:
         """Return what the layer sees at some positions of each image, (groups, windows, inputs of an output)."""
@@ -101,11 +110,12 @@ class InputMoments:
             reach = (affine.weight.shape[2 + axis] - 1) * affine.dilation[axis] + 1
             windows = windows.unfold(2 + axis, reach, affine.stride[axis])
         windows = windows[..., :: affine.dilation[0], :: affine.dilation[1]]  # a view, (N, C, H', W', height, width)
+        windows = windows.unflatten(1, (affine.groups, -1)).permute(1, 0, 3, 4, 2, 5, 6)  # the groups first
         width = windows.shape[3]
         positions = windows.shape[2] * width
         number = self._images + torch.arange(len(values)).unsqueeze(1)
         # Other positions in every image, whatever the batch.
         chosen = (torch.arange(_WINDOWS_PER_IMAGE) * positions // _WINDOWS_PER_IMAGE + 7 * number) % positions
         image = torch.arange(len(values)).unsqueeze(1)
-        taken = windows[image, :, chosen // width, chosen % width]  # (N, positions, C, height, width)
-        return taken.reshape(len(taken) * _WINDOWS_PER_IMAGE, affine.groups, -1).transpose(0, 1)
+        taken = windows[:, image, chosen // width, chosen % width]  # (groups, N, windows, C / groups, height, width)
+        return taken.flatten(3).flatten(1, 2).contiguous()  # maps may lie in memory with the channels last
