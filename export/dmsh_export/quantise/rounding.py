@@ -97,7 +97,7 @@ class InputMoments:
         """(groups, rows, inputs of an output) -> (groups, blocks, rows, block), the last block filled up with 0."""
         if missing := self._blocks * self._block - rows.shape[2]:
             rows = F.pad(rows, (0, missing))
-        return rows.unflatten(2, (self._blocks, self._block)).transpose(1, 2)
+        return rows.view(*rows.shape[:2], self._blocks, self._block).transpose(1, 2)
 
     def _seen(self, values: Tensor) -> Tensor:
         """Return what the layer sees at some positions of each image, (groups, windows, inputs of an output)."""
@@ -110,7 +110,8 @@ class InputMoments:
             reach = (affine.weight.shape[2 + axis] - 1) * affine.dilation[axis] + 1
             windows = windows.unfold(2 + axis, reach, affine.stride[axis])
         windows = windows[..., :: affine.dilation[0], :: affine.dilation[1]]  # a view, (N, C, H', W', height, width)
-        windows = windows.unflatten(1, (affine.groups, -1)).permute(1, 0, 3, 4, 2, 5, 6)  # the groups first
+        windows = windows.view(len(windows), affine.groups, -1, *windows.shape[2:])
+        windows = windows.permute(1, 0, 3, 4, 2, 5, 6)  # the groups first
         width = windows.shape[3]
         positions = windows.shape[2] * width
         number = self._images + torch.arange(len(values)).unsqueeze(1)
