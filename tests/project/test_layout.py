@@ -26,6 +26,7 @@ PROVER_MAY_IMPORT = (
     "dmsh_serving.codes",
     "dmsh_serving.errors",
     "dmsh_serving.files",
+    "dmsh_serving.images.framing",
 )
 
 
