@@ -44,7 +44,7 @@ check: $(TOOLKIT)
 	$(BIN)/mypy
 
 test-fast: $(TOOLKIT)
-	$(BIN)/pytest -m "not live and not gpu and not slow" tests/dmsh_serving tests/dmsh_model tests/project
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 -m "not live and not gpu and not slow" tests/dmsh_serving tests/dmsh_model tests/project
 
 test-wheel: $(TOOLKIT) $(TRITON)
 	$(BIN)/pytest tests/live/test_live_wheel.py

@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 from project import DEMO_CHECKPOINT
 
+from dmsh_serving.console import let_openmp_sleep
+
+let_openmp_sleep()
+
 # How long an example takes says something of the machine, nothing of the code.
 hypothesis.settings.register_profile("shared-machine", deadline=None)
 hypothesis.settings.load_profile("shared-machine")

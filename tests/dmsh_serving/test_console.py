@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -149,3 +150,17 @@ def test_a_missing_onnxruntime_is_named_with_the_small_package_first(capsys, mon
         run(app)
     assert ended.value.code == 3
     assert "pip install onnxruntime (with an NVIDIA GPU: onnxruntime-gpu)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["dmsh_model", "dmsh_export"])
+@pytest.mark.parametrize(("set_before", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_pytorch_sleep_while_they_wait_unless_the_environment_says_otherwise(package, set_before, found):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if set_before is not None:
+        environment["OMP_WAIT_POLICY"] = set_before
+    program = (
+        f"import os, sys, {package}.cli as cli; assert 'torch' not in sys.modules; sys.argv[1:] = ['--version']\n"
+        "try: cli.main()\nfinally: print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == found

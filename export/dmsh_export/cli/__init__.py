@@ -13,7 +13,16 @@ from dmsh_export.cli.repository import repository
 from dmsh_export.cli.trt import trt
 from dmsh_export.to_onnx.opsets import DEFAULT_OPSET
 from dmsh_serving.commands import command
-from dmsh_serving.console import JsonOption, SkipBadOption, console, make_app, progress, run, write_json
+from dmsh_serving.console import (
+    JsonOption,
+    SkipBadOption,
+    console,
+    let_openmp_sleep,
+    make_app,
+    progress,
+    run,
+    write_json,
+)
 from dmsh_serving.errors import CheckError, InputError
 
 if TYPE_CHECKING:
@@ -244,4 +253,5 @@ def _images(source: Path | None, config: "HashConfig", skip_bad: bool) -> "npt.N
 
 def main() -> None:
     """Run dmsh-export."""
+    let_openmp_sleep()
     run(app)

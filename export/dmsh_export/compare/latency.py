@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from dmsh_serving.timing import in_turns
 __all__ = ["WARM_UP_ROUNDS", "Latency", "latency_from_seconds", "measure"]
 
 WARM_UP_ROUNDS = 3
+_REST_SECONDS: Final = 0.005  # until the threads of the previous runner sleep
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def measure(
                 on_progress(number - WARM_UP_ROUNDS, rounds)
 
         calls = [partial(_infer, runner, blocks) for runner in runners]
-        seconds = in_turns(calls, WARM_UP_ROUNDS + rounds, before_round=next_block)
+        seconds = in_turns(calls, WARM_UP_ROUNDS + rounds, rest_seconds=_REST_SECONDS, before_round=next_block)
         if on_progress:
             on_progress(rounds, rounds)
     return [

@@ -23,4 +23,5 @@ command(app, "dmsh-train weights --json build/weights.json")(weights)
 
 def main() -> None:
     """Run the command line."""
+    console.let_openmp_sleep()
     console.run(app, end_within=0.7)
