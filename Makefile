@@ -11,6 +11,7 @@
 # make bench-encode  the encoders against PyTorch and ONNX Runtime           (table and plot)
 # make bench-serve   searches that Triton serves against the same in process          (table)
 # make bench-web     the search page: its API, its cards, the browser's memory       (table)
+# make gpu           on a machine with an NVIDIA GPU: plans built, tested, compared, timed (docs/gpu.md)
 # make browser       chromium from Debian, which the tests of the page drive (as root; make test does it)
 # make accuracy      what integers cost in mAP, and what fine-tuning brings back, three seeds
 # make paper         DMSH, its ablations and a baseline, trained and compared (docs/results.md)
@@ -21,13 +22,13 @@ BIN := .venv/bin
 ## Two environments, as in production: the toolkit's, and Triton's own (its numpy must stay below 2).
 TOOLKIT := .venv/ready
 TRITON := .venv-triton/ready
-EXTRAS := export,client,tensorrt-rtx,demo,parquet,web,bench,docs,dev
+EXTRAS := export,client,tensorrt-rtx,openvino,demo,parquet,web,bench,docs,dev
 
 ## Tests that need the serving package alone.
 MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cli gallery hamming/test_nearest.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench test-fast test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-web browser accuracy paper clean distclean system
+.PHONY: help demo test check docs bench test-fast test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-web gpu browser accuracy paper clean distclean system
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -77,6 +78,9 @@ bench-serve: $(TOOLKIT) $(TRITON)
 
 bench-web: $(TOOLKIT) $(TRITON) browser
 	$(BIN)/python -m benchmarks.web --page docs/web.md
+
+gpu: $(TOOLKIT)
+	$(BIN)/python -m benchmarks.gpu --page docs/gpu.md
 
 ## The tests of the page skip without it, and say so.
 browser:

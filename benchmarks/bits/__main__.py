@@ -1,7 +1,8 @@
 """Ten million bits of the integer network, in every way to run it here, each held against PyTorch: none may differ.
 
-The demo's checkpoint is quantised and exported in both dialects; ONNX Runtime runs them at each level of optimisation,
-on one and two threads, in batches of 1 to 33, filled up or not; and a live Triton serves it over gRPC.
+The demo's checkpoint is quantised and exported in every dialect. ONNX Runtime runs two of them at each level of
+optimisation, on one and two threads; OpenVINO runs its own, in one stream and two. Batches are of 1 to 33 images,
+filled up or not; and a live Triton serves each runtime over gRPC.
 """
 
 import dataclasses
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from dmsh_export.graph import Dialect
     from dmsh_model.integer.reference import IntegerDMSH
     from dmsh_serving.codes import Encoded
+    from dmsh_serving.encoder.base import Runtime
 
 app = make_app("Compare ten million bits of the integer network, in every setting, with PyTorch.")
 
@@ -43,15 +46,18 @@ _DEMO_CHECKPOINT = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run the network in ONNX Runtime."""
+    """One way to run the network: in ONNX Runtime at a level of optimisation, or in OpenVINO in some streams."""
 
-    dialect: str
+    dialect: "Dialect"
     optimisation: str
     threads: int
+    streams: int = 0
 
     @property
     def name(self) -> str:
         """For the table."""
+        if self.streams:
+            return f"OpenVINO, {self.threads} thread(s), {self.streams} stream(s)"
         return f"ONNX Runtime, {self.dialect} dialect, optimisation {self.optimisation}, {self.threads} thread(s)"
 
 
@@ -127,10 +133,14 @@ def check(rows: list[Compared]) -> None:
 def settings() -> list[Setting]:
     """Return every way to run the network that is exact on this CPU."""
     from dmsh_serving.cpu import has_vnni
+    from dmsh_serving.encoder.openvino import why_not_here
 
-    every = [Setting(*one) for one in itertools.product(("onnxruntime", "tensorrt"), LEVELS, (1, 2))]
+    of_onnxruntime: tuple[Dialect, ...] = ("onnxruntime", "tensorrt")
+    every = [Setting(*one) for one in itertools.product(of_onnxruntime, LEVELS, (1, 2))]
     # Without VNNI only an optimiser's pass makes QLinearConv exact, and it runs from the level extended on.
-    return [one for one in every if has_vnni() or one.dialect == "tensorrt" or one.optimisation in ("all", "extended")]
+    exact = [one for one in every if has_vnni() or one.dialect == "tensorrt" or one.optimisation in ("all", "extended")]
+    in_openvino = [Setting("openvino", "", *one) for one in ((1, 1), (2, 1), (2, 2))]
+    return exact if why_not_here(integer=True) else [*exact, *in_openvino]
 
 
 def compared_everywhere(folder: Path, *, quick: bool, say: Callable[[str], None]) -> list[Compared]:
@@ -141,33 +151,36 @@ def compared_everywhere(folder: Path, *, quick: bool, say: Callable[[str], None]
     from dmsh_export.compare.runners import TritonRunner
     from dmsh_export.to_onnx.integer import export_integer_onnx
     from dmsh_model.data.load import MNIST_5K, load_labelled
+    from dmsh_serving.encoder.base import RUNTIMES
 
     digits = load_labelled(MNIST_5K, 32).images
     model = _quantised(digits, _CALIBRATION_IMAGES // 4 if quick else _CALIBRATION_IMAGES)
     chosen = settings()
-    least = -(-WANTED_BITS // (model.config.bits * (len(chosen) + 1)))  # images a setting, so that all make enough
+    served: list[Runtime] = ["onnxruntime", "openvino"] if chosen[-1].streams else ["onnxruntime"]
+    # Images per setting, so that all make enough.
+    least = -(-WANTED_BITS // (model.config.bits * (len(chosen) + len(served))))
     photographs = photograph_crops(_QUICK_IMAGES if quick else max(len(digits), least - len(digits)), 32)
     sets = {
         "MNIST-5k": np.ascontiguousarray(digits[:: len(digits) // _QUICK_IMAGES] if quick else digits),
         "crops of photographs": photographs,
     }
-    files = {dialect: folder / f"{dialect}.onnx" for dialect in ("onnxruntime", "tensorrt")}
-    export_integer_onnx(model, files["onnxruntime"], digits[:16], dialect="onnxruntime", max_batch=2)
-    export_integer_onnx(model, files["tensorrt"], digits[:16], dialect="tensorrt", max_batch=2)
+    files: dict[Dialect, Path] = {}
+    for dialect in dict.fromkeys(setting.dialect for setting in chosen):
+        files[dialect] = folder / f"{dialect}.onnx"
+        export_integer_onnx(model, files[dialect], digits[:16], dialect=dialect, max_batch=2)
     expected = {name: model.logits(images) for name, images in sets.items()}
     rows = []
     for setting in chosen:
         say(setting.name)
-        infer = _session(files[setting.dialect], setting)
+        infer = (_openvino if setting.streams else _session)(files[setting.dialect], setting)
         rows += [compared(setting.name, name, infer, images, expected[name]) for name, images in sets.items()]
-    say("Triton")
-    with ExitStack() as stack:
-        server = stack.enter_context(_served(folder, model, files["onnxruntime"], sets["MNIST-5k"][:8]))
-        runner = stack.enter_context(TritonRunner(f"triton://{server.url}/dmsh_encoder"))
-        rows += [
-            compared("live Triton over gRPC", name, runner.infer, images, expected[name])
-            for name, images in sets.items()
-        ]
+    for runtime in served:
+        what = f"live Triton over gRPC, {RUNTIMES[runtime]}"
+        say(what)
+        with ExitStack() as stack:
+            server = stack.enter_context(_served(folder / f"served by {runtime}", model, runtime, files[runtime]))
+            runner = stack.enter_context(TritonRunner(f"triton://{server.url}/dmsh_encoder"))
+            rows += [compared(what, name, runner.infer, images, expected[name]) for name, images in sets.items()]
     return rows
 
 
@@ -241,23 +254,34 @@ def _session(path: Path, setting: Setting) -> "Callable[[npt.NDArray[np.uint8]],
     return lambda images: Encoded(*session.run([CODE, LOGITS], {IMAGE: images}))
 
 
-def _served(folder: Path, model: "IntegerDMSH", encoder: Path, some: "npt.NDArray[np.uint8]") -> Any:
-    """Return a Triton, to be started, that serves ``encoder`` over a gallery of ``some`` images."""
+def _openvino(path: Path, setting: Setting) -> "Callable[[npt.NDArray[np.uint8]], Encoded]":
+    from dmsh_serving.encoder.openvino import OpenVinoEncoder
+
+    encoder = OpenVinoEncoder(path, threads=setting.threads, streams=setting.streams, check_known_answer=False)
+    return encoder.infer
+
+
+def _served(folder: Path, model: "IntegerDMSH", runtime: "Runtime", encoder: Path) -> Any:
+    """Return a Triton, to be started, that serves ``encoder`` in ``runtime`` over a gallery of eight codes."""
     import numpy as np
 
     from dmsh_serving import gallery
+    from dmsh_serving.codes import bytes_per_code
     from dmsh_serving.triton.repository import write_repository
     from dmsh_serving.triton.server.launcher import TritonServer
-    from dmsh_serving.triton.spec import RepositorySpec
+    from dmsh_serving.triton.spec import PythonEncoder, RepositorySpec
 
+    folder.mkdir()
     bits, fingerprint = model.config.bits, model.fingerprint
-    gallery.build(folder / "gallery", model.codes(some), np.arange(len(some)), None, bits=bits, fingerprint=fingerprint)
+    codes = np.zeros((8, bytes_per_code(bits)), np.uint8)
+    gallery.build(folder / "gallery", codes, np.arange(len(codes)), None, bits=bits, fingerprint=fingerprint)
     spec = RepositorySpec(
         gallery=folder / "gallery",
         bits=bits,
         image_size=model.config.image_size,
         fingerprint=fingerprint,
         model=encoder,
+        encoder=PythonEncoder(runtime=runtime),
         max_batch=LARGEST_BATCH,
     )
     write_repository(folder / "model_repository", spec)

@@ -22,7 +22,7 @@ __all__ = ["BACKBONES", "DEMO", "NETWORKS", "Images", "fit_statistics", "network
 Images = npt.NDArray[np.uint8]
 
 DEMO = "demo"
-BACKBONES = ("resnet50", "vgg19")
+BACKBONES = ("resnet18", "resnet50", "efficientnet_lite0", "vgg19")
 NETWORKS = (DEMO, *BACKBONES)
 _SIZE = 224
 _SEED = 0

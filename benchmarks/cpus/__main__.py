@@ -156,7 +156,8 @@ def _chosen(option: str, given: list[str] | None, names: tuple[Name, ...]) -> tu
 
 def _cells(row: "Row") -> list[str]:
     setting = row.setting
-    session = {"served": "as served", "exact": "exact", "fast": "fast"}[setting.session]
+    session = {"served": "as served", "openvino": "OpenVINO"}.get(setting.session, setting.session)
+    session += f" with {setting.isa}" if setting.isa else ""
     return [
         row.title,
         row.emulator,

@@ -9,31 +9,41 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.cpus.machines import Machine
-from benchmarks.cpus.networks import DIALECTS, Bytes, Network, NetworkName
+from benchmarks.cpus.networks import Bytes, Network, NetworkName
 from dmsh_export.graph import Dialect
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import CheckError
 
 __all__ = ["IMAGES", "Row", "Session", "Setting", "row", "run", "settings"]
 
-Session = Literal["served", "exact", "fast"]
+Session = Literal["served", "exact", "fast", "openvino"]
 # Real images of a run: what an emulated CPU computes in about half a minute (a float convolution takes it longer).
 IMAGES: Final[dict[tuple[NetworkName, Dialect], int]] = {
     ("demo", "onnxruntime"): 192,
     ("demo", "tensorrt"): 64,
     ("vgg11_bn", "onnxruntime"): 32,
     ("vgg11_bn", "tensorrt"): 5,
+    ("demo", "openvino"): 192,
+    ("vgg11_bn", "openvino"): 32,
 }
+
+_OF_ONNX_RUNTIME: Final[tuple[Dialect, ...]] = ("onnxruntime", "tensorrt")
+# Kept to these, oneDNN has VNNI or not, on every CPU with AVX-512: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+_ISAS: Final = ("AVX512_CORE_VNNI", "AVX512_CORE", "AVX2")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How ONNX Runtime is asked to compute: see ``cpus_guest``. A control must come out wrong, and be refused."""
+    """How a runtime is asked to compute: see ``guest.py``. A control must come out wrong, and be refused.
+
+    ``isa`` keeps OpenVINO's kernels (oneDNN's) to an instruction set; empty for the best that the CPU has.
+    """
 
     dialect: Dialect
     session: Session
     optimise: bool
     control: bool = False
+    isa: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,8 @@ class Row:
 
 
 def settings(machine: Machine, network: NetworkName) -> list[Setting]:
-    """Return the settings to run ``network`` with on ``machine``: both dialects, the graph optimised and as written.
+    """Return the settings to run ``network`` with on ``machine``: two dialects in ONNX Runtime, the graph optimised and
+    as written, and the third in OpenVINO.
 
     The precision option is a pass of the optimiser: where kernels saturate, the onnxruntime dialect is exact only with
     both, so each is left out in a control. Emulated, a large network runs optimised alone, for it is slow there.
@@ -80,14 +91,26 @@ def settings(machine: Machine, network: NetworkName) -> list[Setting]:
     graphs = (True, False) if network == "demo" or not machine.is_emulated else (True,)
     found = [
         Setting(dialect, session, optimise)
-        for dialect in DIALECTS
+        for dialect in _OF_ONNX_RUNTIME
         for optimise in graphs
         if optimise or dialect == "tensorrt" or not machine.saturates
     ]
     if machine.saturates:
         found.append(Setting("onnxruntime", "fast", optimise=True, control=True))
         found += [Setting("onnxruntime", "exact", optimise, control=True) for optimise in graphs if not optimise]
-    return found
+    return found + _of_openvino(machine)
+
+
+def _of_openvino(machine: Machine) -> list[Setting]:
+    """Return OpenVINO's settings: exact with VNNI, a control if the CPU has none or oneDNN may not use it."""
+    if not machine.has_openvino:
+        return []
+    if machine.saturates:
+        return [Setting("openvino", "openvino", optimise=True, control=True)]
+    return [
+        Setting("openvino", "openvino", optimise=True),
+        *(Setting("openvino", "openvino", True, control="VNNI" not in isa, isa=isa) for isa in _ISAS),
+    ]
 
 
 def run(machine: Machine, network: Network, setting: Setting, folder: Path, most: int | None = None) -> Row:
@@ -100,7 +123,7 @@ def run(machine: Machine, network: Network, setting: Setting, folder: Path, most
     """
     count = network.known + min(most or len(network.images), IMAGES[network.name, setting.dialect])
     images = network.images[:count]
-    stem = f"{machine.name}-{network.name}-{setting.dialect}-{setting.session}-{setting.optimise}"
+    stem = f"{machine.name}-{network.name}-{setting.dialect}-{setting.session}-{setting.optimise}-{setting.isa}"
     given, out, task = (folder / f"{stem}{end}" for end in ("-images.npy", ".npz", ".json"))
     np.save(given, images)
     task.write_text(
@@ -114,7 +137,7 @@ def run(machine: Machine, network: Network, setting: Setting, folder: Path, most
             }
         )
     )
-    result = machine.run(task)
+    result = machine.run(task, {"ONEDNN_MAX_CPU_ISA": setting.isa} if setting.isa else {})
     with np.load(out) as found:
         return row(machine, network, setting, found["code"], found["logits"], result["seconds"])
 

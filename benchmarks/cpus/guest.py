@@ -4,7 +4,7 @@
     python guest.py      SETTINGS.json   also run {model, images, out, session, optimise}: .npy in, .npz out
 
 ``session`` is "served" (the toolkit's own encoder, which must then be installed here), "exact" or "fast" (a plain
-session with ``session.x64quantprecision`` on or off).
+session with ``session.x64quantprecision`` on or off), or "openvino" (a model compiled as the toolkit does).
 """
 
 import json
@@ -66,9 +66,24 @@ def _served_encoder(settings: Settings) -> Any:
     return encode
 
 
+def _openvino(settings: Settings) -> Any:
+    from dmsh_serving.encoder.openvino import compiled
+
+    model = compiled(Path(settings["model"]).read_bytes(), settings["model"], threads=1)
+
+    def encode(images: Any) -> Any:
+        found = model({"image": images})
+        return found["code"].copy(), found["logits"].copy()
+
+    return encode
+
+
+_SESSIONS = {"served": _served_encoder, "openvino": _openvino, "exact": _plain_session, "fast": _plain_session}
+
+
 def _run(settings: Settings) -> float:
     parent = os.getppid()
-    encode = (_served_encoder if settings["session"] == "served" else _plain_session)(settings)
+    encode = _SESSIONS[settings["session"]](settings)
     images = np.load(settings["images"])
     begun = time.perf_counter()
     batches = []

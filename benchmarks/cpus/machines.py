@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -75,6 +76,7 @@ class Machine:
         command: runs the Python there.
         has_toolkit: whether the toolkit's own encoder runs there.
         saturates: whether uint8 x int8 kernels saturate there without ONNX Runtime's precision option.
+        has_openvino: whether OpenVINO is installed there.
         environment: variables of the Python there.
     """
 
@@ -85,6 +87,7 @@ class Machine:
     command: tuple[str, ...]
     has_toolkit: bool
     saturates: bool
+    has_openvino: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -92,13 +95,13 @@ class Machine:
         """Whether an emulator computes."""
         return self.name != "native"
 
-    def run(self, settings: Path) -> dict[str, Any]:
-        """Run the guest program with ``settings`` and return what it prints.
+    def run(self, settings: Path, variables: dict[str, str]) -> dict[str, Any]:
+        """Run the guest program with ``settings`` and more environment ``variables``; return what it prints.
 
         Raises:
             CheckError: it fails or does not end.
         """
-        return guest_result(self.title, self.command, self.environment, settings)
+        return guest_result(self.title, self.command, {**self.environment, **variables}, settings)
 
 
 def ready(name: CpuName, cache: Path) -> Machine:
@@ -142,7 +145,10 @@ def _probed(
         raise MissingError(f"{error}; {emulator} may not emulate it") from error
     if name != "native":
         check_cpu(CPUS[name], found)
-    return Machine(name, title, emulator, found["onnxruntime"], command, has_toolkit, saturates, environment)
+    has_openvino = has_toolkit and find_spec("openvino") is not None
+    return Machine(
+        name, title, emulator, found["onnxruntime"], command, has_toolkit, saturates, has_openvino, environment
+    )
 
 
 def check_cpu(cpu: Cpu, found: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The two integer networks that every machine computes: that of demo/checkpoint, and a VGG-11 with seeded weights.
 
-Both are quantised on real images, exported in both dialects, and their reference is PyTorch's integer arithmetic here.
+Both are quantised on real images, exported in every dialect, and their reference is PyTorch's integer arithmetic here.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ _PROVEN = 16  # images on which the export compares the file with PyTorch before
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """One integer network in both dialects, and what PyTorch computes.
+    """One integer network in every dialect, and what PyTorch computes.
 
     Attributes:
         name: for people.

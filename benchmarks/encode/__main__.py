@@ -1,4 +1,4 @@
-"""How fast are the encoders, and how many bits does each get wrong? PyTorch, ONNX Runtime and the integer network.
+"""How fast are the encoders, and how many bits does each get wrong? PyTorch, ONNX Runtime, OpenVINO; float and integer.
 
 All encoders of a network see the same images in turns, so that a noisy machine hits all. Wrong bits are counted against
 the network's own PyTorch reference, on images that no scale was calibrated on.
@@ -22,23 +22,25 @@ if TYPE_CHECKING:
 
 app = make_app("Time the encoders of a network side by side, and count every wrong bit.")
 
-_PACKAGES = ("torch", "onnxruntime-gpu", "numpy")
-_NAME = "encode"  # in the markers of the page
+_PACKAGES = ("torch", "onnxruntime-gpu", "openvino", "numpy")
 _COMPARED_IMAGES = 48
-_PLANS = {False: (("demo", "resnet50", "vgg19"), (1, 4, 16), 7), True: (("demo", "resnet50"), (1, 4), 3)}
+_EVERY = ("demo", "resnet18", "resnet50", "efficientnet_lite0", "vgg19")
+_PLANS = {False: (_EVERY, (1, 8), 7), True: (("demo", "resnet18"), (1, 8), 3)}
 
 
 @app.command()
 def encode(
-    quick: Annotated[bool, typer.Option("--quick", help="The demo's network and resnet50, few rounds.")] = False,
-    networks: Annotated[list[str] | None, typer.Option(help="Of demo, resnet50, vgg19; may be given again.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The demo's network and resnet18, few rounds.")] = False,
+    networks: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(_EVERY)}; may be given again.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Images a call; may be given again.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Timed turns of each encoder.")] = None,
     torch_compile: Annotated[
         bool,
         typer.Option("--compile/--no-compile", help="Time torch.compile too, which takes half a minute a network."),
     ] = True,
-    page: Annotated[Path | None, typer.Option(help="A page to write the tables to, between its markers.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="A page to write the tables to, between the markers of this CPU's kind.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="A PNG file to draw the speeds to.")] = None,
     json: JsonOption = None,
 ) -> None:
@@ -53,19 +55,26 @@ def encode(
     if unknown:
         raise InputError(f"no network {', '.join(unknown)} to time, there are {', '.join(NETWORKS)}")
     if page is not None:
-        around(page, _NAME)  # refused now, not after minutes of measuring
+        around(page, marker())  # refused now, not after minutes of measuring
     started = time.monotonic()
     bench = measured(
         networks or planned_networks, batch or planned_batches, rounds or planned_rounds, torch_compile=torch_compile
     )
     _print(bench)
     if page is not None:
-        replace(page, _NAME, markdown(bench))
+        replace(page, marker(), markdown(bench))
     if plot is not None:
         draw(plot, bench)
     write_json(json, bench.to_dict())
     console().print(f"took {time.monotonic() - started:.0f} s")
     check(bench.wrong)
+
+
+def marker() -> str:
+    """Return the name in the page's markers: a kind of CPU keeps its tables when another is measured."""
+    from dmsh_export.compare.machine import instructions
+
+    return {"AMX": "encode-amx", "AVX-512 with VNNI": "encode-vnni"}.get(instructions("int8"), "encode-other")
 
 
 def check(wrong: "tuple[Wrong, ...]") -> None:
@@ -146,7 +155,7 @@ def _measure_network(
                 speed = batch / float(np.median(durations))
                 share = speed * operations / peak_of[contender.arithmetic, threads]
                 slowest = batch / max(durations)
-                rows.append(Row(name, contender.name, batch, threads, speed, slowest, rounds, share))
+                rows.append(Row(name, contender.name, batch, threads, speed, slowest, rounds, share, contender.isa))
         expected = {
             "float": logits_of(ready[0].run, compared),  # PyTorch eager
             "integer": files.integer.logits(compared),
@@ -177,7 +186,7 @@ def _print(bench: EncodeBench) -> None:
             cells.append([contender, *(speeds.get(column, "-") for column in columns), *counts])
         for name, names in BASELINES.items():
             ratios = [f"{ratio(rows, network, column, names):.2f}" for column in columns]
-            cells.append([f"integer network / {name}", *ratios, "-", "-"])
+            cells.append([f"fastest integer network / {name}", *ratios, "-", "-"])
         print_table(
             f"{network}: images/s (share of the peak)",
             ["encoder", *map(setting_name, columns), "wrong bits", "different logits"],

@@ -1,6 +1,7 @@
-"""The contenders: one network by PyTorch in three forms and by ONNX Runtime in four, each images -> logits."""
+"""The contenders: one network by PyTorch, ONNX Runtime and OpenVINO, each in several forms, images -> logits."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.encode.files import FLOAT, INTEGER, INTEGER_TENSORRT, EncoderFiles
+from benchmarks.encode.files import (
+    FLOAT,
+    INTEGER,
+    INTEGER_OPENVINO,
+    INTEGER_TENSORRT,
+    OPENVINO_FLOAT,
+    OPENVINO_INT8,
+    EncoderFiles,
+)
+from dmsh_export.compare.machine import instructions
 from dmsh_export.compare.runners import Images
 from dmsh_model.network import DMSH
 from dmsh_serving.contract import IMAGE, LOGITS
 from dmsh_serving.cpu import has_vnni
+from dmsh_serving.encoder.openvino import compiled as compiled_by_openvino
+from dmsh_serving.encoder.openvino import why_not_here
 
 __all__ = [
     "CHANNELS_LAST",
@@ -45,12 +57,14 @@ class Contender:
         reference: the network in PyTorch whose bits it must give, float or integer.
         arithmetic: of its convolutions; decides the peak it is compared with.
         run: images (N, H, W, 3) uint8 -> logits (N, K).
+        isa: the instructions of its convolutions: OpenVINO says so itself, the others take the best that the CPU has.
     """
 
     name: str
     reference: Reference
     arithmetic: Literal["fp32", "int8"]
     run: Callable[[Images], Logits]
+    isa: str
 
 
 class Compiled:
@@ -78,20 +92,29 @@ class Compiled:
 def contenders(files: EncoderFiles, compiled: Compiled | None, threads: int) -> Iterator[Contender]:
     """Set PyTorch's threads and yield all contenders; that of torch.compile only with ``compiled``."""
     torch.set_num_threads(threads)
-    yield Contender(EAGER, "float", "fp32", _torch(files.model))
+    fp32, int8 = instructions("fp32"), instructions("int8")
+    yield Contender(EAGER, "float", "fp32", _torch(files.model), fp32)
     by_channel = copy.deepcopy(files.model).to(memory_format=torch.channels_last)
-    yield Contender(CHANNELS_LAST, "float", "fp32", _torch(by_channel))
+    yield Contender(CHANNELS_LAST, "float", "fp32", _torch(by_channel), fp32)
     if compiled is not None:
-        yield Contender(COMPILED, "float", "fp32", compiled.run)
+        yield Contender(COMPILED, "float", "fp32", compiled.run, fp32)
     for name, path in files.files.items():
+        if name == INTEGER_OPENVINO:
+            continue
         ours = name in (INTEGER, INTEGER_TENSORRT)
+        # ONNX Runtime fuses the tensorrt dialect's Q/DQ no further than to FP32 convolutions.
+        is_float = name in (FLOAT, INTEGER_TENSORRT)
+        run = _onnx(path, threads, exact=ours)
         yield Contender(
-            name,
-            "integer" if ours else "float",
-            # ONNX Runtime fuses the tensorrt dialect's Q/DQ no further than to FP32 convolutions.
-            "fp32" if name in (FLOAT, INTEGER_TENSORRT) else "int8",
-            _onnx(path, threads, exact=ours),
+            name, "integer" if ours else "float", "fp32" if is_float else "int8", run, fp32 if is_float else int8
         )
+    if why_not_here(integer=True) is not None:
+        return
+    for name, (source, precision) in (OPENVINO_FLOAT | OPENVINO_INT8).items():
+        run, isa = _openvino(files.files[source], threads, precision)
+        yield Contender(name, "float", "fp32" if name in OPENVINO_FLOAT else "int8", run, isa)
+    run, isa = _openvino(files.files[INTEGER_OPENVINO], threads, "f32")
+    yield Contender(INTEGER_OPENVINO, "integer", "int8", run, isa)
 
 
 def _torch(model: DMSH) -> Callable[[Images], Logits]:
@@ -106,6 +129,21 @@ def _onnx(path: Path, threads: int, *, exact: bool) -> Callable[[Images], Logits
         return np.asarray(logits)
 
     return run
+
+
+def _openvino(path: Path, threads: int, precision: str) -> tuple[Callable[[Images], Logits], str]:
+    """Return what runs a file in OpenVINO, and the instructions of most of its convolutions."""
+    model = compiled_by_openvino(path.read_bytes(), path.name, threads=threads, precision=precision)
+    kernels = Counter(
+        str(node.get_rt_info()["primitiveType"].value)
+        for node in model.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].value in ("Convolution", "GroupConvolution")
+    )
+
+    def run(images: Images) -> Logits:
+        return np.array(model({IMAGE: images})[LOGITS])
+
+    return run, kernels.most_common(1)[0][0] if kernels else ""
 
 
 def open_session(model: Path | bytes, threads: int, *, exact: bool) -> Any:

@@ -20,7 +20,10 @@ __all__ = [
     "CALIBRATION_IMAGES",
     "FLOAT",
     "INTEGER",
+    "INTEGER_OPENVINO",
     "INTEGER_TENSORRT",
+    "OPENVINO_FLOAT",
+    "OPENVINO_INT8",
     "STATIC_INT8",
     "EncoderFiles",
     "quantise_static",
@@ -33,8 +36,12 @@ _AT_ONCE = 2
 
 INTEGER: Final = "integer network"
 INTEGER_TENSORRT: Final = "integer network, tensorrt dialect"
+INTEGER_OPENVINO: Final = "integer network, OpenVINO"
 FLOAT: Final = "ONNX Runtime fp32"
 STATIC_INT8: Final = {"ONNX Runtime INT8, QDQ": "QDQ", "ONNX Runtime INT8, QOperator": "QOperator"}
+# OpenVINO on files that are there already, {name: (file of, precision of what is not quantised)}.
+OPENVINO_FLOAT: Final = {"OpenVINO fp32": (FLOAT, "f32"), "OpenVINO bf16": (FLOAT, "bf16")}
+OPENVINO_INT8: Final = {"OpenVINO INT8 of that QDQ": ("ONNX Runtime INT8, QDQ", "f32")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +56,14 @@ class EncoderFiles:
 def write_encoder_files(model: DMSH, calibration: Images, folder: Path) -> EncoderFiles:
     """Write every ONNX file of ``model`` to ``folder``, quantised on ``calibration`` (N, H, W, 3) uint8."""
     proven = calibration[:_PROVEN_IMAGES]
-    files = {name: folder / f"{number}.onnx" for number, name in enumerate((FLOAT, INTEGER, INTEGER_TENSORRT))}
+    files = {
+        name: folder / f"{number}.onnx"
+        for number, name in enumerate((FLOAT, INTEGER, INTEGER_OPENVINO, INTEGER_TENSORRT))
+    }
     export_onnx(model, files[FLOAT], proven, max_batch=1)
     integer = quantise(model, _batches(calibration)).model
     export_integer_onnx(integer, files[INTEGER], proven, dialect="onnxruntime", max_batch=1)
+    export_integer_onnx(integer, files[INTEGER_OPENVINO], proven, dialect="openvino", max_batch=1)
     export_integer_onnx(integer, files[INTEGER_TENSORRT], proven, dialect="tensorrt", max_batch=1)
     for name, form in STATIC_INT8.items():
         files[name] = folder / f"{form}.onnx"

@@ -39,6 +39,7 @@ class Row:
     slowest_images_per_s: float
     rounds: int
     share_of_peak: float
+    isa: str
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
     OUT/integer          the integer checkpoint (none if the service stays in FP32)
     OUT/model.onnx       the encoder, held against PyTorch bit for bit, with its manifest
+    OUT/openvino.onnx    the same integer network for OpenVINO, if that can serve here
+    OUT/settings.json    the runtime that serves, the fastest exact one of this machine, and what was measured
     OUT/gallery          the codes of the images
     OUT/repository       what Triton serves
     OUT/deploy.json      what all this was made of, and the steps that are done
@@ -10,6 +12,7 @@ The steps run in this order and each reads only what the one before it wrote, so
 first step that is missing or damaged.
 """
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -23,6 +26,7 @@ from dmsh_export.compare.parity import ParityReport
 from dmsh_export.manifest import read_manifest
 from dmsh_export.quantise.batches import spread_images
 from dmsh_export.quantise.checkpoint import quantise_checkpoint
+from dmsh_export.runtime import COMPARED_IMAGES, MODEL, choose_runtime, served_file
 from dmsh_export.to_onnx.float import export_onnx
 from dmsh_export.to_onnx.integer import export_integer_onnx
 from dmsh_model import checkpoint as float_checkpoint
@@ -35,12 +39,13 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.files import sha256_of_file
 from dmsh_serving.images.read import Progress, image_paths
 from dmsh_serving.triton.repository import write_repository
-from dmsh_serving.triton.spec import RepositorySpec
+from dmsh_serving.triton.settings import EncoderSettings, read_settings, write_settings
+from dmsh_serving.triton.spec import PythonEncoder, RepositorySpec
 
-__all__ = ["GALLERY", "INTEGER", "MODEL", "REPOSITORY", "Step", "deploy"]
+__all__ = ["GALLERY", "INTEGER", "REPOSITORY", "SETTINGS", "Step", "deploy"]
 
-INTEGER, MODEL, GALLERY, REPOSITORY, _RECORD = "integer", "model.onnx", "gallery", "repository", "deploy.json"
-_COMPARED_IMAGES: Final = 500
+INTEGER, SETTINGS = "integer", "settings.json"
+GALLERY, REPOSITORY, _RECORD = "gallery", "repository", "deploy.json"
 _CALIBRATION_IMAGES: Final = 500  # more gain little, and a gallery may have a million
 _ENCODED_AT_ONCE: Final = 64
 
@@ -50,7 +55,7 @@ class Step:
     """One step of a deployment.
 
     Attributes:
-        name: quantise, export, gallery or repository.
+        name: quantise, export, runtime, gallery or repository.
         artefact: the file or folder it made.
         kept: whether an earlier run made it, and it is whole.
         seconds: how long it took now.
@@ -70,6 +75,7 @@ def deploy(
     out: Path,
     *,
     in_float: bool = False,
+    settings: EncoderSettings | None = None,
     skip_bad: bool = False,
     overwrite: bool = False,
     on_step: Callable[[str], None] = lambda _: None,
@@ -82,6 +88,7 @@ def deploy(
         images: the gallery's images, and those that calibrate: a folder, or an .npy file, uint8 [N, H, W, 3].
         out: the folder to write, or one that an earlier run of the same deployment wrote.
         in_float: serve FP32; otherwise the network is quantised to integers.
+        settings: how to serve; without them the fastest exact runtime of this machine does.
         skip_bad: leave out images that cannot be read.
         overwrite: make everything anew, whatever an earlier run left.
         on_step: is told which step begins.
@@ -94,7 +101,7 @@ def deploy(
     header = float_checkpoint.read_header(checkpoint)
     if in_float and header.get("kind") == float_checkpoint.INTEGER:
         raise InputError(f"{checkpoint} is an integer checkpoint: --float needs the float one it was made from")
-    run = _Run(out, _made_of(checkpoint, images, in_float), overwrite, on_step)
+    run = _Run(out, _made_of(checkpoint, images, in_float, settings), overwrite, on_step)
     source = checkpoint
     if not in_float and header.get("kind") != float_checkpoint.INTEGER:
         source = out / INTEGER
@@ -116,7 +123,7 @@ def deploy(
 
     def exported() -> str:
         model = dmsh_model.load(source)
-        sample = spread_images(images, model.config.image_size, _COMPARED_IMAGES, model.config.framing)
+        sample = spread_images(images, model.config.image_size, COMPARED_IMAGES, model.config.framing)
         if sample is None:
             raise InputError(f"{images} holds no images that can be read")
         if isinstance(model, IntegerDMSH):
@@ -126,10 +133,21 @@ def deploy(
 
     run.step("export", model_file, exported, lambda: read_manifest(model_file))
     fingerprint = str(read_manifest(model_file)["fingerprint"])
+    settings_file = out / SETTINGS
+
+    def chosen() -> str:
+        choice = choose_runtime(source, images, out, None if settings is None else settings.runtime)
+        found = settings or EncoderSettings(choice.runtime)
+        write_settings(settings_file, found, choice.to_dict())
+        return choice.why
+
+    run.step("runtime", settings_file, chosen, lambda: read_manifest(served_file(out, read_settings(settings_file))))
+    serving = read_settings(settings_file)
+    served = served_file(out, serving)
     gallery_folder = out / GALLERY
 
     def encoded() -> str:
-        found = codes_of_images(model_file, images, _ENCODED_AT_ONCE, skip_bad=skip_bad, on_progress=on_progress)
+        found = codes_of_images(served, images, _ENCODED_AT_ONCE, skip_bad=skip_bad, on_progress=on_progress)
         gallery.build(
             gallery_folder, found.codes, None, found.names, bits=found.bits, fingerprint=fingerprint, overwrite=True
         )
@@ -141,14 +159,21 @@ def deploy(
 
     def written() -> str:
         model = dmsh_model.load(source)
-        config = model.config
         spec = RepositorySpec(
-            gallery_folder, config.bits, config.image_size, fingerprint, model=model_file, framing=config.framing
+            gallery_folder,
+            model.config.bits,
+            model.config.image_size,
+            fingerprint,
+            model=served,
+            encoder=PythonEncoder(serving.threads, serving.runtime, serving.streams, serving.instances),
+            max_batch=serving.max_batch,
+            queue_delay_microseconds=serving.queue_delay_microseconds,
+            framing=model.config.framing,
         )
         write_repository(repository, spec)
         return "encoder, ranker and two ensembles"
 
-    run.step("repository", repository, written, lambda: _served_model(repository, model_file))
+    run.step("repository", repository, written, lambda: _check_served(repository, served))
     return tuple(run.steps)
 
 
@@ -213,7 +238,7 @@ def _whole(check: Callable[[], object]) -> bool:
     return True
 
 
-def _made_of(checkpoint: Path, images: Path, in_float: bool) -> dict[str, str]:
+def _made_of(checkpoint: Path, images: Path, in_float: bool, settings: EncoderSettings | None) -> dict[str, str]:
     """Return what decides every byte of a deployment, by the name that a message gives it."""
     weights = checkpoint / float_checkpoint.WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
     return {
@@ -221,6 +246,7 @@ def _made_of(checkpoint: Path, images: Path, in_float: bool) -> dict[str, str]:
         "set of images": _listing(images),
         "precision": "fp32" if in_float else "integer",
         "release of the toolkit": __version__,
+        **({} if settings is None else {"kind of serving": json.dumps(dataclasses.asdict(settings), sort_keys=True)}),
     }
 
 
@@ -239,7 +265,7 @@ def _compared(report: ParityReport) -> str:
     return f"{target.wrong_bits} wrong of {target.bits_compared:,} bits against PyTorch"
 
 
-def _served_model(repository: Path, model: Path) -> None:
+def _check_served(repository: Path, model: Path) -> None:
     """Refuse a repository that serves another model than ``model``."""
     if sha256_of_file(repository / ENCODER_MODEL / "1" / MODEL_FILE) != sha256_of_file(model):
         raise InputError(f"{repository} serves another model")

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
 from dmsh_serving.errors import InputError
 
-Dialect = Literal["onnxruntime", "tensorrt"]  # the forms that an integer network is written in
+Dialect = Literal["onnxruntime", "tensorrt", "openvino"]  # the forms that an integer network is written in
 
 __all__ = ["Dialect", "element_types", "metadata_of", "model_from_file", "with_shapes"]
 

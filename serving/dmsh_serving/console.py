@@ -154,7 +154,7 @@ def _end(number: int, frame: object) -> None:
 EXTRA_OF_PACKAGE = {
     "torch": "export", "torchvision": "export", "timm": "export", "onnx": "export", "onnxscript": "export",
     "scipy": "export", "onnxruntime": "export", "tritonclient": "client", "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx", "starlette": "web", "uvicorn": "web", "jinja2": "web",
+    "tensorrt_rtx": "tensorrt-rtx", "openvino": "openvino", "starlette": "web", "uvicorn": "web", "jinja2": "web",
     "matplotlib": "demo", "mlxtend": "demo", "google": "export", "ml_dtypes": "export",
 }  # fmt: skip
 

@@ -88,7 +88,7 @@ class Metadata:
     FINGERPRINT: Final = "dmsh.fingerprint"
     PARENT_FINGERPRINT: Final = "dmsh.parent_fingerprint"  # of the encoder that a low-precision one was made from
     PRECISION: Final = "dmsh.precision"  # of a low-precision encoder's trunk: fp16, bf16, int8, fp8
-    DIALECT: Final = "dmsh.dialect"  # of an integer encoder: onnxruntime, tensorrt
+    DIALECT: Final = "dmsh.dialect"  # of an integer encoder: onnxruntime, tensorrt, openvino
     BITS: Final = "dmsh.bits"
     IMAGE_SIZE: Final = "dmsh.image_size"
     FRAMING: Final = "dmsh.framing"  # how pictures become its images, see dmsh_serving.images.framing

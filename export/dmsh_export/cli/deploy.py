@@ -15,15 +15,20 @@ def deploy(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; a rerun makes only what is missing.")],
     in_float: Annotated[bool, typer.Option("--float", help="Stay in FP32 instead of quantising to integers.")] = False,
+    settings: Annotated[
+        Path | None, typer.Option(help="A file of dmsh-export tune.  [default: the fastest exact runtime here]")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make everything in --out anew.")] = False,
     skip_bad: SkipBadOption = False,
     json: JsonOption = None,
 ) -> None:
     """Make all that a service needs from a checkpoint and images.
 
-    The steps: quantise, export, prove, compare with PyTorch, encode the gallery, write the model repository.
+    The steps: quantise, export, prove, compare with PyTorch, choose the fastest exact runtime of this machine, encode
+    the gallery, write the model repository.
     """
     from dmsh_export import deploy as deployment
+    from dmsh_serving.triton.settings import read_settings
 
     with progress() as bar:
         task = bar.add_task("", total=None)
@@ -32,6 +37,7 @@ def deploy(
             images,
             out,
             in_float=in_float,
+            settings=None if settings is None else read_settings(settings),
             skip_bad=skip_bad,
             overwrite=overwrite,
             on_step=lambda name: bar.reset(task, description=name, total=None),

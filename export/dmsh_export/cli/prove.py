@@ -22,6 +22,7 @@ class DialectName(StrEnum):
 
     ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
+    OPENVINO = "openvino"
 
 
 def prove(

@@ -2,8 +2,9 @@
 
 import platform
 from pathlib import Path
+from typing import Literal
 
-__all__ = ["machine_name"]
+__all__ = ["instructions", "machine_name"]
 
 # Best first: the first that a CPU has is what ONNX Runtime's integer kernels use on it.
 _INTEGER_INSTRUCTIONS = (
@@ -16,15 +17,27 @@ _INTEGER_INSTRUCTIONS = (
     ("asimddp", "ARM64 with dot product"),
     ("asimd", "ARM64"),
 )
+_FLOAT_INSTRUCTIONS = (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("asimd", "ARM64"))
+_CPUINFO = Path("/proc/cpuinfo")
 
 
-def machine_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def machine_name(cpuinfo: Path = _CPUINFO) -> str:
     """Return one line, such as "AMD EPYC, AVX-512 with VNNI"; without ``cpuinfo``, the architecture alone."""
+    name = _fields(cpuinfo).get("model name", platform.machine())
+    return ", ".join(filter(None, (name, instructions("int8", cpuinfo))))
+
+
+def instructions(arithmetic: Literal["fp32", "int8"], cpuinfo: Path = _CPUINFO) -> str:
+    """Return the best instructions of this CPU for products of floats or of integers, such as "AVX-512 with VNNI"."""
+    fields = _fields(cpuinfo)
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    known = _INTEGER_INSTRUCTIONS if arithmetic == "int8" else _FLOAT_INSTRUCTIONS
+    return next((shown for flag, shown in known if flag in flags), "")
+
+
+def _fields(cpuinfo: Path) -> dict[str, str]:
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return platform.machine()
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    flags = fields.get("flags", fields.get("Features", "")).split()
-    instructions = next((shown for flag, shown in _INTEGER_INSTRUCTIONS if flag in flags), "")
-    return ", ".join(filter(None, (fields.get("model name", platform.machine()), instructions)))
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

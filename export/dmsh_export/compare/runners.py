@@ -14,10 +14,13 @@ from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.client import SearchClient
 from dmsh_serving.codes import Encoded, pack
+from dmsh_serving.encoder.base import RUNTIMES
+from dmsh_serving.encoder.open import runtime_of
+from dmsh_serving.encoder.openvino import OpenVinoEncoder
 from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
 
-__all__ = ["Images", "OnnxRunner", "Runner", "TorchRunner", "TritonRunner", "runner_of"]
+__all__ = ["Images", "OnnxRunner", "OpenVinoRunner", "Runner", "TorchRunner", "TritonRunner", "runner_of"]
 
 Images = npt.NDArray[np.uint8]
 
@@ -114,6 +117,35 @@ class OnnxRunner(_Runner):
         return self._encoder.infer(images)
 
 
+class OpenVinoRunner(_Runner):
+    """An ONNX file in OpenVINO on the CPU, opened in ``__enter__``; :class:`OpenVinoEncoder` says what it refuses."""
+
+    def __init__(self, path: Path, *, threads: int | None = None, streams: int = 1) -> None:
+        self.name = f"{path.name} in OpenVINO"
+        self._path = path
+        self._threads, self._streams = threads, streams
+
+    def __enter__(self) -> Self:
+        # Parity counts every wrong bit itself; the known answer would stop at the first few images.
+        self._encoder = OpenVinoEncoder(
+            self._path, threads=self._threads, streams=self._streams, check_known_answer=False
+        )
+        self.bits = self._encoder.bits
+        self.image_size = self._encoder.image_size
+        self.fingerprint = self._encoder.fingerprint
+        self.parent_fingerprint = self._encoder.metadata.parent_fingerprint
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._encoder.close()
+
+    def infer(self, images: Images) -> Encoded:
+        """Encode one batch in one call, or in as many side by side as there are streams."""
+        return self._encoder.infer(images)
+
+
 class TritonRunner(_Runner):
     """An encoder model of a running Triton, ``triton://host:port/model``, over gRPC."""
 
@@ -149,13 +181,22 @@ class TritonRunner(_Runner):
 def runner_of(target: str) -> Runner:
     """Return the runner of a TARGET: ``FILE.onnx``, ``FILE.plan`` or ``triton://host:port/model``.
 
+    ``onnxruntime:FILE.onnx`` and ``openvino:FILE.onnx`` name the runtime; otherwise the file's dialect does.
+
     Raises:
         InputError: none of these.
     """
     if target.startswith("triton://"):
         return TritonRunner(target)
+    runtime, named, file = target.partition(":")
+    if named and runtime in RUNTIMES and Path(file).suffix == ".onnx":
+        return OpenVinoRunner(Path(file)) if runtime == "openvino" else OnnxRunner(Path(file))
     if Path(target).suffix == ".onnx":
-        return OnnxRunner(Path(target))
+        path = Path(target)
+        is_openvino = path.is_file() and runtime_of(path) == "openvino"
+        return OpenVinoRunner(path) if is_openvino else OnnxRunner(path)
     if Path(target).suffix == ".plan":
         return TensorRTRunner(Path(target))
-    raise InputError(f"{target}: a target is FILE.onnx, FILE.plan or triton://host:port/model")
+    raise InputError(
+        f"{target}: a target is FILE.onnx (openvino:FILE.onnx for that runtime), FILE.plan or triton://host:port/model"
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_export.compare.latency import Latency, measure
-from dmsh_export.compare.runners import OnnxRunner, Runner, TorchRunner
+from dmsh_export.compare.runners import OnnxRunner, Runner, TorchRunner, runner_of
 from dmsh_export.engine.build import EngineOptions, engine_from_onnx
 from dmsh_export.to_onnx.float import export_onnx
 from dmsh_export.to_onnx.integer import export_integer_onnx
@@ -65,9 +65,9 @@ def export_for_tensorrt(model: IntegerDMSH, images: Images, out: Path) -> str:
     return f"built with {build.choice.flavour} {build.version}, in the same code space"
 
 
-def encoder_speeds(model: DMSH, out: Path, integer: Path, images: Images) -> list[Latency]:
-    """Time the float network in PyTorch and ONNX Runtime, and the ONNX file ``integer``, in turns, on real images."""
-    runners: list[Runner] = [TorchRunner(model), OnnxRunner(out / FLOAT), OnnxRunner(integer)]
+def encoder_speeds(model: DMSH, out: Path, integer: list[Path], images: Images) -> list[Latency]:
+    """Time the float network in PyTorch and ONNX Runtime, and the ONNX files ``integer``, in turns, on real images."""
+    runners: list[Runner] = [TorchRunner(model), OnnxRunner(out / FLOAT), *(runner_of(str(file)) for file in integer)]
     speeds = []
     for batch, rounds in BATCHES_TIMED.items():
         speeds += measure(runners, lambda _: images, batch=batch, rounds=rounds)

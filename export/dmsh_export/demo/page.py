@@ -13,8 +13,9 @@ from dmsh_export.compare.latency import Latency
 from dmsh_export.compare.parity import ParityReport, TargetParity
 from dmsh_export.demo import encoders as demo_encoders
 from dmsh_export.demo.machines import MachineResult
-from dmsh_export.deploy import MODEL
-from dmsh_export.prove.certificate import Certificate, LayerBound
+from dmsh_export.prove.bounds import LayerBound
+from dmsh_export.prove.certificate import Certificate
+from dmsh_export.runtime import MODEL, OPENVINO_MODEL
 from dmsh_serving.files import write_atomically
 
 __all__ = ["DemoPage", "Neighbours", "speed_name", "step_name", "write_page"]
@@ -36,7 +37,7 @@ class DemoPage:
 
     Attributes:
         fingerprint: the code space that is served.
-        parity: the float exports, both integer dialects, and Triton.
+        parity: the float exports, the integer dialects, and Triton.
         certificate: of the integer model that is served.
         plan: whether a TensorRT plan was built, one line.
         machines: those on which the integer codes were compared.
@@ -116,6 +117,7 @@ def step_name(target: TargetParity) -> str:
         demo_encoders.FLOAT: "float: ONNX, folded",
         demo_encoders.UNFOLDED: "float: ONNX, as trained",
         MODEL: "integer: ONNX Runtime's dialect",
+        f"{OPENVINO_MODEL} in OpenVINO": "integer: OpenVINO's dialect",
         demo_encoders.FOR_TENSORRT: "integer: TensorRT's dialect",
     }
     return names.get(target.target, "integer: Triton, over gRPC")
@@ -123,7 +125,11 @@ def step_name(target: TargetParity) -> str:
 
 def speed_name(speed: Latency) -> str:
     """Return the name of a timed encoder for a reader of the demo."""
-    names = {demo_encoders.FLOAT: "float, ONNX Runtime", MODEL: "integer, ONNX Runtime"}
+    names = {
+        demo_encoders.FLOAT: "float, ONNX Runtime",
+        MODEL: "integer, ONNX Runtime",
+        f"{OPENVINO_MODEL} in OpenVINO": "integer, OpenVINO",
+    }
     return names.get(speed.target, "float, PyTorch")
 
 

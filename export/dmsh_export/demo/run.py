@@ -14,15 +14,16 @@ import numpy as np
 import dmsh_model
 from dmsh_export.compare.latency import latency_from_seconds
 from dmsh_export.compare.parity import ParityReport, compare
-from dmsh_export.compare.runners import OnnxRunner, Runner, TorchRunner, TritonRunner
+from dmsh_export.compare.runners import OnnxRunner, Runner, TorchRunner, TritonRunner, runner_of
 from dmsh_export.demo import encoders as demo_encoders
 from dmsh_export.demo.drawings import DATABASE, QUERIES, unpack_drawings
 from dmsh_export.demo.machines import machines_compared
 from dmsh_export.demo.page import DemoPage, Neighbours, speed_name, step_name, write_page
 from dmsh_export.demo.train import IMAGE_SIZE, train_heads
-from dmsh_export.deploy import GALLERY, MODEL, REPOSITORY, deploy
+from dmsh_export.deploy import GALLERY, REPOSITORY, SETTINGS, deploy
 from dmsh_export.deploy import INTEGER as INTEGER_CHECKPOINT
 from dmsh_export.prove.certificate import certify
+from dmsh_export.runtime import MODEL, OPENVINO_MODEL, served_file
 from dmsh_model.data.labelled import LabelledImages, Split
 from dmsh_model.evaluation.mean_average_precision import (
     mean_average_precision,
@@ -37,6 +38,7 @@ from dmsh_serving.contract import ENCODER_MODEL
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.hamming.oracle import search_oracle
 from dmsh_serving.triton.server.launcher import TritonServer
+from dmsh_serving.triton.settings import read_settings
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -101,7 +103,7 @@ def run_demo(drawings: Path, out: Path, triton: Path | None) -> dict[str, Any]:
             nonlocal step
             step = name
 
-        deploy(
+        steps = deploy(
             out / _CHECKPOINT,
             out / DATABASE,
             out / _SERVICE,
@@ -110,14 +112,18 @@ def run_demo(drawings: Path, out: Path, triton: Path | None) -> dict[str, Any]:
         )
     integer = dmsh_model.load(out / _SERVICE / INTEGER_CHECKPOINT)
     assert isinstance(integer, IntegerDMSH)
-    served = out / _SERVICE / MODEL
+    runtime = next(step.result for step in steps if step.name == "runtime")
+    _say(f"the fastest exact runtime here serves: {runtime}")
+    service = out / _SERVICE
+    served = served_file(service, read_settings(service / SETTINGS))
+    files = [service / name for name in (MODEL, OPENVINO_MODEL) if (service / name).is_file()]
     _say("4/6 the same integers in TensorRT's dialect, compiled; how fast each encoder is")
     plan = demo_encoders.export_for_tensorrt(integer, compared[:_EXPORTED_WITH], out)
-    speeds = demo_encoders.encoder_speeds(model, out, served, data.images)
+    speeds = demo_encoders.encoder_speeds(model, out, files, data.images)
     with TritonServer(out / _SERVICE / REPOSITORY, triton=triton, log_file=out / _LOG) as server:
         _say("5/6 a real Triton serves it; codes and neighbours again, over gRPC")
         targets: list[Runner] = [
-            OnnxRunner(served),
+            *(runner_of(str(file)) for file in files),
             OnnxRunner(out / demo_encoders.FOR_TENSORRT),
             TritonRunner(f"triton://{server.url}/{ENCODER_MODEL}"),
         ]
@@ -166,6 +172,7 @@ def run_demo(drawings: Path, out: Path, triton: Path | None) -> dict[str, Any]:
         "parity": [report.to_dict() for report in parity],
         "certificate": certificate.to_dict(),
         "plan": plan,
+        "runtime": runtime,
         "machines": [machine.to_dict() for machine in machines],
         "figures": figures,
         "speeds": [speed.to_dict() for speed in speeds],

@@ -9,16 +9,21 @@ from dmsh_export.lint.findings import Finding, Model, Signature
 from dmsh_export.manifest import manifest_path, read_manifest
 from dmsh_serving.codes import bytes_per_code
 from dmsh_serving.contract import CODE, IMAGE, LOGITS, MODEL_FILE, PLAN_FILE
+from dmsh_serving.encoder.base import RUNTIMES
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.errors import InputError
 
-__all__ = ["EncoderFile", "check_plans", "encoder_files"]
+__all__ = ["EncoderFile", "check_plans", "check_runtime", "encoder_files"]
 
-DEFAULT_FILES = {"python": MODEL_FILE, "onnxruntime": MODEL_FILE, "tensorrt": PLAN_FILE}
+DEFAULT_FILES = {"python": MODEL_FILE, "onnxruntime": MODEL_FILE, "openvino": "model.xml", "tensorrt": PLAN_FILE}
 _MAKE_AGAIN = {
     ".onnx": "export the model again, then dmsh-export repository",
     ".plan": "build the plan again with dmsh-export trt --runtime tensorrt, then dmsh-export repository",
 }
+_BF16_NOTE = (
+    "Triton's OpenVINO backend cannot be told to keep FP32, so on a CPU with bf16 the codes are wrong; "
+    "dmsh-export parity CHECKPOINT shows it"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class EncoderFile:
         inputs: its input tensors, without the batch dimension.
         outputs: its output tensors, without the batch dimension.
         max_batch: the largest batch that it takes; None for any.
+        dialect: of an integer model.
         targets: the GPUs that a plan runs on.
         note: a remark for people that is no mistake.
         framing: how pictures become its images; None if the file does not say.
@@ -47,6 +53,7 @@ class EncoderFile:
     inputs: Signature
     outputs: Signature
     max_batch: int | None = None
+    dialect: str | None = None
     targets: PlanTargets | None = None
     note: str | None = None
     framing: str | None = None
@@ -68,7 +75,8 @@ def encoder_files(model: Model) -> tuple[list[EncoderFile], list[Finding]]:
             try:
                 if model.backend != "tensorrt" and manifest_path(path).is_file():
                     read_manifest(path)
-                found.append(_plan(path, shown) if model.backend == "tensorrt" else _onnx(path, shown))
+                is_plan, in_openvino = model.backend == "tensorrt", model.backend == "openvino"
+                found.append(_plan(path, shown) if is_plan else _onnx(path, shown, in_openvino))
             except InputError as error:
                 advice = _MAKE_AGAIN[".plan" if model.backend == "tensorrt" else ".onnx"]
                 findings.append(Finding(shown, str(error).replace(str(path), name), advice))
@@ -101,6 +109,26 @@ def check_plans(model: Model, files: list[EncoderFile]) -> list[Finding]:
     return findings
 
 
+def check_runtime(model: Model, files: list[EncoderFile]) -> list[Finding]:
+    """Check that the encoder's runtime is one that can compute the dialect of its file exactly."""
+    in_python = model.backend == "python"
+    runtime = model.parameter("runtime") if in_python else model.backend
+    if in_python and runtime not in RUNTIMES:
+        return [
+            model.wrong(
+                f"parameter runtime is {runtime or 'missing'}, there are {', '.join(RUNTIMES)}", "write one of them"
+            )
+        ]
+    return [
+        model.wrong(
+            f"{file.file} is in the {file.dialect} dialect, which OpenVINO does not compute exactly",
+            "put in a file of dmsh-export onnx --dialect openvino, or use the runtime of its dialect",
+        )
+        for file in files
+        if runtime == "openvino" and file.dialect not in (None, "openvino")
+    ]
+
+
 def _file_names(model: Model) -> list[str]:
     default = model.config.default_model_filename or DEFAULT_FILES.get(model.backend, "")
     if model.backend == "python":
@@ -108,7 +136,7 @@ def _file_names(model: Model) -> list[str]:
     return sorted({default, *model.config.cc_model_filenames.values()} - {""})
 
 
-def _onnx(path: Path, shown: str) -> EncoderFile:
+def _onnx(path: Path, shown: str, in_openvino_backend: bool) -> EncoderFile:
     from dmsh_export.graph import metadata_of, model_from_file
 
     proto = model_from_file(path)
@@ -124,6 +152,8 @@ def _onnx(path: Path, shown: str) -> EncoderFile:
         image_size=said.image_size,
         inputs=inputs,
         outputs=outputs,
+        dialect=said.dialect,
+        note=_BF16_NOTE if in_openvino_backend and said.dialect else None,
         framing=str(said.framing),
     )
 

@@ -7,7 +7,7 @@ from dmsh_export.lint.findings import CONFIG, Finding, Model, Signature, tensor_
 
 __all__ = ["check_alone", "check_signature", "check_tensors", "read_models"]
 
-BACKENDS = ("python", "onnxruntime", "tensorrt", "ensemble")
+BACKENDS = ("python", "onnxruntime", "openvino", "tensorrt", "ensemble")
 
 
 def read_models(repository: Path) -> tuple[dict[str, Model], list[Finding]]:

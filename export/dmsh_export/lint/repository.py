@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmsh_export.lint.encoder import EncoderFile, check_plans, encoder_files
+from dmsh_export.lint.encoder import EncoderFile, check_plans, check_runtime, encoder_files
 from dmsh_export.lint.ensembles import check_ensemble
 from dmsh_export.lint.findings import Finding, Model
 from dmsh_export.lint.models import check_alone, check_signature, check_tensors, read_models
@@ -69,7 +69,7 @@ def lint_repository(repository: Path) -> LintReport:
         findings += problems
         for file in files:
             findings += check_tensors(encoder, file.inputs, file.outputs, file.file)
-        findings += check_plans(encoder, files)
+        findings += check_plans(encoder, files) + check_runtime(encoder, files)
     space = _code_space(files, encoder)
     if space:
         findings += _check_against(models, space, bool(files))

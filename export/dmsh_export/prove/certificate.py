@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 
 from dmsh_export.graph import Dialect, metadata_of, model_from_file
+from dmsh_export.prove.bounds import LayerBound, bounds_of
+from dmsh_export.prove.conditions import Condition, conditions_of
 from dmsh_export.prove.integer_from_onnx import ReadBack, integer_from_onnx
-from dmsh_model.integer.layers import LOWEST, Add, Convolution, GlobalSum, Layer, Linear, Logits
+from dmsh_model.integer.layers import LOWEST, Add, Convolution
 from dmsh_model.integer.network import FLOAT32_LIMIT, INT32_LIMIT, IntegerNetwork, canonical_hash
 from dmsh_model.integer.reference import code_space
 from dmsh_serving.contract import Metadata
@@ -19,56 +21,15 @@ from dmsh_serving.errors import CheckError, DmshError, InputError
 from dmsh_serving.files import sha256_of_file
 from dmsh_serving.images.framing import Framing
 
-__all__ = ["Certificate", "Condition", "LayerBound", "bounds_of", "certify"]
+__all__ = ["Certificate", "certify"]
 
 FORMAT = "dmsh-certificate"
 FORMAT_VERSION = 1
 
 _UINT8_MAX = int(np.iinfo(np.uint8).max)
 _ZERO_POINT = -LOWEST  # of the onnxruntime dialect: it moves -128..127 to 0..255
-# CPUs without VNNI add two products of a uint8 and a weight in int16, which cannot saturate up to this weight.
-SATURATION_FREE_WEIGHT = int(np.iinfo(np.int16).max) // (2 * _UINT8_MAX)
 # A quotient of this magnitude or more is clipped, whatever it rounds to: the last one that is not is -128.5.
 _SURELY_CLIPPED = 1 - LOWEST
-
-
-@dataclass(frozen=True)
-class LayerBound:
-    """The worst case of one layer with an accumulator, over all possible images.
-
-    Attributes:
-        node: name of its main node.
-        kind: class of the layer.
-        lowest: least value of an accumulator with its bias.
-        highest: greatest value of an accumulator with its bias.
-        peak: largest magnitude of an accumulator and of every partial sum, in any order.
-        shifts: (least, greatest) of its output channels; of the logits, their exponents.
-        low: least value of its output.
-        high: greatest value of its output.
-    """
-
-    node: str
-    kind: str
-    lowest: int
-    highest: int
-    peak: int
-    shifts: tuple[int, int]
-    low: int
-    high: int
-
-    @property
-    def below_float32(self) -> bool:
-        """Whether every partial sum is below 2^24, so that float32 accumulation is exact too."""
-        return self.peak < FLOAT32_LIMIT
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What a runtime must do beyond the graph, so that its results are the integers; ``why`` is for this model."""
-
-    runtime: str
-    needs: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -145,35 +106,8 @@ def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | N
         network_hash=found,
         checkpoint=code_space(against, framing) if against is not None else None,
         bounds=bounds,
-        conditions=tuple(_conditions(read, bounds)),
+        conditions=tuple(conditions_of(read, bounds)),
     )
-
-
-def bounds_of(network: IntegerNetwork) -> list[LayerBound]:
-    """Return the bound of each layer of ``network`` that has an accumulator."""
-    bounds = []
-    for index, layer in enumerate(network.layers):
-        accumulator = network.accumulators[index]
-        if accumulator is None:
-            continue
-        shifts = _shifts(layer)
-        low, high = network.ranges[index]
-        lowest, highest = int(accumulator.lowest.min()), int(accumulator.highest.max())
-        kind = type(layer).__name__
-        bounds.append(LayerBound(layer.name, kind, lowest, highest, accumulator.peak, shifts, low, high))
-    return bounds
-
-
-def _shifts(layer: Layer) -> tuple[int, int]:
-    match layer:
-        case Convolution() | Linear():
-            return int(layer.shift.min()), int(layer.shift.max())
-        case Logits():
-            return int(layer.exponent.min()), int(layer.exponent.max())
-        case GlobalSum() | Add():
-            return layer.shift, layer.shift
-        case _:
-            raise TypeError(f"{type(layer).__name__} has no shift")
 
 
 def _difference(found: IntegerNetwork, expected: IntegerNetwork) -> str:
@@ -207,10 +141,24 @@ def _check_dialect(read: ReadBack, bounds: tuple[LayerBound, ...]) -> None:
             reached = (_ZERO_POINT << layer.shift) + (_UINT8_MAX + _ZERO_POINT) * sides
         if reached >= FLOAT32_LIMIT:
             raise CheckError(f"node {layer.name}: its sums reach {reached} in float32, exact below 2^24 only")
-    if read.dialect == "tensorrt":
+    if read.dialect != "onnxruntime":
         for layer in read.network.layers:
             if isinstance(layer, Convolution):
                 _check_float_bias(layer, of[layer.name])
+    if read.dialect == "openvino":
+        _check_rounding(read)
+
+
+def _check_rounding(read: ReadBack) -> None:
+    """Refuse an addition that OpenVINO would fuse with a convolution before it, leaving out the rounding between."""
+    for layer, shape in zip(read.network.layers, read.network.shapes, strict=True):
+        for side in (layer.left, layer.right) if isinstance(layer, Add) and len(shape) == 3 else ():
+            added = read.network.layers[side]
+            if isinstance(added, Convolution) and side not in read.rounded:
+                raise CheckError(
+                    f"node {added.name}: it feeds the addition {layer.name}, so the openvino dialect needs a Round "
+                    "before its QuantizeLinear: OpenVINO fuses the two and leaves out the rounding between"
+                )
 
 
 def _check_float_bias(layer: Convolution, bound: LayerBound) -> None:
@@ -223,41 +171,3 @@ def _check_float_bias(layer: Convolution, bound: LayerBound) -> None:
     reached = np.abs(layer.bias.astype(np.int64)) + unclipped
     if not bound.below_float32 and int(reached.max()) >= FLOAT32_LIMIT:
         raise CheckError(f"node {layer.name}: its bias is too large to be added in float32 to sums of {bound.peak}")
-
-
-def _conditions(read: ReadBack, bounds: tuple[LayerBound, ...]) -> list[Condition]:
-    large = [bound.node for bound in bounds if not bound.below_float32]
-    beyond = f"{len(large)} of {len(bounds)} layers can reach 2^24 or more, {large[0]} first" if large else ""
-    within = "every partial sum is below 2^24"
-    if read.dialect == "tensorrt":
-        int8 = "INT8 kernels with int32 accumulators"
-        kernels = f"{int8} (as Q/DQ asks for)" if large else f"{int8}, or FP32 ones that are not Winograd or FFT"
-        return [
-            Condition("TensorRT", kernels, beyond or within),
-            Condition("TensorRT", "TF32 off (dmsh-export trt builds so)", "the head holds integers of up to 24 bits"),
-            Condition(
-                "ONNX Runtime",
-                "for checks only; as below where it fuses, and FP32 kernels that are not Winograd or FFT",
-                beyond or within,
-            ),
-            _precision_condition(read.network),
-        ]
-    return [
-        Condition("ONNX Runtime", "int32 accumulators (QLinearConv has them)", beyond or within),
-        _precision_condition(read.network),
-        Condition("ONNX Runtime, CPU", "FP32 accumulation in the head", "its sums are below 2^24"),
-        Condition("ONNX Runtime, GPU", "TF32 off in the head", "it holds integers of up to 24 bits"),
-    ]
-
-
-def _precision_condition(network: IntegerNetwork) -> Condition:
-    convolutions = [layer for layer in network.layers if isinstance(layer, Convolution)]
-    peak = max((int(np.abs(layer.weight.astype(np.int64)).max()) for layer in convolutions), default=0)
-    runtime = "ONNX Runtime, x86 without VNNI"
-    if peak <= SATURATION_FREE_WEIGHT:
-        return Condition(runtime, "nothing", f"no weight is beyond {SATURATION_FREE_WEIGHT}: two products fit int16")
-    return Condition(
-        runtime,
-        "session.x64quantprecision=1 with graph optimisation at extended or all",
-        f"weights reach {peak}: kernels that add two products in int16 saturate",
-    )

@@ -88,9 +88,9 @@ def _numbers(*names: str) -> Attribute:
     return Attribute(f"[{', '.join(names)}]", lambda found: isinstance(found, list) and len(found) == len(names))
 
 
-_BOTH: Final[tuple[Dialect, ...]] = ("onnxruntime", "tensorrt")
+_ALL: Final[tuple[Dialect, ...]] = ("onnxruntime", "tensorrt", "openvino")
 _ONNXRUNTIME: Final[tuple[Dialect, ...]] = ("onnxruntime",)
-_TENSORRT: Final[tuple[Dialect, ...]] = ("tensorrt",)
+_QDQ: Final[tuple[Dialect, ...]] = ("tensorrt", "openvino")
 
 _QUANTISED: Final = ("value", "scale", "zero point")
 _WINDOW: Final = {
@@ -103,29 +103,29 @@ _CONVOLUTION: Final = {**_WINDOW, "group": Attribute("groups", lambda found: isi
 _ELEMENT_TYPES: Final = (TensorProto.FLOAT, TensorProto.UINT8)
 
 EXACT_SET: Final = (
-    Form("Add", _BOTH, ("left", "right")),
-    Form("Cast", _BOTH, ("value",), {"to": Attribute("FLOAT or UINT8", lambda found: found in _ELEMENT_TYPES)}),
-    Form("Clip", _BOTH, ("value", "min", "max?")),
-    Form("Concat", _BOTH, ("part...",), {"axis": _fixed(1)}),
-    Form("Conv", _TENSORRT, ("value", "weight", "bias"), _CONVOLUTION),
-    Form("DequantizeLinear", _BOTH, _QUANTISED),
-    Form("DequantizeLinear", _TENSORRT, _QUANTISED, {"axis": _fixed(0)}, of="weights"),
-    Form("Gemm", _BOTH, ("value", "weight", "bias"), {"transB": _fixed(1)}),
-    Form("Greater", _BOTH, ("logits", "threshold")),
-    Form("MatMul", _BOTH, ("bits", "packing")),
-    Form("MaxPool", _BOTH, ("value",), _WINDOW),
-    Form("Mul", _BOTH, ("value", "factor")),
+    Form("Add", _ALL, ("left", "right")),
+    Form("Cast", _ALL, ("value",), {"to": Attribute("FLOAT or UINT8", lambda found: found in _ELEMENT_TYPES)}),
+    Form("Clip", _ALL, ("value", "min", "max?")),
+    Form("Concat", _ALL, ("part...",), {"axis": _fixed(1)}),
+    Form("Conv", _QDQ, ("value", "weight", "bias"), _CONVOLUTION),
+    Form("DequantizeLinear", _ALL, _QUANTISED),
+    Form("DequantizeLinear", _QDQ, _QUANTISED, {"axis": _fixed(0)}, of="weights"),
+    Form("Gemm", _ALL, ("value", "weight", "bias"), {"transB": _fixed(1)}),
+    Form("Greater", _ALL, ("logits", "threshold")),
+    Form("MatMul", _ALL, ("bits", "packing")),
+    Form("MaxPool", _ALL, ("value",), _WINDOW),
+    Form("Mul", _ALL, ("value", "factor")),
     Form(
         "QLinearConv",
         _ONNXRUNTIME,
         (*_QUANTISED, "weight", "scale", "zero point", "scale of the output", "zero point of the output", "bias"),
         _CONVOLUTION,
     ),
-    Form("QuantizeLinear", _BOTH, _QUANTISED),
-    Form("ReduceMax", _BOTH, ("value", "axes"), {"keepdims": _fixed(0)}),
-    Form("ReduceSum", _BOTH, ("value", "axes"), {"keepdims": _fixed(0)}),
-    Form("Relu", _TENSORRT, ("value",)),
-    Form("Round", _BOTH, ("value",)),
-    Form("Sub", _TENSORRT, ("image", "offset")),
-    Form("Transpose", _BOTH, ("image",), {"perm": _fixed([0, 3, 1, 2])}),
+    Form("QuantizeLinear", _ALL, _QUANTISED),
+    Form("ReduceMax", _ALL, ("value", "axes"), {"keepdims": _fixed(0)}),
+    Form("ReduceSum", _ALL, ("value", "axes"), {"keepdims": _fixed(0)}),
+    Form("Relu", _QDQ, ("value",)),
+    Form("Round", _ALL, ("value",)),
+    Form("Sub", _QDQ, ("image", "offset")),
+    Form("Transpose", _ALL, ("image",), {"perm": _fixed([0, 3, 1, 2])}),
 )

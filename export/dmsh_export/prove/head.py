@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from dmsh_export.prove.meaning import Bits, LogitsRead, Meaning, Pending, Reading, Real
 from dmsh_export.prove.nodes import Node
-from dmsh_model.integer.layers import Add, GlobalMax, GlobalSum, Linear, Logits
+from dmsh_model.integer.layers import Add, Convolution, GlobalMax, GlobalSum, Linear, Logits
 from dmsh_serving.contract import LOGITS
 
 __all__ = ["HEAD_READERS"]
@@ -33,9 +33,7 @@ def _mul(reading: Reading, node: Node) -> Meaning:
     value = reading.meaning(node)
     if isinstance(value, Real):
         return Real(reading.integers(node), node.exponent(1, "factor"))
-    scales = isinstance(value, Pending) and (
-        reading.gives_vectors(value) or (value.kind is Add and reading.dialect == "tensorrt")
-    )
+    scales = isinstance(value, Pending) and (reading.gives_vectors(value) or (value.kind is Add and reading.is_qdq))
     if not isinstance(value, Pending) or not scales or value.clipped or value.rounded:
         raise node.error("multiplies something else than the sums of a layer")
     # Once only: two factors whose product is small could overflow float32 on the way.
@@ -52,9 +50,14 @@ def _mul(reading: Reading, node: Node) -> Meaning:
 
 def _round(reading: Reading, node: Node) -> Meaning:
     value = reading.meaning(node)
-    if not isinstance(value, Pending) or not reading.gives_vectors(value) or value.clipped or value.rounded:
-        raise node.error("rounds something else than the sums of a layer of the head")
-    return replace(value, rounded=True)
+    if isinstance(value, Pending) and not value.rounded:
+        # Maps may be clipped before: a clip to whole numbers and a rounding do not mind their order.
+        if value.kind is Convolution and reading.dialect == "openvino":
+            return replace(value, rounded=True)
+        if reading.gives_vectors(value) and not value.clipped:
+            return replace(value, rounded=True)
+    maps = " or of a convolution" if reading.dialect == "openvino" else ""
+    raise node.error(f"rounds something else than the sums of a layer of the head{maps}")
 
 
 def _gemm(reading: Reading, node: Node) -> Meaning:

@@ -1,4 +1,4 @@
-"""An ONNX graph of either dialect -> the integer network it computes, or the first node that is outside the exact set.
+"""An ONNX graph of any dialect -> the integer network it computes, or the first node that is outside the exact set.
 
 The graph is all that is read. Node after node gets a form (:mod:`dmsh_export.prove.exact_set`) and gives its result a
 meaning (:mod:`dmsh_export.prove.meaning`). A node is refused by name if it has no form, if its inputs mean something
@@ -28,10 +28,17 @@ OPSETS: Final = range(18, 26)  # in these the operators of the exact set mean wh
 
 @dataclass(frozen=True)
 class ReadBack:
-    """The network, whose layers bear the names of their nodes, and the dialect that it is written in."""
+    """What was read.
+
+    Attributes:
+        network: its layers bear the names of their nodes.
+        dialect: the dialect that it is written in.
+        rounded: the convolutions (indices of layers) whose sums a node of their own rounds.
+    """
 
     network: IntegerNetwork
     dialect: Dialect
+    rounded: frozenset[int]
 
 
 def integer_from_onnx(model: onnx.ModelProto) -> ReadBack:
@@ -54,7 +61,7 @@ def integer_from_onnx(model: onnx.ModelProto) -> ReadBack:
         reading.meanings[node.outputs[0]] = read(reading, node)
     _check_outputs(reading)
     try:
-        return ReadBack(IntegerNetwork(tuple(reading.layers)), reading.dialect)
+        return ReadBack(IntegerNetwork(tuple(reading.layers)), reading.dialect, frozenset(reading.rounded))
     except InputError as error:
         raise CheckError(str(error)) from error
 

@@ -35,7 +35,7 @@ __all__ = ["Bits", "LogitsRead", "Meaning", "Pending", "Pixels", "Quantised", "R
 class Pixels:
     """The image before it is the first layer of the network."""
 
-    stage: Literal["uint8", "float", "transposed", "centred"]
+    stage: Literal["uint8", "uint8 transposed", "float", "transposed", "centred"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ class Reading:
         meanings: tensor -> its meaning.
         constants: the graph's constants by name.
         users: how many inputs of nodes read each tensor.
+        rounded: the convolutions whose sums a Round node rounds before they are quantised.
         dialect: the dialect that the graph is read as.
     """
 
@@ -121,16 +122,21 @@ class Reading:
     layers: list[Layer] = field(default_factory=list)
     tensors: list[str] = field(default_factory=list)
     meanings: dict[str, Meaning] = field(default_factory=lambda: {IMAGE: Pixels("uint8")})
+    rounded: set[int] = field(default_factory=set)
     constants: dict[str, onnx.TensorProto] = field(init=False)
     users: Counter[str] = field(init=False)
     dialect: Dialect = field(init=False)
 
     def __post_init__(self) -> None:
-        """Look up constants and users. The dialect shows in the first node: only tensorrt casts the image."""
+        """Look up constants and users. The dialect shows in what reads the image: see :func:`_dialect_of`."""
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.users = Counter(name for node in self.graph.node for name in node.input if name)
-        first = next((node for node in self.graph.node if IMAGE in node.input), None)
-        self.dialect = "tensorrt" if first is not None and first.op_type == "Cast" else "onnxruntime"
+        self.dialect = _dialect_of(self.graph)
+
+    @property
+    def is_qdq(self) -> bool:
+        """Whether feature maps are float32 that have gone through int8, and not uint8 themselves."""
+        return self.dialect != "onnxruntime"
 
     def meaning(self, node: Node, position: int = 0) -> Meaning | None:
         """Return the meaning of an input; None of a constant."""
@@ -203,3 +209,14 @@ class Reading:
             fields["shift"] = shift.astype(np.int8) if pending.channels else int(shift[0])
             fields["low"], fields["high"] = pending.low, pending.high
         return self.add(node, pending.kind(name=pending.node, **fields))
+
+
+def _dialect_of(graph: onnx.GraphProto) -> Dialect:
+    """Tell the dialect: tensorrt casts the image first, openvino transposes and then casts it."""
+    readers = [node for node in graph.node if IMAGE in node.input]
+    operators = {node.op_type for node in readers}
+    if operators == {"Cast"}:
+        return "tensorrt"
+    moved = {name for node in readers for name in node.output}
+    casts = any(node.op_type == "Cast" and moved.intersection(node.input) for node in graph.node)
+    return "openvino" if operators == {"Transpose"} and casts else "onnxruntime"

@@ -18,6 +18,8 @@ def _transpose(reading: Reading, node: Node) -> Meaning:
     value = reading.meaning(node)
     if value == Pixels("uint8") and reading.dialect == "onnxruntime":
         return Quantised(reading.image(node))
+    if value == Pixels("uint8") and reading.dialect == "openvino":
+        return Pixels("uint8 transposed")
     node.require(value == Pixels("float"), "moves something else than the image")
     return Pixels("transposed")
 
@@ -26,6 +28,8 @@ def _cast(reading: Reading, node: Node) -> Meaning:
     to, value = node.attributes["to"], reading.meaning(node)
     if (value, to) == (Pixels("uint8"), onnx.TensorProto.FLOAT):
         return Pixels("float")
+    if (value, to) == (Pixels("uint8 transposed"), onnx.TensorProto.FLOAT):
+        return Pixels("transposed")
     if (value, to) == (Bits("above"), onnx.TensorProto.FLOAT):
         return Bits("ones")
     if (value, to) == (Bits("packed"), onnx.TensorProto.UINT8):
@@ -44,14 +48,17 @@ def _quantize(reading: Reading, node: Node) -> Meaning:
     exponent = node.exponent(1, "scale")
     reading.check_zero_point(node, 2)
     value = reading.meaning(node)
-    if reading.dialect == "tensorrt":
+    if reading.is_qdq:
         node.require(exponent == 0, f"its scale is {2.0**exponent:g}, not 1")
         if value == Pixels("centred"):
             return Quantised(reading.image(node))
-    if not isinstance(value, Pending) or value.rounded or reading.gives_vectors(value):
+    if not isinstance(value, Pending) or reading.gives_vectors(value):
         raise node.error("quantises something else than the feature maps of a layer")
-    # Clipped only at scale 1: in the other dialect nothing clips feature maps before they are quantised.
-    return Quantised(reading.complete(node, replace(value, exponents=value.exponents - exponent)))
+    # Clipped only at scale 1: in the onnxruntime dialect nothing clips feature maps before they are quantised.
+    index = reading.complete(node, replace(value, exponents=value.exponents - exponent))
+    if value.rounded:
+        reading.rounded.add(index)
+    return Quantised(index)
 
 
 def _dequantize(reading: Reading, node: Node) -> Meaning:
@@ -132,14 +139,14 @@ def _clip(reading: Reading, node: Node) -> Meaning:
 
 
 def _bounded(reading: Reading, node: Node, low: int, high: int, *, of_vectors: bool) -> Meaning:
-    """Clip maps that are not quantised yet (tensorrt), or vectors that are rounded, which finishes their layer."""
+    """Clip maps that are not quantised yet (Q/DQ), or vectors that are rounded, which finishes their layer."""
     value = reading.meaning(node)
     if isinstance(value, Pending) and not value.clipped:
         clipped = replace(value, low=low, high=high, clipped=True)
         if value.rounded and of_vectors:
             return Real(reading.complete(node, clipped))
         maps = value.kind in (Convolution, Add) and not reading.gives_vectors(value)
-        if maps and reading.dialect == "tensorrt":
+        if maps and reading.is_qdq and not value.rounded:
             return clipped
     raise node.error("clips something else than the result of a layer")
 
@@ -169,7 +176,7 @@ def _concat(reading: Reading, node: Node) -> Meaning:
     parts = tuple(reading.integers(node, position) for position in positions)
     if all(map(reading.is_vector, parts)):
         return Real(reading.add(node, Concat(node.name, parts)))
-    node.require(reading.dialect == "tensorrt", "joins feature maps that are not 8-bit")
+    node.require(reading.is_qdq, "joins feature maps that are not 8-bit")
     return Pending(Concat, node.name, {"parts": parts})
 
 

@@ -28,11 +28,10 @@ class TensorRTTrunk:
         graph = self._graph
         match layer:
             case Image():
-                pixels = graph.node("Cast", [IMAGE], f"{name}.cast", to=TensorProto.FLOAT)
-                maps = graph.node("Transpose", [pixels], f"{name}.transpose", perm=[0, 3, 1, 2])
-                return self._quantised(graph.node("Sub", [maps, graph.power(7)], name), name)
+                return self._quantised(graph.node("Sub", [self._pixels(name), graph.power(7)], name), name)
             case Convolution():
-                return self._quantised(self._clipped(self._convolution(name, layer, values), name, layer), name)
+                clipped = self._clipped(self._convolution(name, layer, values), name, layer)
+                return self._quantised(self._finished(index, name, clipped), name)
             case MaxPool():
                 pooled = graph.node(
                     "MaxPool", [values[layer.source]], name,
@@ -52,6 +51,15 @@ class TensorRTTrunk:
 
     def real(self, value: str) -> str:
         """Return the tensor itself: it is float32."""
+        return value
+
+    def _pixels(self, name: str) -> str:
+        """Return the image as float32 (N, 3, H, W)."""
+        pixels = self._graph.node("Cast", [IMAGE], f"{name}.cast", to=TensorProto.FLOAT)
+        return self._graph.node("Transpose", [pixels], f"{name}.transpose", perm=[0, 3, 1, 2])
+
+    def _finished(self, index: int, name: str, value: str) -> str:
+        """Return what is quantised of the convolution that is layer ``index``; ``value`` is its sums, clipped."""
         return value
 
     def _convolution(self, name: str, layer: Convolution, values: list[str]) -> str:

@@ -1,11 +1,12 @@
-"""The integer network -> an ONNX graph of standard operators, in one of two dialects."""
+"""The integer network -> an ONNX graph of standard operators, in one of three dialects."""
 
 import onnx
 from onnx import helper
 
 from dmsh_export.graph import Dialect
 from dmsh_export.to_onnx.dialect_onnxruntime import OnnxRuntimeTrunk
-from dmsh_export.to_onnx.dialect_parts import Graph, node_name, write_head
+from dmsh_export.to_onnx.dialect_openvino import OpenVinoTrunk
+from dmsh_export.to_onnx.dialect_parts import Graph, Trunk, node_name, write_head
 from dmsh_export.to_onnx.dialect_tensorrt import TensorRTTrunk
 from dmsh_model.integer.network import IntegerNetwork
 
@@ -21,7 +22,7 @@ def onnx_from_network(network: IntegerNetwork, dialect: Dialect, opset: int) -> 
         CheckError: an integer is not representable where the dialect holds floats.
     """
     graph = Graph()
-    trunk = OnnxRuntimeTrunk(graph, network) if dialect == "onnxruntime" else TensorRTTrunk(graph)
+    trunk = _trunk(graph, network, dialect)
     values: list[str] = []
     for index, (layer, shape) in enumerate(zip(network.layers, network.shapes, strict=True)):
         name = node_name(index, layer)
@@ -31,3 +32,13 @@ def onnx_from_network(network: IntegerNetwork, dialect: Dialect, opset: int) -> 
             values.append(write_head(graph, trunk, name, layer, values))
     proto = graph.proto(network.image_size, network.bits)
     return helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
+
+
+def _trunk(graph: Graph, network: IntegerNetwork, dialect: Dialect) -> Trunk:
+    match dialect:
+        case "onnxruntime":
+            return OnnxRuntimeTrunk(graph, network)
+        case "openvino":
+            return OpenVinoTrunk(graph, network)
+        case "tensorrt":
+            return TensorRTTrunk(graph)

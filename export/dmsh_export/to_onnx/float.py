@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dmsh_export.compare.parity import ParityReport, compare
-from dmsh_export.compare.runners import OnnxRunner, TorchRunner
+from dmsh_export.compare.runners import OnnxRunner, Runner, TorchRunner
 from dmsh_export.manifest import publish, write_manifest
 from dmsh_export.to_onnx.fold import FoldStep, fold
 from dmsh_export.to_onnx.opsets import DEFAULT_OPSET, MIN_OPSET
@@ -126,10 +126,12 @@ def write_proven(
     max_batch: int,
     on_progress: Callable[[int, int], None] | None = None,
     equal_logits: bool = False,
+    runners_of: Callable[[Path], Sequence[Runner]] = lambda path: [OnnxRunner(path)],
 ) -> ParityReport:
     """Write ``proto``, an encoder made from ``model``, as ``out`` with its manifest, if no bit differs on ``images``.
 
     ``results`` go into the manifest beside the parity. With ``equal_logits``, the logits must be equal too.
+    ``runners_of`` gives what runs the file.
 
     Raises:
         CheckError: one bit (or logit) differs from PyTorch's.
@@ -139,7 +141,7 @@ def write_proven(
     with publish(out) as (candidate,):
         candidate.write_bytes(proto.SerializeToString(deterministic=True))
         report = compare(
-            TorchRunner(model), [OnnxRunner(candidate)], images, max_batch=max_batch, on_progress=on_progress
+            TorchRunner(model), runners_of(candidate), images, max_batch=max_batch, on_progress=on_progress
         )
         if not report.passed:
             raise CheckError(f"{out} is not written: {report.summary()}")

@@ -4,6 +4,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from dmsh_export.compare.parity import ParityReport
+from dmsh_export.compare.runners import OnnxRunner, OpenVinoRunner, Runner
 from dmsh_export.graph import Dialect, with_shapes
 from dmsh_export.prove.certificate import Certificate, certify
 from dmsh_export.to_onnx.dialects import onnx_from_network
@@ -19,6 +21,7 @@ from dmsh_export.to_onnx.opsets import DEFAULT_OPSET
 from dmsh_model.integer.layers import Logits
 from dmsh_model.integer.reference import IntegerDMSH, outputs
 from dmsh_serving.contract import Metadata
+from dmsh_serving.encoder.openvino import why_not_here
 
 __all__ = ["IntegerExport", "export_integer_onnx", "known_answer_images"]
 
@@ -49,7 +52,8 @@ def export_integer_onnx(
     """Write ``model`` as the ONNX file ``out`` in ``dialect`` with its manifest.
 
     No file has the name ``out`` until the file, read back, is proven to be the network, and every bit and logit equals
-    PyTorch's, for ``images`` (N, H, W, 3) uint8 and for batches of 1 to ``max_batch``.
+    PyTorch's, for ``images`` (N, H, W, 3) uint8 and for batches of 1 to ``max_batch``. They are computed with ONNX
+    Runtime, and those of the openvino dialect with OpenVINO too, if it can serve here.
 
     Raises:
         CheckError: the proof fails, or one bit or logit differs from PyTorch's.
@@ -77,8 +81,15 @@ def export_integer_onnx(
         max_batch=max_batch,
         on_progress=on_progress,
         equal_logits=True,
+        runners_of=partial(_runners, dialect=dialect),
     )
     return IntegerExport(out, certificate, parity)
+
+
+def _runners(path: Path, dialect: Dialect) -> list[Runner]:
+    """Return what computes the codes of a file: ONNX Runtime, and OpenVINO if it can serve that dialect here."""
+    with_openvino = dialect == "openvino" and why_not_here(integer=True) is None
+    return [OnnxRunner(path), *([OpenVinoRunner(path)] if with_openvino else [])]
 
 
 def known_answer_images(model: IntegerDMSH, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

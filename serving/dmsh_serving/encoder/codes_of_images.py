@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from dmsh_serving.codes import Codes
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.base import Encoder
+from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import ImageSet, Progress, iter_image_batches
 
@@ -46,7 +47,7 @@ def codes_of_images(
     codes: list[Codes] = []
     names: list[str] = []
     bad: list[str] = []
-    with OnnxEncoder(model) as encoder:
+    with open_encoder(model) as encoder:
         for part in iter_image_batches(
             source, encoder.image_size, batch, encoder.framing, skip_bad=skip_bad, on_progress=on_progress
         ):
@@ -57,7 +58,7 @@ def codes_of_images(
         return EncodedImages(np.concatenate(codes), names, tuple(bad), encoder.bits, encoder.fingerprint)
 
 
-def codes_of_set(encoder: OnnxEncoder, images: ImageSet) -> Codes:
+def codes_of_set(encoder: Encoder, images: ImageSet) -> Codes:
     """Return the codes (N, ceil(bits/8)) uint8 of N images.
 
     Raises:

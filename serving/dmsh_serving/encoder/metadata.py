@@ -21,6 +21,7 @@ class EncoderMetadata:
         image_size: H = W of its images, in pixels.
         framing: how pictures become its images.
         parent_fingerprint: the code space that a low-precision encoder approximates.
+        dialect: of an integer encoder, onnxruntime, tensorrt or openvino.
         precision: fp16, bf16, int8 or fp8, the precision of a low-precision encoder's trunk.
         known_answer: images and their codes (see :mod:`.known_answer`); a graph on its way
             to a compiler has none.
@@ -32,6 +33,7 @@ class EncoderMetadata:
     framing: Framing = field(default_factory=Framing)
     parent_fingerprint: str | None = None
     precision: str | None = None
+    dialect: str | None = None
     known_answer: str | None = None
 
     @classmethod
@@ -60,6 +62,7 @@ class EncoderMetadata:
             framing=framing,
             parent_fingerprint=props.get(Metadata.PARENT_FINGERPRINT),
             precision=props.get(Metadata.PRECISION),
+            dialect=props.get(Metadata.DIALECT),
             known_answer=props.get(Metadata.KNOWN_ANSWER),
         )
 

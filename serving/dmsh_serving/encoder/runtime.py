@@ -4,33 +4,29 @@ The file's ``metadata_props`` name its code space (fingerprint), bits, image siz
 :class:`dmsh_serving.contract.Metadata`.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.checks import check_images
-from dmsh_serving.codes import Encoded, bytes_per_code
-from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
+from dmsh_serving.codes import Encoded
+from dmsh_serving.contract import CODE, IMAGE, LOGITS
 from dmsh_serving.cpu import has_vnni
-from dmsh_serving.encoder import known_answer
-from dmsh_serving.encoder.metadata import EncoderMetadata
-from dmsh_serving.errors import CheckError, InputError, MissingError
+from dmsh_serving.encoder.base import OUTSIDE, Encoder, Runtime, proven_bytes
+from dmsh_serving.errors import InputError, MissingError
 
 __all__ = ["OnnxEncoder"]
 
 CPU_PROVIDERS = ("CPUExecutionProvider",)
 # What ONNX Runtime calls weights that lie outside the file, in its several refusals.
 _OUTSIDE = re.compile(r"\bexternal (data|tensors|initializer)", re.IGNORECASE)
+_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
-class OnnxEncoder:
+class OnnxEncoder(Encoder):
     """One ONNX Runtime session over an exported model: ``with OnnxEncoder(path) as encoder: encoder.infer(images)``.
 
     ``threads`` is the number of threads of one run (None: as many as cores); ``providers`` are ONNX Runtime's
@@ -44,6 +40,8 @@ class OnnxEncoder:
         CheckError: the known answer comes out different on this machine.
     """
 
+    runtime: Runtime = "onnxruntime"
+
     def __init__(
         self,
         path: Path,
@@ -53,59 +51,24 @@ class OnnxEncoder:
         optimise: bool = True,
         check_known_answer: bool = True,
     ) -> None:
-        self.path = path
         self._session = _open_session(path, threads, tuple(providers or CPU_PROVIDERS), optimise)
-        self.metadata = EncoderMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.fingerprint = self.metadata.fingerprint
-        self.bits = self.metadata.bits
-        self.image_size = self.metadata.image_size
-        self.framing = self.metadata.framing
-        self._check_signature()
+        super().__init__(path, self._session.get_modelmeta().custom_metadata_map)
+        tensors = self._session.get_inputs() + self._session.get_outputs()
+        self._check_signature({tensor.name: _TYPES.get(tensor.type, tensor.type) for tensor in tensors})
         if check_known_answer:
-            self._check_known_answer(self.metadata.known_answer)
-
-    def __enter__(self) -> "OnnxEncoder":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+            self._check_known_answer()
 
     def close(self) -> None:
         """Free the session's memory and threads."""
         self._session = None
 
-    def infer(self, images: npt.NDArray[np.uint8]) -> Encoded:
-        """Encode images (N, H, W, 3) uint8, RGB, H = W = ``image_size``; N may be 0.
-
-        Raises:
-            InputError: another shape or dtype.
-        """
-        check_images(images, self.image_size)
-        if not len(images):
-            return Encoded(np.zeros((0, bytes_per_code(self.bits)), np.uint8), np.zeros((0, self.bits), np.float32))
-        code, logits = self._session.run([CODE, LOGITS], {IMAGE: np.ascontiguousarray(images)})
+    def _computed(self, images: npt.NDArray[np.uint8]) -> Encoded:
+        code, logits = self._session.run([CODE, LOGITS], {IMAGE: images})
         return Encoded(code, logits)
-
-    def _check_signature(self) -> None:
-        found = {tensor.name: tensor.type for tensor in self._session.get_inputs() + self._session.get_outputs()}
-        expected = {IMAGE: "tensor(uint8)", CODE: "tensor(uint8)", LOGITS: "tensor(float)"}
-        if found != expected:
-            raise InputError(f"{self.path}: expected the tensors {expected}, found {found}: export the model again")
-
-    def _check_known_answer(self, text: str | None) -> None:
-        if text is None:
-            raise InputError(f"{self.path} has no {Metadata.KNOWN_ANSWER} in its metadata: export the model again")
-        try:
-            known_answer.check(lambda images: self.infer(images).checked().code, text)
-        except (CheckError, InputError) as error:
-            raise type(error)(f"{self.path}: {error}") from error
 
 
 def _open_session(path: Path, threads: int | None, providers: tuple[str, ...], optimise: bool) -> Any:
-    if not path.is_file():
-        raise InputError(f"{path} is not a file: name an ONNX model made by dmsh-export onnx")
+    data = proven_bytes(path)
     try:
         import onnxruntime
     except ImportError as error:
@@ -125,7 +88,6 @@ def _open_session(path: Path, threads: int | None, providers: tuple[str, ...], o
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null")
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    data = _proven_bytes(path)
     try:
         session = onnxruntime.InferenceSession(data, options, providers=list(providers), enable_fallback=False)
     except Exception as error:  # ONNX Runtime has a class for every status, without a common base
@@ -136,24 +98,7 @@ def _open_session(path: Path, threads: int | None, providers: tuple[str, ...], o
     return session
 
 
-def _proven_bytes(path: Path) -> bytes:
-    """Return the file's bytes; refuse another file than the one that its manifest, if there is one, was written for."""
-    data, manifest = path.read_bytes(), path.with_name(path.name + ".json")
-    if manifest.is_file():
-        try:
-            expected = json.loads(manifest.read_bytes())["sha256"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{manifest} is not a manifest of dmsh-export: export the model again") from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != expected:
-            raise InputError(
-                f"{path} is not the model that {manifest.name} describes: its SHA-256 is {found}, not {expected}; "
-                "export the model again"
-            )
-    return data
-
-
 def _reason(message: str) -> str:
     if _OUTSIDE.search(message):
-        return "its weights lie outside the file (ONNX external data), which is refused: export one whole file"
+        return OUTSIDE
     return f"ONNX Runtime cannot load it, is it an ONNX model? ({message.splitlines()[0][:200]})"

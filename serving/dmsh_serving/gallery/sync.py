@@ -17,7 +17,7 @@ import numpy as np
 from dmsh_serving.codes import Codes
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.encoder.codes_of_images import codes_of_set
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import write_atomically
 from dmsh_serving.gallery.changes import append, remove
@@ -80,7 +80,7 @@ def sync(
     paths = image_paths(images)
     if not paths:
         raise InputError(f"{images} holds no images: a sync would empty {folder}; build a new gallery instead")
-    with OnnxEncoder(model) as encoder:
+    with open_encoder(model) as encoder:
         old = open_current(folder, fingerprint=encoder.fingerprint, bits=encoder.bits)
         if old.count and not old.has_keys:
             raise InputError(f"{folder} has no keys, which tell its images apart: build it again from images")

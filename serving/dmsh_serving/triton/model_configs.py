@@ -19,6 +19,7 @@ from dmsh_serving.contract import (
     IMAGE,
     KEYS,
     LOGITS,
+    MODEL_FILE,
     RADIUS,
     RANKER_MODEL,
     RERANK,
@@ -30,6 +31,7 @@ from dmsh_serving.contract import (
 from dmsh_serving.errors import MissingError
 from dmsh_serving.triton.spec import (
     OnnxRuntimeEncoder,
+    OpenVinoEncoder,
     PythonEncoder,
     RepositorySpec,
     TensorRTAccelerator,
@@ -51,6 +53,12 @@ _VERSION_NOTE: Final = """\
 _ACCELERATOR_NOTE: Final = f"""\
 # This provider leaves TF32 on: start Triton with NVIDIA_TF32_OVERRIDE=0, and prove the served codes with
 # dmsh-export parity CHECKPOINT triton://host:port/{ENCODER_MODEL}
+"""
+_OPENVINO_NOTE: Final = f"""\
+# This backend cannot be told to keep FP32: on a CPU with bf16 (AMX, or avx512_bf16 in /proc/cpuinfo) the head of an
+# integer network is wrong in it. Prove the served codes with dmsh-export parity CHECKPOINT
+# triton://host:port/{ENCODER_MODEL}; dmsh-export repository --encoder openvino without --native is exact on every CPU.
+# It pads each call to max_batch_size images.
 """
 
 
@@ -106,6 +114,8 @@ def _note(spec: RepositorySpec) -> str:
             return _ACCELERATOR_NOTE
         case TensorRTEncoder() as encoder if encoder.version_compatible:
             return _VERSION_NOTE
+        case OpenVinoEncoder():
+            return _OPENVINO_NOTE
     return ""
 
 
@@ -113,10 +123,29 @@ def _encoder(spec: RepositorySpec) -> Fields:
     inputs, outputs = [_image(spec)], [_code(spec), _tensor(LOGITS, "FP32", [spec.bits])]
     parameters = {} if spec.parent_fingerprint is None else {"parent_fingerprint": spec.parent_fingerprint}
     match spec.encoder:
-        case PythonEncoder(threads):
-            return _python_model(spec, ENCODER_MODEL, inputs, outputs) | _parameters(
-                spec, {"threads": str(threads), **parameters}
-            )
+        case PythonEncoder(threads, runtime, streams, instances):
+            own = {"runtime": runtime, "threads": str(threads), "streams": str(streams)}
+            return {
+                **_python_model(spec, ENCODER_MODEL, inputs, outputs),
+                **_instance("KIND_CPU", instances),
+                **_dynamic_batching(spec, delay=spec.queue_delay_microseconds),
+                **_parameters(spec, {**own, **parameters}),
+            }
+        case OpenVinoEncoder(threads, streams):
+            own = {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": str(threads),
+                "NUM_STREAMS": str(streams),
+                "ENABLE_BATCH_PADDING": "YES",  # it refuses a smaller batch than max_batch_size otherwise
+            }
+            return {
+                **_head(spec, ENCODER_MODEL, inputs, outputs),
+                "backend": "openvino",
+                "default_model_filename": MODEL_FILE,
+                **_instance("KIND_CPU", streams),
+                **_dynamic_batching(spec, delay=spec.queue_delay_microseconds),
+                **_parameters(spec, {**own, **parameters}),
+            }
         case OnnxRuntimeEncoder(accelerator):
             return {
                 **_head(spec, ENCODER_MODEL, inputs, outputs),
@@ -171,12 +200,12 @@ def _head(spec: RepositorySpec, name: str, inputs: list[Fields], outputs: list[F
     return {"name": name, "max_batch_size": spec.max_batch, "input": inputs, "output": outputs}
 
 
-def _instance(kind: str) -> Fields:
-    return {"instance_group": [{"count": 1, "kind": kind}]}
+def _instance(kind: str, count: int = 1) -> Fields:
+    return {"instance_group": [{"count": count, "kind": kind}]}
 
 
-def _dynamic_batching(spec: RepositorySpec, preferred: Sequence[int] = ()) -> Fields:
-    """No delay: whatever waits while a call runs is the next call's batch."""
+def _dynamic_batching(spec: RepositorySpec, preferred: Sequence[int] = (), *, delay: int = 0) -> Fields:
+    """Batch what waits while a call runs; only a ``delay`` in microseconds makes a lone request wait."""
     policy: Fields = {}
     if spec.max_queue is not None:
         policy["max_queue_size"] = spec.max_queue
@@ -185,6 +214,8 @@ def _dynamic_batching(spec: RepositorySpec, preferred: Sequence[int] = ()) -> Fi
     fields: Fields = {"preferred_batch_size": list(preferred)}
     if policy:
         fields["default_queue_policy"] = policy
+    if delay:
+        fields["max_queue_delay_microseconds"] = delay
     return {"dynamic_batching": fields}
 
 

@@ -31,7 +31,8 @@ from dmsh_serving.contract import (
     RERANK,
     K,
 )
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.base import RUNTIMES, Encoder, Runtime
+from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.images import decode
 from dmsh_serving.images.framing import Framing
@@ -108,14 +109,16 @@ class DecodeService:
 class EncoderService:
     """``image`` (N, H, W, 3) uint8 -> ``code`` (N, B) uint8 and ``logits`` (N, K) float32."""
 
-    def __init__(self, encoder: OnnxEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
     @classmethod
     def open(cls, settings: Settings) -> "EncoderService":
         """Load ``model.onnx`` beside ``model.py``; refuse one of another code space than the configuration's."""
         path = settings.version_folder / MODEL_FILE
-        encoder = OnnxEncoder(path, threads=settings.number("threads"))
+        encoder = open_encoder(
+            path, _runtime(settings), threads=settings.number("threads"), streams=settings.number("streams")
+        )
         for name, found in (("fingerprint", encoder.fingerprint), ("bits", str(encoder.bits))):
             if found != settings.text(name):
                 raise InputError(
@@ -139,6 +142,14 @@ class EncoderService:
     def _codes(self, parts: Sequence[npt.NDArray[np.uint8]]) -> list[Answer]:
         encoded = self._encoder.infer(np.concatenate(parts))
         return [_codes_or_error(encoded.code[start:stop], encoded.logits[start:stop]) for start, stop in _spans(parts)]
+
+
+def _runtime(settings: Settings) -> Runtime:
+    text = settings.text("runtime")
+    for name in RUNTIMES:
+        if name == text:
+            return name
+    raise InputError(f"{settings.folder / 'config.pbtxt'}: runtime must be one of {', '.join(RUNTIMES)}, got {text!r}")
 
 
 class RankerService:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from dmsh_serving.codes import checked_bits
 from dmsh_serving.contract import DEFAULT_MAX_BATCH, PLAN_FILE
+from dmsh_serving.encoder.base import RUNTIMES, Runtime
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.framing import Framing
 
 __all__ = [
     "Encoder",
     "OnnxRuntimeEncoder",
+    "OpenVinoEncoder",
     "Plan",
     "PythonEncoder",
     "RepositorySpec",
@@ -25,12 +27,26 @@ _HEX = set("0123456789abcdef")
 
 @dataclass(frozen=True)
 class PythonEncoder:
-    """ONNX Runtime inside Triton's Python backend, on the CPU: checks its known answer, needs no other backend.
+    """ONNX Runtime or OpenVINO inside Triton's Python backend, on the CPU: checks its known answer.
 
-    ``threads`` is the number of threads of one call.
+    Attributes:
+        threads: threads of one call.
+        runtime: what computes; OpenVINO needs a model in the openvino dialect, or a float one.
+        streams: with OpenVINO, parts of a batch that are computed side by side.
+        instances: processes that each serve calls.
     """
 
     threads: int = 2
+    runtime: Runtime = "onnxruntime"
+    streams: int = 1
+    instances: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse streams that ONNX Runtime has not."""
+        if self.runtime not in RUNTIMES:
+            raise InputError(f"no runtime {self.runtime!r}, there are {', '.join(RUNTIMES)}")
+        if self.runtime == "onnxruntime" and self.streams != 1:
+            raise InputError("ONNX Runtime has no streams: leave them out, or serve with OpenVINO")
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,24 @@ class OnnxRuntimeEncoder:
     """
 
     accelerator: TensorRTAccelerator | None = None
+
+
+@dataclass(frozen=True)
+class OpenVinoEncoder:
+    """Triton's own OpenVINO backend (in NVIDIA's container), on the CPU.
+
+    It checks no known answer, pads every call to the largest batch, and cannot be told to keep FP32: on a CPU with bf16
+    the head of an integer network would be wrong there.
+
+    Attributes:
+        threads: threads of one call.
+        streams: calls that run side by side; there are as many instances.
+
+    https://github.com/triton-inference-server/openvino_backend
+    """
+
+    threads: int = 2
+    streams: int = 1
 
 
 @dataclass(frozen=True)
@@ -123,7 +157,7 @@ class TensorRTEncoder:
         return PLAN_FILE if len(self.plans) == 1 else f"model-sm{plan.capabilities[0].replace('.', '')}.plan"
 
 
-Encoder = PythonEncoder | OnnxRuntimeEncoder | TensorRTEncoder
+Encoder = PythonEncoder | OnnxRuntimeEncoder | OpenVinoEncoder | TensorRTEncoder
 
 
 @dataclass(frozen=True)
@@ -139,6 +173,7 @@ class RepositorySpec:
         model: the ONNX file to put in; None leaves its place empty (an encoder of plans has none).
         encoder: what computes the codes.
         max_batch: most rows of one call.
+        queue_delay_microseconds: how long the encoder's batcher may wait for more images; 0 never waits.
         max_queue: most requests that wait for one model; one more is refused at once (UNAVAILABLE). None: no limit.
         max_wait_seconds: longest that a request waits for one model before it is dropped (UNAVAILABLE); a request
             that carries its own ``timeout`` is dropped after that, if it is shorter. None: no limit.
@@ -155,6 +190,7 @@ class RepositorySpec:
     model: Path | None = None
     encoder: Encoder = PythonEncoder()
     max_batch: int = DEFAULT_MAX_BATCH
+    queue_delay_microseconds: int = 0
     max_queue: int | None = None
     max_wait_seconds: int | None = None
     framing: Framing = field(default_factory=Framing)
@@ -167,8 +203,10 @@ class RepositorySpec:
                 raise InputError(f"a fingerprint is 64 hexadecimal digits, got {fingerprint!r}")
         counts = {name: getattr(self, name) for name in ("image_size", "max_batch", "max_queue", "max_wait_seconds")}
         match self.encoder:
-            case PythonEncoder(threads):
-                counts["encoder threads"] = threads
+            case PythonEncoder(threads, _, streams, instances):
+                counts |= {"encoder threads": threads, "encoder streams": streams, "encoder instances": instances}
+            case OpenVinoEncoder(threads, streams):
+                counts |= {"encoder threads": threads, "encoder streams": streams}
             case OnnxRuntimeEncoder(TensorRTAccelerator(workspace_mib=mib)):
                 counts["workspace_mib"] = mib
             case TensorRTEncoder():
@@ -176,6 +214,8 @@ class RepositorySpec:
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+        if self.queue_delay_microseconds < 0:
+            raise InputError(f"queue_delay_microseconds must be at least 0, got {self.queue_delay_microseconds}")
         if self.model is not None and not self.model.is_file():
             raise InputError(f"{self.model} is not a file: name an ONNX model made by dmsh-export onnx")
 

@@ -13,27 +13,30 @@ from benchmarks.common.networks import fit_statistics, photograph_crops
 from benchmarks.encode import __main__ as encode
 from benchmarks.encode import page as encode_page
 from benchmarks.encode.contenders import EAGER, Contender
-from benchmarks.encode.files import FLOAT, INTEGER, STATIC_INT8
+from benchmarks.encode.files import FLOAT, INTEGER, INTEGER_OPENVINO, OPENVINO_INT8, STATIC_INT8
 from benchmarks.encode.peak import operations_per_image, peak_operations_per_second
 from benchmarks.encode.timing import Row, Setting, Wrong, seconds_in_turns, settings, wrong_of
 from torch import nn
 
 from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH
+from dmsh_serving.encoder.openvino import why_not_here
 from dmsh_serving.errors import CheckError, InputError
 
 LOGITS = np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)
 
 
 def contender(run=None, reference="integer", name=INTEGER):
-    return Contender(name, reference, "int8", run or (lambda images: LOGITS))
+    return Contender(name, reference, "int8", run or (lambda images: LOGITS), "AMX")
 
 
 def bench(wrong_bits=0):
-    speeds = {EAGER: 10.0, FLOAT: 20.0, INTEGER: 60.0} | dict.fromkeys(STATIC_INT8, 50.0)
-    rows = [Row("demo", name, 4, 2, speed, speed / 2, 3, speed / 100) for name, speed in speeds.items()]
+    speeds = {EAGER: 10.0, FLOAT: 20.0, INTEGER: 60.0, INTEGER_OPENVINO: 90.0} | dict.fromkeys(STATIC_INT8, 50.0)
+    speeds |= dict.fromkeys(OPENVINO_INT8, 100.0)
+    rows = [Row("demo", name, 4, 2, speed, speed / 2, 3, speed / 100, "AMX") for name, speed in speeds.items()]
+    ours = (INTEGER, INTEGER_OPENVINO)
     wrong = [
-        Wrong("demo", name, "integer" if name == INTEGER else "float", 640, wrong_bits, wrong_bits) for name in speeds
+        Wrong("demo", name, "integer" if name in ours else "float", 640, wrong_bits, wrong_bits) for name in speeds
     ]
     peaks = (encode.Peak("int8", 2, 1e12),)
     return encode.EncodeBench(
@@ -120,10 +123,25 @@ def test_the_peak_of_int8_is_a_plausible_number():
 
 def test_the_table_holds_speeds_ratios_wrong_bits_and_what_was_left_out():
     text = encode_page.markdown(bench())
-    assert "| integer network | 60.0 (60%) | 0 of 640 | 0 |" in text
-    assert "| integer network / PyTorch eager | **6.00x** |" in text
-    assert "| integer network / ONNX Runtime's inexact INT8 | **1.20x** |" in text
+    assert "| integer network | 60.0 (60%) | 0 of 640 | 0 | AMX |" in text
+    assert "| fastest integer network / PyTorch eager | **9.00x** |" in text
+    assert "| fastest integer network / ONNX Runtime's inexact INT8 | **1.80x** |" in text
+    assert "| fastest integer network / the fastest inexact INT8 | **0.90x** |" in text
     assert "Not timed: demo by torch.compile (no gcc)." in text
+
+
+def test_a_kind_of_cpu_keeps_its_tables_when_another_is_measured(monkeypatch):
+    kinds = {"AMX": "encode-amx", "AVX-512 with VNNI": "encode-vnni", "ARM64": "encode-other"}
+    for kind, marker in kinds.items():
+        monkeypatch.setattr("dmsh_export.compare.machine.instructions", lambda arithmetic, kind=kind: kind)
+        assert encode.marker() == marker
+
+
+def test_nothing_of_openvino_is_needed_for_a_table():
+    measured = bench()
+    left = tuple(row for row in measured.rows if "OpenVINO" not in row.contender)
+    text = encode_page.markdown(dataclasses.replace(measured, rows=left))
+    assert "| fastest integer network / the fastest inexact INT8 | **1.20x** |" in text
 
 
 def test_a_page_that_cannot_be_written_to_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
@@ -147,8 +165,10 @@ def test_the_program_times_the_demos_network_and_finds_the_integers_exact(tmp_pa
     assert done.returncode == 0, done.stderr
     result = json.loads(json_file.read_text())
     exact = [entry for entry in result["wrong"] if entry["reference"] == "integer"]
-    assert [(entry["wrong_bits"], entry["different_logits"]) for entry in exact] == [(0, 0), (0, 0)]
-    assert {row["contender"] for row in result["rows"]} > {EAGER, FLOAT, INTEGER}
+    served = [INTEGER, *([INTEGER_OPENVINO] if why_not_here(integer=True) is None else [])]
+    assert {entry["contender"] for entry in exact} >= set(served)
+    assert {(entry["wrong_bits"], entry["different_logits"]) for entry in exact} == {(0, 0)}
+    assert {row["contender"] for row in result["rows"]} > {EAGER, FLOAT, *served}
     assert result["left_out"] == []
 
 
@@ -157,4 +177,7 @@ def test_an_unknown_network_is_one_line_and_exit_2():
         [sys.executable, "-m", "benchmarks.encode", "--networks", "lenet"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
-    assert done.stderr == "error: no network lenet to time, there are demo, resnet50, vgg19\n"
+    assert (
+        done.stderr
+        == "error: no network lenet to time, there are demo, resnet18, resnet50, efficientnet_lite0, vgg19\n"
+    )

@@ -17,7 +17,8 @@ from dmsh_export.demo import encoders as demo_encoders
 from dmsh_export.demo import run as demo
 from dmsh_export.demo.drawings import unpack_drawings
 from dmsh_export.demo.train import TrainedDemo
-from dmsh_export.deploy import MODEL, deploy
+from dmsh_export.deploy import deploy
+from dmsh_export.runtime import MODEL
 from dmsh_serving.client import Answer
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.hamming.nearest import search

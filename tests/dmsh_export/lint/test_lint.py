@@ -12,7 +12,7 @@ from dmsh_export.lint.repository import lint_repository
 from dmsh_serving import gallery
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.triton.repository import write_repository
-from dmsh_serving.triton.spec import OnnxRuntimeEncoder, Plan, RepositorySpec, TensorRTEncoder
+from dmsh_serving.triton.spec import OnnxRuntimeEncoder, OpenVinoEncoder, Plan, RepositorySpec, TensorRTEncoder
 
 CODES = tiny_model.codes_of(tiny_model.random_images(5))
 SPACE = {"bits": tiny_model.BITS, "fingerprint": tiny_model.FINGERPRINT}
@@ -30,8 +30,13 @@ def make(folder, encoder):
         ]
         spec = RepositorySpec(**fields, encoder=TensorRTEncoder(tuple(plans)), max_batch=8)
     else:
-        kinds = {"onnxruntime": {"encoder": OnnxRuntimeEncoder()}, "python": {}}
-        model = tiny_model.write(folder / "model.onnx")
+        kinds = {
+            "onnxruntime": {"encoder": OnnxRuntimeEncoder()},
+            "openvino": {"encoder": OpenVinoEncoder()},
+            "python": {},
+        }
+        said = {"dialect": "openvino"} if encoder == "openvino" else {}
+        model = tiny_model.write(folder / "model.onnx", **said)
         spec = RepositorySpec(**fields, model=model, max_batch=8, **kinds[encoder])
     write_repository(folder / "repository", spec)
     return folder / "repository"
@@ -40,7 +45,7 @@ def make(folder, encoder):
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """One sound repository of each kind, to be copied."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("python", "onnxruntime", "tensorrt")}
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("python", "onnxruntime", "openvino", "tensorrt")}
     for name, folder in folders.items():
         make(folder, name)
     return folders
@@ -66,11 +71,27 @@ def edit(repository, model, old, new, count=1):
     (repository / model / "config.pbtxt").write_text(text.replace(old, new, count))
 
 
-@pytest.mark.parametrize("encoder", ["python", "onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("encoder", ["python", "onnxruntime", "openvino", "tensorrt"])
 def test_a_generated_repository_has_nothing_wrong(copied, encoder):
     report = lint_repository(copied(encoder))
     assert report.findings == ()
     assert len(report.models) == 5
+
+
+def test_the_native_openvino_backend_is_remarked_on(copied):
+    (note,) = lint_repository(copied("openvino")).notes
+    assert "cannot be told to keep FP32" in note
+
+
+@pytest.mark.parametrize("dialect", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("encoder", ["openvino", "python"])
+def test_a_dialect_that_openvino_cannot_compute_is_found(copied, encoder, dialect):
+    repository = copied(encoder)
+    if encoder == "python":
+        edit(repository, "dmsh_encoder", '"onnxruntime"', '"openvino"')
+    tiny_model.write(repository / "dmsh_encoder" / "1" / "model.onnx", dialect=dialect)
+    (finding,) = lint_repository(repository).findings
+    assert f"dmsh_encoder/1/model.onnx is in the {dialect} dialect" in finding.problem
 
 
 # name: (encoder, model, text in its configuration, the mistake, what the finding says, what the fix says)
@@ -78,6 +99,8 @@ MISTAKES = {
     "dim of the image": (
         "python", "dmsh_encoder", "dims: [16, 16, 3]", "dims: [3, 16, 16]",
         r"input image: dims \[3, 16, 16\] is not that of dmsh_encoder/1/model.onnx", r"write dims: \[16, 16, 3\]"),
+    "an unknown runtime": (
+        "python", "dmsh_encoder", '"onnxruntime"', '"tvm"', "parameter runtime is tvm, there are", "write one of them"),
     "dim of the code": (
         "onnxruntime", "dmsh_encoder", "dims: [8]", "dims: [64]",
         r"output code: dims \[64\] is not that of", r"write dims: \[8\]"),

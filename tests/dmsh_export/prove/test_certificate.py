@@ -1,13 +1,17 @@
 """The certificate: what is proven of a true model, and the node that is named in one that was tampered with."""
 
+from typing import get_args
+
 import integer_networks as networks
 import numpy as np
 import pytest
 import tiny_model
 from onnx import helper, numpy_helper
 
-from dmsh_export.prove import certificate as certificates
-from dmsh_export.prove.certificate import bounds_of, certify
+from dmsh_export.graph import Dialect
+from dmsh_export.prove import bounds as bounds_module
+from dmsh_export.prove.bounds import bounds_of
+from dmsh_export.prove.certificate import certify
 from dmsh_export.prove.integer_from_onnx import integer_from_onnx
 from dmsh_export.to_onnx.dialects import onnx_from_network
 from dmsh_model.integer.layers import Add, Convolution, GlobalMax, Image, Linear, Logits
@@ -18,6 +22,7 @@ from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.images.framing import Framing
 
 MODEL = networks.model()
+DIALECTS = get_args(Dialect)
 
 
 def written(dialect):
@@ -204,8 +209,22 @@ VIOLATIONS = {
         "scale is 2, not 1"),
     "a rounding in the trunk": (
         "tensorrt", lambda m: insert_after(m, "3_grouped", "Round"), r"smuggled \(Round\)", "of the head"),
+    "a convolution before an addition without its rounding": (
+        "openvino", lambda m: bypass(m, "3_grouped.round"), "node 3_grouped: it feeds the addition 4_residual",
+        "needs a Round"),
+    "a rounding that is there twice": (
+        "openvino", lambda m: insert_after(m, "3_grouped.round", "Round"), r"smuggled \(Round\)",
+        "of the head or of a convolution"),
+    "a rounding of an addition": (
+        "openvino", lambda m: insert_after(m, "4_residual", "Round"), r"smuggled \(Round\)", "rounds something else"),
+    "a rounding of a max pool": (
+        "openvino", lambda m: insert_after(m, "5_pool", "Round"), r"smuggled \(Round\)", "rounds something else"),
+    "a clip behind the rounding": (
+        "openvino", lambda m: insert_after(m, "3_grouped.round", "Relu"), r"smuggled \(Relu\)", "clips something else"),
+    "an image that is moved twice": (
+        "openvino", lambda m: insert_after(m, "0_image.transpose", "Transpose"), r"smuggled \(Transpose\)", "perm"),
 }  # fmt: skip
-# What the checker of ONNX would refuse as well, or what lies around the nodes: in both dialects.
+# What the checker of ONNX would refuse as well, or what lies around the nodes: in every dialect.
 BEYOND = {
     "an attribute at another value": (
         lambda m: attribute(m, "8_sum", "keepdims", 1), "node 8_sum .*keepdims = 1.* has keepdims = 0"),
@@ -237,7 +256,7 @@ BEYOND = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dialect", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_true_model_is_proven_to_be_the_checkpoints_network(dialect, tmp_path):
     certificate = prove(written(dialect), tmp_path)
     assert certificate.dialect == dialect
@@ -248,7 +267,8 @@ def test_a_true_model_is_proven_to_be_the_checkpoints_network(dialect, tmp_path)
     assert said["proven"] is True
     assert all(bound["below_2_31"] and bound["below_2_24"] for bound in said["bounds"])
     needs = " ".join(condition.needs for condition in certificate.conditions)
-    for word in ("int32", "TF32 off", "session.x64quantprecision=1"):
+    per_dialect = {"openvino": "INFERENCE_PRECISION_HINT=f32"}.get(dialect, "TF32 off")
+    for word in ("int32", per_dialect, "session.x64quantprecision=1"):
         assert word in needs
 
 
@@ -261,7 +281,7 @@ def test_a_violation_is_found_and_its_node_named(violation, tmp_path):
         prove(model, tmp_path)
 
 
-@pytest.mark.parametrize("dialect", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("what", BEYOND)
 def test_a_file_with_more_than_an_integer_network_is_refused(what, dialect):
     tamper, why = BEYOND[what]
@@ -319,17 +339,17 @@ def test_the_bound_of_a_convolution_is_reached_by_the_worst_image():
 
 def test_a_layer_past_2_to_the_24_is_said_to_need_int32_kernels(tmp_path, monkeypatch):
     # The stem reaches more than this, the head less: as in a real network with 2^24.
-    monkeypatch.setattr(certificates, "FLOAT32_LIMIT", 200_000)
-    for dialect in ("onnxruntime", "tensorrt"):
+    monkeypatch.setattr(bounds_module, "FLOAT32_LIMIT", 200_000)
+    for dialect in DIALECTS:
         (condition, *_) = prove(written(dialect), tmp_path).conditions
         assert "int32" in condition.needs
         assert "can reach 2^24 or more, 1_stem first" in condition.why
 
 
-def test_reading_back_gives_the_network_of_both_dialects_for_other_weights_too():
+def test_reading_back_gives_the_network_of_every_dialect_for_other_weights_too():
     for seed in range(1, 4):
         network = networks.network(seed)
-        for dialect in ("onnxruntime", "tensorrt"):
+        for dialect in DIALECTS:
             read = integer_from_onnx(onnx_from_network(network, dialect, 20))
             assert (read.dialect, canonical_hash(read.network)) == (dialect, canonical_hash(network))
 
@@ -397,7 +417,7 @@ def test_a_sum_of_2_to_the_24_in_the_head_is_refused_and_one_less_is_proven(sums
     )
     network = networks.IntegerNetwork(layers)
     assert network.accumulators[3].peak == sums
-    for dialect in ("onnxruntime", "tensorrt"):
+    for dialect in DIALECTS:
         if proven:
             assert proof_of(network, dialect, tmp_path).bounds[1].peak == sums
         else:
@@ -409,11 +429,12 @@ def test_a_sum_of_2_to_the_24_in_the_head_is_refused_and_one_less_is_proven(sums
 def test_a_float_bias_is_proven_up_to_where_float32_could_round_a_result_that_is_not_clipped(bias, proven, tmp_path):
     network = reaching(bias + 128 * (2**17 + 3), bias=-bias)
     assert proof_of(network, "onnxruntime", tmp_path).bounds[0].peak >= 2**24  # int32 biases: any is exact
-    if proven:
-        assert proof_of(network, "tensorrt", tmp_path)
-    else:
-        with pytest.raises(CheckError, match="node 1_large: its bias is too large to be added in float32"):
-            proof_of(network, "tensorrt", tmp_path)
+    for dialect in ("tensorrt", "openvino"):
+        if proven:
+            assert proof_of(network, dialect, tmp_path)
+        else:
+            with pytest.raises(CheckError, match="node 1_large: its bias is too large to be added in float32"):
+                proof_of(network, dialect, tmp_path)
 
 
 def test_no_float_bias_within_the_limit_changes_a_result():
@@ -460,3 +481,12 @@ def test_a_weight_of_65_needs_the_precision_option_and_one_of_64_does_not(weight
     conditions = proof_of(networks.IntegerNetwork(layers), "onnxruntime", tmp_path).conditions
     (condition,) = [each for each in conditions if each.runtime == "ONNX Runtime, x86 without VNNI"]
     assert (condition.needs == "nothing") is free
+
+
+def test_the_conditions_name_what_openvino_must_not_fuse_and_what_tensorrt_may(tmp_path):
+    said = {dialect: prove(written(dialect), tmp_path).conditions for dialect in DIALECTS}
+    rounds = [each for each in said["openvino"] if "Round" in each.needs]
+    assert [each.why for each in rounds] == ["2 convolutions that feed an addition are rounded by a node of their own"]
+    fused = [each for each in said["tensorrt"] if "fusion of Conv and Add" in each.needs]
+    assert [each.why for each in fused] == ["1 additions of feature maps, 4_residual first"]
+    assert not [each for each in said["onnxruntime"] if "fusion" in each.needs]

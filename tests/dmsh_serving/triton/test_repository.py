@@ -21,6 +21,7 @@ from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.triton.repository import MODELS, repository_texts, write_repository
 from dmsh_serving.triton.spec import (
     OnnxRuntimeEncoder,
+    OpenVinoEncoder,
     Plan,
     PythonEncoder,
     RepositorySpec,
@@ -180,6 +181,10 @@ def test_a_write_that_fails_midway_leaves_the_old_repository(spec, tmp_path, mon
     ("change", "message"),
     [({"bits": 0}, "bits = 0"), ({"max_wait_seconds": 0}, "max_wait_seconds must be"),
      ({"encoder": PythonEncoder(threads=0)}, "encoder threads must be"),
+     ({"encoder": PythonEncoder(instances=0)}, "encoder instances must be"),
+     ({"encoder": PythonEncoder(runtime="openvino", streams=0)}, "encoder streams must be"),
+     ({"encoder": OpenVinoEncoder(threads=0)}, "encoder threads must be"),
+     ({"queue_delay_microseconds": -1}, "queue_delay_microseconds must be"),
      ({"encoder": OnnxRuntimeEncoder(TensorRTAccelerator(workspace_mib=0))}, "workspace_mib must be"),
      ({"fingerprint": "xyz"}, "64 hexadecimal"), ({"max_batch": 0}, "max_batch must be"),
      ({"image_size": -1}, "image_size must be"), ({"model": Path("absent.onnx")}, "absent.onnx is not a file")],
@@ -281,7 +286,42 @@ def test_a_version_compatible_plan_says_how_to_start_triton(plan, tmp_path):
     assert config.parameters["version_compatible"].string_value == "true"
 
 
-@pytest.mark.parametrize("encoder", [PythonEncoder(), OnnxRuntimeEncoder()])
+def test_a_python_encoder_says_its_runtime_instances_and_delay(spec):
+    encoder = PythonEncoder(threads=4, runtime="openvino", streams=2, instances=3)
+    config, _ = encoder_config(replace(spec, encoder=encoder, queue_delay_microseconds=500))
+    said = {name: config.parameters[name].string_value for name in ("runtime", "threads", "streams")}
+    assert said == {"runtime": "openvino", "threads": "4", "streams": "2"}
+    assert [group.count for group in config.instance_group] == [3]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 500
+    plain, _ = encoder_config(spec)
+    assert (plain.parameters["runtime"].string_value, plain.instance_group[0].count) == ("onnxruntime", 1)
+    assert plain.dynamic_batching.max_queue_delay_microseconds == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"streams": 2}, "ONNX Runtime has no streams"), ({"runtime": "tvm"}, "no runtime 'tvm', there are onnxruntime")],
+)
+def test_a_runtime_that_cannot_do_it_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        PythonEncoder(**options)
+
+
+def test_tritons_own_openvino_backend_is_told_what_it_can_be_told_and_people_the_rest(spec):
+    config, text = encoder_config(replace(spec, encoder=OpenVinoEncoder(threads=4, streams=2), max_batch=1))
+    assert (config.backend, config.default_model_filename) == ("openvino", "model.onnx")
+    assert (tensors(config.input), tensors(config.output)) == SIGNATURES[ENCODER_MODEL]
+    assert [(group.kind, group.count) for group in config.instance_group] == [
+        (model_config_pb2.ModelInstanceGroup.KIND_CPU, 2)
+    ]
+    said = {name: value.string_value for name, value in config.parameters.items()}
+    expected = {"INFERENCE_NUM_THREADS": "4", "NUM_STREAMS": "2", "PERFORMANCE_HINT": "LATENCY"}
+    assert expected.items() <= said.items()
+    assert said["ENABLE_BATCH_PADDING"] == "YES"
+    assert "cannot be told to keep FP32" in text
+
+
+@pytest.mark.parametrize("encoder", [PythonEncoder(), OnnxRuntimeEncoder(), OpenVinoEncoder()])
 def test_a_low_precision_encoder_says_which_code_space_it_approximates(spec, encoder):
     spec = replace(spec, encoder=encoder)
     parents = [encoder_config(replace(spec, parent_fingerprint=parent))[0] for parent in ("cd" * 32, None)]

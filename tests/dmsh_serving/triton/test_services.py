@@ -98,7 +98,7 @@ def test_only_bad_requests_do_not_run_the_encoder(encoder):
 def test_an_encoder_of_another_code_space_is_refused(tmp_path):
     (tmp_path / "1").mkdir()
     tiny_model.write(tmp_path / "1" / "model.onnx")
-    parameters = {"threads": "1", "bits": "64", "fingerprint": "cd" * 32}
+    parameters = {"runtime": "onnxruntime", "threads": "1", "streams": "1", "bits": "64", "fingerprint": "cd" * 32}
     with pytest.raises(InputError, match=f"has fingerprint {tiny_model.FINGERPRINT}, config.pbtxt says cdcd"):
         EncoderService.open(Settings(tmp_path, tmp_path / "1", parameters))
 

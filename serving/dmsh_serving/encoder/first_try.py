@@ -1,0 +1,37 @@
+"""Load a model in a process of its own first: a runtime that crashes there becomes an error here."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from dmsh_serving.errors import CheckError
+
+__all__ = ["survive"]
+
+_SECONDS = 600  # a large network takes a few
+_PROGRAM = (sys.executable, "-m", "dmsh_serving.encoder.trial")
+
+
+def survive(path: Path, threads: int | None, streams: int) -> None:
+    """Load ``path`` in OpenVINO elsewhere and compute its known answer; any other failure will be met here again.
+
+    Raises:
+        CheckError: OpenVINO crashed, or did not come to an end.
+    """
+    try:
+        ended = subprocess.run(
+            [*_PROGRAM, str(path), str(threads or 0), str(streams)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CheckError(f"{path}: OpenVINO did not load it in {_SECONDS} s; serve it with ONNX Runtime") from error
+    if ended.returncode < 0:
+        name = signal.Signals(-ended.returncode).name
+        raise CheckError(
+            f"{path}: OpenVINO crashed ({name}) while it loaded the model or computed its known answer; serve the "
+            "onnxruntime dialect with ONNX Runtime"
+        )
