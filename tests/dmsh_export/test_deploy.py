@@ -22,12 +22,13 @@ from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving import gallery
 from dmsh_serving.contract import FILE, IMAGE
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import load_images
 from dmsh_serving.triton.services import DecodeService, Settings
+from dmsh_serving.triton.settings import EncoderSettings, read_settings
 
-STEPS = ["quantise", "export", "gallery", "repository"]
+STEPS = ["quantise", "export", "runtime", "gallery", "repository"]
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,15 @@ def test_a_checkpoint_becomes_an_integer_service_whose_codes_are_pytorchs(origin
     images = mnist.images[::80]
     assert (snapshot.contents().codes == model.codes(images)).all()
     served = out / deployment.REPOSITORY / "dmsh_encoder" / "1" / "model.onnx"
-    with OnnxEncoder(served) as encoder:
+    with open_encoder(served) as encoder:
         assert encoder.fingerprint == model.fingerprint
+        assert encoder.runtime == read_settings(out / deployment.SETTINGS).runtime
+        assert (encoder.infer(images[:9]).code == model.codes(images[:9])).all()
     report = json.loads((out.parent / "done.json").read_text())
     assert [step["name"] for step in report["steps"]] == STEPS
     assert "proven for every image; 0 wrong of 4,032 bits" in done.stdout
     assert f"dmsh-serve start --repository {out / deployment.REPOSITORY}" in done.stdout
+    assert "images/s" in report["steps"][2]["result"]  # the runtime, and why it was chosen
 
 
 def test_a_rerun_keeps_everything_and_writes_none_of_it(deployed, images):
@@ -88,17 +92,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(deployed, images, monkeypat
     monkeypatch.setattr(deployment, "codes_of_images", interrupted)
     with pytest.raises(KeyboardInterrupt):
         deploy(DEMO_CHECKPOINT, images, deployed)
-    assert json.loads((deployed / "deploy.json").read_text())["done"].keys() == {"quantise", "export"}
+    assert json.loads((deployed / "deploy.json").read_text())["done"].keys() == set(STEPS[:3])
     monkeypatch.undo()
-    assert made_and_kept(deploy(DEMO_CHECKPOINT, images, deployed)) == (STEPS[2:], STEPS[:2])
+    assert made_and_kept(deploy(DEMO_CHECKPOINT, images, deployed)) == (STEPS[3:], STEPS[:3])
 
 
 @pytest.mark.parametrize(
     ("damaged", "made"),
     [
         ("model.onnx", STEPS[1:]),
-        ("gallery/CURRENT", STEPS[2:]),
-        ("repository/dmsh_encoder/1/model.onnx", STEPS[3:]),
+        ("settings.json", STEPS[2:]),
+        ("gallery/CURRENT", STEPS[3:]),
+        ("repository/dmsh_encoder/1/model.onnx", STEPS[4:]),
     ],
 )
 def test_a_damaged_artefact_is_made_anew_with_all_that_follows_it(deployed, images, damaged, made):
@@ -164,3 +169,14 @@ def test_pictures_are_framed_as_the_checkpoint_says_wherever_they_become_codes(i
     (answer,) = service.answer([{FILE: files}])
     service.close()
     assert np.array_equal(answer[IMAGE], framed.images)
+
+
+def test_given_settings_are_served_and_belong_to_what_the_deployment_is_made_of(original, images, tmp_path):
+    integer, settings = original[0] / deployment.INTEGER, EncoderSettings("onnxruntime", 1, max_batch=4)
+    steps = deploy(integer, images, tmp_path / "service", settings=settings)
+    assert steps[1].result.startswith("ONNX Runtime (")
+    config = (tmp_path / "service" / deployment.REPOSITORY / "dmsh_encoder" / "config.pbtxt").read_text()
+    assert "max_batch_size: 4" in config
+    assert not (tmp_path / "service" / "openvino.onnx").exists()
+    with pytest.raises(InputError, match="made of another kind of serving"):
+        deploy(integer, images, tmp_path / "service", settings=EncoderSettings("onnxruntime", 2))

@@ -9,10 +9,10 @@ from pathlib import Path
 from dmsh_serving.encoder.openvino import OpenVinoEncoder
 from dmsh_serving.errors import DmshError
 
-__all__ = ["main"]
+__all__: list[str] = []  # a program
 
 
-def main() -> None:
+def _main() -> None:
     """Load and compute; an error is this process's exit code."""
     path, threads, streams = sys.argv[1:]
     try:
@@ -22,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()
