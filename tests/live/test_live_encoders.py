@@ -12,12 +12,23 @@ from dmsh_export.compare.parity import compare
 from dmsh_export.compare.runners import TritonRunner
 from dmsh_serving.checks import TRUST_PLAN_CODE
 from dmsh_serving.codes import Encoded
-from dmsh_serving.errors import MissingError
+from dmsh_serving.encoder import known_answer, openvino
+from dmsh_serving.errors import DmshError, MissingError
 from dmsh_serving.triton.repository import write_repository
-from dmsh_serving.triton.spec import OnnxRuntimeEncoder, Plan, RepositorySpec, TensorRTAccelerator, TensorRTEncoder
+from dmsh_serving.triton.spec import (
+    OnnxRuntimeEncoder,
+    OpenVinoEncoder,
+    Plan,
+    PythonEncoder,
+    RepositorySpec,
+    TensorRTAccelerator,
+    TensorRTEncoder,
+)
+
+HERE = openvino.why_not_here(integer=True)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt"])
 def test_a_configuration_is_read_by_the_real_server_and_its_missing_backend_named(tmp_path, backend, monkeypatch):
     monkeypatch.setenv(TRUST_PLAN_CODE, "1")
     world = World.make(tmp_path)
@@ -27,6 +38,8 @@ def test_a_configuration_is_read_by_the_real_server_and_its_missing_backend_name
             for capability in ("8.6", "9.0")
         )
         kind = {"encoder": TensorRTEncoder(plans)}
+    elif backend == "openvino":
+        kind = {"encoder": OpenVinoEncoder(), "model": tmp_path / "model.onnx"}
     else:
         accelerator = TensorRTAccelerator(cache="/cache")
         kind = {"encoder": OnnxRuntimeEncoder(accelerator), "model": tmp_path / "model.onnx"}
@@ -35,6 +48,48 @@ def test_a_configuration_is_read_by_the_real_server_and_its_missing_backend_name
     )
     write_repository(world.repository, spec)
     with pytest.raises(MissingError, match=f"dmsh_encoder does not load: .*{backend}") as error, world.server():
+        pass
+    assert "\n" not in str(error.value)
+
+
+def openvino_world(folder, *, dialect=None, answer=None):
+    """A world whose encoder is OpenVINO in the Python backend: two instances of two streams."""
+    world = World.make(folder)
+    said = {} if dialect is None else {"dialect": dialect}
+    model = tiny_model.write(folder / "model.onnx", answer=answer, **said)
+    encoder = PythonEncoder(runtime="openvino", streams=2, instances=2)
+    fields = {"gallery": world.gallery, "bits": tiny_model.BITS, "image_size": tiny_model.SIZE, "max_batch": 8}
+    spec = RepositorySpec(**fields, fingerprint=tiny_model.FINGERPRINT, model=model, encoder=encoder)
+    write_repository(world.repository, spec)
+    return world
+
+
+@pytest.mark.skipif(HERE is not None, reason=f"OpenVINO cannot serve here: {HERE}")
+def test_openvino_serves_codes_of_single_images_and_batches(tmp_path):
+    images = tiny_model.random_images(41)
+    with openvino_world(tmp_path).server() as server, TritonRunner(f"triton://{server.url}/dmsh_encoder") as runner:
+        together = runner.infer(images)
+        alone = [runner.infer(images[row : row + 1]).code for row in range(5)]
+    np.testing.assert_array_equal(together.code, tiny_model.codes_of(images))
+    np.testing.assert_array_equal(np.concatenate(alone), tiny_model.codes_of(images[:5]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dialect": "onnxruntime"}, "is in the onnxruntime dialect, and OpenVINO crashes while it reads that"),
+        ({"answer": "wrong"}, r"known answer: 1 of 128 bits differ.*\(in OpenVINO\)"),
+    ],
+)
+def test_what_openvino_must_not_serve_keeps_the_server_from_starting_in_one_line(tmp_path, changes, message):
+    if changes.get("answer"):
+        if HERE is not None:
+            pytest.skip(f"OpenVINO cannot serve here: {HERE}")
+        images = tiny_model.random_images(2)
+        codes = tiny_model.codes_of(images)
+        codes[1, 3] ^= 16
+        changes = {"answer": known_answer.dump(images, codes)}
+    with pytest.raises(DmshError, match=message) as error, openvino_world(tmp_path, **changes).server():
         pass
     assert "\n" not in str(error.value)
 

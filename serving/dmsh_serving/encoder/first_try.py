@@ -10,7 +10,14 @@ from dmsh_serving.errors import CheckError
 __all__ = ["survive"]
 
 _SECONDS = 600  # a large network takes a few
-_PROGRAM = (sys.executable, "-m", "dmsh_serving.encoder.trial")
+_PROGRAM = """
+import sys
+from pathlib import Path
+from dmsh_serving.encoder.openvino import OpenVinoEncoder
+path, threads, streams = sys.argv[1:]
+OpenVinoEncoder(Path(path), threads=int(threads) or None, streams=int(streams), tried_first=False)
+"""
+_COMMAND = (sys.executable, "-c", _PROGRAM)
 
 
 def survive(path: Path, threads: int | None, streams: int) -> None:
@@ -21,7 +28,7 @@ def survive(path: Path, threads: int | None, streams: int) -> None:
     """
     try:
         ended = subprocess.run(
-            [*_PROGRAM, str(path), str(threads or 0), str(streams)],
+            [*_COMMAND, str(path), str(threads or 0), str(streams)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,

@@ -134,7 +134,7 @@ def test_one_bit_of_the_known_answer_is_enough_to_refuse_and_the_runtime_is_name
 @needs_openvino
 def test_a_crash_is_one_line_that_names_the_runtime(path, monkeypatch):
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    monkeypatch.setattr(first_try, "_PROGRAM", (sys.executable, "-c", crash))
+    monkeypatch.setattr(first_try, "_COMMAND", (sys.executable, "-c", crash))
     with pytest.raises(CheckError, match=r"model\.onnx: OpenVINO crashed \(SIGSEGV\) while it loaded") as error:
         OpenVinoEncoder(path)
     assert "\n" not in str(error.value)
@@ -149,7 +149,7 @@ def test_a_file_that_lies_about_its_dialect_crashes_elsewhere_or_is_refused(tmp_
 
 @needs_openvino
 def test_a_trial_that_does_not_end_is_an_error(path, monkeypatch):
-    monkeypatch.setattr(first_try, "_PROGRAM", (sys.executable, "-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(first_try, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(60)"))
     monkeypatch.setattr(first_try, "_SECONDS", 0.5)
     with pytest.raises(CheckError, match=r"OpenVINO did not load it in 0\.5 s"):
         OpenVinoEncoder(path)
