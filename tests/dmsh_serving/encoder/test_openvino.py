@@ -148,6 +148,13 @@ def test_a_file_that_lies_about_its_dialect_crashes_elsewhere_or_is_refused(tmp_
 
 
 @needs_openvino
+def test_a_trial_that_cannot_be_made_is_no_success(path, monkeypatch):
+    monkeypatch.setattr(first_try, "_COMMAND", (sys.executable, "-c", "import no_such_module"))
+    with pytest.raises(CheckError, match=r"OpenVINO crashed \(exit code 1\)"):
+        OpenVinoEncoder(path)
+
+
+@needs_openvino
 def test_a_trial_that_does_not_end_is_an_error(path, monkeypatch):
     monkeypatch.setattr(first_try, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(60)"))
     monkeypatch.setattr(first_try, "_SECONDS", 0.5)
