@@ -13,7 +13,12 @@
 # make bench-web     the search page: its API, its cards, the browser's memory       (table)
 # make gpu           on a machine with an NVIDIA GPU: plans built, tested, compared, timed (docs/gpu.md)
 # make browser       chromium from Debian, which the tests of the page drive (as root; make test does it)
+# make strace        strace from Debian, which the tests of power losses record with (likewise)
 # make accuracy      what integers cost in mAP, and what fine-tuning brings back, three seeds
+# make test-faults   every case of docs/reliability.md
+# make mutate        how many small faults the tests find, package by package: docs/mutation.md
+# make soak          20 minutes of clients, new galleries and killed processes
+# make fuzz          hostile bytes for every reader, a million at least: docs/reliability.md
 # make paper         DMSH, its ablations and a baseline, trained and compared (docs/results.md)
 # make clean  remove what was built       make distclean  and the two environments
 
@@ -28,7 +33,7 @@ EXTRAS := export,client,tensorrt-rtx,openvino,demo,parquet,web,bench,docs,dev
 MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cli gallery hamming/test_nearest.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench test-fast test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-web gpu browser accuracy paper clean distclean system
+.PHONY: help demo test check docs bench test-fast test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -36,7 +41,7 @@ help:
 demo: $(TOOLKIT) $(TRITON)
 	$(BIN)/dmsh-export demo
 
-test: check $(TRITON) browser
+test: check $(TRITON) browser strace
 	$(BIN)/pytest
 
 check: $(TOOLKIT)
@@ -82,10 +87,24 @@ bench-web: $(TOOLKIT) $(TRITON) browser
 gpu: $(TOOLKIT)
 	$(BIN)/python -m benchmarks.gpu --page docs/gpu.md
 
-## The tests of the page skip without it, and say so.
-browser:
-	@[ -x /usr/bin/chromium ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium; } \
-		|| echo 'note: /usr/bin/chromium is missing, so the tests in a browser are skipped: apt-get install chromium' >&2
+## The tests that need these skip without them, and say so.
+browser: TOOL := chromium
+strace: TOOL := strace
+browser strace:
+	@[ -x /usr/bin/$(TOOL) ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq --yes --no-install-recommends $(TOOL); } \
+		|| echo 'note: /usr/bin/$(TOOL) is missing, so the tests with it are skipped: apt-get install $(TOOL)' >&2
+
+test-faults: $(TOOLKIT) $(TRITON) strace
+	DMSH_FAULTS=all $(BIN)/pytest -k test_fault_
+
+mutate: $(TOOLKIT)
+	$(BIN)/python -m benchmarks.mutate --page docs/mutation.md
+
+soak: $(TOOLKIT) $(TRITON)
+	DMSH_SOAK_SECONDS=1200 $(BIN)/pytest -s tests/live/test_live_soak.py
+
+fuzz: $(TOOLKIT)
+	$(BIN)/python tests/helpers/fuzz.py --minutes 10
 
 accuracy: $(TOOLKIT)
 	@[ -d build/clipart ] || $(BIN)/python -m benchmarks.paper.clipart

@@ -34,7 +34,7 @@ def model_from_file(path: Path) -> onnx.ModelProto:
     if found != {IMAGE, LOGITS, CODE}:
         raise InputError(
             f"{path} is not an encoder made by dmsh-export onnx: its inputs and outputs are "
-            f"{', '.join(sorted(found)) or 'none'}; expected are {IMAGE}, {LOGITS} and {CODE}"
+            f"{', '.join(sorted(map(str, found))) or 'none'}; expected are {IMAGE}, {LOGITS} and {CODE}"
         )
     _name_nodes(model.graph)
     return with_shapes(model, str(path))
@@ -49,7 +49,7 @@ def with_shapes(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model)
         return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except Exception as error:  # ONNX's own two errors, and nearly any other for a hostile file
         raise InputError(f"{name} is not a valid ONNX model: {str(error).strip().splitlines()[0]}") from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from dmsh_serving import __version__
 from dmsh_serving.console import write_json
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import move_durably, sha256_of_file
+from dmsh_serving.files import move_durably, naming, sha256_of_file
 
 __all__ = ["add_results", "manifest_path", "manifest_rows", "publish", "read_manifest", "write_manifest"]
 
@@ -114,7 +114,8 @@ def publish(*artefacts: Path) -> Iterator[tuple[Path, ...]]:
             except OSError as error:
                 raise InputError(f"{path}: cannot write into its folder: {error.strerror}") from error
             drafts.append(Path(stack.enter_context(folder)) / path.name)
-        yield tuple(drafts)
+        with naming(artefacts[0]):
+            yield tuple(drafts)
         for draft, path in zip(drafts, artefacts, strict=True):
             for made, final in ((draft, path), (manifest_path(draft), manifest_path(path))):
                 if made.exists():

@@ -1,5 +1,6 @@
 """Checkpoints: a folder of ``config.json`` and ``model.safetensors``."""
 
+import errno
 import json
 import pickle
 import shutil
@@ -16,7 +17,7 @@ from torch import Tensor
 from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import replace_folder, umask
+from dmsh_serving.files import naming, replace_folder, umask
 
 __all__ = [
     "CONFIG_FILE",
@@ -66,8 +67,9 @@ def write_folder(folder: Path, header: dict[str, Any], weights: bytes) -> None:
     """Write ``config.json`` and ``model.safetensors`` to ``folder``, whole or not at all, replacing what it was."""
     fresh = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
     try:
-        (fresh / WEIGHTS_FILE).write_bytes(weights)
-        (fresh / CONFIG_FILE).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n")
+        with naming(folder):
+            (fresh / WEIGHTS_FILE).write_bytes(weights)
+            (fresh / CONFIG_FILE).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n")
         fresh.chmod(0o777 & ~umask())
         replace_folder(fresh, folder)
     except BaseException:
@@ -186,8 +188,10 @@ def read_torch_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except OSError:
-        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # to which a seek leads that a damaged archive asks for
+            raise
+        raise InputError(f"{path} is damaged: it is no whole zip archive") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} is damaged, or holds more than tensors, and is refused") from error
     except Exception as error:  # an unpickler fed hostile bytes raises nearly anything

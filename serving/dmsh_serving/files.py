@@ -20,6 +20,7 @@ from dmsh_serving.errors import InputError
 __all__ = [
     "fsync_folder",
     "move_durably",
+    "naming",
     "replace_folder",
     "sha256_of_file",
     "umask",
@@ -51,8 +52,8 @@ def whole_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         with naming(path), os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
+            os.fchmod(file.fileno(), mode & ~umask())  # before the fsync, which makes the permissions last too
             os.fsync(file.fileno())
-        temporary.chmod(mode & ~umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

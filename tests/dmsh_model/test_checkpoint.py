@@ -75,7 +75,7 @@ def test_a_plain_state_dict_beside_a_config_is_a_checkpoint(model, folder):
     assert np.array_equal(dmsh_model.load(folder / "weights.pth").codes(IMAGES), model.codes(IMAGES))
 
 
-def test_missing_extra_and_misshapen_tensors_are_each_listed(folder):
+def test_fault_28_missing_extra_and_misshapen_tensors_are_each_listed(folder):
     def change(tensors):
         tensors["spare"] = torch.zeros(2)
         tensors["fusion.bias"] = torch.zeros(5)
@@ -107,7 +107,7 @@ class Code:
 
 
 @pytest.mark.parametrize("content", [Code(), {"hash.weight": Code()}])
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(folder, content, monkeypatch):
+def test_fault_27_a_pickle_with_code_in_it_is_refused_and_not_run(folder, content, monkeypatch):
     monkeypatch.chdir(folder)
     torch.save(content, folder / "evil.pt")
     with pytest.raises(InputError, match="holds more than tensors"):

@@ -1,23 +1,38 @@
-"""Clients that ask a live server without pause while its gallery changes, and the oracle's word on every answer."""
+"""Clients that ask a live server without pause while its gallery changes and its processes are killed, and the oracle's
+word on every answer."""
 
+import os
+import queue
+import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import psutil
 import tiny_model
 from live_world import CODES, IMAGES, png
 
 from dmsh_serving import gallery
 from dmsh_serving.client import SearchClient
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
+from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
 
-CLIENTS = 4
+KEPT = 400  # answers that are kept for a second look
 _IDS = 60_000
 _DISTANCES = np.array([np.unpackbits(CODES ^ code, axis=1).sum(axis=1, dtype=np.uint8) for code in CODES])
 _DIFFERS = (np.unpackbits(CODES, axis=1)[:, None] != np.unpackbits(CODES, axis=1)[None]).astype(np.float64)
 _WEIGHTED = np.einsum("ib,ijb->ij", np.abs(tiny_model.logits_of(IMAGES)), _DIFFERS)  # whole numbers, so exact
 _FILES = [png(image) for image in IMAGES]
+# Requests that must be refused, and with what.
+_BAD = (
+    (lambda client: client.search_files([_FILES[0][:-40]], 5), "truncated"),
+    (lambda client: client.search_files([b"no image"], 5), "not an image"),
+    (lambda client: client.search(tiny_model.WHITE, 5), "NaN"),
+    (lambda client: client.search(IMAGES[:1], 0), "k = 0"),
+)
 
 
 def codes_of(ids):
@@ -25,44 +40,88 @@ def codes_of(ids):
     return CODES[ids % len(CODES)]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What the server, its processes and this one hold at a moment."""
+
+    seconds: float
+    resident: int
+    descriptors: int
+    shared_memory: int
+    launcher_descriptors: int
+
+
 @dataclass
 class Soak:
-    """One run: ``queries`` images are asked for while the gallery changes ``swaps`` times.
+    """One run of ``seconds``: ``clients`` ask, the gallery changes ``swaps`` times; every tenth request is a bad one.
 
-    ``held`` is, of each version, the ids in it, as the changes say, not as the gallery does.
+    In the first half a model's process is killed ``kills`` times. In the second half the server lives on, and what it
+    holds is looked at again and again.
+
+    Attributes:
+        held: of each version, the ids in it, as the changes say, not as the gallery does.
+        answered: queries that were answered.
+        wrong: answers that the oracle does not give for the one version that each of them names.
+        errors: good requests that failed though no process was killed meanwhile.
+        excused: good requests that failed while a killed process was away.
+        refused: bad requests that were refused as they should be.
+        away: (from, to) of each kill: until an answer came again.
+        samples: what was held, from six tenths of the time on.
     """
 
     server: object
-    folder: object
-    queries: int
+    folder: Path
+    seconds: float
     swaps: int
+    kills: int
+    clients: int = 4
     seed: int = 0
     held: dict = field(default_factory=dict)
-    answers: list = field(default_factory=list)
+    kept: list = field(default_factory=list)
+    versions_seen: set = field(default_factory=set)
+    answered: int = 0
+    wrong: list = field(default_factory=list)
     errors: list = field(default_factory=list)
-    asked: int = 0
-    seconds: float = 0.0
-    all_served: threading.Event = field(default_factory=threading.Event)
+    excused: int = 0
+    refused: int = 0
+    away: list = field(default_factory=list)
+    samples: list = field(default_factory=list)
 
     def run(self):
         self._publish(gallery.build, np.arange(30_000), codes_of(np.arange(30_000)), overwrite=True)
-        clients = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
         self._wait_for_version()
-        start = time.monotonic()
-        for client in clients:
-            client.start()
-        random = np.random.default_rng(self.seed)
+        self._stop, self._failed, self._answers = threading.Event(), [], queue.Queue(maxsize=200)
+        self._start = time.monotonic()
+        clients = [threading.Thread(target=self._ask, args=(number,)) for number in range(self.clients)]
+        checker = threading.Thread(target=self._check)
+        for thread in (*clients, checker):
+            thread.start()
         try:
-            for number in range(1, self.swaps + 1):
-                while self.asked < self.queries * number / (self.swaps + 1) and not self.errors:
-                    time.sleep(0.002)
-                self._change(random)
-                self._wait_for_version()
+            self._disturb()
         finally:
-            self.all_served.set()
-        for client in clients:
-            client.join()
-        self.seconds = time.monotonic() - start
+            self._stop.set()
+            for client in clients:
+                client.join()
+            self._answers.put(None)
+            checker.join()
+        for start, end, error in self._failed:
+            inside = any(start < back and end > gone for gone, back in self.away)
+            self.excused += inside
+            if not inside:
+                self.errors.append(error)
+
+    def _disturb(self):
+        """Change the gallery and kill processes, each at its times."""
+        random = np.random.default_rng(self.seed)
+        at = [(self.seconds * (number + 1) / (self.swaps + 1), self._change) for number in range(self.swaps)]
+        at += [(self.seconds / 2 * (number + 0.5) / self.kills, self._kill) for number in range(self.kills)]
+        at += [(self.seconds * number / 20, self._sample) for number in range(12, 20)]
+        for moment, disturb in sorted(at, key=lambda entry: entry[0]):
+            self._stop.wait(max(0.0, self._start + moment - time.monotonic()))
+            disturb(random)
+        self._wait_for_version()
+        self._stop.wait(max(0.0, self._start + self.seconds - time.monotonic()))
+        self._sample(random)
 
     def _publish(self, change, ids, *arguments, **options):
         if change is gallery.build:
@@ -86,47 +145,100 @@ class Soak:
         else:
             anew = random.permutation(_IDS)[: random.choice([500, 3000, 30_000])]
             self._publish(gallery.build, anew, codes_of(anew), overwrite=True)
+        self._wait_for_version()
+
+    def _kill(self, random):
+        stubs = sorted(self.server.stubs)
+        gone = time.monotonic()
+        os.kill(stubs[random.integers(len(stubs))], signal.SIGKILL)
+        while self.server.stubs & set(stubs):  # until other processes serve, all of them
+            assert time.monotonic() < gone + 60, "the killed process did not come back"
+            time.sleep(0.02)
+        self._wait_for_version()
+        self.away.append((gone, time.monotonic()))
+
+    def _sample(self, _):
+        process = psutil.Process(self.server.pid)
+        family = [process, *process.children(recursive=True)]
+        self.samples.append(
+            Sample(
+                time.monotonic() - self._start,
+                sum(each.memory_info().rss for each in family),
+                sum(each.num_fds() for each in family),
+                sum(path.stat().st_blocks * 512 for path in SHARED_MEMORY.iterdir() if path.is_file()),
+                psutil.Process().num_fds(),
+            )
+        )
 
     def _wait_for_version(self):
-        end = time.monotonic() + 30
-        with SearchClient(self.server.url) as client:
-            while client.search(IMAGES[:1], 1).gallery_version[0] != max(self.held):
+        end = time.monotonic() + 60
+        with SearchClient(self.server.url, timeout=5) as client:
+            while True:
+                try:
+                    if client.search(IMAGES[:1], 1).gallery_version[0] == max(self.held):
+                        return
+                except MissingError:  # a process is away
+                    time.sleep(0.05)
                 assert time.monotonic() < end, f"version {max(self.held)} was not swapped in"
                 time.sleep(0.01)
 
     def _ask(self, number):
         random = np.random.default_rng([self.seed, number])
-        with SearchClient(self.server.url) as client:
-            last = False
-            while not last:
-                # The last request begins after the last swap, however late that came.
-                last = self.all_served.is_set() and self.asked >= self.queries
-                first, k = int(random.integers(0, 290)), int(random.choice([1, 3, 10, 50, 700]))
-                rows = np.arange(first, first + int(random.choice([1, 1, 1, 2, 8])))
-                asked = {}
-                if random.random() < 0.3:
-                    asked["radius"] = int(random.integers(0, 40))
-                if random.random() < 0.3:
-                    asked["allowed"] = random.integers(0, _IDS, int(random.choice([1, 50, 3000])))
-                if random.random() < 0.2:
-                    asked["rerank"] = "asymmetric"
+        with SearchClient(self.server.url, timeout=20) as client:
+            while not self._stop.is_set():
+                bad = random.random() < 0.1
+                call, entry = self._bad_call(random) if bad else self._call(random)
+                start = time.monotonic()
                 try:
-                    if random.random() < 0.5:
-                        answer = client.search(IMAGES[rows], k, **asked)
+                    answer = call(client)
+                except InputError as error:
+                    if bad and entry in str(error):
+                        self.refused += 1
                     else:
-                        answer = client.search_files([_FILES[row] for row in rows], k, **asked)
-                except Exception as error:  # counted, and shown
+                        self._failed.append((start, time.monotonic(), error))
+                except MissingError as error:
+                    self._failed.append((start, time.monotonic(), error))
+                    time.sleep(0.1)
+                except Exception as error:  # a client that dies would ask no more, unseen
                     self.errors.append(error)
-                    return
-                self.answers.append((rows, k, asked, answer))
-                self.asked += len(rows)
+                else:
+                    self._answers.put((*entry, answer) if not bad else (entry, None, None, answer))
 
-    def wrong(self):
-        """Return the answers that the oracle does not give for the one version that each of them names."""
-        return [entry for entry in self.answers if not self._right(*entry)]
+    @staticmethod
+    def _bad_call(random):
+        return _BAD[random.integers(len(_BAD))]
 
-    def _right(self, rows, k, asked, answer):
+    @staticmethod
+    def _call(random):
+        first, k = int(random.integers(0, 290)), int(random.choice([1, 3, 10, 50, 700]))
+        rows = np.arange(first, first + int(random.choice([1, 1, 1, 2, 8])))
+        asked = {}
+        if random.random() < 0.3:
+            asked["radius"] = int(random.integers(0, 40))
+        if random.random() < 0.3:
+            asked["allowed"] = random.integers(0, _IDS, int(random.choice([1, 50, 3000])))
+        if random.random() < 0.2:
+            asked["rerank"] = "asymmetric"
+        if random.random() < 0.5:
+            return (lambda client: client.search(IMAGES[rows], k, **asked)), (rows, k, asked)
+        return (lambda client: client.search_files([_FILES[row] for row in rows], k, **asked)), (rows, k, asked)
+
+    def _check(self):
+        while (entry := self._answers.get()) is not None:
+            rows, k, asked, answer = entry
+            if k is None or not self.right(rows, k, asked, answer):  # an answer to a bad request is wrong too
+                self.wrong.append(entry)
+                continue
+            self.answered += len(rows)
+            self.versions_seen |= set(answer.gallery_version)
+            if len(self.kept) < KEPT:
+                self.kept.append(entry)
+
+    def right(self, rows, k, asked, answer):
+        """Whether an answer is the oracle's for the version that it names."""
         (version,) = set(answer.gallery_version)
+        while version not in self.held:  # it served before the change had returned
+            time.sleep(0.001)
         ids = self.held[version]
         if "allowed" in asked:
             ids = np.intersect1d(ids, asked["allowed"])
@@ -150,5 +262,20 @@ class Soak:
                 return False
         return True
 
-    def versions_seen(self):
-        return {version for *_, answer in self.answers for version in answer.gallery_version}
+    def report(self):
+        """Return what was found, in a line each."""
+        away = [back - gone for gone, back in self.away]
+        first, last = self.samples[0], self.samples[-1]
+        return "\n".join(
+            [
+                f"{self.answered:,} queries of {self.clients} clients answered in {self.seconds:.0f} s, "
+                f"{len(self.wrong)} wrong, {len(self.held) - 1} swaps; {self.refused:,} bad requests refused",
+                f"{len(self.errors)} good requests failed; {self.excused:,} more while a killed process was away, "
+                f"{len(away)} times, {max(away, default=0):.1f} s at most",
+                *(
+                    f"{name}: {getattr(first, name):,} at {first.seconds:.0f} s, {getattr(last, name):,} at "
+                    f"{last.seconds:.0f} s, {max(getattr(each, name) for each in self.samples):,} at most"
+                    for name in ("resident", "descriptors", "shared_memory", "launcher_descriptors")
+                ),
+            ]
+        )

@@ -64,7 +64,7 @@ def wait_until_gone(pids, seconds=15.0):
         time.sleep(0.05)
 
 
-def test_killed_processes_come_back_and_requests_are_answered_again(own_world):
+def test_fault_20_21_killed_processes_come_back_and_requests_are_answered_again(own_world):
     events = []
     with own_world.server(on_event=events.append) as server:
         wait_until_answered(server.url)
@@ -96,7 +96,7 @@ def wait_for(condition, seconds=30.0):
     return found
 
 
-def test_a_process_that_dies_while_it_is_started_again_is_noticed(own_world, monkeypatch):
+def test_fault_20_a_process_that_dies_while_it_is_started_again_is_noticed(own_world, monkeypatch):
     monkeypatch.setattr(launcher, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(launcher, "DEAD_STUB_SECONDS", 1.0)
     events = []
@@ -144,7 +144,7 @@ def test_a_server_that_cannot_be_started_again_ends_with_the_reason(own_world, m
     assert len(events) == 2
 
 
-def test_a_stop_answers_what_is_in_flight_and_exits_0(own_world):
+def test_fault_25_a_stop_answers_what_is_in_flight_and_exits_0(own_world):
     with own_world.server() as server, SearchClient(server.url) as client, ThreadPoolExecutor(6) as pool:
         prefix = prefix_of(server.pid)
         client.search_files([SLOW_FILE], 5)  # the connection is open, the batch size known
@@ -192,7 +192,7 @@ def test_fault_46_the_start_command_serves_until_it_is_told_to_end_and_exits_0(o
     assert left_of(prefix) == []
 
 
-def test_a_killed_launcher_leaves_no_server_and_no_shared_memory(own_world):
+def test_fault_21_a_killed_launcher_leaves_no_server_and_no_shared_memory(own_world):
     (port,) = free_ports("127.0.0.1", 1)
     process = start_command(own_world, port)
     process.stdout.readline()
@@ -222,7 +222,7 @@ def test_a_gallery_of_another_model_is_not_served(own_world):
         own_world.server().start()
 
 
-def test_a_taken_port_is_found_before_the_start(own_world, server):
+def test_fault_22_a_taken_port_is_found_before_the_start(own_world, server):
     with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{server.grpc_port} .*choose another --grpc-port"):
         own_world.server(grpc_port=server.grpc_port).start()
 
@@ -250,6 +250,6 @@ def test_an_interrupted_start_leaves_nothing(own_world, interruptible):
     assert not psutil.pid_exists(server.pid)
 
 
-def test_an_environment_without_triton_is_named(own_world, tmp_path):
+def test_fault_22_an_environment_without_triton_is_named(own_world, tmp_path):
     with pytest.raises(MissingError, match="no Triton at"):
         TritonServer(own_world.repository, triton=Path(tmp_path)).start()

@@ -73,7 +73,7 @@ def test_without_k_ten_are_found(server):
     assert raw(server, RANKER_MODEL, code=CODES[:2]).as_numpy("ids").shape == (2, 10)
 
 
-def test_more_than_the_gallery_holds_is_padded(client):
+def test_fault_09_more_than_the_gallery_holds_is_padded(client):
     answer = client.search(IMAGES[:2], 210)
     assert (answer.ids[:, 200:] == PAD_ID).all()
     assert (answer.distances[:, 200:] == PAD_DISTANCE).all()
@@ -82,7 +82,7 @@ def test_more_than_the_gallery_holds_is_padded(client):
 
 
 @pytest.mark.parametrize("k", [0, -3, MAX_K + 1])
-def test_k_out_of_range_is_refused(client, k):
+def test_fault_09_k_out_of_range_is_refused(client, k):
     with pytest.raises(InputError, match=f"k = {k} is out of range: ask for 1 to {MAX_K}"):
         client.search(IMAGES[:1], k)
 
@@ -175,7 +175,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_malformed_request_is_refused_with_what_was_expected(server, case):
+def test_fault_08_a_malformed_request_is_refused_with_what_was_expected(server, case):
     model, arrays, message = REFUSED[case]
     with pytest.raises(InferenceServerException, match=message) as error:
         raw(server, model, **arrays)

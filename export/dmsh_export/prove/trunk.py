@@ -125,7 +125,7 @@ def _clip(reading: Reading, node: Node) -> Meaning:
     for position, what, extreme in ((1, "min", LOWEST), (2, "max", HIGHEST)):
         if node.has(position):
             value = node.scalar(position, what, np.uint8 if eight_bit else np.float32)
-            node.require(value == np.rint(value), f"its {what} {value:g} is no integer")
+            node.require(np.isfinite(value) and value == np.rint(value), f"its {what} {value:g} is no integer")
             bounds.append(int(value) - 128 if eight_bit else int(value))
         else:
             bounds.append(extreme)

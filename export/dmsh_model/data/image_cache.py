@@ -18,7 +18,7 @@ import numpy.typing as npt
 import PIL
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import write_atomically
+from dmsh_serving.files import naming, write_atomically
 from dmsh_serving.images.decode import decode_recipe
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.read import ImageSet
@@ -136,19 +136,23 @@ def _write(entry: Path, batches: Iterable[ImageSet], size: int, image_size: int)
     unfinished = entry.with_suffix(".unfinished")
     with unfinished.open("ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            with naming(unfinished):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise InputError(f"{unfinished}: another process is decoding the same images: wait for it") from None
-        file.truncate(0)
+        with naming(unfinished):
+            file.truncate(0)
         names: list[str] = []
         bad: list[str] = []
         try:
             for batch in batches:
-                file.write(batch.images.tobytes())
+                with naming(unfinished):
+                    file.write(batch.images.tobytes())
                 names += batch.names
                 bad += batch.bad
-            file.flush()
-            os.fsync(file.fileno())
+            with naming(unfinished):
+                file.flush()
+                os.fsync(file.fileno())
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise

@@ -1,5 +1,6 @@
 """What a server answers, as arrays with their meaning."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.contract import IMAGE
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, MissingError
 
-__all__ = ["Answer", "CodeSpace", "Tensor", "code_space_of", "strings_of"]
+__all__ = ["Answer", "CodeSpace", "Tensor", "arrays_of", "code_space_of", "strings_of"]
 
 Tensor = npt.NDArray[Any]
 
@@ -50,6 +51,21 @@ class CodeSpace:
     parent_fingerprint: str | None = None
 
 
+def arrays_of(answer: Any, names: Sequence[str], rows: int, url: str) -> dict[str, Tensor]:
+    """Return the tensors ``names`` of an ``InferResult`` of the Triton at ``url``, each of ``rows`` rows.
+
+    Raises:
+        MissingError: one is missing, has other rows, or its bytes do not agree with its shape: no Triton that works.
+    """
+    try:
+        found = {name: answer.as_numpy(name) for name in names}
+    except Exception as error:  # NumPy and struct raise nearly any kind
+        raise MissingError(f"the Triton at {url} gave an answer that cannot be read ({error})") from error
+    if not all(array is not None and array.ndim > 1 and len(array) == rows for array in found.values()):
+        raise MissingError(f"the Triton at {url} gave an answer without {rows} rows of each of {', '.join(names)}")
+    return found
+
+
 def code_space_of(config: Any, url: str) -> CodeSpace:
     """Return what the configuration of an encoder of the Triton at ``url``, a ``ModelConfig``, says of its codes.
 
@@ -65,5 +81,5 @@ def code_space_of(config: Any, url: str) -> CodeSpace:
 
 def strings_of(array: Tensor) -> npt.NDArray[np.object_]:
     """Return what Triton gave as BYTES, of any shape, as str."""
-    flat = [value.decode() if isinstance(value, bytes) else str(value) for value in array.ravel()]
+    flat = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in array.ravel()]
     return np.array(flat, dtype=np.object_).reshape(array.shape)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.client.answers import Answer, CodeSpace
+from dmsh_serving.client.answers import Answer, CodeSpace, arrays_of
 from dmsh_serving.client.files import rows_of_files
 from dmsh_serving.client.questions import (
     CHANNEL_OPTIONS,
@@ -155,5 +155,6 @@ class SearchClient:
             return None
         if isinstance(step, Infer):
             answer = self._client.infer(**infer_arguments(step))
-            return {name: answer.as_numpy(name) for name in step.outputs}
+            rows = len(next(iter(step.inputs.values())))
+            return arrays_of(answer, step.outputs, rows, self._questions.url)
         return self._client.get_model_config(step.model, client_timeout=step.seconds).config

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import whole_file, write_atomically
+from dmsh_serving.files import naming, whole_file, write_atomically
 from dmsh_serving.gallery.part import Part, PartName
 from dmsh_serving.gallery.part_file import (
     digest_of,
@@ -151,7 +151,8 @@ def writing(folder: Path) -> Iterator[None]:
     """Hold the gallery's lock; the system releases it when the process ends in any way."""
     with (folder / LOCK).open("ab") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with naming(folder / LOCK):  # a file system that has no locks, as NFS without its lock service
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder} is being changed by another process: try again when it is done") from None
         yield

@@ -213,7 +213,7 @@ def load_npy(path: Path, what: str) -> npt.NDArray[np.generic]:
         raise InputError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder: give an .npy file of {what}") from None
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except Exception as error:  # the parsers below NumPy raise nearly any kind for hostile bytes
         raise InputError(f"{path} is not an .npy file of {what}: {error}") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an archive of arrays, not an .npy file of {what}")

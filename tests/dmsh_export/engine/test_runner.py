@@ -126,7 +126,7 @@ def test_a_damaged_manifest_is_refused(plan, change, message):
 REBUILD = r"on this machine, build it again: dmsh-export trt model\.onnx --fp32 --out model\.plan"
 
 
-def test_another_gpu_is_named_beside_the_plans_own_with_the_command_to_rebuild(plan):
+def test_fault_26_another_gpu_is_named_beside_the_plans_own_with_the_command_to_rebuild(plan):
     with pytest.raises(
         MissingError,
         match=rf"built for compute capability 8\.6, here is NVIDIA L4 \(compute capability 8\.9\): {REBUILD}",
@@ -135,7 +135,7 @@ def test_another_gpu_is_named_beside_the_plans_own_with_the_command_to_rebuild(p
 
 
 @pytest.mark.parametrize("version", ["11.4.0.106", "10.16.0.1", "10.12.0"])
-def test_another_tensorrt_is_named_beside_the_plans_own_with_the_command_to_rebuild(plan, version):
+def test_fault_26_another_tensorrt_is_named_beside_the_plans_own_with_the_command_to_rebuild(plan, version):
     with pytest.raises(
         MissingError,
         match=rf"built with tensorrt 10\.16\.1\.11 and runs on that, here is tensorrt {version}: {REBUILD}",

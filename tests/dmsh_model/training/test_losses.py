@@ -145,6 +145,8 @@ def test_an_imbalance_above_one_is_refused():
 def test_balance_is_zero_for_bits_that_halve_the_images_and_one_for_bits_that_tell_nothing():
     assert balance_loss(torch.tensor([[1.0, -1.0], [-1.0, 1.0]])).item() == 0
     assert balance_loss(torch.ones(4, 8)).item() == 1
+    always, never, half = [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]  # of two images; the bits are three
+    assert balance_loss(torch.tensor([always, never, half]).T).item() == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(("classes", "bits"), [(10, 16), (32, 16), (100, 64), (128, 64)])

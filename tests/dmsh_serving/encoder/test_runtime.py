@@ -74,7 +74,7 @@ def test_one_bit_of_the_known_answer_is_enough_to_refuse(tmp_path):
 
 
 @pytest.mark.parametrize("location", ["weights.bin", "absent.bin", "../weights.bin", "/dev/null"])
-def test_large_weights_outside_the_file_are_refused_wherever_they_are_said_to_be(path, tmp_path, location):
+def test_fault_27_large_weights_outside_the_file_are_refused_wherever_they_are_said_to_be(path, tmp_path, location):
     model = onnx.load(path)
     outside = tmp_path / "model.onnx"
     onnx.save(model, outside, save_as_external_data=True, location="weights.bin", size_threshold=1000)
@@ -102,7 +102,7 @@ def test_a_missing_file_is_named(tmp_path):
         OnnxEncoder(tmp_path / "absent.onnx")
 
 
-def test_weights_outside_the_file_are_refused_even_when_they_are_there(path, tmp_path, monkeypatch):
+def test_fault_27_weights_outside_the_file_are_refused_even_when_they_are_there(path, tmp_path, monkeypatch):
     model = onnx.load(path)
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
     monkeypatch.chdir(tmp_path)
@@ -124,6 +124,21 @@ def test_a_model_with_other_tensors_is_refused(path, tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(InputError, match="expected the tensors"):
         OnnxEncoder(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(("threads", "asked"), [(None, 0), (1, 1), (3, 3)])
+def test_the_number_of_threads_is_what_onnx_runtime_is_asked_for(path, monkeypatch, threads, asked):
+    import onnxruntime
+
+    session, seen = onnxruntime.InferenceSession, []
+
+    def noted(model, options, **rest):
+        seen.append(options.intra_op_num_threads)
+        return session(model, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    OnnxEncoder(path, threads=threads).close()
+    assert seen == [asked]
 
 
 def test_a_provider_that_is_there_and_does_not_start_is_an_error_and_no_fallback(path, monkeypatch):

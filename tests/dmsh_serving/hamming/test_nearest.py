@@ -120,10 +120,11 @@ def test_a_guessed_cut_is_rarely_too_low_whatever_the_size_of_its_sample(groups)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_sample_that_is_nearer_than_the_rest_costs_no_answer(threads, split_eagerly):
-    """The first rows are among the sample: it promises far more near codes than there are."""
-    codes = random_codes(4, 40_000, 8)
-    codes[:250] = 0
+@pytest.mark.parametrize("near", [250, 299, 300, 301])
+def test_a_sample_that_is_nearer_than_the_rest_costs_no_answer(near, threads, split_eagerly):
+    """The first rows are among the sample: it promises far more near codes than there are, or one too few of the k."""
+    codes = random_codes(4, 40_000, 8) | 1
+    codes[:near] = 0
     assert_as_oracle(np.zeros((2, 8), np.uint8), codes, 300, threads)
 
 

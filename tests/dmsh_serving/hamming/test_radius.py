@@ -52,6 +52,15 @@ def test_a_radius_of_zero_finds_the_equal_codes_alone():
     assert search_radius(np.array([[1]], np.uint8), codes, 0).rows.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("width", [1, 8, 13, 128])
+def test_a_complement_code_is_found_at_a_radius_of_all_bits_and_not_at_one_less(width):
+    query, bits = random_codes(5, 1, width), 8 * width
+    assert search_radius(query, ~query, bits - 1).rows.tolist() == []
+    for radius in (bits, bits + 1, 2**40):
+        found = search_radius(query, ~query, radius)
+        assert (found.rows.tolist(), found.distances.tolist()) == ([0], [bits])
+
+
 def test_no_queries_and_no_codes_find_nothing():
     assert search_radius(np.empty((0, 8), np.uint8), np.zeros((4, 8), np.uint8), 2).offsets.tolist() == [0]
     assert search_radius(np.zeros((2, 8), np.uint8), np.empty((0, 8), np.uint8), 2).offsets.tolist() == [0, 0, 0]

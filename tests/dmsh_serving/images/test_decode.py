@@ -338,7 +338,7 @@ def test_an_image_size_out_of_range_is_refused(size):
         image_from_bytes(FILES["png"], size)
 
 
-def test_thousands_of_malformed_files_leave_memory_flat():
+def test_fault_06_thousands_of_malformed_files_leave_memory_flat():
     code = (
         "import io, os, random, resource, sys\n"
         "from PIL import Image\n"

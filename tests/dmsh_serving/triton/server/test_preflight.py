@@ -21,7 +21,7 @@ def home(packaged=True, executable="tritonserver", **changes):
     return found
 
 
-def test_numpy_2_beside_the_packaged_triton_is_refused():
+def test_fault_22_numpy_2_beside_the_packaged_triton_is_refused():
     with pytest.raises(MissingError, match=r"numpy 2\.1\.0 .* come back empty; install 'numpy<2'"):
         preflight.check_python(home(numpy="2.1.0"))
 
@@ -51,7 +51,7 @@ def test_a_stub_without_its_libpython_is_refused(monkeypatch):
         preflight.check_python(home())
 
 
-def test_small_shared_memory_is_refused(tmp_path):
+def test_fault_22_small_shared_memory_is_refused(tmp_path):
     status = os.statvfs(tmp_path)
     with pytest.raises(MissingError, match=rf"{tmp_path} has \d+ MiB free, .* need {2**23} .*--shm-size"):
         preflight.check_shared_memory(tmp_path, needed_bytes=2**43)
@@ -64,7 +64,7 @@ def test_absent_shared_memory_is_refused(tmp_path):
         preflight.check_shared_memory(tmp_path / "absent", needed_bytes=1)
 
 
-def test_a_taken_port_is_refused_by_its_option():
+def test_fault_22_a_taken_port_is_refused_by_its_option():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

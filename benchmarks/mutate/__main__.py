@@ -1,0 +1,180 @@
+"""How many small faults do the tests find? Mutants of the packages whose checks are the product, and their tests.
+
+    python -m benchmarks.mutate prove quantise --minutes 10 [--page docs/mutation.md] [--json FILE]
+
+The mutants of a package are tried in random order until its minutes are over, so the score is that of a fair sample.
+"""
+
+import random
+import time
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from benchmarks.common import page as pages
+from benchmarks.mutate.mutants import Mutant, mutants_of
+from benchmarks.mutate.run import Outcome, Tests, import_large
+from dmsh_serving.console import JsonOption, make_app, print_table, run, write_json
+from dmsh_serving.errors import CheckError, InputError
+
+app = make_app("Put small faults into the code and count those that the tests find.")
+
+ROOT: Final = Path(__file__).parents[2]
+EQUIVALENT: Final = Path(__file__).with_name("equivalent.toml")
+NAME: Final = "mutate"
+LARGE: Final = ("torch", "onnx", "numba", "hypothesis.strategies", "PIL.Image", "tritonclient.grpc", "scipy", "timm")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A package, its tests, and the least share of its faults that they must find."""
+
+    package: str
+    tests: tuple[str, ...]
+    least: float
+
+    def files(self) -> list[Path]:
+        """Return its modules. Compiled kernels are left out: numba's cache would give the code without the fault."""
+        return sorted(path for path in (ROOT / self.package).glob("*.py") if path.name != "__init__.py")
+
+
+SUBJECTS: Final = {
+    "prove": Subject("export/dmsh_export/prove", ("tests/dmsh_export/prove",), 0.9),
+    "quantise": Subject("export/dmsh_export/quantise", ("tests/dmsh_export/quantise",), 0.9),
+    "to_onnx": Subject("export/dmsh_export/to_onnx", ("tests/dmsh_export/to_onnx", "tests/dmsh_export/prove"), 0.8),
+    "hamming": Subject("serving/dmsh_serving/hamming", ("tests/dmsh_serving/hamming",), 0.8),
+    "gallery": Subject("serving/dmsh_serving/gallery", ("tests/dmsh_serving/gallery", "tests/faults"), 0.8),
+    "images": Subject("serving/dmsh_serving/images", ("tests/dmsh_serving/images", "tests/faults/test_decode.py"), 0.8),
+    "lint": Subject("export/dmsh_export/lint", ("tests/dmsh_export/lint",), 0.8),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """What was found of one package.
+
+    Attributes:
+        mutants: number of faults that there are to try.
+        tried: those that were run and can be imported, without those that change nothing.
+        killed: number of them that a test found.
+        survivors: those that none found.
+        equivalent: (survivor, reason) of those that change nothing that anyone could see.
+        seconds: of the whole run; ``tests_seconds`` of the tests without a fault.
+    """
+
+    mutants: int
+    tried: int
+    killed: int
+    survivors: tuple[Mutant, ...]
+    equivalent: tuple[tuple[Mutant, str], ...]
+    seconds: float
+    tests_seconds: float
+
+    @property
+    def share(self) -> float:
+        """Killed of tried."""
+        return self.killed / max(1, self.tried)
+
+
+def reasons(path: Path = EQUIVALENT) -> dict[tuple[str, str, str], str]:
+    """Return {(file, line before, line after): why no test can tell them apart}."""
+    entries = tomllib.loads(path.read_text()).get("equivalent", [])
+    return {(entry["file"], entry["before"], entry["after"]): entry["why"] for entry in entries}
+
+
+def measure(subject: Subject, minutes: float, seed: int) -> Score:
+    """Try mutants of a package until ``minutes`` are over."""
+    start, known = time.monotonic(), reasons()
+    mutants = [mutant for path in subject.files() for mutant in mutants_of(path, seed)]
+    random.Random(seed).shuffle(mutants)
+    root = ROOT / subject.package.partition("/")[0]
+    tests = Tests(ROOT, root, (*subject.tests, "-m", "not slow and not live and not gpu"))
+    killed, survivors, equivalent = 0, [], []  # type: tuple[int, list[Mutant], list[tuple[Mutant, str]]]
+    for mutant in mutants:
+        if time.monotonic() - start > 60 * minutes:
+            break
+        why = known.get((mutant.path.name, mutant.before, mutant.after))
+        if why is not None:
+            equivalent.append((mutant, why))
+            continue
+        outcome = tests.of(mutant)
+        killed += outcome.verdict in ("killed", "timed out")
+        if outcome.verdict == "survived":
+            survivors.append(mutant)
+        _tell(mutant, outcome)
+    return Score(
+        len(mutants), killed + len(survivors), killed, tuple(survivors), tuple(equivalent),
+        time.monotonic() - start, tests.seconds,
+    )  # fmt: skip
+
+
+def _tell(mutant: Mutant, outcome: Outcome) -> None:
+    where = f"{mutant.path.relative_to(ROOT)}:{mutant.line}"
+    typer.echo(f"{outcome.verdict:9} {outcome.seconds:5.1f} s  {where}  {mutant.before} -> {mutant.after}", err=True)
+
+
+def table(scores: dict[str, Score]) -> str:
+    """Return the table and the lists of survivors in Markdown."""
+    lines = ["| package | faults | tried | found | share | at least |", "|---|---|---|---|---|---|"]
+    for name, score in scores.items():
+        lines.append(
+            f"| `{name}` | {score.mutants:,} | {score.tried:,} | {score.killed:,} | {score.share:.0%} "
+            f"| {SUBJECTS[name].least:.0%} |"
+        )
+    for name, score in scores.items():
+        if score.survivors or score.equivalent:
+            lines += ["", f"Not found in `{name}`:", ""]
+        lines += [f"- {_shown(mutant)}" for mutant in sorted(score.survivors, key=_place)]
+        lines += [f"- {_shown(mutant)}: {why}" for mutant, why in sorted(score.equivalent, key=lambda e: _place(e[0]))]
+    return "\n".join(lines)
+
+
+def _place(mutant: Mutant) -> tuple[str, int]:
+    return mutant.path.name, mutant.line
+
+
+def _shown(mutant: Mutant) -> str:
+    return f"`{mutant.path.name}`, `{mutant.before}` became `{mutant.after}`"
+
+
+@app.command()
+def bench(
+    packages: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SUBJECTS)}; all without any.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time of each package.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Random seed for the faults and their order.")] = 0,
+    page: Annotated[Path | None, typer.Option(help="A page with a place for the table.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Try faults in each package; exit 1 if the tests find too few of them."""
+    chosen = packages or list(SUBJECTS)
+    if unknown := [name for name in chosen if name not in SUBJECTS]:
+        raise InputError(f"no package {', '.join(unknown)}: name some of {', '.join(SUBJECTS)}")
+    if page:
+        pages.around(page, NAME)  # refused before the work
+    import_large(LARGE)
+    scores = {name: measure(SUBJECTS[name], minutes, seed) for name in chosen}
+    rows = [
+        [name, f"{score.mutants:,}", f"{score.tried:,}", f"{score.killed:,}", f"{score.share:.0%}"]
+        for name, score in scores.items()
+    ]
+    print_table("Faults that the tests find", ["package", "faults", "tried", "found", "share"], rows)
+    if page:
+        pages.replace(page, NAME, table(scores))
+    plain = {
+        name: {
+            **{key: value for key, value in asdict(score).items() if key not in ("survivors", "equivalent")},
+            "survivors": [f"{each.path.name}:{each.line} {each.before} -> {each.after}" for each in score.survivors],
+        }
+        for name, score in scores.items()
+    }
+    write_json(json, {"seed": seed, "minutes": minutes, "packages": plain})
+    low = [f"{name} {score.share:.0%}" for name, score in scores.items() if score.share < SUBJECTS[name].least]
+    if low:
+        raise CheckError(f"the tests find too few faults: {', '.join(low)}")
+
+
+if __name__ == "__main__":
+    run(app)
