@@ -12,7 +12,7 @@ KEPT = sorted(CORPUS.glob("*.bin"))
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_sound_inputs_are_read_and_mutations_read_or_refused(reader):
     assert {way_of(reader.read, data) for data in reader.seeds()} == {"read"}
-    found = run(reader, seconds=2, most=150)
+    found = run(reader, seconds=1, most=100)
     assert [why for _, why in found.broken] == []
     assert found.executions > 10
     assert len(found.ways) > 1

@@ -1,6 +1,7 @@
 """Clients that ask a live server without pause while its gallery changes and its processes are killed, and the oracle's
 word on every answer."""
 
+import contextlib
 import os
 import queue
 import signal
@@ -93,15 +94,15 @@ class Soak:
         self._stop, self._failed, self._answers = threading.Event(), [], queue.Queue(maxsize=200)
         self._start = time.monotonic()
         clients = [threading.Thread(target=self._ask, args=(number,)) for number in range(self.clients)]
-        checker = threading.Thread(target=self._check)
-        for thread in (*clients, checker):
+        checker, watch = threading.Thread(target=self._check), threading.Thread(target=self._watch)
+        for thread in (*clients, checker, watch):
             thread.start()
         try:
             self._disturb()
         finally:
             self._stop.set()
-            for client in clients:
-                client.join()
+            for thread in (*clients, watch):
+                thread.join()
             self._answers.put(None)
             checker.join()
         for start, end, error in self._failed:
@@ -115,13 +116,11 @@ class Soak:
         random = np.random.default_rng(self.seed)
         at = [(self.seconds * (number + 1) / (self.swaps + 1), self._change) for number in range(self.swaps)]
         at += [(self.seconds / 2 * (number + 0.5) / self.kills, self._kill) for number in range(self.kills)]
-        at += [(self.seconds * number / 20, self._sample) for number in range(12, 20)]
         for moment, disturb in sorted(at, key=lambda entry: entry[0]):
             self._stop.wait(max(0.0, self._start + moment - time.monotonic()))
             disturb(random)
         self._wait_for_version()
         self._stop.wait(max(0.0, self._start + self.seconds - time.monotonic()))
-        self._sample(random)
 
     def _publish(self, change, ids, *arguments, **options):
         if change is gallery.build:
@@ -157,7 +156,13 @@ class Soak:
         self._wait_for_version()
         self.away.append((gone, time.monotonic()))
 
-    def _sample(self, _):
+    def _watch(self):
+        for number in range(12, 21):
+            self._stop.wait(max(0.0, self._start + self.seconds * number / 20 - time.monotonic()))
+            with contextlib.suppress(psutil.NoSuchProcess):  # of a kill that a slow machine is late with
+                self._sample()
+
+    def _sample(self):
         process = psutil.Process(self.server.pid)
         family = [process, *process.children(recursive=True)]
         self.samples.append(

@@ -96,7 +96,15 @@ def _check_names(ensemble: Model, where: str, step: Any, model: Model) -> list[F
 
 
 def _check_flow(ensemble: Model, where: str, step: Any, model: Model, flowing: Signature) -> list[Finding]:
-    return [
+    swapped = [
+        ensemble.wrong(
+            f"{where}: input {name} takes the tensor {source}, though there is a tensor {name}",
+            f'write input_map {{ key: "{name}" value: "{name}" }}',
+        )
+        for name, source in sorted(step.input_map.items())
+        if source != name and name in flowing and source in model.inputs
+    ]
+    return swapped + [
         ensemble.wrong(
             f"{where}: input {name} takes {tensor_text(model.inputs[name])}, {source} is "
             f"{tensor_text(flowing[source])}",

@@ -36,7 +36,7 @@ def read_models(repository: Path) -> tuple[dict[str, Model], list[Finding]]:
 
 
 def check_alone(model: Model) -> list[Finding]:
-    """Check one configuration without any other file: name, backend, version folders, batching, warm-up."""
+    """Check one configuration without any other file: name, backend, versions, batching, warm-up."""
     config, findings = model.config, []
     if config.name not in ("", model.name):
         findings.append(model.wrong(f'name: "{config.name}" is not the folder\'s', f'write name: "{model.name}"'))
@@ -68,9 +68,31 @@ def check_alone(model: Model) -> list[Finding]:
                 "leave it out, or raise max_batch_size",
             )
         )
+    findings += _check_versions(model)
+    if config.HasField("sequence_batching"):
+        findings.append(
+            model.wrong(
+                "sequence_batching: requests of a search belong to no sequence, and Triton refuses those without one",
+                "write dynamic_batching { }",
+            )
+        )
     for warmup in config.model_warmup:
         findings += _check_warmup(model, warmup)
     return findings + _check_python_file(model)
+
+
+def _check_versions(model: Model) -> list[Finding]:
+    """Find versions that the policy asks for and that are not there: Triton does not load the model then."""
+    there = {int(version.name) for version in model.versions}
+    absent = [number for number in model.config.version_policy.specific.versions if number not in there]
+    if not absent:
+        return []
+    return [
+        model.wrong(
+            f"version_policy asks for version {absent[0]}, which has no folder",
+            f"name some of {', '.join(map(str, sorted(there)))}, or leave version_policy out",
+        )
+    ]
 
 
 def _check_python_file(model: Model) -> list[Finding]:

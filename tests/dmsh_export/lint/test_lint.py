@@ -175,6 +175,17 @@ MISTAKES = {
     "gallery elsewhere": (
         "python", "dmsh_ranker", "../../gallery", "../../galery",
         "its gallery ../../galery cannot be served: .* is not a gallery", "gallery build"),
+    "maps swapped": (
+        "python", "dmsh_search", 'input_map { key: "k" value: "k" }', 'input_map { key: "k" value: "radius" }',
+        r"step 2 \(dmsh_ranker\): input k takes the tensor radius, though there is a tensor k",
+        'write input_map { key: "k" value: "k" }'),
+    "version that is not there": (
+        "python", "dmsh_decode", 'name: "dmsh_decode"',
+        'name: "dmsh_decode" version_policy { specific { versions: [1, 3] } }',
+        "version_policy asks for version 3, which has no folder", "name some of 1, or leave version_policy out"),
+    "sequences": (
+        "python", "dmsh_ranker", "dynamic_batching { }", "sequence_batching { }",
+        "sequence_batching: requests of a search belong to no sequence", "write dynamic_batching"),
     "not a configuration": (
         "python", "dmsh_decode", "max_batch_size: 8", "max_batch: 8", "it cannot be parsed: 1:", "mend that line"),
 }  # fmt: skip

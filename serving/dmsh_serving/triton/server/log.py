@@ -34,9 +34,25 @@ def error_from_log(text: str, log_file: Path) -> DmshError:
         kind = next((kind for kind in kinds if f": {kind.__name__}: " in failed[0][1]), MissingError)
         said = "; ".join(f"{model} does not load: {reason.strip()[:400]}" for model, reason in reasons)
         return kind(f"{said} (log: {log_file})")
+    mistakes = _mistakes_in(text)
+    if mistakes:
+        return InputError(f"{'; '.join(mistakes)}: dmsh-export lint finds the place (log: {log_file})")
     errors: list[str] = re.findall(r"^(?:E\d{4} \S+ \d+ \S+\] |error: )(.*)$", text, flags=re.MULTILINE)
     lines = errors or [line for line in text.splitlines() if line.strip()] or ["its log is empty"]
     return MissingError(f"Triton did not start: {lines[-1].strip()[:400]} (log: {log_file})")
+
+
+def _mistakes_in(text: str) -> list[str]:
+    """Return what Triton says of configurations that it refuses unloaded: of models or, if of none, of ensembles."""
+    models = re.findall(
+        r"(?:Poll failed for model directory|failed to load model) '(.*?)': (.*?)\"?$", text, flags=re.MULTILINE
+    )
+    syntax = re.findall(r"Error parsing text-format [\w.]+: (.*)$", text, flags=re.MULTILINE)
+    if models:
+        said = [f"{model} does not load: {reason.strip()[:300]}" for model, reason in models]
+        return [*said, *syntax[:1]]
+    ensembles: list[str] = re.findall(r"Invalid argument: (in ensemble .*?)\"?$", text, flags=re.MULTILINE)
+    return ensembles[:1]
 
 
 def news_of_galleries(text: str) -> list[str]:

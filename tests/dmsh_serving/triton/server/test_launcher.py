@@ -21,6 +21,26 @@ FAILED = (
 )
 
 
+@pytest.mark.parametrize(("line", "said"), [
+    ("E1129 10:31:33.77 26506 manager.cc:724] \"failed to load model 'dmsh_decode': at least one version must be "
+     "available under the version policy of model 'dmsh_decode'\"",
+     "dmsh_decode does not load: at least one version must be available"),
+    ("[libprotobuf ERROR text.cc:337] Error parsing text-format inference.ModelConfig: 1:30: no field named \"a\".\n"
+     "E1129 10:31:39.79 26743 manager.cc:1460] \"Poll failed for model directory 'dmsh_decode': failed to read text "
+     "proto from /r/config.pbtxt\"",
+     'dmsh_decode does not load: failed to read text proto from /r/config.pbtxt; 1:30: no field named "a".'),
+    ('E1129 10:32:00.58 27695 manager.cc:703] "Invalid argument: in ensemble dmsh_search, ensemble tensor k: '
+     'inconsistent data type"',
+     "in ensemble dmsh_search, ensemble tensor k: inconsistent data type"),
+])  # fmt: skip
+def test_a_configuration_that_triton_refuses_is_told_with_its_reason(line, said):
+    text = f"{line}\nerror: creating server: Internal - failed to load all models\n"
+    error = error_from_log(text, LOG)
+    assert type(error) is InputError
+    assert str(error).startswith(said)
+    assert str(error).endswith(": dmsh-export lint finds the place (log: triton.log)")
+
+
 @pytest.mark.parametrize("kind", [InputError, CheckError, MissingError])
 def test_a_models_own_error_keeps_its_kind_and_its_one_line(kind):
     error = error_from_log(
