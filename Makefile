@@ -2,6 +2,7 @@
 # make test   every check and test (ruff, mypy, pytest with a real Triton)
 # make check  ruff and mypy only          make bench  how fast the Hamming search is here
 # make test-fast     what breaks first, without a server: under two minutes
+# make test-scale    ClickHouse, Ray and S3 at length: under fifteen minutes
 # make test-wheel    the wheel, installed outside the checkout, asks a live server
 # make test-minimal  the serving package with the oldest dependencies it allows
 # make docs          the documentation site: build/site
@@ -27,13 +28,13 @@ BIN := .venv/bin
 ## Two environments, as in production: the toolkit's, and Triton's own (its numpy must stay below 2).
 TOOLKIT := .venv/ready
 TRITON := .venv-triton/ready
-EXTRAS := export,client,tensorrt-rtx,openvino,demo,parquet,web,bench,docs,dev
+EXTRAS := export,client,tensorrt-rtx,openvino,demo,parquet,clickhouse,ray,web,bench,docs,dev
 
 ## Tests that need the serving package alone.
 MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cli gallery hamming/test_nearest.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench test-fast test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
+.PHONY: help demo test check docs bench test-fast test-scale test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -51,6 +52,9 @@ check: $(TOOLKIT)
 
 test-fast: $(TOOLKIT)
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 -m "not live and not gpu and not slow" tests/dmsh_serving tests/dmsh_model tests/project
+
+test-scale: $(TOOLKIT)
+	DMSH_SCALE=1 $(BIN)/pytest tests/scale tests/dmsh_serving/clickhouse tests/dmsh_export/encode
 
 test-wheel: $(TOOLKIT) $(TRITON)
 	$(BIN)/pytest tests/live/test_live_wheel.py

@@ -75,7 +75,7 @@ def measure_layouts(kind: str, codes: Codes, queries: Codes, ks: Sequence[int], 
         plain_each, clustered_each = (times[name] / len(asked) for name in (PLAIN, CLUSTERED))
         timings.append(
             LayoutTiming(
-                *(kind, len(codes), choice.distinct, k), plain_each, clustered_each, choice.layout, choice.reason
+                *(kind, len(codes), choice.distinct or 0, k), plain_each, clustered_each, choice.layout, choice.reason
             )
         )
     return timings

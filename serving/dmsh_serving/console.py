@@ -156,6 +156,7 @@ EXTRA_OF_PACKAGE = {
     "scipy": "export", "onnxruntime": "export", "tritonclient": "client", "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx", "openvino": "openvino", "starlette": "web", "uvicorn": "web", "jinja2": "web",
     "matplotlib": "demo", "mlxtend": "demo", "google": "export", "ml_dtypes": "export",
+    "clickhouse_connect": "clickhouse", "ray": "ray", "pyarrow": "parquet",
 }  # fmt: skip
 
 

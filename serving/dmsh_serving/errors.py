@@ -1,6 +1,6 @@
 """The errors that a user can meet; each kind has its own exit code."""
 
-__all__ = ["CheckError", "DmshError", "InputError", "MissingError"]
+__all__ = ["CheckError", "DmshError", "InputError", "MissingError", "UnavailableError"]
 
 
 class DmshError(Exception):
@@ -25,3 +25,7 @@ class MissingError(DmshError):
     """Something this machine lacks: a GPU, a package, a Triton server."""
 
     exit_code = 3
+
+
+class UnavailableError(MissingError):
+    """A server that is needed does not answer now; the same request may go through later."""

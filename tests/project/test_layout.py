@@ -15,7 +15,7 @@ FORBIDDEN = {
     "dmsh_export": {"benchmarks"},
 }
 # Folders of tests that are about no single module.
-KINDS = ("project", "parity", "live", "latency", "gpu", "page", "faults")
+KINDS = ("project", "parity", "live", "latency", "gpu", "page", "faults", "scale")
 # What proves may read the definition of the integer network and of a model file, and nothing that writes one.
 PROVER = "dmsh_export.prove"
 PROVER_MAY_IMPORT = (

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmsh_export.cli.deploy import deploy
+from dmsh_export.cli.encode import encode
 from dmsh_export.cli.lint import lint
 from dmsh_export.cli.prove import DialectName, integer_onnx, prove
 from dmsh_export.cli.quantise import quantize
@@ -191,6 +192,11 @@ def latency(
 
 command(app, "dmsh-export repository build/model.onnx --gallery build/gallery --out build/repository")(repository)
 command(app, "dmsh-export lint build/repository")(lint)
+command(
+    app,
+    "dmsh-export encode build/model.onnx --images photos --out build/codes --workers 2",
+    "dmsh-export encode build/model.onnx --images s3://bucket/photos --out build/codes --engine ray --workers 64",
+)(encode)
 
 
 @command(app, "dmsh-export inspect build/model.onnx")

@@ -6,6 +6,7 @@ from typing import Any
 from dmsh_export.engine.manifest import PlanManifest, read_plan_manifest
 from dmsh_export.engine.targets import served_capabilities
 from dmsh_export.graph import metadata_of, model_from_file
+from dmsh_serving.clickhouse.address import Address
 from dmsh_serving.console import console
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.encoder.open import open_encoder
@@ -24,7 +25,7 @@ from dmsh_serving.triton.spec import (
 __all__ = ["in_python", "onnxruntime", "openvino", "tensorrt"]
 
 
-def in_python(model: Path, gallery: Path, settings: EncoderSettings) -> RepositorySpec:
+def in_python(model: Path, gallery: Path | Address, settings: EncoderSettings) -> RepositorySpec:
     """Return the repository of ``model``, or of a checkpoint's folder, with the runtime in the Python backend."""
     common: dict[str, Any] = {
         "encoder": PythonEncoder(settings.threads, settings.runtime, settings.streams, settings.instances),
@@ -52,7 +53,7 @@ def in_python(model: Path, gallery: Path, settings: EncoderSettings) -> Reposito
         )
 
 
-def openvino(model: Path, gallery: Path, settings: EncoderSettings) -> RepositorySpec:
+def openvino(model: Path, gallery: Path | Address, settings: EncoderSettings) -> RepositorySpec:
     """Return the repository of ``model`` in Triton's own OpenVINO backend."""
     said = _metadata(model)
     if said.dialect not in (None, "openvino"):
@@ -73,7 +74,9 @@ def openvino(model: Path, gallery: Path, settings: EncoderSettings) -> Repositor
     )
 
 
-def onnxruntime(model: Path, gallery: Path, max_batch: int, accelerate: bool, cache: str | None) -> RepositorySpec:
+def onnxruntime(
+    model: Path, gallery: Path | Address, max_batch: int, accelerate: bool, cache: str | None
+) -> RepositorySpec:
     """Return the repository of ``model`` in Triton's own ONNX Runtime backend."""
     said = _metadata(model)
     accelerator = _accelerator(model, said.precision, cache) if accelerate else None
@@ -99,7 +102,7 @@ def _accelerator(model: Path, precision: str | None, cache: str | None) -> Tenso
     return TensorRTAccelerator(cache=cache)
 
 
-def tensorrt(model: Path, plans: list[Path], gallery: Path, max_batch: int | None) -> RepositorySpec:
+def tensorrt(model: Path, plans: list[Path], gallery: Path | Address, max_batch: int | None) -> RepositorySpec:
     """Return the repository of ``plans``, engines built from ``model``, in Triton's TensorRT backend."""
     manifests = [read_plan_manifest(path) for path in plans]
     spaces = {(manifest.fingerprint, manifest.bits, manifest.image_size) for manifest in manifests}

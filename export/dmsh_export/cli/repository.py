@@ -12,6 +12,7 @@ from dmsh_serving.contract import DEFAULT_MAX_BATCH
 from dmsh_serving.errors import InputError
 
 if TYPE_CHECKING:
+    from dmsh_serving.clickhouse.address import Address
     from dmsh_serving.triton.spec import RepositorySpec
 
 
@@ -28,7 +29,14 @@ def repository(
     model: Annotated[
         Path, typer.Argument(help="ONNX file to serve, or a checkpoint folder: the file is then put in later.")
     ],
-    gallery: Annotated[Path, typer.Option(help="Gallery folder; it may be built later.")],
+    gallery: Annotated[
+        str,
+        typer.Option(
+            help="Gallery folder, which may be built later, or an address in ClickHouse.",
+            metavar="GALLERY",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Model repository to write.")],
     encoder: Annotated[
         EncoderName | None,
@@ -79,9 +87,11 @@ def repository(
 ) -> None:
     """Write the Triton model repository of a model and a gallery."""
     from dmsh_export.cli import encoder_specs as specs
+    from dmsh_serving.clickhouse.address import Address, is_address
     from dmsh_serving.triton.repository import write_repository
     from dmsh_serving.triton.settings import EncoderSettings, read_settings
 
+    place = Address.parse(gallery) if is_address(gallery) else Path(gallery)
     _check_manifest(model)
     tuned = read_settings(settings) if settings else EncoderSettings()
     kind = encoder or (EncoderName(tuned.encoder) if settings else _default_encoder(model))
@@ -101,17 +111,17 @@ def repository(
     chosen = tuned.replaced({**given, "max_batch": max_batch})
     match kind:
         case EncoderName.PYTHON:
-            spec = specs.in_python(model, gallery, replace(chosen, runtime="onnxruntime"))
+            spec = specs.in_python(model, place, replace(chosen, runtime="onnxruntime"))
         case EncoderName.OPENVINO if native:
-            spec = specs.openvino(model, gallery, replace(chosen, max_batch=max_batch or 1))
+            spec = specs.openvino(model, place, replace(chosen, max_batch=max_batch or 1))
         case EncoderName.OPENVINO:
-            spec = specs.in_python(model, gallery, replace(chosen, runtime="openvino"))
+            spec = specs.in_python(model, place, replace(chosen, runtime="openvino"))
         case EncoderName.ONNXRUNTIME:
-            spec = specs.onnxruntime(model, gallery, max_batch or DEFAULT_MAX_BATCH, accelerate, engine_cache)
+            spec = specs.onnxruntime(model, place, max_batch or DEFAULT_MAX_BATCH, accelerate, engine_cache)
         case EncoderName.TENSORRT:
-            spec = specs.tensorrt(model, plan or [], gallery, max_batch)
+            spec = specs.tensorrt(model, plan or [], place, max_batch)
     spec = replace(spec, max_queue=max_queue, max_wait_seconds=max_wait)
-    has_gallery = _check_gallery(gallery, spec)
+    has_gallery = _check_gallery(place, spec)
     write_repository(out, spec)
     console().print(f"wrote {out}: start it with dmsh-serve start --repository {out}")
     if not has_gallery:
@@ -122,13 +132,18 @@ def repository(
     write_json(json, {**result, "encoder": kind.value, "max_batch": spec.max_batch})
 
 
-def _check_gallery(folder: Path, spec: "RepositorySpec") -> bool:
+def _check_gallery(place: "Path | Address", spec: "RepositorySpec") -> bool:
     """Say whether there is a gallery; refuse one whose codes the encoder's cannot be compared with."""
     from dmsh_serving import gallery
 
-    if not (folder / gallery.CURRENT).exists():
+    if not isinstance(place, Path):
+        from dmsh_serving.clickhouse.search import open_remote
+
+        open_remote(place, bits=spec.bits, fingerprint=spec.fingerprint)
+        return True
+    if not (place / gallery.CURRENT).exists():
         return False
-    gallery.open_current(folder, bits=spec.bits, fingerprint=spec.fingerprint)
+    gallery.open_current(place, bits=spec.bits, fingerprint=spec.fingerprint)
     return True
 
 

@@ -14,8 +14,12 @@ from dmsh_export.lint.ensembles import check_ensemble
 from dmsh_export.lint.findings import Finding, Model
 from dmsh_export.lint.models import check_alone, check_signature, check_tensors, read_models
 from dmsh_serving import gallery
+from dmsh_serving.clickhouse.address import Address, is_address
+from dmsh_serving.clickhouse.catalogue import Published, current
+from dmsh_serving.clickhouse.connection import Connection
+from dmsh_serving.clickhouse.schema import Tables
 from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEARCH_FILE_MODEL
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.triton.model_configs import config_texts
 from dmsh_serving.triton.repository import MODELS
 from dmsh_serving.triton.spec import RepositorySpec
@@ -154,10 +158,15 @@ def _check_gallery(ranker: Model, space: _CodeSpace | None) -> list[Finding]:
     said = ranker.parameter("gallery")
     if not said:
         return [ranker.wrong("parameter gallery is missing", "write the gallery's folder, as seen from the ranker's")]
-    folder = (ranker.folder.resolve() / said).resolve()
+    snapshot: gallery.Snapshot | Published
     try:
-        snapshot = gallery.open_current(folder)
-    except InputError as error:
+        if is_address(said):
+            address = Address.parse(said)
+            with Connection(address) as connection:
+                snapshot = current(connection, Tables(address))
+        else:
+            snapshot = gallery.open_current((ranker.folder.resolve() / said).resolve())
+    except (InputError, MissingError) as error:
         return [
             ranker.wrong(f"its gallery {said} cannot be served: {error}", "dmsh-serve gallery build, or write another")
         ]

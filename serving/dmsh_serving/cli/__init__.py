@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dmsh_serving import console
-from dmsh_serving.cli import gallery_contents  # noqa: F401  # its commands join gallery_app
+from dmsh_serving.cli import gallery_contents, gallery_remote  # noqa: F401  # their commands join gallery_app
 from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
 from dmsh_serving.cli.load import load

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 gallery_app = make_app("Build and change a gallery: the codes that are searched.")
 
 GalleryArgument = Annotated[Path, typer.Argument(help="Gallery folder.", show_default=False)]
+PlaceArgument = Annotated[
+    str, typer.Argument(help="Gallery folder, or an address in ClickHouse.", metavar="GALLERY", show_default=False)
+]
 OutOption = Annotated[Path, typer.Option(help="Gallery folder to write.", show_default=False)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing gallery.")]
 ModelOption = Annotated[Path | None, typer.Option(help="ONNX model that turns --images into codes.")]
@@ -114,7 +117,7 @@ def append(
     "dmsh-serve gallery remove build/gallery --key red/photos-05.png",
 )
 def remove(
-    folder: GalleryArgument,
+    place: PlaceArgument,
     ids: Annotated[Path | None, typer.Option(help="Ids to remove: .npy, integers [M].")] = None,
     id_: Annotated[list[int] | None, typer.Option("--id", help="Id to remove; may be repeated.")] = None,
     key: Annotated[list[str] | None, typer.Option(help="Key whose codes to remove; may be repeated.")] = None,
@@ -124,6 +127,8 @@ def remove(
     import numpy as np
 
     from dmsh_serving import gallery
+    from dmsh_serving.cli.clickhouse_results import removed_remotely, report_remote
+    from dmsh_serving.clickhouse.address import is_address
     from dmsh_serving.gallery.known_keys import ids_of_keys
     from dmsh_serving.gallery.part import ascending_ids
     from dmsh_serving.gallery.tables import read_ids
@@ -131,27 +136,46 @@ def remove(
     if sum(map(bool, (ids, id_, key))) != 1:
         raise InputError("say what to remove: --ids FILE.npy, --id ID or --key KEY")
     try:
-        dropped = np.array(id_, np.int64) if id_ else read_ids(ids) if ids else ids_of_keys(folder, key or [])
+        dropped = np.array(id_, np.int64) if id_ else read_ids(ids) if ids else None
     except OverflowError:
         raise InputError("an id is too large: ids are int64") from None
+    if is_address(place):
+        report_remote("Codes removed", place, removed_remotely(place, dropped, key or []), json)
+        return
+    folder = Path(place)
+    dropped = ids_of_keys(folder, key or []) if dropped is None else dropped
     snapshot = gallery.remove(folder, dropped)
     _report(f"{len(ascending_ids(dropped))} codes removed", folder, snapshot, json)
 
 
 @command(gallery_app, "dmsh-serve gallery compact build/gallery")
-def compact(folder: GalleryArgument, json: JsonOption = None) -> None:
+def compact(place: PlaceArgument, json: JsonOption = None) -> None:
     """Write the whole gallery as one file. Its layout is chosen again to suit its codes."""
     from dmsh_serving import gallery
+    from dmsh_serving.cli.clickhouse_results import report_remote
+    from dmsh_serving.clickhouse.address import Address, is_address
 
-    _report("Gallery compacted", folder, gallery.compact(folder), json)
+    if is_address(place):
+        from dmsh_serving.clickhouse.changes import compact as compact_remotely
+
+        report_remote("Gallery compacted", place, compact_remotely(Address.parse(place)), json)
+        return
+    _report("Gallery compacted", Path(place), gallery.compact(Path(place)), json)
 
 
 @command(gallery_app, "dmsh-serve gallery rollback build/gallery")
-def rollback(folder: GalleryArgument, json: JsonOption = None) -> None:
+def rollback(place: PlaceArgument, json: JsonOption = None) -> None:
     """Serve the newest sound version before the current one. Use it after damage, or to take a change back."""
     from dmsh_serving import gallery
+    from dmsh_serving.cli.clickhouse_results import report_remote
+    from dmsh_serving.clickhouse.address import Address, is_address
 
-    _report("Gallery rolled back", folder, gallery.rollback(folder), json)
+    if is_address(place):
+        from dmsh_serving.clickhouse.changes import rollback as rollback_remotely
+
+        report_remote("Gallery rolled back", place, rollback_remotely(Address.parse(place)), json)
+        return
+    _report("Gallery rolled back", Path(place), gallery.rollback(Path(place)), json)
 
 
 @command(gallery_app, "dmsh-serve gallery merge build/gallery build/other --out build/merged --renumber")
@@ -172,11 +196,17 @@ def merge(
 
 
 @command(gallery_app, "dmsh-serve gallery info build/gallery")
-def info(folder: GalleryArgument, json: JsonOption = None) -> None:
+def info(place: PlaceArgument, json: JsonOption = None) -> None:
     """Check a gallery and show what it holds, its layout, and why."""
     from dmsh_serving import gallery
+    from dmsh_serving.cli.clickhouse_results import report_remote, serving_remotely
+    from dmsh_serving.clickhouse.address import is_address
     from dmsh_serving.gallery.snapshot import distinct_codes
 
+    if is_address(place):
+        report_remote("Gallery", place, serving_remotely(place), json)
+        return
+    folder = Path(place)
     snapshot = gallery.open_current(folder)
     distinct = None if _counted(snapshot) else distinct_codes(snapshot.codes)
     _report("Gallery", folder, snapshot, json, distinct=distinct)

@@ -1,5 +1,7 @@
 """Codes with ids and keys as other tools keep them: .npy files, or Parquet with the columns id, key and code."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,16 +12,29 @@ import numpy.typing as npt
 from dmsh_serving.codes import Codes
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.files import whole_file
-from dmsh_serving.gallery.keys import Keys
+from dmsh_serving.gallery.keys import Keys, joined_keys
 from dmsh_serving.images.read import load_npy
 
 if TYPE_CHECKING:
     from dmsh_serving.gallery.snapshot import Snapshot
 
-__all__ = ["PARQUET_SUFFIX", "CodeTable", "read_ids", "read_table", "write_npy", "write_parquet"]
+__all__ = [
+    "PARQUET_SUFFIX",
+    "CodeTable",
+    "TableSpace",
+    "iter_parquet",
+    "parquet_space",
+    "read_ids",
+    "read_table",
+    "shard_paths",
+    "write_npy",
+    "write_parquet",
+    "write_table",
+]
 
 PARQUET_SUFFIX: Final = ".parquet"
 _ID, _KEY, _CODE = "id", "key", "code"
+_SHARD: Final = re.compile(r"codes-\d{5}-of-\d{5}\.parquet")
 _BITS, _FINGERPRINT = "dmsh.bits", "dmsh.fingerprint"
 
 
@@ -42,8 +57,83 @@ class CodeTable:
     fingerprint: str | None = None
 
 
+@dataclass(frozen=True)
+class TableSpace:
+    """What the footer of a Parquet file of codes says.
+
+    Attributes:
+        count: number of rows.
+        has_keys: whether there is a column ``key``.
+        bits: bits per code, if the file says so.
+        fingerprint: names the model that made the codes, if the file says so.
+        kinds: of each further column of strings or numbers, ``String``, ``Int64`` or ``Float64``.
+    """
+
+    count: int
+    has_keys: bool
+    bits: int | None
+    fingerprint: str | None
+    kinds: dict[str, str]
+
+
+def parquet_space(path: Path) -> TableSpace:
+    """Read what a Parquet file of codes holds, not the codes.
+
+    Raises:
+        InputError: missing, damaged, or without a column ``code``.
+        MissingError: pyarrow is not installed.
+    """
+    pa, _ = _pyarrow()
+    file = _opened(path)
+    schema, said = file.schema_arrow, _said(file)
+    kinds = {}
+    for field in schema:
+        types, kind = pa.types, field.type
+        if field.name in (_ID, _KEY, _CODE):
+            continue
+        if types.is_string(kind) or types.is_large_string(kind):
+            kinds[field.name] = "String"
+        elif types.is_integer(kind) and kind != pa.uint64():
+            kinds[field.name] = "Int64"
+        elif types.is_floating(kind):
+            kinds[field.name] = "Float64"
+    return TableSpace(file.metadata.num_rows, _KEY in schema.names, _bits(said), said.get(_FINGERPRINT), kinds)
+
+
+def iter_parquet(
+    path: Path, columns: tuple[str, ...], rows_at_once: int
+) -> Iterator[tuple[CodeTable, dict[str, "Any"]]]:
+    """Yield the rows of a Parquet file of codes in bounded memory, with further ``columns`` as pyarrow arrays.
+
+    Raises:
+        InputError: damaged, or not such a file; see :func:`read_table`.
+    """
+    pa, _ = _pyarrow()
+    file = _opened(path)
+    names = [name for name in (_ID, _KEY, _CODE) if name in file.schema_arrow.names]
+    said = _said(file)
+    held: list[Any] = []
+
+    def joined(count: int) -> tuple[CodeTable, dict[str, Any]]:
+        table = pa.Table.from_batches(held)
+        held[:] = table.slice(count).to_batches()
+        return _code_table(pa, path, table.slice(0, count), names, said), {
+            name: _one_array(pa, table.slice(0, count)[name]) for name in columns
+        }
+
+    try:
+        for batch in file.iter_batches(rows_at_once, columns=[*names, *columns]):
+            held.append(batch)
+            if sum(map(len, held)) >= rows_at_once:
+                yield joined(rows_at_once)
+        if sum(map(len, held)):
+            yield joined(sum(map(len, held)))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+
+
 def read_table(path: Path) -> CodeTable:
-    """Read codes from .npy, uint8 [N, B], or from Parquet.
+    """Read codes from .npy, uint8 [N, B], from Parquet, or from the folder that dmsh-export encode wrote.
 
     Parquet: column ``code``, binary values or lists of uint8, all of one length; optionally ``id``, integers, and
     ``key``, strings; others are left alone. Bits and fingerprint are read if :func:`write_parquet` wrote them.
@@ -52,6 +142,8 @@ def read_table(path: Path) -> CodeTable:
         InputError: missing, damaged, or not such a file.
         MissingError: pyarrow is not installed.
     """
+    if path.is_dir():
+        return _joined(path, [_read_parquet(part) for part in shard_paths(path)])
     if path.suffix == PARQUET_SUFFIX:
         return _read_parquet(path)
     array = load_npy(path, "codes, uint8 [N, ceil(bits/8)]")
@@ -72,16 +164,25 @@ def read_ids(path: Path) -> npt.NDArray[np.integer]:
 
 def write_parquet(path: Path, snapshot: "Snapshot") -> None:
     """Write all of a gallery as Parquet, in ascending id order, with its bits and fingerprint in the schema."""
-    pa, parquet = _pyarrow()
     contents = snapshot.contents()
-    count, width = contents.codes.shape
-    columns = {_ID: pa.array(contents.ids)}
-    if contents.keys is not None:
-        buffers = [None, *map(pa.py_buffer, (contents.keys.offsets, contents.keys.text))]
+    table = CodeTable(contents.codes, contents.ids, contents.keys, snapshot.bits, snapshot.fingerprint)
+    write_table(path, table)
+
+
+def write_table(path: Path, table: CodeTable) -> None:
+    """Write codes with ids, and keys if there are any, as Parquet; equal content gives equal bytes.
+
+    The bits and the fingerprint of ``table`` go into the schema.
+    """
+    pa, parquet = _pyarrow()
+    count, width = table.codes.shape
+    columns = {_ID: pa.array(table.ids)}
+    if table.keys is not None:
+        buffers = [None, *map(pa.py_buffer, (table.keys.offsets, table.keys.text))]
         columns[_KEY] = pa.Array.from_buffers(pa.large_string(), count, buffers)
-    values = pa.py_buffer(np.ascontiguousarray(contents.codes))
+    values = pa.py_buffer(np.ascontiguousarray(table.codes))
     columns[_CODE] = pa.Array.from_buffers(pa.binary(width), count, [None, values])
-    said = {_BITS: str(snapshot.bits), _FINGERPRINT: snapshot.fingerprint}
+    said = {_BITS: str(table.bits), _FINGERPRINT: table.fingerprint}
     with whole_file(path) as file:
         parquet.write_table(pa.table(columns).replace_schema_metadata(said), file)
 
@@ -93,28 +194,76 @@ def write_npy(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def _read_parquet(path: Path) -> CodeTable:
+    pa, _ = _pyarrow()
+    file = _opened(path)
+    names = [name for name in (_ID, _KEY, _CODE) if name in file.schema_arrow.names]
+    try:
+        table = file.read(names)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+    return _code_table(pa, path, table, names, _said(file))
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """Return the files of codes in a folder that dmsh-export encode wrote, in their order.
+
+    Raises:
+        InputError: none, or not all of them.
+    """
+    paths = sorted(path for path in folder.glob("codes-*.parquet") if _SHARD.fullmatch(path.name))
+    if not paths:
+        raise InputError(f"{folder} holds no codes-*.parquet: make them with dmsh-export encode")
+    of = int(paths[0].stem.rpartition("-")[2])
+    if [path.name for path in paths] != [f"codes-{number:05d}-of-{of:05d}.parquet" for number in range(of)]:
+        raise InputError(f"{folder} has {len(paths)} of {of} files of codes: run dmsh-export encode again to finish it")
+    return paths
+
+
+def _joined(folder: Path, tables: list[CodeTable]) -> CodeTable:
+    first = tables[0]
+    if any((each.bits, each.fingerprint) != (first.bits, first.fingerprint) for each in tables):
+        raise InputError(f"{folder} holds codes of several models: encode the images again into another folder")
+    ids = [each.ids for each in tables if each.ids is not None]
+    keys = [each.keys for each in tables if each.keys is not None]
+    if not len(ids) == len(keys) == len(tables):
+        raise InputError(f"{folder}: a file of codes has no ids or no keys: encode the images again")
+    codes = np.concatenate([each.codes for each in tables])
+    return CodeTable(codes, np.concatenate(ids), joined_keys(keys), first.bits, first.fingerprint)
+
+
+def _opened(path: Path) -> Any:
     pa, parquet = _pyarrow()
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file")
     try:
         file = parquet.ParquetFile(path, memory_map=True)
-        names = [name for name in (_ID, _KEY, _CODE) if name in file.schema_arrow.names]
-        table = file.read(names)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
-    if _CODE not in names:
+    if _CODE not in file.schema_arrow.names:
         raise InputError(f"{path} has no column {_CODE!r}: it has {', '.join(file.schema_arrow.names)}")
+    return file
+
+
+def _said(file: Any) -> dict[str, str]:
+    """Return what the schema says about the codes."""
+    return {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items() if b"dmsh" in key}
+
+
+def _bits(said: dict[str, str]) -> int | None:
+    bits = said.get(_BITS, "")
+    return int(bits) if bits.isascii() and bits.isdigit() and len(bits) <= 4 else None
+
+
+def _code_table(pa: Any, path: Path, table: Any, names: list[str], said: dict[str, str]) -> CodeTable:
     for name in names:
         if table[name].null_count:
             raise InputError(f"{path}: {table[name].null_count} values of column {name!r} are missing (null)")
     columns = {name: _one_array(pa, table[name]) for name in names}
-    said = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items() if b"dmsh" in key}
-    bits = said.get(_BITS, "")
     return CodeTable(
         _codes(pa, path, columns[_CODE]),
         _ids(pa, path, columns[_ID]) if _ID in columns else None,
         _keys(pa, path, columns[_KEY]) if _KEY in columns else None,
-        int(bits) if bits.isascii() and bits.isdigit() and len(bits) <= 4 else None,
+        _bits(said),
         said.get(_FINGERPRINT),
     )
 

@@ -14,6 +14,7 @@ __all__ = ["LayoutChoice", "choose_layout"]
 SAMPLE_QUERIES: Final = 64
 SAMPLE_K: Final = 100
 MIN_CODES: Final = 20_000  # a plain scan of fewer takes a few microseconds anyway
+MAX_COUNTED: Final = 1 << 28  # to sort codes takes 3 times their bytes, and 8 per code
 WORTH: Final = 0.5  # the clustered layout is chosen if its work is at most this share of a plain scan's
 # The unit of these costs is to compare one code in a plain scan.
 _BOUND_COSTS: Final = 3  # to compute the bound of a bucket
@@ -27,13 +28,13 @@ class LayoutChoice:
     Attributes:
         layout: "plain" (every code in row order) or "clustered" (``clustered.ClusteredCodes``).
         reason: one line for people.
-        distinct: number of different codes.
+        distinct: number of different codes; None if there are too many to count them.
         work: the work of sample searches in the clustered layout, as a share of a plain scan's; None if not tried.
     """
 
     layout: Literal["plain", "clustered"]
     reason: str
-    distinct: int
+    distinct: int | None
     work: float | None
 
 
@@ -43,6 +44,8 @@ def choose_layout(codes: Codes) -> LayoutChoice:
     The choice is made by counting work, not by a clock: equal codes get the same layout on every machine.
     """
     count = len(codes)
+    if count > MAX_COUNTED:
+        return LayoutChoice("plain", f"plain: {count:,} codes are too many to sort them in memory", None, None)
     order, starts = grouped(codes)
     distinct = len(starts) - 1
     if count < MIN_CODES:

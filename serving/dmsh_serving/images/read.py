@@ -20,6 +20,7 @@ __all__ = [
     "ImageSet",
     "Progress",
     "image_paths",
+    "is_no_image",
     "iter_image_batches",
     "iter_listed_batches",
     "load_images",
@@ -160,7 +161,7 @@ def image_paths(folder: Path) -> list[Path]:
     Raises:
         InputError: a folder in it is a link, which could lead out of it or around in circles.
     """
-    return [path for path in _paths(folder) if not _is_no_image(path.name)]
+    return [path for path in _paths(folder) if not is_no_image(path.name)]
 
 
 def other_paths(folder: Path) -> list[Path]:
@@ -168,7 +169,7 @@ def other_paths(folder: Path) -> list[Path]:
 
     Hidden files and folders are not looked at.
     """
-    return [path for path in _paths(folder) if _is_no_image(path.name)]
+    return [path for path in _paths(folder) if is_no_image(path.name)]
 
 
 def others_line(folder: Path) -> str | None:
@@ -185,7 +186,8 @@ def _but_others(folder: Path) -> str:
     return f" ({line})" if line else ""
 
 
-def _is_no_image(name: str) -> bool:
+def is_no_image(name: str) -> bool:
+    """Say whether a file's name says plainly that it is no image."""
     lower = name.lower()
     return lower in _NO_IMAGES or Path(lower).suffix in _NO_IMAGE_SUFFIXES
 

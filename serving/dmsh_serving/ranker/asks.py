@@ -8,6 +8,7 @@ what is left within equal distances.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,46 @@ from dmsh_serving.checks import checked_k
 from dmsh_serving.codes import Codes, check_codes, pack
 from dmsh_serving.contract import DEFAULT_K, MAX_FILTER_IDS, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
-from dmsh_serving.gallery.snapshot import SearchResult, Snapshot
+from dmsh_serving.gallery.snapshot import SearchResult
 from dmsh_serving.hamming.inputs import checked_radius
 from dmsh_serving.ranker.rerank import asymmetric_order
 
-__all__ = ["Ask", "Ranked", "rank"]
+__all__ = ["Ask", "Ranked", "Version", "rank"]
 
 _Key = tuple[int, bytes | None]  # how large k is, and the filter
 _Rows = tuple[int, npt.NDArray[np.int64]]  # place of an ask, and rows of its queries
+
+
+class Version(Protocol):
+    """One version of a gallery, whatever holds it: what an engine of the ranker offers.
+
+    :class:`dmsh_serving.gallery.Snapshot` says what each does; a row means what :meth:`search` says it does.
+    """
+
+    @property
+    def version(self) -> str:
+        """The name of the version."""
+
+    @property
+    def count(self) -> int:
+        """The number of codes."""
+
+    def search(
+        self,
+        queries: Codes,
+        k: int,
+        *,
+        radius: int | None = None,
+        allowed: npt.NDArray[np.int64] | None = None,
+        threads: int | None = None,
+    ) -> SearchResult:
+        """Return the k nearest codes of each query."""
+
+    def codes_of(self, rows: npt.NDArray[np.int64]) -> Codes:
+        """Return the codes of ``rows``."""
+
+    def keys_of(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Return the keys of ``rows``, flattened."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +108,7 @@ class Ranked:
     gallery_version: str
 
 
-def rank(snapshot: Snapshot, asks: Sequence[Ask], *, threads: int | None = None) -> list[Ranked]:
+def rank(snapshot: Version, asks: Sequence[Ask], *, threads: int | None = None) -> list[Ranked]:
     """Answer all ``asks``, already checked, from one version of a gallery, in their order."""
     ids = [np.full((len(ask.codes), ask.k), PAD_ID, np.int64) for ask in asks]
     rows = [found.copy() for found in ids]
@@ -84,6 +117,7 @@ def rank(snapshot: Snapshot, asks: Sequence[Ask], *, threads: int | None = None)
         found = snapshot.search(
             np.concatenate([asks[place].codes[queries] for place, queries in group]),
             max(asks[place].k for place, _ in group),
+            radius=_widest([asks[place].radius for place, _ in group]),
             allowed=None if allowed is None else np.frombuffer(allowed, np.int64),
             threads=threads,
         )
@@ -100,7 +134,7 @@ def rank(snapshot: Snapshot, asks: Sequence[Ask], *, threads: int | None = None)
     ]
 
 
-def _finished(snapshot: Snapshot, ask: Ask, found: SearchResult) -> Ranked:
+def _finished(snapshot: Version, ask: Ask, found: SearchResult) -> Ranked:
     """Cut what was found for one ask at its radius, order it by its logits, and look up the keys."""
     ids, distances, rows = found.ids, found.distances, found.rows
     if ask.radius is not None:
@@ -112,6 +146,10 @@ def _finished(snapshot: Snapshot, ask: Ask, found: SearchResult) -> Ranked:
         rows = np.take_along_axis(rows, order, axis=1)
     keys = np.array(snapshot.keys_of(rows), dtype=np.object_).reshape(rows.shape)
     return Ranked(ids, distances, keys, snapshot.version)
+
+
+def _widest(radii: Sequence[int | None]) -> int | None:
+    return None if None in radii else max(radius for radius in radii if radius is not None)
 
 
 def _scans(asks: Sequence[Ask]) -> dict[_Key, list[_Rows]]:

@@ -1,4 +1,4 @@
-"""Codes to nearest images, from a gallery folder whose current version is followed while it serves.
+"""Codes to nearest images, from a gallery whose current version is followed while it serves.
 
 A new version is opened and checked whole beside the one that serves, then swapped in between two searches, so every
 answer comes from one version and names it. A version that cannot be used is logged, counted and tried again, and the
@@ -16,9 +16,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving import gallery
+from dmsh_serving.clickhouse.address import Address
 from dmsh_serving.errors import DmshError
-from dmsh_serving.ranker.asks import Ask, Ranked, rank
+from dmsh_serving.ranker.asks import Ask, Ranked, Version, rank
+from dmsh_serving.ranker.places import place_of
 
 __all__ = ["POLL_SECONDS", "Ranker", "RankerEvents"]
 
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 class RankerEvents:
     """Events of a ranker; this class ignores them, a subclass may count them. Calls come from several threads."""
 
-    def serving(self, snapshot: gallery.Snapshot, swapped: bool) -> None:
+    def serving(self, snapshot: Version, swapped: bool) -> None:
         """A version serves from now on: the first one, or one that was swapped in."""
 
     def refused(self) -> None:
@@ -48,7 +49,9 @@ class RankerEvents:
 
 
 class Ranker:
-    """Search the current version of the gallery in ``folder``: ``with Ranker(...) as ranker: ranker.search(codes, k)``.
+    """Search the current version of the gallery at ``place``: ``with Ranker(...) as ranker: ranker.search(codes, k)``.
+
+    ``place`` is a folder, or an address in ClickHouse.
 
     A new version shares the parts that it has in common with the one that serves: they are not read again.
 
@@ -58,7 +61,7 @@ class Ranker:
 
     def __init__(
         self,
-        folder: Path,
+        place: Path | Address,
         *,
         bits: int,
         fingerprint: str,
@@ -66,19 +69,19 @@ class Ranker:
         poll_seconds: float = POLL_SECONDS,
         events: RankerEvents | None = None,
     ) -> None:
-        self.folder, self.bits, self.fingerprint = folder, bits, fingerprint
+        self.place, self.bits, self.fingerprint = place_of(place), bits, fingerprint
         self.failed_swaps = 0
         self._threads, self._poll_seconds, self._events = threads, poll_seconds, events or RankerEvents()
         self._refusal = _Refusal()
-        self._snapshot, damage = gallery.open_sound(folder, fingerprint=fingerprint, bits=bits)
+        self._snapshot, damage = self.place.open_sound(fingerprint=fingerprint, bits=bits)
         self._events.serving(self._snapshot, swapped=False)
         self._events.following(damage is None)
         if damage is not None:
-            self._refusal.is_news(gallery.named_version(folder), str(damage))
+            self._refusal.is_news(self.place.named_version(), str(damage))
             _log.error(
                 "gallery %s: %s; version %s, the last sound one, serves in its place: mend the gallery, or make this "
                 "version its current one with dmsh-serve gallery rollback",
-                folder, damage, self.version,
+                self.place, damage, self.version,
             )  # fmt: skip
             self._count_refusal()
         self._stop = threading.Event()
@@ -139,14 +142,14 @@ class Ranker:
         """Swap in the version that ``CURRENT`` names, unless it serves or was refused a moment ago."""
         named: str | None = None
         try:
-            named = gallery.current_version(self.folder)
+            named = self.place.current_version()
             if named != self.version:
                 if not self._refusal.allows(named):
                     return
-                self._snapshot = gallery.open_current(
-                    self.folder, fingerprint=self.fingerprint, bits=self.bits, known=self._snapshot
+                self._snapshot = self.place.open_current(
+                    fingerprint=self.fingerprint, bits=self.bits, known=self._snapshot
                 )
-                _log.warning("gallery %s now serves version %s", self.folder, self.version)
+                _log.warning("gallery %s now serves version %s", self.place, self.version)
                 self._tell(self._events.serving, self._snapshot, swapped=True)
             self._refusal = _Refusal()
             self._tell(self._events.following, True)
@@ -154,7 +157,7 @@ class Ranker:
             if self._refusal.is_news(named, str(error)):
                 expected = isinstance(error, DmshError | OSError)
                 goes_on = f"version {self.version} goes on serving"
-                _log.error("gallery %s: %s; %s", self.folder, error, goes_on, exc_info=None if expected else error)
+                _log.error("gallery %s: %s; %s", self.place, error, goes_on, exc_info=None if expected else error)
                 self._count_refusal()
 
     def _count_refusal(self) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmsh_serving.errors import InputError
-from dmsh_serving.gallery.snapshot import Snapshot
+from dmsh_serving.errors import InputError, UnavailableError
+from dmsh_serving.ranker.asks import Version
 from dmsh_serving.ranker.follower import RankerEvents
 from dmsh_serving.triton.services import Answer, Arrays, Settings
 
@@ -32,6 +32,8 @@ def settings_from(args: dict[str, str]) -> Settings:
 
 def respond(requests: Sequence[Any], answer: Callable[[Sequence[Arrays]], list[Answer]]) -> list[Any]:
     """Answer Triton's requests with ``answer``; an :class:`InputError` becomes that request's INVALID_ARGUMENT.
+
+    An :class:`UnavailableError` is UNAVAILABLE for all of them: what they need does not answer.
 
     Whatever else goes wrong is written to the log, and is INTERNAL for the requests that cause it. The client is not
     told more: an exception's text may hold paths.
@@ -81,7 +83,7 @@ class RankerMetrics(RankerEvents):
         self._queries = metric("dmsh_rank_queries_total", "Queries ranked", "COUNTER")
         self._seconds = metric("dmsh_rank_seconds_total", "Seconds spent ranking", "COUNTER")
 
-    def serving(self, snapshot: Snapshot, swapped: bool) -> None:
+    def serving(self, snapshot: Version, swapped: bool) -> None:
         """Note the version that serves."""
         self._codes.set(snapshot.count)
         self._version.set(int(snapshot.version[:8]))
@@ -126,10 +128,13 @@ def _arrays_or_error(request: Any) -> Arrays | InputError:
 
 def _answers_or_errors(
     requests: Sequence[Arrays], answer: Callable[[Sequence[Arrays]], list[Answer]]
-) -> list[Answer | None]:
+) -> list[Answer | UnavailableError | None]:
     """Return the answers, None for each request that fails even alone."""
     try:
         return list(answer(requests)) if requests else []
+    except UnavailableError as error:
+        _log.error("%s", error)
+        return [error] * len(requests)
     except Exception:
         if len(requests) > 1:  # the fault may be in one of them: the others are answered
             return [found for request in requests for found in _answers_or_errors([request], answer)]
@@ -137,12 +142,17 @@ def _answers_or_errors(
         return [None]
 
 
-def _response(answer: Answer | None) -> Any:
+def _response(answer: Answer | UnavailableError | None) -> Any:
     import triton_python_backend_utils as pb_utils
 
     if answer is None:
         error = pb_utils.TritonError(
             "the server failed on this request; its log says why", pb_utils.TritonError.INTERNAL
+        )
+        return pb_utils.InferenceResponse(error=error)
+    if isinstance(answer, UnavailableError):
+        error = pb_utils.TritonError(
+            "the gallery's database does not answer: try again", pb_utils.TritonError.UNAVAILABLE
         )
         return pb_utils.InferenceResponse(error=error)
     if isinstance(answer, InputError):

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from dmsh_serving.clickhouse.address import Address
 from dmsh_serving.contract import (
     DECODE_MODEL,
     ENCODER_MODEL,
@@ -58,7 +59,10 @@ def write_repository(out: Path, spec: RepositorySpec) -> None:
 def repository_texts(out: Path, spec: RepositorySpec) -> dict[str, str]:
     """Return every text file of the repository at ``out``, by its path inside."""
     ranker_folder = out.resolve() / RANKER_MODEL
-    gallery = os.path.relpath(spec.gallery.resolve(), ranker_folder)
+    if isinstance(spec.gallery, Address):
+        gallery = str(spec.gallery)
+    else:
+        gallery = os.path.relpath(spec.gallery.resolve(), ranker_folder)
     files = {f"{model}/config.pbtxt": text for model, text in config_texts(spec, gallery).items()}
     services = {DECODE_MODEL: "DecodeService", RANKER_MODEL: "RankerService"}
     if isinstance(spec.encoder, PythonEncoder):

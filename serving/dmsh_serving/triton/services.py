@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.checks import check_images
+from dmsh_serving.clickhouse.address import Address, is_address
 from dmsh_serving.codes import checked_bits, require_finite
 from dmsh_serving.contract import (
     CODE,
@@ -165,12 +166,14 @@ class RankerService:
 
     @classmethod
     def open(cls, settings: Settings, events: RankerEvents | None = None) -> "RankerService":
-        """Open the gallery that ``settings`` name, by a path as seen from the model's folder."""
+        """Open the gallery that ``settings`` name, by a path as seen from the model's folder or an address."""
+        named = settings.text("gallery")
+        remote = is_address(named)
         ranker = Ranker(
-            (settings.folder / settings.text("gallery")).resolve(),
+            Address.parse(named) if remote else (settings.folder / named).resolve(),
             bits=checked_bits(settings.number("bits")),
             fingerprint=settings.text("fingerprint"),
-            threads=settings.number("threads"),
+            threads=None if remote else settings.number("threads"),  # of this machine
             events=events,
         )
         return cls(ranker)

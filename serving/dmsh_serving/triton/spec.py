@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dmsh_serving.clickhouse.address import Address
 from dmsh_serving.codes import checked_bits
 from dmsh_serving.contract import DEFAULT_MAX_BATCH, PLAN_FILE
 from dmsh_serving.encoder.base import RUNTIMES, Runtime
@@ -165,7 +166,7 @@ class RepositorySpec:
     """What a repository is generated from.
 
     Attributes:
-        gallery: the gallery's folder; it need not exist yet.
+        gallery: the gallery's folder, or its address in ClickHouse; it need not exist yet.
         bits: K of the codes.
         image_size: H = W of the images.
         fingerprint: the code space's name, 64 hexadecimal digits.
@@ -182,7 +183,7 @@ class RepositorySpec:
         framing: how files become images.
     """
 
-    gallery: Path
+    gallery: Path | Address
     bits: int
     image_size: int
     fingerprint: str

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dmsh_serving.checks import check_plan_code_is_trusted
+from dmsh_serving.clickhouse.address import is_address
 from dmsh_serving.contract import ENCODER_MODEL, MAX_FILTER_IDS, MODEL_FILE, RANKER_MODEL
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.images.decode import MAX_FILE_BYTES
@@ -47,7 +48,7 @@ def check_repository(repository: Path) -> None:
         raise InputError(f"{version / MODEL_FILE} is not there: put the exported model in with dmsh-export repository")
     ranker = repository / RANKER_MODEL
     gallery = ranked_gallery(repository)
-    if gallery is not None and not (ranker / gallery).resolve().is_dir():
+    if gallery is not None and not is_address(gallery) and not (ranker / gallery).resolve().is_dir():
         raise InputError(
             f"{(ranker / gallery).resolve()} is not there, the gallery that {repository} names: build it, or, if one "
             f"of the two was moved, write the repository again with dmsh-export repository MODEL --gallery GALLERY "

@@ -1,0 +1,1 @@
+"""Very many images -> codes: shards of images, each encoded into one named, checksummed file by whichever worker."""

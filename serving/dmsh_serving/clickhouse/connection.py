@@ -1,0 +1,181 @@
+"""One ClickHouse, asked in SQL: deadlines, retries of what only reads, a breaker, and errors that say what to do."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+from dmsh_serving.clickhouse.address import PASSWORD, Address
+from dmsh_serving.clickhouse.breaker import Breaker
+from dmsh_serving.errors import DmshError, InputError, MissingError, UnavailableError
+
+__all__ = ["PATIENT_SECONDS", "Connection"]
+
+PATIENT_SECONDS: Final = 3600
+OLDEST: Final = (24, 8)
+_CONNECT_SECONDS: Final = 5
+_AGAIN_SECONDS: Final = 1.0
+_MARGIN_SECONDS: Final = 2  # after which the server's own deadline should have been told
+_Answer = TypeVar("_Answer")
+
+# https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp
+_NOT_NOW: Final = {
+    159: "it took longer than its deadline",
+    160: "it took longer than its deadline",
+    202: "it has too many queries at once",
+    209: "a socket timed out",
+    210: "a shard does not answer",
+    241: "it has not enough memory",
+    242: "a table cannot be written to, its Keeper is away",
+    252: "it merges parts more slowly than they are written",
+    279: "a shard does not answer",
+    999: "its Keeper is away",
+}
+_GONE: Final = {60, 81}  # unknown table, unknown database
+_FORBIDDEN: Final = {192, 193, 194, 497, 516}
+
+
+class Connection:
+    """A client of the ClickHouse at ``address``, opened when it is first asked. Several threads may use it.
+
+    Args:
+        address: where the gallery is.
+        timeout: seconds per statement; None takes the address's.
+
+    Raises (every method):
+        UnavailableError: it does not answer, a shard of it does not, or it did not a moment ago.
+        InputError: it refuses: no such table, no permission, a version that is too old.
+        MissingError: the package of the client is not installed.
+    """
+
+    def __init__(self, address: Address, *, timeout: int | None = None) -> None:
+        self.address = address
+        self.timeout = timeout or address.timeout
+        self._breaker = Breaker()
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; a later statement opens it again."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
+    def columns(self, sql: str, **settings: object) -> list[Sequence[Any]]:
+        """Return the columns of a query's result; none if it has no rows. It only reads, so it is tried twice."""
+        asked = self._settings(**settings)
+        found: list[Sequence[Any]] = self._ask(
+            lambda client: client.query(sql, settings=asked, column_oriented=True).result_columns, tries=2
+        )
+        return found
+
+    def value(self, sql: str) -> Any:
+        """Return the one value of a query's result."""
+        (column,) = self.columns(sql)
+        return column[0]
+
+    def run(self, sql: str, **settings: object) -> None:
+        """Run a statement that changes something, once."""
+        self._ask(lambda client: client.command(sql, settings=self._settings(**settings)), tries=1)
+
+    def insert(self, table: str, rows: Any, **settings: object) -> None:
+        """Insert a ``pyarrow.Table`` as one block, once."""
+        self._ask(lambda client: client.insert_arrow(table, rows, settings=self._settings(**settings)), tries=1)
+
+    def blocks(self, sql: str) -> Iterator[Any]:
+        """Yield the result of a query as pyarrow record batches, the server's blocks: memory is bounded by them."""
+        stream = self._ask(lambda client: client.query_arrow_stream(sql, settings=self._settings()), tries=2)
+        with self._told(), stream:
+            yield from stream
+
+    def _settings(self, **own: object) -> dict[str, Any]:
+        # A shard that is missing must be an error, never a shorter answer.
+        always: dict[str, object] = {"skip_unavailable_shards": 0, "max_execution_time": self.timeout}
+        if self.address.cluster is not None:
+            always |= {"max_replica_delay_for_distributed_queries": 1, "distributed_foreground_insert": 1}
+            always |= {"fallback_to_stale_replicas_for_distributed_queries": 0}
+        return always | own
+
+    def _ask(self, ask: Callable[[Any], _Answer], *, tries: int) -> _Answer:
+        if not self._breaker.allows():
+            raise UnavailableError(
+                f"{self.address} did not answer a moment ago ({self._breaker.reason}): it is tried again by itself"
+            )
+        start = time.monotonic()
+        while True:
+            tries -= 1
+            try:
+                with self._told():
+                    answer = ask(self._opened())
+            except UnavailableError as error:
+                if tries and time.monotonic() < start + _AGAIN_SECONDS:  # else its deadline is over
+                    continue
+                self._breaker.failed(str(error.__cause__ or error))
+                raise
+            self._breaker.answered()
+            return answer
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn what the client raises into one line that says what to do."""
+        try:
+            yield
+        except DmshError:
+            raise
+        except ImportError as error:
+            raise MissingError(
+                f"{error.name or error} is not installed: pip install 'dmsh-toolkit[clickhouse]'"
+                + (" chdb-core" if self.address.folder is not None else "")
+            ) from error
+        except Exception as error:  # the client's, and those of urllib3, ssl and chdb beneath it
+            raise self._error(error) from error
+
+    def _error(self, error: Exception) -> DmshError:
+        code = getattr(error, "code", None)
+        text = " ".join(str(error).split())[:300]
+        if code in _GONE:
+            return InputError(f"{self.address} is not there, or was dropped: make it with dmsh-serve gallery push")
+        if code in _FORBIDDEN:
+            return InputError(f"{self.address} refuses the user {self.address.user}: give it rights, or set {PASSWORD}")
+        if code is None or code in _NOT_NOW:
+            return UnavailableError(f"{self.address} does not answer: {_NOT_NOW.get(code or 0, text)}")
+        return InputError(f"{self.address} refuses a statement: {text}")
+
+    def _opened(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = self._open()
+            return self._client
+
+    def _open(self) -> Any:
+        import clickhouse_connect
+
+        address = self.address
+        if address.folder is not None:
+            client = clickhouse_connect.get_client(interface="chdb", path=str(address.folder))
+        else:
+            client = clickhouse_connect.get_client(
+                host=address.host,
+                port=address.port,
+                username=address.user,
+                password=address.password,
+                secure=address.secure,
+                ca_cert=address.ca,
+                connect_timeout=_CONNECT_SECONDS,
+                send_receive_timeout=self.timeout + _MARGIN_SECONDS,
+                autogenerate_session_id=False,  # a session would answer one query at a time
+            )
+        found = tuple(int(part) for part in str(client.server_version).split(".")[:2])
+        if found < OLDEST:
+            client.close()
+            needed = ".".join(map(str, OLDEST))
+            raise InputError(f"{address} is ClickHouse {client.server_version}: {needed} or later is needed")
+        return client

@@ -1,0 +1,196 @@
+"""Pushing, and what goes wrong meanwhile: kills, two writers, other models, damaged arrivals."""
+
+import dataclasses
+
+import clickhouse_world
+import numpy as np
+import pytest
+from clickhouse_world import F
+
+from dmsh_serving import gallery
+from dmsh_serving.clickhouse import catalogue, rows
+from dmsh_serving.clickhouse.catalogue import current, history, publish
+from dmsh_serving.clickhouse.changes import ids_of_remote_keys, pull, remove, rollback
+from dmsh_serving.clickhouse.connection import Connection
+from dmsh_serving.clickhouse.lease import Lease
+from dmsh_serving.clickhouse.push import push
+from dmsh_serving.clickhouse.rows import source_of_gallery, source_of_parquet
+from dmsh_serving.clickhouse.schema import Tables
+from dmsh_serving.clickhouse.search import open_remote
+from dmsh_serving.codes import uniform_codes
+from dmsh_serving.errors import CheckError, InputError
+
+COUNT = 1000
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 100)
+    keys = [f"key-{number}" for number in range(COUNT)]
+    gallery.build(tmp_path / "g", uniform_codes(COUNT, 64, 1), None, keys, bits=64, fingerprint=F)
+    return tmp_path / "g"
+
+
+def source(folder):
+    return source_of_gallery(folder, gallery.open_current(folder))
+
+
+@pytest.fixture
+def address(folder):
+    found = clickhouse_world.address()
+    push(source(folder), found)
+    return found
+
+
+def test_a_push_that_was_killed_goes_on_where_it_was(folder, monkeypatch):
+    address, insert, sent = clickhouse_world.address(), Connection.insert, []
+
+    def dying(self, table, block, **settings):
+        if len(sent) == 4:
+            raise KeyboardInterrupt
+        sent.append(block.num_rows)
+        insert(self, table, block, **settings)
+
+    monkeypatch.setattr(Connection, "insert", dying)
+    with pytest.raises(KeyboardInterrupt):
+        push(source(folder), address)
+    with Connection(address) as connection:
+        assert history(connection, Tables(address)) == []  # half a version is not there for readers
+    monkeypatch.setattr(Connection, "insert", insert)
+    version, count = push(source(folder), address)
+    assert (version.count, count) == (COUNT, 600)
+    assert push(source(folder), address)[1] == 0
+
+
+def test_a_block_that_arrived_in_part_is_sent_again(folder, address):
+    tables = Tables(address)
+    with Connection(address) as connection:
+        connection.run(f"ALTER TABLE {tables.local_codes} DELETE WHERE block = 3 AND id % 2", mutations_sync=2)
+        connection.run(f"ALTER TABLE {tables.local_codes} UPDATE w0 = w0 + 1 WHERE id = 555", mutations_sync=2)
+    assert push(source(folder), address)[1] == 200
+    local = gallery.open_current(folder).search(uniform_codes(2, 64, 2), 50)
+    np.testing.assert_array_equal(open_remote(address).search(uniform_codes(2, 64, 2), 50).ids, local.ids)
+
+
+def test_what_arrives_otherwise_than_it_was_sent_is_not_published(folder, monkeypatch):
+    address, insert = clickhouse_world.address(), Connection.insert
+    monkeypatch.setattr(
+        Connection, "insert", lambda self, table, block, **own: insert(self, table, block.slice(1), **own)
+    )
+    with pytest.raises(CheckError, match="990 of 1,000 rows arrived"):
+        push(source(folder), address)
+    with Connection(address) as connection, pytest.raises(InputError, match="no published version"):
+        current(connection, Tables(address))
+
+
+def test_a_second_writer_is_refused_while_the_first_is_at_work(folder, address):
+    with Connection(address) as connection, Lease(connection, Tables(address)):
+        with pytest.raises(InputError, match=r"being changed by another process.*in \d+ s"):
+            push(source(folder), address)
+        with pytest.raises(InputError, match="being changed"):
+            remove(address, np.array([1]))
+    remove(address, np.array([1]))
+
+
+def test_of_two_writers_with_one_number_the_second_has_lost(address):
+    tables = Tables(address)
+    with Connection(address) as connection:
+        served = current(connection, tables)
+        won = publish(connection, tables, served, after=served)
+        with pytest.raises(InputError, match="changed by another process"):
+            publish(connection, tables, served, after=served)
+        assert current(connection, tables) == won
+
+
+def test_a_writer_whose_lease_was_taken_over_stops(address):
+    tables = Tables(address)
+    with Connection(address) as connection:
+        lease = Lease(connection, tables)
+        lease.__enter__()
+        connection.run(
+            f"INSERT INTO {tables.leases} (gallery, term, owner, until) "
+            f"SELECT 'photos', {lease._term + 1}, 'other', now64(6) + toIntervalSecond(60)"
+        )
+        lease._renewed -= 100
+        with pytest.raises(InputError, match="being changed by another process"):
+            lease.renew()
+
+
+def test_galleries_of_other_models_are_refused(folder, address):
+    for changed, reason in (({"fingerprint": "0" * 64}, "its fingerprint is"), ({"bits": 63}, "64 bits, not 63")):
+        with pytest.raises(InputError, match=f"belongs to another model.*{reason}"):
+            push(dataclasses.replace(source(folder), **changed), address)
+    with pytest.raises(InputError, match="other metadata columns"):
+        push(dataclasses.replace(source(folder), kinds={"price": "Int64"}), address)
+
+
+def test_ids_are_unique_and_never_come_back(tmp_path, folder, address):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def table(ids):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
+        codes = pa.array([row.tobytes() for row in uniform_codes(len(ids), 64, 3)])
+        parquet.write_table(pa.table({"id": ids, "key": [str(each) for each in ids], "code": codes}), path)
+        return source_of_parquet(path, (), 64, F)
+
+    with pytest.raises(InputError, match="ids more than once, such as 7"):
+        push(table([2000, 7]), address, append=True)
+    version, _ = push(table([2000, 3000]), address, append=True)
+    assert (version.count, version.next_id) == (COUNT + 2, 3001)
+    assert remove(address, np.array([3000])).next_id == 3001
+    assert push(source(folder), address)[0].next_id == 3001
+    for ids, reason in (([-1], "negative"), ([2**63], "too large")):
+        with pytest.raises(InputError, match=reason):
+            push(table(np.array(ids, np.uint64 if ids[0] > 0 else np.int64)), address)
+
+
+def test_a_pulled_gallery_is_the_one_that_was_pushed(folder, address):
+    contents, version = pull(address)
+    expected = gallery.open_current(folder).contents()
+    np.testing.assert_array_equal(contents.ids, expected.ids)
+    np.testing.assert_array_equal(contents.codes, expected.codes)
+    assert list(contents.keys) == list(expected.keys)
+    assert version.count == COUNT
+
+
+def test_removal_by_id_and_key_and_its_rollback(address):
+    np.testing.assert_array_equal(ids_of_remote_keys(address, ["key-8", "key-5"]), [5, 8])
+    with pytest.raises(InputError, match="no key nobody"):
+        ids_of_remote_keys(address, ["key-8", "nobody"])
+    with pytest.raises(InputError, match="has no id 5000"):
+        remove(address, np.array([5, 5000]))
+    first = remove(address, np.array([5, 8, 5]))
+    second = remove(address, np.array([9]))
+    assert (first.count, second.count) == (COUNT - 2, COUNT - 3)
+    with pytest.raises(InputError, match="has no id 5"):
+        remove(address, np.array([5]))
+    assert rollback(address).count == COUNT - 2
+    back = rollback(address)
+    assert (back.count, back.number) == (COUNT, 5)
+    with pytest.raises(InputError, match="no whole version before"):
+        rollback(address)
+
+
+def test_much_removal_compacts(address):
+    version = remove(address, np.arange(0, COUNT, 2))
+    assert (version.count, version.removed_count, [each.count for each in version.segments]) == (500, 0, [500])
+    assert list(pull(address)[0].ids) == list(range(1, COUNT, 2))
+
+
+def test_what_no_version_needs_any_more_is_swept_after_its_time(folder, address, monkeypatch):
+    tables = Tables(address)
+
+    def segments():
+        with Connection(address) as connection:
+            return connection.value(f"SELECT uniq(segment) FROM {tables.codes}")
+
+    def replaced(seed):
+        gallery.build(folder, uniform_codes(10, 64, seed), None, None, bits=64, fingerprint=F, overwrite=True)
+        return push(source(folder), address)
+
+    for seed in range(3):
+        replaced(seed)
+    assert segments() == 4  # readers may still be at the old ones
+    monkeypatch.setattr(catalogue, "GRACE_SECONDS", -1)
+    replaced(9)
+    assert segments() == 2
