@@ -187,6 +187,8 @@ class _Objects:
         system, root = self._place
         try:
             found = system.get_file_info(fs.FileSelector(root, recursive=True))
+        except FileNotFoundError:
+            raise InputError(f"{self.address} holds no images: there is no such bucket or prefix") from None
         except OSError as error:
             raise UnavailableError(f"{self.address} cannot be listed: {_reason(error)}") from None
         start = len(root.rstrip("/")) + 1
