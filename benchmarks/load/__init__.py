@@ -1,0 +1,1 @@
+"""Whether ``dmsh-serve load`` measures what NVIDIA's perf_analyzer does."""
