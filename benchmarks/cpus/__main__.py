@@ -1,4 +1,4 @@
-"""The integer networks on other machines: does every CPU give PyTorch's bits and logits?
+"""The integer networks on other machines: does every CPU give PyTorch's bits and logits, and the same images?
 
 x86 with AVX2 and no VNNI, ARM64 with and without a dot product: emulated by QEMU, beside this machine
 itself. Controls switch off what makes ONNX Runtime exact on AVX2: they must come out wrong, and the known answer must
@@ -20,6 +20,7 @@ from dmsh_serving.errors import CheckError, InputError, MissingError
 
 if TYPE_CHECKING:
     from benchmarks.cpus.compare import Row
+    from benchmarks.cpus.decoding import Decoded
     from benchmarks.cpus.machines import CpuName, Machine
     from benchmarks.cpus.networks import NetworkName
 
@@ -63,22 +64,46 @@ def cpus(
 
     with interrupted_by_signals():
         machines, missing = _machines(cpu_names, cache)
+        decoded = decoded_on(machines)
         rows = compared(machines, network_names, images) if machines else []
+    if decoded:
+        print_table(
+            "Images against those decoded here",
+            ["machine", "emulator", "Pillow", "images", "different"],
+            [[row.title, row.emulator, row.pillow, str(row.files), str(len(row.different))] for row in decoded],
+        )
     if rows:
         print_table("Integer codes against PyTorch's", COLUMNS, [_cells(row) for row in rows])
     for line in missing:
         console().print(f"skipped: {line}")
-    report = {**summary(rows), "skipped": missing, "seconds": time.perf_counter() - begun}
+    report = {
+        **summary(rows),
+        "decoded": [dataclasses.asdict(row) for row in decoded],
+        "skipped": missing,
+        "seconds": time.perf_counter() - begun,
+    }
     if rows:
         write_json(cache / REPORT, report)
     write_json(json, report)
-    failures = [row.failure() for row in rows if not row.passed]
+    failures = [row.failure() for row in decoded if not row.passed] + [row.failure() for row in rows if not row.passed]
     if failures:
         raise CheckError("; ".join(failures))
     if rows:
         console().print(_conclusion(rows, time.perf_counter() - begun))
     if missing and not skip_missing:
         raise MissingError("; ".join(missing))
+
+
+def decoded_on(machines: Sequence["Machine"]) -> list["Decoded"]:
+    """Return what decoding the sample of files gave on each machine.
+
+    Raises:
+        CheckError: a machine gives no result.
+    """
+    from benchmarks.cpus import decoding
+
+    with tempfile.TemporaryDirectory() as folder:
+        return [decoding.decoded(machine, Path(folder)) for machine in machines]
 
 
 def compared(machines: Sequence["Machine"], names: Sequence["NetworkName"], most: int | None) -> list["Row"]:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+import PIL
+
 from dmsh_serving.errors import MissingError
 from dmsh_serving.files import replace_folder, sha256_of_file
 
@@ -23,7 +25,8 @@ __all__ = ["ARM64_WHEELS", "EMULATOR_PACKAGE", "arm64_python", "check_host", "em
 
 # 7.2 of QEMU is the first to emulate AVX2. ONNX Runtime 1.32 crashes under its ARM64, these are known to run.
 EMULATOR_PACKAGE: Final = "qemu-user-static"
-ARM64_WHEELS: Final = ("onnxruntime==1.22.1", "numpy==1.26.4")
+# Pillow's own, because its arithmetic is what must be the same.
+ARM64_WHEELS: Final = ("onnxruntime==1.22.1", "numpy==1.26.4", f"pillow=={PIL.__version__}")
 _ARM64_PACKAGES: Final = ("python3", "libstdc++6")  # with all that they depend on
 _PLATFORMS: Final = (
     "manylinux_2_28_aarch64",

@@ -1,12 +1,15 @@
-"""What runs inside an emulated machine: one ONNX file over some images. Imports NumPy and ONNX Runtime, little else.
+"""What runs inside an emulated machine: one ONNX file over some images, or the decoder over some files.
 
     python guest.py                      print what machine this is, as JSON
-    python guest.py      SETTINGS.json   also run {model, images, out, session, optimise}: .npy in, .npz out
+    python guest.py      SETTINGS.json   also run {model, images, out, session, optimise}: .npy in, .npz out;
+                                         or {decode, image_size, rules}: a folder of files, whose images' SHA-256
+                                         are printed
 
 ``session`` is "served" (the toolkit's own encoder, which must then be installed here), "exact" or "fast" (a plain
 session with ``session.x64quantprecision`` on or off), or "openvino" (a model compiled as the toolkit does).
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -81,6 +84,22 @@ def _openvino(settings: Settings) -> Any:
 _SESSIONS = {"served": _served_encoder, "openvino": _openvino, "exact": _plain_session, "fast": _plain_session}
 
 
+def _decode(settings: Settings) -> Settings:
+    import PIL
+
+    from dmsh_serving.images.decode import image_from_bytes
+    from dmsh_serving.images.framing import Framing
+
+    images = {
+        f"{path.name}, rule {version}": hashlib.sha256(
+            image_from_bytes(path.read_bytes(), settings["image_size"], Framing(decode_rule=version)).tobytes()
+        ).hexdigest()
+        for version in settings["rules"]
+        for path in sorted(Path(settings["decode"]).iterdir())
+    }
+    return {"pillow": PIL.__version__, "images": images}
+
+
 def _run(settings: Settings) -> float:
     parent = os.getppid()
     encode = _SESSIONS[settings["session"]](settings)
@@ -100,5 +119,6 @@ def _run(settings: Settings) -> float:
 if __name__ == "__main__":
     result = _machine()
     if len(sys.argv) > 1:
-        result["seconds"] = _run(json.loads(Path(sys.argv[1]).read_text()))
+        task = json.loads(Path(sys.argv[1]).read_text())
+        result |= _decode(task) if "decode" in task else {"seconds": _run(task)}
     sys.stdout.write(json.dumps(result) + "\n")

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import dmsh_serving
 from benchmarks.cpus import fetch as cpus_fetch
 from benchmarks.cpus import processes as cpus_processes
 from dmsh_export.compare.machine import machine_name
@@ -19,6 +20,7 @@ __all__ = ["CPUS", "GUEST", "Cpu", "CpuName", "Machine", "check_cpu", "guest_res
 
 CpuName = Literal["native", "avx2", "arm64", "arm64-a53"]
 GUEST: Final = Path(__file__).with_name("guest.py")
+_SERVING: Final = Path(dmsh_serving.__file__).parents[1]
 _MOST_SECONDS: Final = 1800  # per run: the slowest takes two minutes on an idle machine
 
 
@@ -124,7 +126,9 @@ def ready(name: CpuName, cache: Path) -> Machine:
         root, interpreter, packages = (path.resolve() for path in cpus_fetch.arm64_python(cache))
         command += ("-L", str(root), str(interpreter))
         # The libraries that this machine's variables name are of another architecture.
-        environment = {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": "", "LD_PRELOAD": ""}
+        # Of the toolkit only what decodes runs there, which needs no other package than Pillow.
+        path = os.pathsep.join((str(packages), str(_SERVING)))
+        environment = {"PYTHONPATH": path, "LD_LIBRARY_PATH": "", "LD_PRELOAD": ""}
     return _probed(name, cpu.title, _version(qemu), command, environment, has_toolkit=is_x86, saturates=cpu.saturates)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.images.framing import CROPS, INTERPOLATIONS, Crop, Framing, Interpolation
+from dmsh_serving.images.framing import CROPS, DECODE_RULES, INTERPOLATIONS, Crop, Framing, Interpolation
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Activation", "HashConfig", "LossWeights", "Pooling"]
 
@@ -48,7 +48,8 @@ class HashConfig:
 
     ``taps`` are indices into the backbone's feature levels (timm ``feature_info``); None means the last
     layers of the conv3, conv4 and conv5 stages. ``mean`` and ``std`` are in units of 0..1 RGB; ``crop`` and
-    ``interpolation`` say how pictures become images, see :class:`~dmsh_serving.images.framing.Framing`.
+    ``interpolation`` and ``decode_rule`` say how pictures become images, see
+    :class:`~dmsh_serving.images.framing.Framing`.
     ``num_classes`` sizes the training-only classifier; 0 leaves it out.
     """
 
@@ -65,6 +66,7 @@ class HashConfig:
     std: tuple[float, ...] = IMAGENET_STD
     crop: Crop = "centre"
     interpolation: Interpolation = "bicubic"
+    decode_rule: int = DECODE_RULES[-1]
     num_classes: int = 0
     loss: LossWeights = field(default_factory=LossWeights)
 
@@ -100,9 +102,10 @@ class HashConfig:
             ("pooling", get_args(Pooling)),
             ("crop", CROPS),
             ("interpolation", INTERPOLATIONS),
+            ("decode_rule", DECODE_RULES),
         ):
             if getattr(self, name) not in choices:
-                problems.append(f"{name} = {getattr(self, name)!r} must be one of {', '.join(choices)}")
+                problems.append(f"{name} = {getattr(self, name)!r} must be one of {', '.join(map(str, choices))}")
         if not isinstance(self.backbone, str):
             problems.append(f"backbone = {self.backbone} must be a name")
         if self.taps is not None and not (
@@ -119,7 +122,7 @@ class HashConfig:
     @property
     def framing(self) -> Framing:
         """How pictures become images."""
-        return Framing(self.crop, self.interpolation)
+        return Framing(self.crop, self.interpolation, self.decode_rule)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -127,13 +130,16 @@ class HashConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "HashConfig":
-        """Read what :meth:`to_dict` wrote. Unknown fields and wrong types are errors, each named."""
+        """Read what :meth:`to_dict` wrote. Unknown fields and wrong types are errors, each named.
+
+        A config that names no ``decode_rule`` is of the time when there was one alone: it keeps that one.
+        """
         known = {entry.name: entry for entry in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise InputError(f"config: unknown fields {', '.join(unknown)}; known are {', '.join(known)}")
         try:
-            values = dict(values)
+            values = {"decode_rule": DECODE_RULES[0], **values}
             for name in ("taps", "mean", "std"):
                 if values.get(name) is not None:
                     values[name] = tuple(values[name])

@@ -33,7 +33,7 @@ _NO_PART_OF_A_CODE = ("classifier.", "num_batches_tracked")
 _TRAINING_ONLY_FIELDS = ("loss", "num_classes")
 _BATCH = 64
 _PIXELS_IN_CACHE = 16 * 128 * 128
-_FRAMING_FIELDS = ("crop", "interpolation")  # the decoder's recipe has them
+_FRAMING_FIELDS = ("crop", "interpolation", "decode_rule")  # the decoder's recipe has them
 
 
 class Normalise(nn.Module):

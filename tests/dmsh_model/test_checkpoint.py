@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from project import DEMO_CHECKPOINT
 
 import dmsh_model
 from dmsh_model import HashConfig, checkpoint, network
@@ -172,6 +173,14 @@ def test_the_fingerprint_names_weights_config_and_preprocessing(model, folder, m
     with torch.no_grad():
         model.hash.weight[0, 0] += 1
     assert model.fingerprint != first
+
+
+def test_a_checkpoint_of_the_first_rule_of_decoding_keeps_its_codes_and_its_fingerprint():
+    """The committed one is older than the second rule: what was made for it must not decode by another."""
+    model = dmsh_model.load(DEMO_CHECKPOINT)
+    assert "decode_rule" not in json.loads((DEMO_CHECKPOINT / "config.json").read_text())["config"]
+    assert model.config.framing.decode_rule == 1
+    assert model.fingerprint.startswith("99ebb0ee4814adef")
 
 
 def test_a_folder_is_replaced_only_when_asked_and_only_if_it_is_a_checkpoint(model, folder, tmp_path):

@@ -12,6 +12,13 @@ def test_a_config_survives_json():
     assert HashConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_config_that_names_no_rule_of_decoding_keeps_the_first():
+    values = HashConfig("vgg_small", 48, 32).to_dict()
+    assert HashConfig.from_dict(values).framing.decode_rule == 2
+    del values["decode_rule"]
+    assert HashConfig.from_dict(values).framing.decode_rule == 1
+
+
 @pytest.mark.parametrize("bits", [0, -1, 1025])
 def test_bits_out_of_range_are_refused(bits):
     with pytest.raises(InputError, match=f"bits = {bits} is out of range: a code has 1 to 1024 bits"):

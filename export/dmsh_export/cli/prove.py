@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmsh_serving.console import JsonOption, console, print_table, progress, write_json
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import CheckError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,11 @@ def prove(
     if checkpoint is not None and not isinstance(checkpoint, IntegerDMSH):
         raise InputError(f"{against} is a float checkpoint: name the integer one that dmsh-export quantize made of it")
     certificate = certify(model, checkpoint.network if checkpoint else None)
+    if checkpoint is not None and certificate.fingerprint != checkpoint.fingerprint:
+        raise CheckError(
+            f"{model} is the network of {against}, but for images of another framing than the checkpoint's "
+            f"({checkpoint.config.framing}): export the checkpoint again"
+        )
     print_certificate(certificate)
     write_json(json, certificate.to_dict())
 

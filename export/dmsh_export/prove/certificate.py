@@ -91,7 +91,7 @@ def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | N
     stated = metadata_of(model).get(Metadata.FINGERPRINT)
     if stated is None:
         raise InputError(f"it has no {Metadata.FINGERPRINT} in its metadata: export it with dmsh-export onnx")
-    framing = Framing.parse(metadata_of(model).get(Metadata.FRAMING, str(Framing())))
+    framing = Framing.parse(metadata_of(model).get(Metadata.FRAMING))
     space = code_space(read.network, framing)
     if stated != space:
         raise CheckError(

@@ -52,7 +52,7 @@ class EncoderMetadata:
         try:
             bits = checked_bits(_positive(props, Metadata.BITS))
             image_size = _positive(props, Metadata.IMAGE_SIZE)
-            framing = Framing.parse(props.get(Metadata.FRAMING, str(Framing())))
+            framing = Framing.parse(props.get(Metadata.FRAMING))
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         return cls(

@@ -375,7 +375,7 @@ def reaching(sums, *, shift=8, bias=0):
 
 def proof_of(network, dialect, tmp_path):
     model = onnx_from_network(network, dialect, 20)
-    helper.set_model_props(model, {Metadata.FINGERPRINT: code_space(network, Framing())})
+    helper.set_model_props(model, {Metadata.FINGERPRINT: code_space(network, Framing.parse(None))})
     return prove(model, tmp_path, network)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images import decode
-from dmsh_serving.images.decode import MAX_FILE_BYTES, decode_recipe, image_from_bytes, rgb_from_bytes
+from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes, rgb_from_bytes
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.limits import MAX_PIXELS
 
@@ -82,9 +82,59 @@ def test_cropping_gives_what_resizing_the_whole_and_cropping_would():
 def test_a_stored_photo_gives_the_stored_image():
     """Integer arithmetic: these bytes are the same on every CPU for one Pillow version; a change is a new recipe."""
     image = image_from_bytes(FILES["png"], 4)
-    assert decode_recipe(Framing()).startswith("dmsh-decode/1:")
     assert image[0].tolist() == [[93, 149, 108], [166, 169, 57], [134, 147, 141], [110, 138, 152]]
     assert zlib.crc32(image.tobytes()) == 3474464630
+
+
+FIRST = Framing(decode_rule=1)
+LARGE = {
+    "baseline": file_of(photo(1000, 640), "JPEG", quality=95),
+    "progressive": file_of(photo(1000, 640), "JPEG", quality=95, progressive=True),
+    "4:4:4": file_of(photo(1000, 640), "JPEG", quality=95, subsampling=0),
+    "4:2:2": file_of(photo(1000, 640), "JPEG", quality=95, subsampling=1),
+    "grey": file_of(photo(1000, 640).convert("L"), "JPEG", quality=95),
+    "cmyk": file_of(photo(1000, 640).convert("CMYK"), "JPEG", quality=95),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize(("size", "side"), [(32, 80), (64, 160), (96, 320), (160, 320), (200, 640), (640, 640)])
+def test_a_large_jpeg_is_scaled_by_its_decoder_to_at_least_twice_the_target(kind, size, side):
+    by_rule = image_from_bytes(LARGE[kind], size)
+    scaled = rgb_from_bytes(LARGE[kind], at_least=side)
+    assert min(scaled.size) == side
+    assert np.array_equal(by_rule, image_from_bytes(file_of(scaled, "PNG"), size))
+    assert np.abs(by_rule.astype(int) - image_from_bytes(LARGE[kind], size, FIRST)).mean() < 2.5
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_the_first_rule_decodes_every_pixel_of_a_jpeg(kind):
+    whole = file_of(rgb_from_bytes(LARGE[kind]), "PNG")
+    assert np.array_equal(image_from_bytes(LARGE[kind], 32, FIRST), image_from_bytes(whole, 32))
+    assert not np.array_equal(image_from_bytes(LARGE[kind], 32), image_from_bytes(whole, 32))
+
+
+@pytest.mark.parametrize("kind", [name for name in FILES if "jpeg" not in name])
+def test_the_rules_differ_for_a_jpeg_alone(kind):
+    assert np.array_equal(image_from_bytes(FILES[kind], 4), image_from_bytes(FILES[kind], 4, FIRST))
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_jpeg_that_is_scaled_is_refused_when_it_was_cut_and_ended(kind):
+    data = LARGE[kind]
+    for cut in range(data.index(b"\xff\xda"), len(data) - 64, len(data) // 20):
+        with pytest.raises(InputError, match="truncated or damaged"):
+            image_from_bytes(data[:cut] + b"\xff\xd9", 32)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_jpeg_that_is_scaled_is_turned_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    scaled = rgb_from_bytes(file_of(photo(1000, 640), "JPEG", quality=95), at_least=80)
+    turned = scaled if orientation == 1 else scaled.transpose(decode._TRANSPOSE_OF_ORIENTATION[orientation])
+    data = file_of(photo(1000, 640), "JPEG", quality=95, exif=exif.tobytes())
+    assert np.array_equal(image_from_bytes(data, 32), image_from_bytes(file_of(turned, "PNG"), 32))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
