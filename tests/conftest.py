@@ -86,6 +86,7 @@ def served(demo_model, demo_exports, mnist, codes, split, tmp_path_factory):
         image_size=32,
         fingerprint=demo_model.fingerprint,
         model=demo_exports["folded"].path,
+        framing=demo_model.config.framing,
     )
     write_repository(folder / "model_repository", spec)
     with TritonServer(folder / "model_repository", log_file=folder / "triton.log") as server:

@@ -282,6 +282,7 @@ def _served(folder: Path, model: "IntegerDMSH", runtime: "Runtime", encoder: Pat
         fingerprint=fingerprint,
         model=encoder,
         encoder=PythonEncoder(runtime=runtime),
+        framing=model.config.framing,
         max_batch=LARGEST_BATCH,
     )
     write_repository(folder / "model_repository", spec)

@@ -58,6 +58,7 @@ class World:
         model: the ONNX file.
         gallery: a gallery of uniform codes.
         fingerprint, bits: the code space of both.
+        spec: what the repository was written from.
         repository: serves them.
         idle: the same repository, but encoder and ranker do nothing: what is left is Triton and its network.
         images: (N, S, S, 3) uint8 to ask with.
@@ -67,6 +68,7 @@ class World:
     gallery: Path
     fingerprint: str
     bits: int
+    spec: RepositorySpec
     repository: Path
     idle: Path
     images: Images
@@ -90,6 +92,7 @@ def make_world(name: str, folder: Path, codes: int, threads: int) -> World:
         image_size=model.config.image_size,
         fingerprint=fingerprint,
         model=path,
+        framing=model.config.framing,
         encoder=PythonEncoder(threads),
         max_batch=MAX_BATCH,
     )
@@ -98,4 +101,4 @@ def make_world(name: str, folder: Path, codes: int, threads: int) -> World:
         write_repository(each, spec)
     for served in (ENCODER_MODEL, RANKER_MODEL):
         (idle / served / "1" / "model.py").write_text(_IDLE_MODEL)
-    return World(path, folder / "gallery", fingerprint, bits, repository, idle, images)
+    return World(path, folder / "gallery", fingerprint, bits, spec, repository, idle, images)

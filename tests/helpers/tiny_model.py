@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
 from dmsh_serving.encoder import known_answer
+from dmsh_serving.images.framing import Framing
 
 SIZE, BITS = 16, 64
 FINGERPRINT = "ab" * 32
@@ -37,6 +38,7 @@ def write(path: Path, *, fingerprint=FINGERPRINT, answer=None, without=(), **mor
         Metadata.FINGERPRINT: fingerprint,
         Metadata.BITS: str(BITS),
         Metadata.IMAGE_SIZE: str(SIZE),
+        Metadata.FRAMING: str(Framing()),
         Metadata.KNOWN_ANSWER: known_answer.dump(images, codes_of(images)) if answer is None else answer,
         **{f"dmsh.{name}": value for name, value in more.items()},
     }

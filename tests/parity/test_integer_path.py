@@ -39,6 +39,7 @@ def test_a_live_triton_gives_the_integer_codes_of_1000_images(integer_model, mni
         image_size=32,
         fingerprint=integer_model.fingerprint,
         model=export.path,
+        framing=integer_model.config.framing,
     )
     write_repository(tmp_path / "model_repository", spec)
     with TritonServer(tmp_path / "model_repository", log_file=tmp_path / "triton.log") as server:

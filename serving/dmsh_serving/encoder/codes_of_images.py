@@ -36,7 +36,7 @@ class EncodedImages:
 def codes_of_images(
     model: Path, source: Path, batch: int, *, skip_bad: bool = False, on_progress: Progress | None = None
 ) -> EncodedImages:
-    """Encode every image of ``source``, ``batch`` images at a time; only one batch of images is in memory.
+    """Encode every image of ``source``, ``batch`` images at a time, while the next batch is decoded.
 
     Arguments are those of :func:`dmsh_serving.images.read.iter_image_batches`; ``model`` is an ONNX file of
     dmsh-export.

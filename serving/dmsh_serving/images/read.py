@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -106,7 +106,9 @@ def iter_image_batches(
     skip_bad: bool = False,
     on_progress: Progress | None = None,
 ) -> Iterator[ImageSet]:
-    """Yield the images of ``source``, at most ``batch_size`` at a time; only one batch is in memory.
+    """Yield the images of ``source``, at most ``batch_size`` at a time.
+
+    Two batches are in memory: the caller's, and the next, which is decoded while the caller works.
 
     Args:
         source: a folder, read recursively in the order of the relative paths (see :func:`image_paths`), or an .npy
@@ -233,10 +235,17 @@ def _batches_of_files(
     need_one: bool = True,
 ) -> Iterator[ImageSet]:
     bad: list[str] = []
-    with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes without the GIL
+    pool = ThreadPoolExecutor(available_cpus())  # Pillow decodes without the GIL
+
+    def decoding(start: int) -> list[Future[npt.NDArray[np.uint8] | str]]:
+        return [pool.submit(_read, path, folder, image_size, framing) for path in paths[start : start + batch_size]]
+
+    try:
+        coming = decoding(0)
         for start in range(0, len(paths), batch_size):
             part = paths[start : start + batch_size]
-            decoded = list(pool.map(lambda path: _read(path, folder, image_size, framing), part))
+            decoded = [future.result() for future in coming]
+            coming = decoding(start + batch_size)  # while the caller works on this batch
             refused = [item for item in decoded if isinstance(item, str)]
             images = [item for item in decoded if not isinstance(item, str)]
             names = [
@@ -250,6 +259,8 @@ def _batches_of_files(
             if (images or refused) and (skip_bad or not bad):
                 stacked = np.stack(images) if images else np.empty((0, image_size, image_size, 3), np.uint8)
                 yield ImageSet(stacked, names, refused)
+    finally:
+        pool.shutdown(cancel_futures=True)
     if need_one and len(bad) == len(paths):
         raise InputError(f"{folder}: none of {len(paths)} files can be read; {_some(bad)}")
     if bad and not skip_bad:

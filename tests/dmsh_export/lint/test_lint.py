@@ -119,8 +119,8 @@ MISTAKES = {
         "python", "dmsh_decode", 'key: "image_size" value { string_value: "16"',
         'key: "image_size" value { string_value: "32"', "parameter image_size is 32, .* has 16", "write 16"),
     "framing of the decoder": (
-        "python", "dmsh_decode", "centre bicubic", "pad bicubic",
-        "parameter framing is pad bicubic, .* has centre bicubic", "write centre bicubic"),
+        "python", "dmsh_decode", "centre bicubic 2", "centre bicubic",
+        "parameter framing is centre bicubic, .* has centre bicubic 2", "write centre bicubic 2"),
     "batch over the profile": (
         "tensorrt", "dmsh_encoder", "max_batch_size: 8", "max_batch_size: 64",
         r"max_batch_size 64 is more than the profile of dmsh_encoder/1/model-sm86.plan allows, 8",

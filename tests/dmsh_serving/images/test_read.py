@@ -1,11 +1,13 @@
 import io
 import pickle
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.images import read
 from dmsh_serving.images.decode import MAX_FILE_BYTES
 from dmsh_serving.images.read import image_paths, iter_image_batches, iter_listed_batches, load_images, others_line
 
@@ -32,6 +34,30 @@ def test_a_folder_is_read_in_the_order_of_its_relative_paths(folder):
     assert found.names == ["a.png", "b.png", "b/0.png", "b/1.png", "c/d/x.png"]
     assert found.images[:, 0, 0, 0].tolist() == [1, 4, 2, 0, 3]
     assert (found.images.shape, found.images.dtype, found.bad) == ((5, 8, 8, 3), np.uint8, [])
+
+
+def test_the_next_batch_is_decoded_while_the_caller_works(folder, monkeypatch):
+    decoded = []
+    real = read.image_from_bytes
+    monkeypatch.setattr(
+        read, "image_from_bytes", lambda *a, **named: decoded.append(named["name"]) or real(*a, **named)
+    )
+    batches = iter_image_batches(folder, 8, 2)
+    assert next(batches).names == ["a.png", "b.png"]
+    end = time.monotonic() + 10
+    while len(decoded) < 4 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert sorted(decoded) == ["a.png", "b.png", "b/0.png", "b/1.png"], "and no third batch"
+
+
+def test_a_caller_who_stops_waits_for_no_more_files(folder, monkeypatch):
+    monkeypatch.setattr(read, "available_cpus", lambda: 1)
+    started = []
+    monkeypatch.setattr(read, "_read", lambda path, *_: started.append(path) or time.sleep(0.05) or "none")
+    batches = iter_image_batches(folder, 8, 1, skip_bad=True)
+    next(batches)
+    batches.close()
+    assert len(started) <= 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 99])

@@ -18,6 +18,7 @@ from dmsh_export.lint.repository import lint_repository
 from dmsh_serving import gallery
 from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.triton.repository import MODELS, repository_texts, write_repository
 from dmsh_serving.triton.spec import (
     OnnxRuntimeEncoder,
@@ -201,7 +202,8 @@ def demo_fingerprint():
 
 def test_the_committed_repository_is_what_the_generator_makes():
     """Made by: dmsh-export repository demo/checkpoint --gallery gallery --out model_repository"""
-    spec = RepositorySpec(ROOT / "gallery", bits=64, image_size=32, fingerprint=demo_fingerprint())
+    framing = Framing.parse(None)  # its checkpoint names none
+    spec = RepositorySpec(ROOT / "gallery", bits=64, image_size=32, fingerprint=demo_fingerprint(), framing=framing)
     committed = ROOT / "model_repository"
     expected = repository_texts(committed, spec)
     files = [path for path in committed.rglob("*") if path.is_file() and "__pycache__" not in path.parts]

@@ -1,0 +1,1 @@
+"""What a search by a file waits for."""
