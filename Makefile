@@ -6,11 +6,12 @@
 # make test-wheel    the wheel, installed outside the checkout, asks a live server
 # make test-minimal  the serving package with the oldest dependencies it allows
 # make docs          the documentation site: build/site
-# make test-cpus     the integer network under emulated CPUs: AVX2 without VNNI, ARM64
+# make test-cpus     the integer network and the decoder under emulated CPUs: AVX2 without VNNI, ARM64
 # make test-bits     at least ten million bits of the integer network, every setting, 0 may differ
 # make bench-rank    the Hamming search against FAISS, usearch and numpy     (table and plots)
 # make bench-encode  the encoders against PyTorch and ONNX Runtime           (table and plot)
 # make bench-serve   searches that Triton serves against the same in process          (table)
+# make bench-files   what a search by a file waits for, step by step                 (table)
 # make bench-web     the search page: its API, its cards, the browser's memory       (table)
 # make gpu           on a machine with an NVIDIA GPU: plans built, tested, compared, timed (docs/gpu.md)
 # make browser       chromium from Debian, which the tests of the page drive (as root; make test does it)
@@ -34,7 +35,7 @@ EXTRAS := export,client,tensorrt-rtx,openvino,demo,parquet,clickhouse,ray,web,be
 MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cli gallery hamming/test_nearest.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench test-fast test-scale test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
+.PHONY: help demo test check docs bench test-fast test-scale test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-files bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -84,6 +85,9 @@ bench-encode: $(TOOLKIT)
 
 bench-serve: $(TOOLKIT) $(TRITON)
 	$(BIN)/python -m benchmarks.serve --page docs/serving.md
+
+bench-files: $(TOOLKIT) $(TRITON)
+	$(BIN)/python -m benchmarks.files --page docs/serving.md
 
 bench-web: $(TOOLKIT) $(TRITON) browser
 	$(BIN)/python -m benchmarks.web --page docs/web.md

@@ -61,7 +61,7 @@ def decoded(machine: Machine, folder: Path) -> Decoded:
     for name, data in files.items():
         (place / name).write_bytes(data)
     task.write_text(json.dumps({"decode": str(place), "image_size": IMAGE_SIZE, "rules": DECODE_RULES}))
-    found = machine.run(task)
+    found = machine.run(task, {})
     if found["pillow"] != PIL.__version__:
         raise CheckError(f"{machine.title} has Pillow {found['pillow']}, here is {PIL.__version__}")
     return compared(machine, files, found)

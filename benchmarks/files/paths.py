@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -75,9 +75,14 @@ def file_paths(network: str, folder: Path, codes: int, seconds: float) -> list[F
                         target, Closed(1), batch=batch, measuring=Measuring(1.0, seconds, 6), counts=target.counts
                     )
                 models = {model.model: model for model in one.models}
-                taken = [models[name].compute_ms for name in (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL)]
-                queued = sum(models[name].queue_ms for name in (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL))
-                found.append(FilePath(network, content, rule, Steps(1e3 * float(one.seconds.mean()), *taken, queued)))
+                steps = Steps(
+                    waited=1e3 * float(one.seconds.mean()),
+                    decode=models[DECODE_MODEL].compute_ms,
+                    encode=models[ENCODER_MODEL].compute_ms,
+                    rank=models[RANKER_MODEL].compute_ms,
+                    queues=sum(models[name].queue_ms for name in (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL)),
+                )
+                found.append(FilePath(network, content, rule, steps))
     return found
 
 
@@ -92,7 +97,7 @@ def decode_milliseconds(image_size: int = 224) -> dict[str, float]:
             square = image.convert("RGB").crop((left, top, left + side, top + side))
             return square.resize((image_size, image_size), Image.Resampling.BICUBIC)
 
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "Pillow's full decode, crop and resize": pillow,
         **{
             f"rule {rule}": functools.partial(image_from_bytes, data, image_size, Framing(decode_rule=rule))

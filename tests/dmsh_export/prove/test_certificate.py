@@ -27,7 +27,8 @@ DIALECTS = get_args(Dialect)
 
 def written(dialect):
     model = onnx_from_network(MODEL.network, dialect, 20)
-    helper.set_model_props(model, {Metadata.FINGERPRINT: MODEL.fingerprint})
+    framing = str(MODEL.config.framing)
+    helper.set_model_props(model, {Metadata.FINGERPRINT: MODEL.fingerprint, Metadata.FRAMING: framing})
     return model
 
 
