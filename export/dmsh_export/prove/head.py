@@ -78,8 +78,7 @@ def _greater(reading: Reading, node: Node) -> Meaning:
 
 def _mat_mul(reading: Reading, node: Node) -> Meaning:
     node.require(reading.meaning(node) == Bits("ones"), "multiplies something else than the bits of the code")
-    logits = reading.layers[-1]
-    bits = len(logits.bias) if isinstance(logits, Logits) else 0
+    bits = next(len(layer.bias) for layer in reading.layers if isinstance(layer, Logits))  # they were thresholded
     node.require(
         np.array_equal(node.constant(1, "packing", np.float32), _packing(bits)),
         "does not pack the code as numpy.packbits",

@@ -135,11 +135,14 @@ def _clip(reading: Reading, node: Node) -> Meaning:
     )
     if eight_bit:
         return _late_clip(reading, node, low, high)
-    return _bounded(reading, node, low, high, of_vectors=True)
+    return _bounded(reading, node, low, high, of_vectors=node.has(1) and node.has(2))
 
 
 def _bounded(reading: Reading, node: Node, low: int, high: int, *, of_vectors: bool) -> Meaning:
-    """Clip maps that are not quantised yet (Q/DQ), or vectors that are rounded, which finishes their layer."""
+    """Clip maps that are not quantised yet (Q/DQ), or vectors that are rounded, which finishes their layer.
+
+    ``of_vectors``: whether both bounds are there. Maps are clipped to 8 bits when they are quantised, vectors never.
+    """
     value = reading.meaning(node)
     if isinstance(value, Pending) and not value.clipped:
         clipped = replace(value, low=low, high=high, clipped=True)

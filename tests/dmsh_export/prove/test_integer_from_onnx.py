@@ -186,7 +186,7 @@ def shortened(node):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize(("kind", "one_of"), [
-    (rewired, 11), (with_other_constants, 5), (with_more_nodes, 2), (with_other_attributes, 3),
+    (rewired, 41), (with_other_constants, 17), (with_more_nodes, 7), (with_other_attributes, 7),
 ])  # fmt: skip
 def test_whatever_is_changed_is_refused_or_read_as_what_it_computes(kind, one_of, dialect):
     """Of the changes of a kind one of so many is tried: all of them take minutes."""
