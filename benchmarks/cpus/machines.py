@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import dmsh_serving
@@ -97,7 +99,7 @@ class Machine:
         """Whether an emulator computes."""
         return self.name != "native"
 
-    def run(self, settings: Path, variables: dict[str, str]) -> dict[str, Any]:
+    def run(self, settings: Path, variables: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
         """Run the guest program with ``settings`` and more environment ``variables``; return what it prints.
 
         Raises:

@@ -12,6 +12,7 @@ from dmsh_export.cli.prove import DialectName, integer_onnx, prove
 from dmsh_export.cli.quantise import quantize
 from dmsh_export.cli.repository import repository
 from dmsh_export.cli.trt import trt
+from dmsh_export.cli.tune import tune
 from dmsh_export.to_onnx.opsets import DEFAULT_OPSET
 from dmsh_serving.commands import command
 from dmsh_serving.console import (
@@ -191,6 +192,7 @@ def latency(
 
 
 command(app, "dmsh-export repository build/model.onnx --gallery build/gallery --out build/repository")(repository)
+command(app, "dmsh-export tune build/service/model.onnx build/service/openvino.onnx --out build/settings.json")(tune)
 command(app, "dmsh-export lint build/repository")(lint)
 command(
     app,

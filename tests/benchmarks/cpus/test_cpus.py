@@ -117,6 +117,20 @@ def test_where_kernels_saturate_each_condition_is_left_out_in_a_control():
     assert len(elsewhere) == 4
 
 
+def test_openvino_is_compared_where_it_has_vnni_and_a_control_where_it_has_not():
+    of_openvino = {
+        name: [(s.isa, s.control) for s in cpus_compare.settings(where, "demo") if s.session == "openvino"]
+        for name, where in {
+            "vnni": machine("native", saturates=False, has_openvino=True),
+            "avx2": machine(has_openvino=True),
+            "absent": machine("native", saturates=False),
+        }.items()
+    }
+    assert of_openvino["vnni"] == [("", False), ("AVX512_CORE_VNNI", False), ("AVX512_CORE", True), ("AVX2", True)]
+    assert of_openvino["avx2"] == [("", True)]
+    assert of_openvino["absent"] == []
+
+
 def test_the_demos_page_reads_the_emulated_machines_without_controls_and_this_one(tmp_path):
     wrong = changed(network().code, (5, 0), 0b10000000)
     rows = [row(), row(code=wrong), row(CONTROL, code=wrong), row(of=machine("native", title="here"))]
@@ -257,7 +271,8 @@ def haswell():
 def test_avx2_without_vnni_gives_pytorchs_bits_and_its_controls_do_not(haswell):
     rows = cpus.compared([haswell], ["demo"], 4)
     assert [found.failure() for found in rows if not found.passed] == []
-    assert [found.setting.control for found in rows] == [False, False, False, True, True]
+    of_openvino = [True] if haswell.has_openvino else []
+    assert [found.setting.control for found in rows] == [False, False, False, True, True, *of_openvino]
     assert min(found.images for found in rows) >= 4 + 5  # the known answer's too
     assert min(found.wrong_bits for found in rows if found.setting.control) > 0
 

@@ -17,11 +17,12 @@ from dmsh_export.demo import encoders as demo_encoders
 from dmsh_export.demo import run as demo
 from dmsh_export.demo.drawings import unpack_drawings
 from dmsh_export.demo.train import TrainedDemo
-from dmsh_export.deploy import deploy
-from dmsh_export.runtime import MODEL
+from dmsh_export.deploy import SETTINGS, Step, deploy
+from dmsh_export.runtime import MODEL, served_file
 from dmsh_serving.client import Answer
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.hamming.nearest import search
+from dmsh_serving.triton.settings import read_settings
 
 RANDOM = np.random.default_rng(0)
 QUERIES = RANDOM.integers(0, 4, (5, 2), dtype=np.uint8)
@@ -121,8 +122,9 @@ class FakeServer:
     url = "127.0.0.1:1"
 
     def __init__(self, repository, **_):
-        served = repository / "dmsh_encoder" / "1" / MODEL
-        assert served.read_bytes() == (repository.parent / MODEL).read_bytes()
+        served = repository / "dmsh_encoder" / "1" / "model.onnx"
+        expected = served_file(repository.parent, read_settings(repository.parent / SETTINGS))
+        assert served.read_bytes() == expected.read_bytes()
 
     def __enter__(self):
         return self
@@ -159,6 +161,7 @@ def parts(monkeypatch, world, demo_model):
     def deployed(checkpoint, images, out, **_):
         assert (checkpoint.name, images.name) == ("checkpoint", "database")
         shutil.copytree(folder / "service", out)
+        return [Step("runtime", out / "settings.json", False, 1.0, "ONNX Runtime (400 images/s)")]
 
     def exported(model, images, out):
         for name in demo_encoders.FLOATS:
@@ -193,6 +196,7 @@ def test_what_an_earlier_demo_left_is_replaced_and_the_figures_are_those_of_the_
     assert "2,000" in printed  # images/s
     assert re.search(r"the last stage alone │ +0\.9000", printed)
     assert "not built: no TensorRT" in printed
+    assert "the fastest exact runtime here serves: ONNX Runtime (400 images/s)" in printed
 
 
 @pytest.mark.parametrize("spoilt", ["FP32 codes", "integer codes", "ranked"])
