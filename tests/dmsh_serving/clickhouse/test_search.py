@@ -22,7 +22,7 @@ from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.gallery.folder import OtherModelError
 from dmsh_serving.hamming.oracle import search_oracle
 
-COUNT = 3000
+COUNT = 1500
 
 
 def tied_codes(count, bits, seed=0):
@@ -56,7 +56,7 @@ def assert_same(found, expected):
     np.testing.assert_array_equal(found.distances, expected.distances)
 
 
-@pytest.mark.parametrize("bits", [16, 64, 250])  # tests/scale has more
+@pytest.mark.parametrize("bits", [64, 250])  # tests/scale has more
 def test_one_server_and_two_shards_answer_as_the_folder_does(tmp_path, bits):
     codes = tied_codes(COUNT, bits, seed=bits)
     ids = np.random.default_rng(bits).permutation(10 * COUNT)[:COUNT]
@@ -64,9 +64,9 @@ def test_one_server_and_two_shards_answer_as_the_folder_does(tmp_path, bits):
     local = gallery.open_current(tmp_path / "g")
     queries = np.concatenate([codes[:2], uniform_codes(3, bits, seed=bits + 1)])
     for remote in (open_remote(address), two_shards(address)):
-        for k in (1, 10, 500, COUNT, MAX_K):
+        for k in (1, 500, MAX_K):
             assert_same(remote.search(queries, k), local.search(queries, k))
-        for radius in (0, bits // 3, bits):
+        for radius in (0, bits // 3):
             assert_same(remote.search(queries, 50, radius=radius), local.search(queries, 50, radius=radius))
         for allowed in (ids[:0], ids[:5], ids[::2], np.array([ids[3], 10**15, ids[3]])):
             assert_same(remote.search(queries, 20, allowed=allowed), local.search(queries, 20, allowed=allowed))
@@ -201,7 +201,7 @@ def test_a_version_that_has_lost_rows_is_an_error_and_never_a_shorter_answer(tmp
     with pytest.raises(CheckError, match="gives fewer codes than it holds"):
         remote.search(uniform_codes(1, 64, 1), 5)
     remote._confirmed -= 100
-    with pytest.raises(CheckError, match="has 0 of 3,000 rows"):
+    with pytest.raises(CheckError, match="has 0 of 1,500 rows"):
         remote.search(uniform_codes(1, 64, 1), 5)
 
 
