@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import dmsh_model
 from dmsh_export.compare.parity import ParityReport
+from dmsh_export.graph import metadata_of, model_from_file
 from dmsh_export.manifest import read_manifest
 from dmsh_export.quantise.batches import spread_images
 from dmsh_export.quantise.checkpoint import quantise_checkpoint
@@ -33,7 +34,7 @@ from dmsh_model import checkpoint as float_checkpoint
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_serving import __version__, gallery
 from dmsh_serving.console import write_json
-from dmsh_serving.contract import ENCODER_MODEL, MODEL_FILE
+from dmsh_serving.contract import ENCODER_MODEL, MODEL_FILE, Metadata
 from dmsh_serving.encoder.codes_of_images import codes_of_images
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import sha256_of_file
@@ -165,6 +166,7 @@ def deploy(
             model.config.image_size,
             fingerprint,
             model=served,
+            known_answer=metadata_of(model_from_file(served))[Metadata.KNOWN_ANSWER],
             encoder=PythonEncoder(serving.threads, serving.runtime, serving.streams, serving.instances),
             max_batch=serving.max_batch,
             queue_delay_microseconds=serving.queue_delay_microseconds,

@@ -114,9 +114,15 @@ def respond(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
 
     def answered(answer, *values):
-        requests = [types.SimpleNamespace(inputs=lambda value=value: [Tensor(value)]) for value in values]
-        return backend.respond(requests, answer)
+        requests = [
+            types.SimpleNamespace(
+                inputs=lambda value=value: [Tensor(value)], request_id=lambda place=place: f"r{place}"
+            )
+            for place, value in enumerate(values)
+        ]
+        return backend.respond(requests, answer, answered.reasons.append)
 
+    answered.reasons = []
     return answered
 
 
@@ -126,6 +132,7 @@ def test_fault_37_a_request_without_rows_or_with_lying_bytes_fails_alone(respond
     assert answer == [[1.0]]
     assert bad_rows == "INVALID: file has no rows: send one at least"
     assert bad_bytes == "INVALID: file cannot be read: its bytes do not agree with its shape and type"
+    assert respond.reasons == ["unreadable", "unreadable"]
 
 
 def test_fault_37_any_other_exception_is_an_internal_error_without_paths_for_its_request(respond, caplog):
@@ -140,16 +147,37 @@ def test_fault_37_any_other_exception_is_an_internal_error_without_paths_for_its
         [[3]],
     ]
     assert "RuntimeError: /secret/path" in caplog.text
+    assert "request r1 failed" in caplog.text
+    assert respond.reasons == ["internal"]
 
 
-def test_fault_46_a_log_is_appended_to_and_a_large_one_is_kept_beside_the_new(tmp_path, monkeypatch):
+def written(path, *lines, **options):
+    """Write lines as a server does; return the log."""
+    server_log = log.ServerLog(path, **options)
+    with server_log.listening() as descriptor:
+        os.write(descriptor, "".join(f"{line}\n" for line in lines).encode())
+    server_log.finish()
+    return server_log
+
+
+def test_fault_46_a_log_is_appended_to_and_a_large_one_is_kept_beside_the_new_while_it_is_written(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "triton.log"
-    assert log.begin_log(path) == 0
-    path.write_bytes(b"of the first start")
-    assert log.begin_log(path) == len(b"of the first start")
-    monkeypatch.setattr(log, "LARGEST_LOG_BYTES", 4)
-    assert log.begin_log(path) == 0
-    assert (tmp_path / "triton.log.1").read_bytes() == b"of the first start"
+    written(path, "of the first start")
+    written(path, "of the second")
+    assert path.read_text() == "of the first start\nof the second\n"
+    monkeypatch.setattr(log, "LARGEST_LOG_BYTES", 40)
+    server_log = written(path, *(f"line {number:02} of thirty bytes....." for number in range(10)))
+    kept = sorted(file.name for file in tmp_path.iterdir())
+    assert kept == ["triton.log", "triton.log.1", "triton.log.2", "triton.log.3"]
+    assert [path.with_name(name).read_text().splitlines()[-1][:7] for name in kept] == [
+        "line 09",
+        "line 08",
+        "line 06",
+        "line 04",
+    ]
+    assert server_log.said().count("line") == 10  # what a failed start is judged by is not rotated away
 
 
 def test_fault_38_a_truncated_file_in_the_cache_of_compiled_code_is_compiled_anew(tmp_path):
@@ -175,3 +203,82 @@ def test_fault_38_a_truncated_file_in_the_cache_of_compiled_code_is_compiled_ane
         answered = run()
         assert answered.stdout == "42\n", answered.stderr
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o755])
+def test_fault_38_a_cache_that_others_can_write_is_not_run(tmp_path, monkeypatch, caplog, mode):
+    from dmsh_serving.hamming.kernels import compile as compiling
+
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(mode)
+    ours = mode == 0o755
+    compiling._is_ours.cache_clear()
+    assert compiling._is_ours(folder) is ours
+    assert ("other users can write code to it" in caplog.text) is not ours
+    monkeypatch.setattr(compiling.os, "geteuid", lambda: 12345)  # then the folder is another's
+    compiling._is_ours.cache_clear()
+    assert compiling._is_ours(folder) is (ours and folder.stat().st_uid == 0)
+
+
+def test_fault_38_what_lies_in_a_cache_of_others_is_not_loaded(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from dmsh_serving.hamming.kernels.compile import compiled\n"
+        "@compiled('int64(int64)')\n"
+        "def doubled(number):\n"
+        "    return 2 * number\n"
+        "print(doubled(21), doubled.stats.cache_hits)\n"
+    )
+    cache = tmp_path / "cache"
+
+    def run():
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+        return subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True)
+
+    run()
+    assert run().stdout == "42 {(int64,): 1}\n".replace("{(int64,): 1}", run().stdout[3:-1])
+    hit = run()
+    for folder in [cache, *(path for path in cache.rglob("*") if path.is_dir())]:
+        folder.chmod(0o777)
+    open_to_all = run()
+    assert "1" in hit.stdout[3:]
+    assert "1" not in open_to_all.stdout[3:]
+    assert "other users can write code to it" in open_to_all.stderr
+
+
+def test_fault_38_a_package_that_others_can_write_is_found_before_the_start(tmp_path):
+    (tmp_path / "dmsh_serving").mkdir()
+    preflight._check_package(tmp_path / "dmsh_serving")
+    (tmp_path / "dmsh_serving").chmod(0o777)
+    with pytest.raises(InputError, match=r"can be written by every user.*chmod -R o-w"):
+        preflight._check_package(tmp_path / "dmsh_serving")
+
+
+def test_fault_38_what_searches_need_is_compiled_when_a_gallery_is_opened_and_not_when_one_comes(tmp_path):
+    program = """
+import sys
+import numpy as np
+from dmsh_serving import gallery
+from dmsh_serving.ranker.follower import Ranker
+from numba.core import event
+
+space = {"bits": 64, "fingerprint": "ab" * 32}
+codes = np.random.default_rng(0).integers(0, 4, (3000, 8), dtype=np.uint8) % int(sys.argv[2])
+gallery.build(sys.argv[1], codes, None, None, **space)
+with Ranker(sys.argv[1], **space) as ranker:
+    loaded = set(sys.modules)
+    with event.install_recorder("numba:compile") as compiled:
+        ranker.search(codes[:1], 10)
+        ranker.search(codes[:200], 100)
+        ranker.search(codes[:2], 10, filters=np.arange(20).reshape(2, 10))
+        ranker.search(codes[:1], 10, filters=np.arange(2000).reshape(1, -1))
+    print(len(compiled.buffer), sorted(name for name in set(sys.modules) - loaded if "kernels" in name))
+"""
+    program = program.replace("sys.argv[1]", "Path(sys.argv[1])").replace(
+        "import sys", "import sys\nfrom pathlib import Path", 1
+    )
+    for different in ("4", "2"):
+        command = [sys.executable, "-c", program, str(tmp_path / different), different]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.stdout == "0 []\n", done.stderr

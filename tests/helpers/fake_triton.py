@@ -23,11 +23,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         asked: the numbers of every request, {name of the input: array}.
         cancelled: set when a client has cancelled a request.
         budgets: seconds that each request's client gives it.
+        said: the id and the header "authorization" of each request.
     """
 
     def __init__(self, *, seconds=0.0, max_batch=4, threads=8):
         self.refusals, self.seconds, self.max_batch = [], seconds, max_batch
-        self.rows, self.asked, self.budgets = [], [], []
+        self.rows, self.asked, self.budgets, self.said = [], [], [], []
         self.cancelled = threading.Event()
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(threads))
@@ -75,6 +76,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 }
             )
             self.budgets.append(context.time_remaining())
+            self.said.append((request.id, dict(context.invocation_metadata()).get("authorization")))
             refusal = self.refusals.pop(0) if self.refusals else None
         if refusal:
             context.abort(*refusal)

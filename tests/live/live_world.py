@@ -10,6 +10,7 @@ import tiny_model
 from PIL import Image
 
 from dmsh_serving import gallery
+from dmsh_serving.encoder import known_answer
 from dmsh_serving.hamming.oracle import search_oracle
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.server.launcher import TritonServer
@@ -36,6 +37,7 @@ class World:
             tiny_model.SIZE,
             tiny_model.FINGERPRINT,
             model=model,
+            known_answer=known_answer.dump(IMAGES[:1], CODES[:1]),
             max_batch=max_batch,
         )
         write_repository(world.repository, spec)
@@ -56,7 +58,7 @@ class World:
         return gallery.build(self.gallery, CODES[:count], None, keys, overwrite=True, **space).version
 
     def server(self, **options):
-        return TritonServer(self.repository, log_file=self.folder / "triton.log", **options)
+        return TritonServer(self.repository, log_file=self.folder / "triton.log", **{"canary": False, **options})
 
 
 def expected(images, k, count=200):

@@ -20,7 +20,7 @@ from dmsh_serving.client import SearchClient
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import CheckError, InputError, MissingError
 from dmsh_serving.triton.repository import write_repository
-from dmsh_serving.triton.server import launcher
+from dmsh_serving.triton.server import launcher, vitals
 from dmsh_serving.triton.server.launcher import TritonServer, free_ports
 from dmsh_serving.triton.server.model_processes import living_stubs
 from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
@@ -122,26 +122,56 @@ def test_a_start_that_fails_is_tried_again_until_the_gallery_is_mended(own_world
         for file in own_world.gallery.iterdir():  # with a sound version left, that one would serve
             file.rename(hidden / file.name)
         os.kill(min(server.stubs), signal.SIGKILL)
-        wait_for(lambda: events)
-        assert "the process of a model died, and Triton could not be started again: dmsh_ranker does not" in events[0]
+        said = "the process of a model died, and Triton could not be started again: dmsh_ranker does not"
+        wait_for(lambda: any(said in event for event in events))
         for file in hidden.iterdir():
             file.rename(own_world.gallery / file.name)
         wait_for(lambda: "was started again" in events[-1])
         assert wait_until_answered(server.url) < 5
 
 
-def test_a_server_that_cannot_be_started_again_ends_with_the_reason(own_world, monkeypatch):
-    monkeypatch.setattr(launcher, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(launcher, "MAX_RESTARTS_A_MINUTE", 2)
+def test_fault_36_a_server_that_dies_again_and_again_is_started_ever_more_rarely_and_never_given_up(
+    own_world, monkeypatch
+):
+    monkeypatch.setattr(launcher, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(launcher, "LONGEST_RETRY_SECONDS", 0.4)
     events = []
-    server = own_world.server(on_event=events.append)
-    server.start()
-    for file in own_world.gallery.iterdir():  # with a sound version left, that one would serve
-        file.unlink()
-    os.kill(min(server.stubs), signal.SIGKILL)
-    with pytest.raises(InputError, match="dmsh_ranker does not load"):
-        server.wait()
-    assert len(events) == 2
+    with own_world.server(on_event=events.append) as server:
+        for death in range(7):
+            os.kill(server.pid, signal.SIGKILL)
+            wait_for(lambda death=death: sum("was started again" in event for event in events) == death + 1)
+        assert wait_until_answered(server.url) < 5
+    waits = [event.rpartition("started again in ")[2] for event in events if "is started again in" in event]
+    assert waits == ["0.1 s", "0.2 s", "0.4 s", "0.4 s", "0.4 s", "0.4 s"]
+    assert (server.restarts, server.failure, server.exit_code) == (7, None, 0)
+
+
+@pytest.mark.parametrize("model", ["dmsh_decode", "dmsh_encoder", "dmsh_ranker"])
+def test_fault_36_a_process_that_hangs_is_noticed_and_healed(own_world, monkeypatch, model):
+    monkeypatch.setattr(vitals, "EVERY_SECONDS", 0.2)
+    monkeypatch.setattr(vitals, "PATIENCE_SECONDS", 1.0)
+    events = []
+    with own_world.server(on_event=events.append, canary=True) as server:
+        wait_until_answered(server.url)
+        (victim,) = [stub for stub in server.stubs if model in " ".join(psutil.Process(stub).cmdline())]
+        os.kill(victim, signal.SIGSTOP)
+        wait_for(lambda: events)
+        assert events[0].startswith(f"{model} finished no request for 1 s: Triton was started again in ")
+        assert wait_until_answered(server.url) < 5
+        wait_until_gone([victim])
+    assert len(events) == 1
+
+
+def test_fault_46_a_server_that_drains_is_not_ready(own_world):
+    with own_world.server() as server, SearchClient(server.url) as client, ThreadPoolExecutor(7) as pool:
+        client.search_files([SLOW_FILE], 5)
+        slow = [pool.submit(client.search_files, [SLOW_FILE] * 4, 5) for _ in range(6)]
+        time.sleep(0.3)
+        stopping = pool.submit(server.stop)
+        wait_for(lambda: not server._is_ready())
+        assert not all(request.done() for request in slow), "readiness ended with the server, not before it"
+        assert all(request.result().ids.shape == (4, 5) for request in slow)
+        assert stopping.result() == 0
 
 
 def test_fault_25_a_stop_answers_what_is_in_flight_and_exits_0(own_world):

@@ -18,7 +18,7 @@ MOST_PROCESSOR_TIME = 0.4
 HELPS = {
     "dmsh-train": ("fit", "fine-tune", "evaluate"),
     "dmsh-export": ("onnx", "trt", "parity", "latency", "repository", "lint", "inspect", "tune", "demo"),
-    "dmsh-serve": ("start", "query", "load", "gallery", "bench", "web"),
+    "dmsh-serve": ("start", "check", "status", "query", "load", "gallery", "bench", "web"),
     "dmsh-train fit": ("Split:", "Schedule:", "Weights of the losses:", "Augmentation:", "Machine:"),
     "dmsh-export trt": ("--fp16", "--typed-onnx"),
 }

@@ -48,6 +48,7 @@ def in_python(model: Path, gallery: Path | Address, settings: EncoderSettings) -
             opened.fingerprint,
             parent_fingerprint=opened.metadata.parent_fingerprint,
             model=model,
+            known_answer=opened.metadata.known_answer,
             framing=opened.framing,
             **common,
         )
@@ -67,6 +68,7 @@ def openvino(model: Path, gallery: Path | Address, settings: EncoderSettings) ->
         said.fingerprint,
         parent_fingerprint=said.parent_fingerprint,
         model=model,
+        known_answer=said.known_answer,
         encoder=OpenVinoEncoder(settings.threads, settings.streams),
         max_batch=settings.max_batch,
         queue_delay_microseconds=settings.queue_delay_microseconds,
@@ -87,6 +89,7 @@ def onnxruntime(
         said.fingerprint,
         parent_fingerprint=said.parent_fingerprint,
         model=model,
+        known_answer=said.known_answer,
         encoder=OnnxRuntimeEncoder(accelerator),
         max_batch=max_batch,
         framing=said.framing,
@@ -133,6 +136,7 @@ def tensorrt(model: Path, plans: list[Path], gallery: Path | Address, max_batch:
         first.fingerprint,
         parent_fingerprint=first.parent_fingerprint,
         encoder=encoder,
+        known_answer=said.known_answer if said.fingerprint == first.fingerprint else None,
         max_batch=max_batch or encoder.max_batch,
         framing=said.framing,
     )

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from dmsh_serving.triton.backend import respond, settings_from
-from dmsh_serving.triton.services import EncoderService
+from dmsh_serving.triton.backend import open_encoder
 
 
 class TritonPythonModel:
@@ -11,12 +10,12 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load, check, and be ready to answer; an error here keeps the model from being served."""
-        self.service = EncoderService.open(settings_from(args))
+        self.model = open_encoder(args)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests together, each with its tensors or its own error."""
-        return respond(requests, self.service.answer)
+        return self.model.respond(requests)
 
     def finalize(self) -> None:
         """Let go of threads and memory."""
-        self.service.close()
+        self.model.close()

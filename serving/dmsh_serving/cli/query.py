@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dmsh_serving import console
+from dmsh_serving.cli.tls import CaOption, CertOption, KeyOption, TlsOption
 from dmsh_serving.contract import DEFAULT_GRPC_PORT, DEFAULT_K, PAD_ID, SEARCH_FILE_MODEL
 from dmsh_serving.errors import InputError
 
 if TYPE_CHECKING:
     from dmsh_serving.client import Answer
+    from dmsh_serving.tls import ClientTls
 
 __all__ = ["query"]
 
@@ -30,6 +32,10 @@ def query(
         Path | None, typer.Option(help="Also write the neighbours as pictures to this .html file.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="With --sheet: folder of the gallery's images.")] = None,
+    tls: TlsOption = False,
+    tls_ca: CaOption = None,
+    tls_cert: CertOption = None,
+    tls_key: KeyOption = None,
     json: console.JsonOption = None,
 ) -> None:
     """Find the nearest gallery images of image files. A Triton must be running.
@@ -45,10 +51,13 @@ def query(
         from dmsh_serving.gallery.tables import read_ids
 
         allowed = read_ids(allow)
+    from dmsh_serving.tls import client_tls
+
+    client_files = client_tls(tls, tls_ca, tls_cert, tls_key)
     found, bad = _files(files)
     results: list[dict[str, Any]] = []
     if found:
-        for file, answer in _answers(url, found, bad, k=k, radius=radius, allowed=allowed, rerank=rerank):
+        for file, answer in _answers(url, client_files, found, bad, k=k, radius=radius, allowed=allowed, rerank=rerank):
             results.append({"file": str(file), **_result(answer)})
             _print(results[-1])
     if sheet is not None and images is not None and results:
@@ -81,12 +90,14 @@ def _files(given: list[Path]) -> tuple[list[Path], list[str]]:
     return found, bad
 
 
-def _answers(url: str, files: list[Path], bad: list[str], **asked: Any) -> "list[tuple[Path, Answer]]":
+def _answers(
+    url: str, tls: "ClientTls | None", files: list[Path], bad: list[str], **asked: Any
+) -> "list[tuple[Path, Answer]]":
     """Return each file with its answer, of one query; what cannot be searched goes to ``bad``, a line for each."""
     from dmsh_serving.client import SearchClient
 
     answers = []
-    with SearchClient(url) as client:
+    with SearchClient(url, tls=tls) as client:
         size = client.max_batch(SEARCH_FILE_MODEL)
         for start in range(0, len(files), size):
             part = files[start : start + size]

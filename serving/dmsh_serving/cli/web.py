@@ -21,6 +21,11 @@ METADATA_HELP = "Parquet or CSV file with a column `key`; its other columns beco
 def web(
     images: Annotated[Path, typer.Option(help=IMAGES_HELP)],
     server: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = f"127.0.0.1:{DEFAULT_GRPC_PORT}",
+    server_ca: Annotated[Path | None, typer.Option(help="Authorities to trust, PEM: gRPC then speaks TLS.")] = None,
+    server_cert: Annotated[
+        Path | None, typer.Option(help="Certificate to show to Triton, PEM, for mutual TLS.")
+    ] = None,
+    server_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     gallery: Annotated[
         Path | None,
         typer.Option(help="Folder of the gallery that Triton serves; filters, examples and the page Gallery need it."),
@@ -42,10 +47,12 @@ def web(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until an answer of Triton is given up.")] = 10.0,
 ) -> None:
     """Show a page to search by eye over a running Triton. It is there until Ctrl-C or SIGTERM."""
+    from dmsh_serving.tls import client_tls
     from dmsh_serving.web.settings import WebSettings
 
     settings = WebSettings(
         triton=server,
+        triton_tls=client_tls(False, server_ca, server_cert, server_key),
         images=images,
         gallery=gallery,
         metadata=metadata,

@@ -22,11 +22,13 @@ from dmsh_serving.client.questions import (
     Step,
     Steps,
     infer_arguments,
+    token_headers,
 )
 from dmsh_serving.client.retries import Retries
 from dmsh_serving.codes import Encoded
 from dmsh_serving.contract import DEFAULT_K, ENCODER_MODEL, FILE, IMAGE, SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import MissingError
+from dmsh_serving.tls import ClientTls
 
 __all__ = ["AsyncSearchClient"]
 
@@ -47,13 +49,17 @@ class AsyncSearchClient:
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         retries: Retries = Retries(),
+        tls: ClientTls | None = None,
+        token: str | None = None,
     ) -> None:
         try:
             import tritonclient.grpc.aio as triton
         except ImportError as error:
             raise MissingError("tritonclient is not installed: pip install 'dmsh-toolkit[client]'") from error
         self._questions = Questions(url, timeout, retries)
-        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
+        channel = {} if tls is None else tls.channel()
+        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS, **channel)
+        self._headers = token_headers(token)
 
     async def __aenter__(self) -> "AsyncSearchClient":
         return self
@@ -110,6 +116,10 @@ class AsyncSearchClient:
         """
         return await self._done(self._questions.code_space(model))
 
+    async def parameters(self, model: str) -> dict[str, str]:
+        """Return the parameters in the configuration of ``model``."""
+        return await self._done(self._questions.parameters(model))
+
     async def max_batch(self, model: str) -> int:
         """Return the most rows ``model`` takes in one request."""
         return await self._done(self._questions.max_batch(model))
@@ -125,7 +135,9 @@ class AsyncSearchClient:
         from tritonclient.utils import InferenceServerException
 
         try:
-            return bool(await self._client.is_model_ready(model, client_timeout=self._questions.timeout))
+            return bool(
+                await self._client.is_model_ready(model, headers=self._headers, client_timeout=self._questions.timeout)
+            )
         except InferenceServerException:
             return False
 
@@ -151,8 +163,8 @@ class AsyncSearchClient:
             await asyncio.sleep(step.seconds)
             return None
         if isinstance(step, Infer):
-            answer = await self._client.infer(**infer_arguments(step))
+            answer = await self._client.infer(**infer_arguments(step), headers=self._headers)
             rows = len(next(iter(step.inputs.values())))
             return arrays_of(answer, step.outputs, rows, self._questions.url)
-        found = await self._client.get_model_config(step.model, client_timeout=step.seconds)
+        found = await self._client.get_model_config(step.model, headers=self._headers, client_timeout=step.seconds)
         return found.config

@@ -22,11 +22,13 @@ from dmsh_serving.client.questions import (
     Step,
     Steps,
     infer_arguments,
+    token_headers,
 )
 from dmsh_serving.client.retries import Retries
 from dmsh_serving.codes import Encoded
 from dmsh_serving.contract import DEFAULT_K, ENCODER_MODEL, FILE, IMAGE, SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import MissingError
+from dmsh_serving.tls import ClientTls
 
 __all__ = ["SearchClient"]
 
@@ -43,6 +45,8 @@ class SearchClient:
         url: host:port.
         timeout: seconds that each request may take; the server is told, and drops what nobody waits for any more.
         retries: how often, and how much later, a request is sent again if the server is not available.
+        tls: the files for a server that speaks TLS.
+        token: shown to a proxy that asks for one.
 
     Raises:
         InputError: the server refuses the request; its message says what it expected.
@@ -55,13 +59,17 @@ class SearchClient:
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         retries: Retries = Retries(),
+        tls: ClientTls | None = None,
+        token: str | None = None,
     ) -> None:
         try:
             import tritonclient.grpc as triton
         except ImportError as error:
             raise MissingError("tritonclient is not installed: pip install 'dmsh-toolkit[client]'") from error
         self._questions = Questions(url, timeout, retries)
-        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
+        channel = {} if tls is None else tls.channel()
+        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS, **channel)
+        self._headers = token_headers(token)
 
     def __enter__(self) -> "SearchClient":
         return self
@@ -70,6 +78,11 @@ class SearchClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def last_request(self) -> str:
+        """The id of the newest request; the server's log names it where it tells of that request."""
+        return self._questions.last_request
 
     def close(self) -> None:
         """Close the connection."""
@@ -128,6 +141,10 @@ class SearchClient:
         """
         return self._done(self._questions.code_space(model))
 
+    def parameters(self, model: str) -> dict[str, str]:
+        """Return the parameters in the configuration of ``model``."""
+        return self._done(self._questions.parameters(model))
+
     def max_batch(self, model: str) -> int:
         """Return the most rows ``model`` takes in one request."""
         return self._done(self._questions.max_batch(model))
@@ -154,7 +171,7 @@ class SearchClient:
             time.sleep(step.seconds)
             return None
         if isinstance(step, Infer):
-            answer = self._client.infer(**infer_arguments(step))
+            answer = self._client.infer(**infer_arguments(step), headers=self._headers)
             rows = len(next(iter(step.inputs.values())))
             return arrays_of(answer, step.outputs, rows, self._questions.url)
-        return self._client.get_model_config(step.model, client_timeout=step.seconds).config
+        return self._client.get_model_config(step.model, headers=self._headers, client_timeout=step.seconds).config

@@ -1,10 +1,13 @@
 """What to tell a person whose call of a Triton failed."""
 
-from typing import Any
+import re
+from typing import Any, Final
 
 from dmsh_serving.errors import DmshError, InputError, MissingError
 
 __all__ = ["error_of", "error_of_status", "status_of"]
+
+_OF_A_REQUEST: Final = re.compile(r"^\[request id: [^]]*\] ")
 
 
 def status_of(error: Any) -> str:
@@ -22,7 +25,7 @@ def error_of_status(status: str, message: str, url: str, timeout: float) -> Dmsh
     match status:
         case "INVALID_ARGUMENT":
             # Triton's own prefix and its advice about configurations do not help a caller.
-            return InputError(message.removeprefix("[request id: <id_unknown>] ").split(" NOTE: ")[0])
+            return InputError(_OF_A_REQUEST.sub("", message).split(" NOTE: ")[0])
         case "NOT_FOUND":
             return MissingError(f"the Triton at {url} does not serve this: {message}")
         case "UNAVAILABLE" if "connect" in message:

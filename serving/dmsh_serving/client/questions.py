@@ -5,6 +5,7 @@ is sent the result, or is thrown the ``InferenceServerException`` that it ended 
 of time, attempts and batches are here once, and each client says only how to wait.
 """
 
+import secrets
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ __all__ = [
     "Step",
     "Steps",
     "infer_arguments",
+    "token_headers",
 ]
 
 DEFAULT_URL: Final = f"127.0.0.1:{DEFAULT_GRPC_PORT}"
@@ -62,12 +64,16 @@ Ids = Sequence[int] | npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Infer:
-    """Send one request to ``model`` within ``seconds``; its result is {output: array}."""
+    """Send one request to ``model`` within ``seconds``; its result is {output: array}.
+
+    The server's log names ``request`` where it tells of this request.
+    """
 
     model: str
     inputs: dict[str, Tensor]
     outputs: Sequence[str]
     seconds: float
+    request: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ class Questions:
 
     def __init__(self, url: str, timeout: float, retries: Retries) -> None:
         self.url, self.timeout, self.retries = url, timeout, retries
+        self.last_request = ""
         self._configs: dict[str, Any] = {}
 
     def search(
@@ -153,6 +160,11 @@ class Questions:
         """Ask for what the configuration of an encoder says of its codes."""
         return code_space_of((yield from self._config(model, _Time(None))), self.url)
 
+    def parameters(self, model: str) -> Steps[dict[str, str]]:
+        """Ask for the parameters in the configuration of ``model``."""
+        config = yield from self._config(model, _Time(None))
+        return {name: value.string_value for name, value in config.parameters.items()}
+
     def max_batch(self, model: str) -> Steps[int]:
         """Ask for the most rows that ``model`` takes in one request."""
         return (yield from self._max_batch(model, _Time(None)))
@@ -188,8 +200,11 @@ class Questions:
             seconds = limit.left(self.timeout)
             if seconds <= 0:
                 raise MissingError(f"the Triton at {self.url} did not answer within {limit.seconds:g} s")
+            attempt = _within(step, seconds)
+            if isinstance(attempt, Infer):
+                self.last_request = attempt.request
             try:
-                return (yield _within(step, seconds))
+                return (yield attempt)
             except InferenceServerException as error:
                 status = status_of(error)
                 if status != "INVALID_ARGUMENT":
@@ -198,6 +213,11 @@ class Questions:
                 if pause is None or limit.left(self.timeout) <= pause:
                     raise error_of(error, self.url, seconds) from error
             yield Pause(pause)
+
+
+def token_headers(token: str | None) -> dict[str, str]:
+    """Return the headers that show ``token`` to a proxy."""
+    return {} if token is None else {"authorization": f"Bearer {token}"}
 
 
 def infer_arguments(step: Infer) -> dict[str, Any]:
@@ -213,6 +233,7 @@ def infer_arguments(step: Infer) -> dict[str, Any]:
         "model_name": step.model,
         "inputs": sent,
         "outputs": [InferRequestedOutput(name) for name in step.outputs],
+        "request_id": step.request,
         "client_timeout": step.seconds,
         # Told to the server too, which then drops from its queues what nobody waits for any more: an ensemble of
         # Triton 24.10 hands this time on to its steps, but not that the call was cancelled.
@@ -222,7 +243,7 @@ def infer_arguments(step: Infer) -> dict[str, Any]:
 
 def _within(step: Infer | Configuration, seconds: float) -> Step:
     if isinstance(step, Infer):
-        return Infer(step.model, step.inputs, step.outputs, seconds)
+        return Infer(step.model, step.inputs, step.outputs, seconds, secrets.token_hex(8))
     return Configuration(step.model, seconds)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.clickhouse.address import Address
+from dmsh_serving.codes import bytes_per_code
 from dmsh_serving.errors import DmshError
 from dmsh_serving.ranker.asks import Ask, Ranked, Version, rank
 from dmsh_serving.ranker.places import place_of
@@ -34,6 +35,12 @@ class RankerEvents:
 
     def serving(self, snapshot: Version, swapped: bool) -> None:
         """A version serves from now on: the first one, or one that was swapped in."""
+
+    def wanted(self, version: str) -> None:
+        """``version`` should serve from now on: ``CURRENT`` names it."""
+
+    def opened(self, seconds: float) -> None:
+        """Opening and checking a version, which is then swapped in, took ``seconds``."""
 
     def refused(self) -> None:
         """The version that should serve cannot be used, and one before it serves."""
@@ -74,7 +81,9 @@ class Ranker:
         self._threads, self._poll_seconds, self._events = threads, poll_seconds, events or RankerEvents()
         self._refusal = _Refusal()
         self._snapshot, damage = self.place.open_sound(fingerprint=fingerprint, bits=bits)
+        self._wanted = self.place.named_version()
         self._events.serving(self._snapshot, swapped=False)
+        self._events.wanted(self._wanted or self.version)
         self._events.following(damage is None)
         if damage is not None:
             self._refusal.is_news(self.place.named_version(), str(damage))
@@ -84,6 +93,7 @@ class Ranker:
                 self.place, damage, self.version,
             )  # fmt: skip
             self._count_refusal()
+        _warm(self._snapshot, bits, threads)
         self._stop = threading.Event()
         self._watch = threading.Thread(target=self._follow, name="gallery-watch", daemon=True)
         self._watch.start()
@@ -144,13 +154,18 @@ class Ranker:
         try:
             named = self.place.current_version()
             if named != self.version:
+                if named != self._wanted:
+                    self._wanted = named
+                    self._tell(self._events.wanted, named)
                 if not self._refusal.allows(named):
                     return
-                self._snapshot = self.place.open_current(
-                    fingerprint=self.fingerprint, bits=self.bits, known=self._snapshot
-                )
+                start = time.perf_counter()
+                opened = self.place.open_current(fingerprint=self.fingerprint, bits=self.bits, known=self._snapshot)
+                _warm(opened, self.bits, self._threads)
+                self._snapshot = opened
                 _log.warning("gallery %s now serves version %s", self.place, self.version)
                 self._tell(self._events.serving, self._snapshot, swapped=True)
+                self._tell(self._events.opened, time.perf_counter() - start)
             self._refusal = _Refusal()
             self._tell(self._events.following, True)
         except Exception as error:  # this thread must never end: whatever goes wrong, it looks again
@@ -171,6 +186,14 @@ class Ranker:
             event(*arguments, **named)
         except Exception:
             _log.exception("what was counted could not be reported")
+
+
+def _warm(version: Version, bits: int, threads: int | None) -> None:
+    """Search a version in each way there is, so that what its searches need is compiled before they come."""
+    zeros = np.zeros((2, bytes_per_code(bits)), np.uint8)
+    some = np.arange(2, dtype=np.int64)[:, None]
+    for ask in (Ask(zeros[:1], 1), Ask(zeros, 1), Ask(zeros, 1, filters=some)):
+        rank(version, [ask], threads=threads)
 
 
 class _Refusal:

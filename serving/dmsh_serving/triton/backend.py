@@ -1,26 +1,85 @@
-"""Between Triton's Python backend and the services: settings, tensors to arrays and back, errors, metrics."""
+"""Between Triton's Python backend and the services: settings, tensors to arrays and back, errors, the log."""
 
 import json
 import logging
+import os
 import sys
-import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dmsh_serving.errors import InputError, UnavailableError
-from dmsh_serving.ranker.asks import Version
-from dmsh_serving.ranker.follower import RankerEvents
-from dmsh_serving.triton.services import Answer, Arrays, Settings
+from dmsh_serving.triton.metrics import SLOW_SECONDS, SLOW_SECONDS_VARIABLE, ModelMetrics, RankerMetrics
+from dmsh_serving.triton.services import Answer, Arrays, DecodeService, EncoderService, RankerService, Settings
 
-__all__ = ["RankerMetrics", "respond", "settings_from"]
+__all__ = ["open_decoder", "open_encoder", "open_ranker", "respond"]
 
 _log = logging.getLogger(__name__)
 
 
+class Service(Protocol):
+    """Answers requests, each with its tensors or its own error."""
+
+    def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
+        """Answer all of them together."""
+
+    def close(self) -> None:
+        """Let go of threads and memory."""
+
+
+class Model:
+    """A service behind Triton's Python backend: what ``model.py`` opens, asks and closes."""
+
+    def __init__(self, service: Service, metrics: ModelMetrics) -> None:
+        self._service, self._metrics = service, metrics
+        self._slow_seconds = float(os.environ.get(SLOW_SECONDS_VARIABLE, SLOW_SECONDS))
+
+    def respond(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer Triton's requests: see :func:`respond`. Those that take long are logged, by their ids."""
+        start = time.perf_counter()
+        answers = respond(requests, self._service.answer, self._metrics.request_refused)
+        seconds = time.perf_counter() - start
+        self._metrics.answered(len(requests), seconds)
+        if seconds > self._slow_seconds:
+            for request in requests:
+                _log.warning("request %s was slow: %s took %.3f s", _id_of(request), self._metrics.step, seconds)
+        return answers
+
+    def close(self) -> None:
+        """Let go of threads and memory."""
+        self._service.close()
+        self._metrics.close()
+
+
+def open_decoder(args: dict[str, str]) -> Model:
+    """Open the model dmsh_decode, of which Triton says ``args``."""
+    return _opened(DecodeService.open(settings_from(args)), ModelMetrics("decode"))
+
+
+def open_encoder(args: dict[str, str]) -> Model:
+    """Open the model dmsh_encoder, of which Triton says ``args``."""
+    return _opened(EncoderService.open(settings_from(args)), ModelMetrics("encode"))
+
+
+def open_ranker(args: dict[str, str]) -> Model:
+    """Open the model dmsh_ranker, of which Triton says ``args``."""
+    metrics = RankerMetrics()
+    return Model(RankerService.open(settings_from(args), metrics), metrics)
+
+
+def _opened(service: Service, metrics: ModelMetrics) -> Model:
+    metrics.start()
+    return Model(service, metrics)
+
+
 def settings_from(args: dict[str, str]) -> Settings:
     """Read what Triton hands to a model's ``initialize``; from here on its log goes to the server's."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )  # fmt: skip
+    logging.Formatter.converter = time.gmtime
     parameters = json.loads(args["model_config"]).get("parameters", {})
     folder = Path(args["model_repository"])
     return Settings(
@@ -30,88 +89,33 @@ def settings_from(args: dict[str, str]) -> Settings:
     )
 
 
-def respond(requests: Sequence[Any], answer: Callable[[Sequence[Arrays]], list[Answer]]) -> list[Any]:
+def respond(
+    requests: Sequence[Any],
+    answer: Callable[[Sequence[Arrays]], list[Answer]],
+    on_refusal: Callable[[str], None] = lambda reason: None,
+) -> list[Any]:
     """Answer Triton's requests with ``answer``; an :class:`InputError` becomes that request's INVALID_ARGUMENT.
 
     An :class:`UnavailableError` is UNAVAILABLE for all of them: what they need does not answer.
 
     Whatever else goes wrong is written to the log, and is INTERNAL for the requests that cause it. The client is not
-    told more: an exception's text may hold paths.
+    told more: an exception's text may hold paths. ``on_refusal`` is told the reason of each that is refused.
     """
     read = [_arrays_or_error(request) for request in requests]
-    good = [arrays for arrays in read if not isinstance(arrays, InputError)]
+    good = [
+        (_id_of(request), arrays)
+        for request, arrays in zip(requests, read, strict=True)
+        if not isinstance(arrays, InputError)
+    ]
     answers = iter(_answers_or_errors(good, answer))
-    return [_response(arrays if isinstance(arrays, InputError) else next(answers)) for arrays in read]
-
-
-class RankerMetrics(RankerEvents):
-    """Puts what a ranker tells into the server's metrics; the families must live as long as their metrics.
-
-    Changing a metric asks Triton's process and waits for it, which took as long as ranking a small gallery. So
-    queries are counted here, and handed on at each ``report``.
-    """
-
-    def __init__(self) -> None:
-        import triton_python_backend_utils as pb_utils
-
-        def metric(name: str, description: str, kind: str) -> Any:
-            family = pb_utils.MetricFamily(
-                name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind)
-            )
-            self._families.append(family)
-            return family.Metric(labels={})
-
-        self._lock = threading.Lock()
-        self._counted = (0, 0.0)
-        self._current: bool | None = None
-        self._families: list[Any] = []
-        self._codes = metric("dmsh_gallery_codes", "Codes in the gallery version that serves", "GAUGE")
-        self._version = metric(
-            "dmsh_gallery_version_number", "Counter that the name of the serving gallery version begins with", "GAUGE"
-        )
-        self._swaps = metric("dmsh_gallery_swaps_total", "New gallery versions that were swapped in", "COUNTER")
-        self._refused = metric(
-            "dmsh_gallery_failed_swaps_total",
-            "New gallery versions that could not be used, so the old one went on serving",
-            "COUNTER",
-        )
-        self._followed = metric(
-            "dmsh_gallery_current",
-            "1 if the version that CURRENT names serves, 0 if that one cannot be used and an older one serves",
-            "GAUGE",
-        )
-        self._queries = metric("dmsh_rank_queries_total", "Queries ranked", "COUNTER")
-        self._seconds = metric("dmsh_rank_seconds_total", "Seconds spent ranking", "COUNTER")
-
-    def serving(self, snapshot: Version, swapped: bool) -> None:
-        """Note the version that serves."""
-        self._codes.set(snapshot.count)
-        self._version.set(int(snapshot.version[:8]))
-        if swapped:
-            self._swaps.increment(1)
-
-    def refused(self) -> None:
-        """Count a version that could not be used."""
-        self._refused.increment(1)
-
-    def following(self, current: bool) -> None:
-        """Note whether the version that serves is the one that should."""
-        if current != self._current:
-            self._current = current
-            self._followed.set(int(current))
-
-    def ranked(self, queries: int, seconds: float) -> None:
-        """Count queries and the time that they took."""
-        with self._lock:
-            self._counted = (self._counted[0] + queries, self._counted[1] + seconds)
-
-    def report(self) -> None:
-        """Hand on what was counted since the last time."""
-        with self._lock:
-            (queries, seconds), self._counted = self._counted, (0, 0.0)
-        if queries:
-            self._seconds.increment(seconds)  # first, so that where queries are seen their seconds are
-            self._queries.increment(queries)
+    responses = []
+    for arrays in read:
+        found = arrays if isinstance(arrays, InputError) else next(answers)
+        reason = "unreadable" if isinstance(arrays, InputError) else _reason_of(found)
+        if reason is not None:
+            on_refusal(reason)
+        responses.append(_response(found))
+    return responses
 
 
 def _arrays_or_error(request: Any) -> Arrays | InputError:
@@ -127,19 +131,35 @@ def _arrays_or_error(request: Any) -> Arrays | InputError:
 
 
 def _answers_or_errors(
-    requests: Sequence[Arrays], answer: Callable[[Sequence[Arrays]], list[Answer]]
+    requests: Sequence[tuple[str, Arrays]], answer: Callable[[Sequence[Arrays]], list[Answer]]
 ) -> list[Answer | UnavailableError | None]:
-    """Return the answers, None for each request that fails even alone."""
+    """Return the answers to requests, each with its id; None for each that fails even alone."""
     try:
-        return list(answer(requests)) if requests else []
+        return list(answer([arrays for _, arrays in requests])) if requests else []
     except UnavailableError as error:
         _log.error("%s", error)
         return [error] * len(requests)
     except Exception:
         if len(requests) > 1:  # the fault may be in one of them: the others are answered
             return [found for request in requests for found in _answers_or_errors([request], answer)]
-        _log.exception("a request failed")
+        _log.exception("request %s failed", requests[0][0])
         return [None]
+
+
+def _reason_of(answer: Answer | UnavailableError | None) -> str | None:
+    """Return why a request is refused, one of the reasons of the metrics; None for a good answer."""
+    match answer:
+        case None:
+            return "internal"
+        case UnavailableError():
+            return "unavailable"
+        case InputError():
+            return "invalid"
+    return None
+
+
+def _id_of(request: Any) -> str:
+    return request.request_id() or "without an id"
 
 
 def _response(answer: Answer | UnavailableError | None) -> Any:

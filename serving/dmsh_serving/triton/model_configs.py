@@ -29,6 +29,7 @@ from dmsh_serving.contract import (
     K,
 )
 from dmsh_serving.errors import MissingError
+from dmsh_serving.triton.canary import Canary
 from dmsh_serving.triton.spec import (
     OnnxRuntimeEncoder,
     OpenVinoEncoder,
@@ -104,7 +105,9 @@ def _text(config: Fields) -> str:
 
 
 def _decoding(spec: RepositorySpec) -> dict[str, str]:
-    return {"image_size": str(spec.image_size), "framing": str(spec.framing), "threads": str(_DECODE_THREADS)}
+    canary = {} if spec.known_answer is None else Canary.of_known_answer(spec.known_answer).parameters()
+    own = {"image_size": str(spec.image_size), "framing": str(spec.framing), "threads": str(_DECODE_THREADS)}
+    return {**own, **canary}
 
 
 def _note(spec: RepositorySpec) -> str:

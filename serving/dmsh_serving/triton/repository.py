@@ -64,17 +64,13 @@ def repository_texts(out: Path, spec: RepositorySpec) -> dict[str, str]:
     else:
         gallery = os.path.relpath(spec.gallery.resolve(), ranker_folder)
     files = {f"{model}/config.pbtxt": text for model, text in config_texts(spec, gallery).items()}
-    services = {DECODE_MODEL: "DecodeService", RANKER_MODEL: "RankerService"}
+    opens = {DECODE_MODEL: "open_decoder", RANKER_MODEL: "open_ranker"}
     if isinstance(spec.encoder, PythonEncoder):
-        services[ENCODER_MODEL] = "EncoderService"
+        opens[ENCODER_MODEL] = "open_encoder"
     else:
         files[f"{ENCODER_MODEL}/1/.keep"] = ""
-    for model, service in services.items():
-        metrics = ", RankerMetrics()" if model == RANKER_MODEL else ""
-        imported = "RankerMetrics, respond, settings_from" if metrics else "respond, settings_from"
-        files[f"{model}/1/model.py"] = _MODEL_PY.format(
-            model=model, service=service, metrics=metrics, imported=imported
-        )
+    for model, opener in opens.items():
+        files[f"{model}/1/model.py"] = _MODEL_PY.format(model=model, opener=opener)
     for ensemble in (SEARCH_MODEL, SEARCH_FILE_MODEL):  # a model needs a version's folder; git keeps no empty one
         files[f"{ensemble}/1/.keep"] = ""
     return files
@@ -84,8 +80,7 @@ _MODEL_PY = '''"""{model} for Triton's Python backend: a thin adapter, the work 
 
 from typing import Any
 
-from dmsh_serving.triton.backend import {imported}
-from dmsh_serving.triton.services import {service}
+from dmsh_serving.triton.backend import {opener}
 
 
 class TritonPythonModel:
@@ -93,15 +88,15 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load, check, and be ready to answer; an error here keeps the model from being served."""
-        self.service = {service}.open(settings_from(args){metrics})
+        self.model = {opener}(args)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests together, each with its tensors or its own error."""
-        return respond(requests, self.service.answer)
+        return self.model.respond(requests)
 
     def finalize(self) -> None:
         """Let go of threads and memory."""
-        self.service.close()
+        self.model.close()
 '''
 
 

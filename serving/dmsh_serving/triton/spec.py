@@ -173,6 +173,8 @@ class RepositorySpec:
         parent_fingerprint: of a low-precision encoder: the code space it approximates, to be proven against.
         model: the ONNX file to put in; None leaves its place empty (an encoder of plans has none).
         encoder: what computes the codes.
+        known_answer: images and their codes, as ``Metadata.KNOWN_ANSWER`` has them, of which the first is the canary
+            that a running server is asked for. None if the encoder need not give them to the last bit.
         max_batch: most rows of one call.
         queue_delay_microseconds: how long the encoder's batcher may wait for more images; 0 never waits.
         max_queue: most requests that wait for one model; one more is refused at once (UNAVAILABLE). None: no limit.
@@ -190,6 +192,7 @@ class RepositorySpec:
     parent_fingerprint: str | None = None
     model: Path | None = None
     encoder: Encoder = PythonEncoder()
+    known_answer: str | None = None
     max_batch: int = DEFAULT_MAX_BATCH
     queue_delay_microseconds: int = 0
     max_queue: int | None = None

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from dmsh_serving import __version__
 from dmsh_serving.cpu import available_cpus
-from dmsh_serving.errors import DmshError
+from dmsh_serving.errors import DmshError, InputError
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.examination import Examinations
@@ -24,7 +24,7 @@ from dmsh_serving.web.http.abandoned import AbandonedError, unless_abandoned
 from dmsh_serving.web.http.files import OwnFiles
 from dmsh_serving.web.http.guard import Guard
 from dmsh_serving.web.http.problems import ProblemError, handle
-from dmsh_serving.web.http.questions import question_of
+from dmsh_serving.web.http.questions import keys_of, question_of
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.thumbnails import MEDIA_TYPE, SHOWN_SECONDS, VIEW_BOX, Thumbnails, rendered
 from dmsh_serving.web.search import Searches, Times
@@ -74,6 +74,7 @@ class Web:
             Route("/v1/facets", self.facets),
             Route("/v1/openapi.json", self.openapi),
             Route("/v1/images/{key:path}", self.image),
+            Route("/v1/thumbnails", self.several_thumbnails, methods=["POST"]),
             Route("/v1/thumbnails/{key:path}", self.thumbnail),
         ]
         host = self.settings.host
@@ -88,7 +89,7 @@ class Web:
 
     @contextlib.asynccontextmanager
     async def _life(self, app: Starlette) -> AsyncIterator[None]:
-        self.steps = TritonSteps(self.settings.triton, self.settings.timeout)
+        self.steps = TritonSteps(self.settings.triton, self.settings.timeout, self.settings.triton_tls)
         self.searches = Searches(self.steps, self.originals, self.gallery, self.metadata)
         if self.gallery is not None:
             self.examinations = Examinations(self.gallery, self.originals)
@@ -130,9 +131,8 @@ class Web:
         ready = await self.steps.is_ready()
         if not ready:
             raise ProblemError(503, f"the Triton at {self.settings.triton} is not ready to search")
+        await self.searches.check_model()
         collection = None if self.gallery is None else await run_in_threadpool(self.gallery.current)
-        if collection is not None and collection.fingerprint != space.fingerprint:
-            raise ProblemError(409, f"{self.settings.gallery} belongs to another model than the Triton serves")
         return JSONResponse(
             {
                 "version": None if collection is None else collection.version,
@@ -199,6 +199,29 @@ class Web:
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
         return Response(data, headers=headers, media_type=MEDIA_TYPE)
+
+    async def several_thumbnails(self, request: Request) -> Response:
+        """POST /v1/thumbnails: those of a row of cards at once, each behind its length in 4 bytes; 0 if it has none.
+
+        A browser spends far longer on a request than on the picture that it brings.
+        """
+        keys = await keys_of(request)
+
+        async def read(key: str) -> bytes:
+            try:
+                return (self.thumbnails.at_hand(key) or await self._read_thumbnail(key))[1]
+            except (ProblemError, InputError):  # no such image, or one that cannot be read
+                return b""
+
+        async def together() -> bytes:
+            parts = await asyncio.gather(*map(read, keys))
+            return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+        try:
+            body = await unless_abandoned(request, together())
+        except AbandonedError:
+            return Response(status_code=_CLOSED)
+        return Response(body, headers={"cache-control": "no-store"}, media_type="application/octet-stream")
 
     async def _read_thumbnail(self, key: str) -> tuple[str, bytes]:
         tag = await run_in_threadpool(self.thumbnails.tag, key)

@@ -98,6 +98,7 @@ class Searches:
         """
         started = time.perf_counter()
         times = Times()
+        await self.check_model()
         if question.is_plain and question.like[0].file is not None and question.after is None and not question.explain:
             resolved, page = await self._searched(question, question.like[0].file)
             times.total = time.perf_counter() - started
@@ -109,6 +110,16 @@ class Searches:
         times.rank = time.perf_counter() - start
         times.total = time.perf_counter() - started
         return await self._told(question, page, like, unlike, times)
+
+    async def check_model(self) -> None:
+        """Raise :class:`ProblemError` if the gallery's codes are another model's than the one that Triton serves."""
+        if self._gallery is None:
+            return
+        collection = await run_in_threadpool(self._gallery.current)
+        if collection.fingerprint != (await self._steps.code_space()).fingerprint:
+            raise ProblemError(
+                409, f"{self._gallery.folder} belongs to another model than the Triton serves: give --gallery its own"
+            )
 
     async def resolve(self, example: Example, times: Times) -> Resolved:
         """Return the code of an example: the gallery's own, or the encoder's."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.tls import ClientTls
 from dmsh_serving.triton.server.home import cache_folder
 
 __all__ = ["WebSettings"]
@@ -22,6 +23,7 @@ class WebSettings:
 
     Attributes:
         triton: host:port of Triton's gRPC.
+        triton_tls: the files to ask it over TLS; None asks it without.
         images: the folder with the files that the gallery's keys name.
         gallery: the folder of the gallery that Triton serves; None if it is out of reach.
         metadata: a Parquet or CSV file with a column ``key``.
@@ -40,6 +42,7 @@ class WebSettings:
 
     triton: str
     images: Path
+    triton_tls: ClientTls | None = None
     gallery: Path | None = None
     metadata: Path | None = None
     host: str = LOOPBACK[0]

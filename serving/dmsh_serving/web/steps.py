@@ -29,6 +29,7 @@ from dmsh_serving.contract import (
     SEARCH_FILE_MODEL,
     K,
 )
+from dmsh_serving.tls import ClientTls
 
 __all__ = ["Nearest", "TritonSteps"]
 
@@ -60,8 +61,9 @@ class TritonSteps:
         MissingError: no Triton there, or no answer within ``timeout`` seconds.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self._client = AsyncSearchClient(url, timeout=timeout, retries=Retries(0))  # who waits at a page tries again
+    def __init__(self, url: str, timeout: float, tls: ClientTls | None = None) -> None:
+        # Who waits at a page tries again.
+        self._client = AsyncSearchClient(url, timeout=timeout, retries=Retries(0), tls=tls)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -22,10 +22,12 @@ def test_every_figure_reaches_the_table():
         "2.50 ms",
         "decode 0.50 ms",
         "1.90 ms",
+        "0.60 ms",
         "120 ms",
         "1,000",
         "200 MiB",
         "300 MiB",
+        "100 MiB",
         "150 MiB",
         "100 KB",
     ):

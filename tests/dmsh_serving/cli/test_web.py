@@ -27,6 +27,12 @@ def refused(*arguments):
         (["web", "--images", ".", "--metadata", "m.csv"], "--metadata needs --gallery"),
         (["web", "--images", ".", "--gallery", "."], "is not a gallery"),
         (["start", "--repository", ".", "--web"], "--web needs --images FOLDER"),
+        (["start", "--repository", ".", "--host", "0.0.0.0"], "lets others reach this server"),
+        (["start", "--repository", ".", "--tls-key", "k.pem"], "--tls-cert and --tls-key belong together"),
+        (["start", "--repository", ".", "--tls-client-ca", "c.pem"], "--tls-client-ca needs --tls-cert"),
+        (["start", "--repository", ".", "--tls-cert", "c", "--tls-key", "k"], "--tls-cert c is not a file"),
+        (["query", "a.png", "--tls-cert", "c"], "--tls-cert c is not a file"),
+        (["status", "--http", "127.0.0.1:1"], "--http and --metrics belong together"),
         (["start", "--repository", ".", "--images", "."], "give --web too"),
     ],
 )

@@ -80,6 +80,17 @@ def test_many_images_are_sent_in_batches_and_come_back_in_order(server, client):
     assert [request[K].tolist() for request in server.asked] == [[[3]] * 4, [[3]] * 4, [[3]] * 2]
 
 
+def test_every_request_has_an_id_of_its_own_and_shows_the_token(server, kind):
+    with kind(server.url, token="secret") as client:
+        client.search(images(10), 3)
+    ids = [request for request, _ in server.said]
+    assert len(set(ids)) == 3
+    assert {shown for _, shown in server.said} == {"Bearer secret"}
+    with SearchClient(server.url) as client:
+        client.search(images(1), 3)
+        assert server.said[-1] == (client.last_request, None)
+
+
 def test_files_are_given_as_bytes_or_paths(server, client, tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     assert client.search_files([b"other", tmp_path / "file"], 2).ids.shape == (2, 2)

@@ -9,6 +9,7 @@ from dmsh_serving.errors import InputError, MissingError
     ("status", "message", "kind", "said"),
     [
         ("INVALID_ARGUMENT", "[request id: <id_unknown>] bad shape. NOTE: much advice", InputError, "^bad shape.$"),
+        ("INVALID_ARGUMENT", "[request id: 5e1f] bad shape", InputError, "^bad shape$"),
         ("NOT_FOUND", "no model", MissingError, "does not serve this: no model"),
         ("UNAVAILABLE", "failed to connect to all addresses", MissingError, "no Triton at"),
         ("UNAVAILABLE", "Exceeds maximum queue size", MissingError, "is too busy: its queue is full"),

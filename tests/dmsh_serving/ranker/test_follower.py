@@ -1,6 +1,4 @@
-import sys
 import time
-import types
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from dmsh_serving.gallery.snapshot import Snapshot
 from dmsh_serving.hamming.oracle import search_oracle as oracle
 from dmsh_serving.ranker.asks import Ask
 from dmsh_serving.ranker.follower import Ranker, RankerEvents
-from dmsh_serving.triton.backend import RankerMetrics
 
 IMAGES = tiny_model.random_images(50)
 CODES = tiny_model.codes_of(IMAGES)
@@ -185,9 +182,6 @@ def test_what_was_counted_is_asked_for_again_and_again(folder):
         wait_until(lambda: events.reports > 1)
 
 
-METRICS = {}
-
-
 def test_a_report_that_fails_is_logged_and_the_gallery_followed_all_the_same(folder, caplog):
     class Failing(Noted):
         def report(self):
@@ -200,40 +194,6 @@ def test_a_report_that_fails_is_logged_and_the_gallery_followed_all_the_same(fol
         version = publish(folder, CODES[:10])
         wait_until(lambda: ranker.version == version)
     assert "no such metric" in caplog.text
-
-
-class Metric:
-    """Stands for one of Triton's: changing it asks another process and waits."""
-
-    def __init__(self, name, description, kind):
-        self.value, self.changes = 0, 0
-        METRICS[name] = self
-
-    COUNTER, GAUGE = "counter", "gauge"
-
-    def Metric(self, labels):  # noqa: N802 - as Triton calls it
-        return self
-
-    def increment(self, by):
-        self.value += by
-        self.changes += 1
-
-    def set(self, value):
-        self.value = value
-
-
-def test_no_answer_waits_for_the_servers_metrics(monkeypatch):
-    backend = types.ModuleType("triton_python_backend_utils")
-    backend.MetricFamily = Metric
-    monkeypatch.setitem(sys.modules, backend.__name__, backend)
-    metrics = RankerMetrics()
-    queries, seconds = METRICS["dmsh_rank_queries_total"], METRICS["dmsh_rank_seconds_total"]
-    metrics.ranked(3, 0.5)
-    metrics.ranked(4, 0.25)
-    assert (queries.changes, seconds.changes) == (0, 0)
-    metrics.report()
-    metrics.report()
-    assert (queries.value, queries.changes, seconds.value) == (7, 1, 0.75)
 
 
 @pytest.mark.parametrize("changes", [{"bits": 60}, {"fingerprint": "cd" * 32}])

@@ -5,6 +5,8 @@ import pytest
 import tiny_model
 from web_world import CODES, COUNT, IMAGES, KEYS, ask, in_order, png
 
+from dmsh_serving import gallery
+
 pytestmark = pytest.mark.live
 
 
@@ -76,6 +78,16 @@ def test_radius_and_ids_filter(web_page):
         assert found(answer) == [each for each in in_order([CODES[3]], allowed=[3, 4, 60, 61]) if each[0] <= 24]
 
 
+def test_a_gallery_of_another_model_is_refused_for_a_search_as_for_a_look(web_world, web_triton, tmp_path):
+    gallery.build(tmp_path / "gallery", CODES, None, KEYS, bits=tiny_model.BITS, fingerprint="cd" * 32)
+    with web_world.page(web_triton.url, gallery=tmp_path / "gallery", metadata=None) as page:
+        look = ask(page, "/v1/gallery")
+        assert (look.status, "belongs to another model" in look.json()["detail"]) == (409, True)
+        for body in (png(IMAGES[7]), {"key": KEYS[7]}, {"like": [{"id": 1}, {"id": 2}]}):
+            searched = ask(page, "/v1/search", body)
+            assert (searched.status, searched.json()) == (409, look.json())
+
+
 def test_a_thumbnail_and_a_view_come_as_webp_and_nothing_else_comes(web_page):
     for kind in ("thumbnails", "images"):
         answer = ask(web_page, f"/v1/{kind}/{KEYS[7]}")
@@ -118,6 +130,21 @@ def test_the_page_s_own_files_are_kept_by_browsers_until_they_change(web_page):
     assert ask(web_page, "/static/another/app.js").headers["cache-control"] == "no-store"
     for name in ("nothing.js", "..%2Fapp.py", "app.py", "%2Fetc%2Fpasswd"):
         assert ask(web_page, address.replace("app.js", name)).status == 404
+
+
+def test_several_thumbnails_come_in_one_answer_and_what_is_none_is_empty(web_page):
+    keys = [KEYS[7], "../../etc/passwd", KEYS[9], "", KEYS[7]]
+    answer = ask(web_page, "/v1/thumbnails", {"keys": keys})
+    data, parts = answer.body, []
+    while data:
+        length = int.from_bytes(data[:4])
+        parts.append(data[4 : 4 + length])
+        data = data[4 + length :]
+    expected = [ask(web_page, f"/v1/thumbnails/{KEYS[number]}").body for number in (7, 9)]
+    assert parts == [expected[0], b"", expected[1], b"", expected[0]]
+    for wrong in ({"keys": ["a"] * 101}, {"keys": [1]}, {"key": "a"}, ["a"], {"keys": [], "more": 1}):
+        refused = ask(web_page, "/v1/thumbnails", wrong)
+        assert (refused.status, "a list of at most 100 texts" in refused.json()["detail"]) == (400, True)
 
 
 def test_a_thumbnail_that_a_browser_has_is_not_sent_again(web_page):

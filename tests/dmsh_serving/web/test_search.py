@@ -27,11 +27,11 @@ SPACE = {"bits": 64, "fingerprint": "ab" * 32}
 class Steps:
     """What TritonSteps does, by the slow obvious search; a file is its code."""
 
-    def __init__(self, version="00000001-aaaaaaaa"):
-        self.version, self.asked = version, []
+    def __init__(self, version="00000001-aaaaaaaa", fingerprint="ab" * 32):
+        self.version, self.fingerprint, self.asked = version, fingerprint, []
 
     async def code_space(self):
-        return SimpleNamespace(bits=64, fingerprint="ab" * 32)
+        return SimpleNamespace(bits=64, fingerprint=self.fingerprint)
 
     async def decode(self, file):
         return np.frombuffer(file, np.uint8)
@@ -138,6 +138,17 @@ def test_with_the_folder_pages_continue_in_the_version_that_they_began_with(orig
     ].tolist()
     assert (rest["gallery_version"], rest["total"]) == (first, 300)
     assert answer(searches, like=LIKE * 2, k=1)["total"] == 350
+
+
+def test_a_gallery_of_another_model_than_triton_serves_is_refused_however_it_is_asked(originals, tmp_path):
+    keys = [f"{number}.png" for number in range(300)]
+    gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE)
+    searches = Searches(Steps(fingerprint="cd" * 32), originals, GalleryFolder(tmp_path / "gallery"))
+    file = (Example(file=CODES[5].tobytes()),)
+    for asked in ({"like": file}, {"like": LIKE}, {"like": LIKE * 2}, {"like": LIKE, "after": Cursor(3, 4)}):
+        with pytest.raises(ProblemError, match="belongs to another model than the Triton serves") as error:
+            answer(searches, **asked)
+        assert error.value.status == 409
 
 
 def test_a_code_of_another_width_is_refused(originals):

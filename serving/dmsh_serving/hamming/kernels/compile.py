@@ -1,4 +1,4 @@
-"""Compilation of search kernels, cached on disk.
+"""Compilation of search kernels, cached on disk where no other user can put code.
 
 Imports numba, so it is itself imported on first use. Arrays reach compiled code as addresses. So read-only,
 memory-mapped and unaligned arrays share one compiled function (numba would compile one for each kind), and any thread
@@ -9,13 +9,18 @@ it. So the name of a cached function contains a hash of every source file that c
 and the contract's constants.
 """
 
+import functools
 import hashlib
+import logging
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numba
 import numpy as np
+from numba.core.caching import CompileResultCacheImpl
 
 __all__ = ["compiled", "entry"]
 
@@ -28,6 +33,7 @@ _SOURCE_HASH: Final = hashlib.sha256(
     b"".join([*(path.read_bytes() for path in _SOURCES), np.__version__.encode()])
 ).hexdigest()[:16]
 
+_log = logging.getLogger(__name__)
 _entries: list[Any] = []  # kept for ever: callers know a function by its address alone
 
 
@@ -55,14 +61,30 @@ def _cached(decorator: Callable[[bool], Callable[..., Any]]) -> Callable[[Callab
     """Compile with numba's cache on disk, or without it if there is no place to write it or a file in it is damaged.
 
     numba tries NUMBA_CACHE_DIR, then the folder of the file, then the user's cache folder. If all are read-only or the
-    disk is full, numba raises an error. Such a machine compiles once per process.
+    disk is full, numba raises an error. Such a machine compiles once per process. So does one whose cache other users
+    can write: what is in it would be run.
     """
 
     def wrap(function: Callable[..., Any]) -> Any:
         function.__qualname__ += f".{_SOURCE_HASH}"  # numba names the files of its cache by it
         try:
-            return decorator(True)(function)
+            folder = Path(CompileResultCacheImpl(function).locator.get_cache_path())  # type: ignore[no-untyped-call]
+            return decorator(_is_ours(folder))(function)
         except Exception:  # pickle raises nearly any kind; a fault of the function itself is raised again
             return decorator(False)(function)
 
     return wrap
+
+
+@functools.cache
+def _is_ours(folder: Path) -> bool:
+    """Say whether only this user and root can write to a cache folder; the log tells of one that others can."""
+    status = folder.stat()
+    ours = status.st_uid in (0, os.geteuid()) and not status.st_mode & stat.S_IWOTH
+    if not ours:
+        _log.warning(
+            "%s is not used: other users can write code to it; take that right away, or set NUMBA_CACHE_DIR to a "
+            "folder of your own, else searches are compiled at every start",
+            folder,
+        )
+    return ours

@@ -1,7 +1,8 @@
 """Run one Triton server: check first, start, wait until ready, watch, stop cleanly.
 
-The watch restarts the server when one of its Python models' processes (stubs) is gone: Triton 24.10 goes on calling
-such a model READY while every request to it fails, and only a new process of the model brings it back.
+The watch restarts the server when one of its Python models' processes (stubs) is gone or hangs: Triton 24.10 goes on
+calling such a model READY while every request to it fails, and only a new process of the model brings it back. The more
+often that happens, the longer it waits in between; it never gives up, since a client must not be able to end a service.
 """
 
 import contextlib
@@ -22,20 +23,25 @@ from types import TracebackType
 
 from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import DmshError, MissingError
+from dmsh_serving.tls import ServerTls
+from dmsh_serving.triton.metrics import RESTARTS_VARIABLE, SLOW_SECONDS, SLOW_SECONDS_VARIABLE
 from dmsh_serving.triton.server import hidden_arguments, preflight, shared_memory
 from dmsh_serving.triton.server import home as triton_home
+from dmsh_serving.triton.server.addresses import Addresses
 from dmsh_serving.triton.server.encoder_config import read_encoder_config
-from dmsh_serving.triton.server.log import begin_log, error_from_log, news_of_galleries
+from dmsh_serving.triton.server.log import ServerLog, error_from_log, news_of_a_gallery
 from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
+from dmsh_serving.triton.server.preflight import LOOPBACK
+from dmsh_serving.triton.server.vitals import Vitals
 
 __all__ = ["LOOPBACK", "TritonServer", "free_ports"]
 
-LOOPBACK = "127.0.0.1"
 READY_SECONDS = 120.0
 STOP_SECONDS = 30  # how long requests in flight may take once the server is told to stop
 WATCH_SECONDS = 0.25
-MAX_RESTARTS_A_MINUTE = 5
-RETRY_SECONDS = 10  # after a start that failed
+RETRY_SECONDS = 1.0  # before the second start in a row; each one after it waits twice as long
+LONGEST_RETRY_SECONDS = 30.0
+CALM_SECONDS = 60.0  # a server that lived so long is started again at once
 DEAD_STUB_SECONDS = 15.0  # until Triton says itself why a model's process ended while it was loaded
 _CLOSED_TO_CLIENTS = "model-repository,shared-memory,logging,trace"
 _CONTROL_HEADER = "dmsh-control"
@@ -45,8 +51,10 @@ _log = logging.getLogger(__name__)
 class TritonServer:
     """One server: ``with TritonServer(repository) as server: SearchClient(server.url)``.
 
-    Ports left None are free ones. ``on_event`` is given a line when the watch acts, and when the server swaps a gallery
-    or refuses one.
+    Ports left None are free ones. HTTP and metrics stay on loopback; ``host`` is where gRPC listens, with TLS if
+    ``tls`` names its files. ``on_event`` is given a line when the watch acts, and when the server swaps a gallery or
+    refuses one. ``log_json`` writes the log as JSON; it names requests that take a model over ``slow_seconds``.
+    Without ``canary``, the watch does not search for itself, and so does not see a process that hangs.
 
     Attributes:
         url: host:port of gRPC.
@@ -68,7 +76,11 @@ class TritonServer:
         grpc_port: int | None = None,
         http_port: int | None = None,
         metrics_port: int | None = None,
+        tls: ServerTls | None = None,
         log_file: Path | None = None,
+        log_json: bool = False,
+        slow_seconds: float = SLOW_SECONDS,
+        canary: bool = True,
         on_event: Callable[[str], None] = _log.warning,
     ) -> None:
         free = iter(free_ports(host, 3))
@@ -78,19 +90,21 @@ class TritonServer:
         )
         reached_at = LOOPBACK if host in ("0.0.0.0", "") else host
         self.url = f"{reached_at}:{self.grpc_port}"
-        self.http_url = f"{reached_at}:{self.http_port}"
-        self.metrics_url = f"{reached_at}:{self.metrics_port}"
+        self.http_url = f"{LOOPBACK}:{self.http_port}"
+        self.metrics_url = f"{LOOPBACK}:{self.metrics_port}"
+        self.tls = tls
         self.log_file = log_file or triton_home.cache_folder() / f"triton-{self.grpc_port}.log"
         self.restarts = 0
         self.failure: DmshError | None = None
-        self._triton, self._on_event = triton, on_event
         self.exit_code: int | None = None
+        self._triton, self._on_event = triton, on_event
+        self._log_json, self._slow_seconds, self._canary = log_json, slow_seconds, canary
         self._launched, self._stopping, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._watch = threading.Thread(target=self._run, name="triton-watch", daemon=True)
         self._control_key = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: frozenset[int] = frozenset()
-        self._log_read = 0  # bytes of the log whose news were passed on
+        self._vitals: Vitals | None = None
 
     def __enter__(self) -> "TritonServer":
         self.start()
@@ -118,8 +132,7 @@ class TritonServer:
         self._home = triton_home.find(self._triton)
         ports = {"--grpc-port": self.grpc_port, "--http-port": self.http_port, "--metrics-port": self.metrics_port}
         preflight.check(self._home, self.repository, self.host, ports)
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        self._log_read = begin_log(self.log_file)
+        self._log = ServerLog(self.log_file, as_json=self._log_json, on_line=self._pass_news_on)
         shared_memory.sweep()
         self._regions = shared_memory.RegionPrefix()
         self._watch.start()
@@ -155,9 +168,9 @@ class TritonServer:
             f"--backend-directory={self._home.backends}",
             f"--grpc-address={self.host}",
             f"--grpc-port={self.grpc_port}",
-            f"--http-address={self.host}",
+            f"--http-address={LOOPBACK}",
             f"--http-port={self.http_port}",
-            f"--metrics-address={self.host}",
+            f"--metrics-address={LOOPBACK}",
             f"--metrics-port={self.metrics_port}",
             # Only this launcher controls models, and only to drain them: see _drain. A client that could register
             # shared memory could map and overwrite that of the models' processes.
@@ -168,21 +181,25 @@ class TritonServer:
             *(hidden := self._control_options()),
             f"--exit-timeout-secs={STOP_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
+            *([] if self.tls is None else self.tls.options()),
             *_backend_settings(self.repository),
         ]
-        with self.log_file.open("ab") as log:
-            offset = log.tell()
+        told = {SLOW_SECONDS_VARIABLE: f"{self._slow_seconds:g}", RESTARTS_VARIABLE: str(self.restarts)}
+        with self._log.listening() as log:
             self._process = hidden_arguments.start(
                 command,
                 hidden,
-                self._home.environment(),
+                self._home.environment() | told,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for this process, which then stops Triton in order
                 pass_fds=[self._regions.descriptor],
             )
-        self._stubs = self._wait_ready(self._process, offset)
+        self._stubs = self._wait_ready(self._process)
+        if self._canary:
+            self._vitals = Vitals(self.http_url, self._on_event)
+            self._vitals.start()
 
     def _control_options(self) -> dict[str, str]:
         """Return by a name for each the options that the process list must not show."""
@@ -192,7 +209,7 @@ class TritonServer:
             "DMSH_CLOSED_OVER_GRPC": f"--grpc-restricted-protocol={closed}",
         }
 
-    def _wait_ready(self, process: subprocess.Popen[bytes], log_offset: int) -> frozenset[int]:
+    def _wait_ready(self, process: subprocess.Popen[bytes]) -> frozenset[int]:
         """Return when every model is ready, with the stubs that were seen: one of them may have died already."""
         started, died_at = time.monotonic(), math.inf
         stubs: frozenset[int] = frozenset()
@@ -202,10 +219,11 @@ class TritonServer:
             self._regions.close_to_others()
             died_at = math.inf if all_living(stubs) else min(died_at, now)
             dead = now > died_at + DEAD_STUB_SECONDS  # Triton 24.10 waits for ever for one that was killed
-            ended = process.poll() is not None  # before its log is read, which is whole then
-            said = self.log_file.read_bytes()[log_offset:].decode(errors="replace")
-            if ended or (dead and "failed to load" in said):
-                raise error_from_log(said, self.log_file)
+            ended = process.poll() is not None
+            if ended:
+                self._log.finish()
+            if ended or (dead and "failed to load" in self._log.said()):
+                raise error_from_log(self._log.said(), self.log_file)
             if dead:
                 raise MissingError(f"the process of a model died while it was loaded (log: {self.log_file})")
             if now > started + READY_SECONDS:
@@ -258,12 +276,19 @@ class TritonServer:
             if model["name"] in (SEARCH_MODEL, SEARCH_FILE_MODEL) and model.get("state") in living
         ]
 
+    def _addresses(self) -> Addresses:
+        reached = (self.url, self.http_url, self.metrics_url, str(self.log_file), str(self.repository))
+        return Addresses(*reached, started=time.time())
+
     def _run(self) -> None:
         """Start the server, watch it, end it: all in one thread, whose end would also end the server."""
         try:
             self._launch()
+            addresses = self._addresses()
+            addresses.note()
             self._launched.set()
             self._keep_alive()
+            addresses.forget()
             self._drain()
         except (DmshError, OSError) as error:
             self.failure = error if isinstance(error, DmshError) else MissingError(f"Triton cannot run: {error}")
@@ -274,50 +299,43 @@ class TritonServer:
             self._launched.set()
 
     def _keep_alive(self) -> None:
-        restarted_at: list[float] = []
-        failed: DmshError | None = None  # the last start, if it failed
+        wait, began = 0.0, time.monotonic()
         while not self._stopping.wait(WATCH_SECONDS):
-            self._pass_news_on()
             lost = self._what_is_lost()
             if lost is None:
                 continue
-            began = time.monotonic()
-            restarted_at = [moment for moment in restarted_at if began - moment < 60] + [began]
-            if len(restarted_at) > MAX_RESTARTS_A_MINUTE:
-                raise failed or MissingError(
-                    f"Triton was started again {MAX_RESTARTS_A_MINUTE} times within a minute, and {lost} "
-                    f"(log: {self.log_file})"
-                )
+            if time.monotonic() > began + CALM_SECONDS:
+                wait = 0.0
             self._end(1)  # no request to a model without its process can be answered: do not wait for them
             self._regions.remove_regions()
+            if wait:
+                self._on_event(f"{lost}: Triton is started again in {wait:g} s")
+                if self._stopping.wait(wait):
+                    return
+            wait = min(LONGEST_RETRY_SECONDS, 2 * wait or RETRY_SECONDS)
+            began = time.monotonic()
+            self.restarts += 1
             try:
                 self._launch()
             except DmshError as error:
-                failed = error
                 self._end(1)
                 self._on_event(f"{lost}, and Triton could not be started again: {error}")
-                self._stopping.wait(RETRY_SECONDS)
                 continue
             if self._stopping.is_set():
                 return
-            failed = None
-            self.restarts += 1
             self._on_event(f"{lost}: Triton was started again in {time.monotonic() - began:.1f} s")
 
-    def _pass_news_on(self) -> None:
+    def _pass_news_on(self, line: str) -> None:
         """Say what the log says about galleries: who changes one wants to know whether it serves."""
-        with self.log_file.open("rb") as log:
-            log.seek(self._log_read)
-            new = log.read()
-        whole = new.rfind(b"\n") + 1
-        self._log_read += whole
-        for line in news_of_galleries(new[:whole].decode(errors="replace")):
-            self._on_event(line)
+        if news := news_of_a_gallery(line):
+            self._on_event(news)
 
     def _what_is_lost(self) -> str | None:
         process = self._process
         if process is None or process.poll() is not None:
             return f"tritonserver ended by itself ({'?' if process is None else process.returncode})"
+        if self._vitals is not None and self._vitals.hanging is not None:
+            return self._vitals.hanging
         if all_living(self._stubs):
             return None
         living = living_stubs(process.pid)
@@ -328,6 +346,9 @@ class TritonServer:
 
     def _end(self, seconds: float) -> int:
         """End the server, gently for ``seconds``, then it and every process of its session; return its exit code."""
+        if self._vitals is not None:
+            self._vitals.stop()
+            self._vitals = None
         process = self._process
         if process is None:
             return 0
@@ -336,7 +357,9 @@ class TritonServer:
             process.wait(seconds)
         with contextlib.suppress(ProcessLookupError):  # all have ended by themselves
             os.killpg(process.pid, signal.SIGKILL)
-        return process.wait()
+        process.wait()
+        self._log.finish()
+        return process.returncode
 
 
 def _backend_settings(repository: Path) -> list[str]:

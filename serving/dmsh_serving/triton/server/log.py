@@ -1,26 +1,108 @@
-"""A server's log: kept over starts, and read for why one failed."""
+"""A server's log: what Triton and its models write, kept in files of bounded size, and read for why a start failed.
 
+They write to a pipe, and a thread here writes the files. So a file can be rotated while they run, a line can be
+written as JSON, and news can be noticed in the moment that they are written.
+"""
+
+import contextlib
+import datetime
+import json
+import os
 import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO, Final
 
 from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
 from dmsh_serving.gallery.folder import OtherModelError
 
-__all__ = ["begin_log", "error_from_log", "news_of_galleries"]
+__all__ = ["ServerLog", "error_from_log", "news_of_a_gallery"]
 
-LARGEST_LOG_BYTES = 64 * 1024 * 1024
-# As logging writes it, with the level and the logger in front.
-_NEWS = re.compile(
-    r"^(?:[A-Z]+ [\w.]+: )?(gallery .*(?:goes on serving|serves in its place|now serves version).*)$", re.MULTILINE
-)
+LARGEST_LOG_BYTES: Final = 64 << 20
+KEPT_LOGS: Final = 3  # NAME.1, the newest, to NAME.3
+_LONGEST_LINE: Final = 64 << 10
+_LINES_REMEMBERED: Final = 5_000  # of one start
+# As Triton writes a line: level, date, time, thread, file, then the text.
+_OF_TRITON: Final = re.compile(r'^([IWEF])\d{4} [\d:.]+ \d+ (\S+\.\w+:\d+)\] "?(.*?)"?$')
+# As a Python model's logging writes it, see dmsh_serving.triton.backend.
+_OF_A_MODEL: Final = re.compile(r"^\S+ ([A-Z]+) (dmsh_[\w.]+): (.*)$")
+_LEVELS: Final = {"I": "info", "W": "warning", "E": "error", "F": "critical"}
+_REQUEST: Final = re.compile(r"\brequest (\S+)")
+_NEWS: Final = re.compile(r"\b(gallery .*(?:goes on serving|serves in its place|now serves version).*)$")
 
 
-def begin_log(log_file: Path) -> int:
-    """Return the size of a log that is appended to; one of over :data:`LARGEST_LOG_BYTES` is renamed to ``NAME.1``."""
-    if log_file.exists() and log_file.stat().st_size > LARGEST_LOG_BYTES:
-        log_file.replace(log_file.with_name(f"{log_file.name}.1"))
-    log_file.touch()
-    return log_file.stat().st_size
+class ServerLog:
+    """The log at ``path`` of one server after another; ``on_line`` is given every line.
+
+    With ``as_json`` a line is an object: ``time`` (UTC), ``level``, ``source``, ``message`` and, if it names one,
+    ``request``. Else it is what was written.
+    """
+
+    def __init__(
+        self, path: Path, *, as_json: bool = False, on_line: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.path = path
+        self._as_json, self._on_line = as_json, on_line
+        self._said: deque[str] = deque(maxlen=_LINES_REMEMBERED)
+        self._reader: threading.Thread | None = None
+        self._lost = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[int]:
+        """Yield a descriptor to write to; what a server that inherits it writes is read until all of it has ended."""
+        self.finish()
+        read, write = os.pipe()
+        self._said.clear()
+        self._reader = threading.Thread(target=self._read, args=(read,), name="triton-log", daemon=True)
+        self._reader.start()
+        try:
+            yield write
+        finally:
+            os.close(write)
+
+    def said(self) -> str:
+        """Return what the server that was started last has said so far."""
+        return "\n".join(list(self._said))
+
+    def finish(self, seconds: float = 2.0) -> None:
+        """Wait until everything that an ended server wrote is read."""
+        if self._reader is not None:
+            self._reader.join(seconds)
+
+    def _read(self, descriptor: int) -> None:
+        kind = {"level": "info", "source": "tritonserver"}
+        with os.fdopen(descriptor, "rb") as pipe:
+            while data := pipe.readline(_LONGEST_LINE):
+                line = data.decode(errors="replace").rstrip("\r\n")
+                self._said.append(line)
+                kind = _kind_of(line, kind)
+                self._write(json.dumps(_object(line, kind)) if self._as_json else line)
+                with contextlib.suppress(Exception):  # whoever listens, a server must never wait for a full pipe
+                    self._on_line(line)
+
+    def _write(self, line: str) -> None:
+        """Write a line; the server must never wait for a full disk, so what cannot be written is counted."""
+        try:
+            if self.path.exists() and self.path.stat().st_size > LARGEST_LOG_BYTES:
+                _rotate(self.path)
+            missing = f"{self._lost} lines are missing here: they could not be written\n" if self._lost else ""
+            with self.path.open("ab") as file:
+                _put(file, missing + line)
+            self._lost = 0
+        except OSError:
+            self._lost += 1
+
+
+def _rotate(path: Path) -> None:
+    """Rename a log to ``NAME.1``, the one of that name to ``NAME.2``, and so on; the oldest is dropped."""
+    names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, KEPT_LOGS + 1))]
+    for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+        if newer.exists():
+            newer.replace(older)
 
 
 def error_from_log(text: str, log_file: Path) -> DmshError:
@@ -55,6 +137,29 @@ def _mistakes_in(text: str) -> list[str]:
     return ensembles[:1]
 
 
-def news_of_galleries(text: str) -> list[str]:
-    """Return the lines in which the ranker says that it serves another version of a gallery, or refuses one."""
-    return _NEWS.findall(text)
+def news_of_a_gallery(line: str) -> str | None:
+    """Return what the ranker says in ``line``: that it serves another version of a gallery, or refuses one."""
+    news = None if _OF_TRITON.match(line) else _NEWS.search(line)
+    return news and news.group(1)
+
+
+def _put(file: BinaryIO, line: str) -> None:
+    file.write(line.encode(errors="replace") + b"\n")
+
+
+def _kind_of(line: str, before: dict[str, str]) -> dict[str, str]:
+    """Return level and source of a line; one that says neither (of a traceback) goes on with what was ``before``."""
+    if found := _OF_TRITON.match(line):
+        return {"level": _LEVELS[found[1]], "source": found[2]}
+    if found := _OF_A_MODEL.match(line):
+        return {"level": found[1].lower(), "source": found[2]}
+    return before
+
+
+def _object(line: str, kind: dict[str, str]) -> dict[str, str]:
+    found = _OF_TRITON.match(line) or _OF_A_MODEL.match(line)
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    told = {"time": time, **kind, "message": found[3] if found else line}
+    if request := _REQUEST.search(told["message"]):
+        told["request"] = request[1].rstrip(":;,")
+    return told

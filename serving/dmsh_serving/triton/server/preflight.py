@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import stat
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +17,17 @@ from dmsh_serving.triton.server.encoder_config import largest_batch, ranked_gall
 from dmsh_serving.triton.server.home import TritonHome
 from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
 
-__all__ = ["check", "check_ports", "check_python", "check_repository", "check_shared_memory", "needed_shared_memory"]
+__all__ = [
+    "LOOPBACK",
+    "check",
+    "check_ports",
+    "check_python",
+    "check_repository",
+    "check_shared_memory",
+    "needed_shared_memory",
+]
 
+LOOPBACK = "127.0.0.1"
 _ROOM_BYTES = 32 * 1024 * 1024  # for the Python models' regions and batches of common size
 
 
@@ -30,6 +40,8 @@ def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int
     """
     check_repository(repository)
     check_ports(host, ports)
+    if host != LOOPBACK:
+        check_ports(LOOPBACK, {option: port for option, port in ports.items() if option != "--grpc-port"})
     check_shared_memory(needed_bytes=needed_shared_memory(repository))
     encoder = read_encoder_config(repository)
     if encoder.version_compatible:
@@ -119,7 +131,14 @@ def check_python(home: TritonHome, *, runs_onnx: bool = True) -> None:
             f"the Python of Triton's models, {home.python}, cannot import {', '.join(absent)}: install "
             "dmsh-toolkit[server] there, or run make .venv-triton/ready"
         )
+    _check_package(Path(facts.dmsh_serving or "").parent)
     _check_stub_libraries(home)
+
+
+def _check_package(folder: Path) -> None:
+    """Refuse a package folder that every user can write: it is code, which runs as whoever starts the server."""
+    if folder.is_dir() and folder.stat().st_mode & stat.S_IWOTH:
+        raise InputError(f"{folder} can be written by every user, and its code would run: chmod -R o-w {folder}")
 
 
 def _check_stub_libraries(home: TritonHome) -> None:

@@ -22,6 +22,7 @@ __all__ = ["MOST_JSON_BYTES", "Box", "Example", "Question", "json_id"]
 DEFAULT_PAGE: Final = 50
 MOST_EXAMPLES: Final = 64
 MOST_IDS: Final = 100_000
+MOST_KEYS: Final = 100
 MOST_EXACT_IN_JSON: Final = 2**53
 MOST_JSON_BYTES: Final = 4 << 20
 READ_SECONDS: Final = 30.0  # for a body to arrive
@@ -100,6 +101,23 @@ async def question_of(request: Request) -> Question:
     except TimeoutError:
         raise ProblemError(408, f"the request did not arrive within {READ_SECONDS:g} s") from None
     raise ProblemError(415, "send JSON, a form with a file, or an image as application/octet-stream")
+
+
+async def keys_of(request: Request) -> list[str]:
+    """Read the keys that a request for several thumbnails names.
+
+    Raises:
+        ProblemError: the body is too long or too slow, or says something else.
+    """
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            body = await _json(request)
+    except TimeoutError:
+        raise ProblemError(408, f"the request did not arrive within {READ_SECONDS:g} s") from None
+    keys = body.get("keys") if isinstance(body, dict) and body.keys() == {"keys"} else None
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(keys) > MOST_KEYS:
+        raise ProblemError(400, f"the body is an object with 'keys': a list of at most {MOST_KEYS} texts")
+    return keys
 
 
 async def _json(request: Request) -> Any:

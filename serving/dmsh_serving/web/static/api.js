@@ -59,6 +59,22 @@ function postForm(path, example, question, signal) {
   return answered(path, { method: "POST", body: form, signal });
 }
 
+// The pictures of several keys in one request, in their order; null for a key that has none.
+export async function thumbnails(keys, signal) {
+  const response = await fetch("/v1/thumbnails", {
+    method: "POST", credentials: "omit", headers: { "content-type": "application/json" }, body: JSON.stringify({ keys }), signal,
+  });
+  if (!response.ok) throw new ApiError(response.status, response.statusText);
+  const body = await response.arrayBuffer();
+  const lengths = new DataView(body);
+  let at = 0;
+  return keys.map(() => {
+    const [start, length] = [at + 4, lengths.getUint32(at)];
+    at = start + length;
+    return length ? new Blob([new Uint8Array(body, start, length)], { type: "image/webp" }) : null;
+  });
+}
+
 // A slash of a key is no slash of the address, so a key such as ../x stays one name.
 const shown = (key) => key && key !== "." && key !== "..";
 export const thumbnailUrl = (key) => (shown(key) ? `/v1/thumbnails/${encodeURIComponent(key)}` : null);

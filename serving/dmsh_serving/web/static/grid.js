@@ -1,16 +1,18 @@
 // A justified grid of any number of cards: rows fill the width, and only cards near the window are in the document.
 
 import { h, icon } from "./dom.js";
-import { thumbnailUrl } from "./api.js";
+import { thumbnails } from "./api.js";
 import { glyph } from "./bits.js";
 
 const GAP = 10;
 const CAPTION = 30;
 const AHEAD = 1.2; // windows, above and below, that are drawn before they are seen
+const AT_ONCE = 40; // pictures of a request: a browser spends longer on a request than on the picture that it brings
 
 export class Grid {
   constructor(list, { onSearch, onMore, onLess, onDetails, onEnd }) {
     this.list = list;
+    this.batches = new Set();
     this.on = { onSearch, onMore, onLess, onDetails, onEnd };
     this.clear();
     addEventListener("scroll", () => this.soon(), { passive: true });
@@ -104,20 +106,33 @@ export class Grid {
     }
     for (const [index, element] of this.drawn) {
       if (!wanted.has(index) && !element.contains(document.activeElement)) {
-        element.querySelector("img")?.removeAttribute("src"); // stops what is still loading
         element.remove();
         this.drawn.delete(index);
       }
     }
+    for (const { images, aborter } of this.batches) if (!images.some((image) => image.isConnected)) aborter.abort();
     if (fast) this.filling = setTimeout(() => this.fill(), 90);
     else this.fill();
     if (this.hasMore && -top + (1 + 2 * AHEAD) * innerHeight > this.list.offsetHeight) this.on.onEnd();
   }
 
   fill() {
-    for (const image of this.list.querySelectorAll("img[data-src]")) {
-      image.src = image.dataset.src;
-      image.removeAttribute("data-src");
+    const waiting = [...this.list.querySelectorAll("img[data-key]")];
+    for (let start = 0; start < waiting.length; start += AT_ONCE) this.load(waiting.slice(start, start + AT_ONCE));
+  }
+
+  async load(images) {
+    const keys = images.map((image) => image.dataset.key);
+    for (const image of images) image.removeAttribute("data-key"); // asked for
+    const batch = { images, aborter: new AbortController() };
+    this.batches.add(batch);
+    try {
+      const found = await thumbnails(keys, batch.aborter.signal);
+      found.forEach((blob, place) => show(images[place], blob));
+    } catch {
+      for (const image of images) show(image, null);
+    } finally {
+      this.batches.delete(batch);
     }
   }
 
@@ -237,9 +252,20 @@ function aspect(card) {
 }
 
 function picture(card, shownHeight) {
-  const source = card.width ? thumbnailUrl(card.key) : null;
-  if (!source) return card.code ? glyph(card.code) : h("span", { class: "absent" }, "no image");
-  const image = h("img", { alt: "", "data-src": source, decoding: "async", draggable: "false", class: card.height * 2 <= shownHeight ? "pixels" : null });
-  image.addEventListener("error", () => image.replaceWith(card.code ? glyph(card.code) : h("span", { class: "absent" }, "no image")));
-  return image;
+  if (!card.width || !card.key) return instead(card.code);
+  return h("img", { alt: "", "data-key": card.key, "data-code": card.code, decoding: "async", draggable: "false", class: card.height * 2 <= shownHeight ? "pixels" : null });
+}
+
+function show(image, blob) {
+  if (!image.isConnected) return;
+  const fail = () => image.replaceWith(instead(image.dataset.code));
+  if (!blob) { fail(); return; }
+  const url = URL.createObjectURL(blob);
+  image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true }); // what is shown stays
+  image.addEventListener("error", () => { URL.revokeObjectURL(url); fail(); }, { once: true });
+  image.src = url;
+}
+
+function instead(code) {
+  return code ? glyph(code) : h("span", { class: "absent" }, "no image");
 }

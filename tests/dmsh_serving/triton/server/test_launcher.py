@@ -9,7 +9,7 @@ from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.server import launcher
 from dmsh_serving.triton.server.encoder_config import EncoderConfig, read_encoder_config
 from dmsh_serving.triton.server.launcher import TritonServer, free_ports
-from dmsh_serving.triton.server.log import error_from_log, news_of_galleries
+from dmsh_serving.triton.server.log import error_from_log
 from dmsh_serving.triton.spec import Plan, RepositorySpec, TensorRTEncoder
 
 LOG = Path("triton.log")
@@ -102,11 +102,3 @@ def test_a_server_that_cannot_run_is_an_error_before_anything_starts(tmp_path):
     with pytest.raises(MissingError, match="was not started"):
         _ = server.pid
     assert server.stop() is None
-
-
-def test_what_a_log_says_of_galleries_is_passed_on_and_nothing_else():
-    refused = "gallery /g: /g is damaged; version 00000001-9f31c07a goes on serving"
-    swapped = "gallery /g now serves version 00000002-9f31c07a"
-    other = "I1129 07:00:00.1 7 model.cc:1] gallery of models: goes on serving"
-    text = "\n".join([other, f"ERROR dmsh_serving.ranker.follower: {refused}", "", swapped, "gallery /g is mine"])
-    assert news_of_galleries(text) == [refused, swapped]

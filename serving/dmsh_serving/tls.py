@@ -1,0 +1,66 @@
+"""TLS for gRPC: the files of a server and those of a client, checked before they are used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmsh_serving.errors import InputError
+
+__all__ = ["ClientTls", "ServerTls", "client_tls"]
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """PEM files of a server; with ``client_ca``, only clients with a certificate that it signed may ask (mutual TLS).
+
+    Raises:
+        InputError: a file is not there.
+    """
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_files({"--tls-cert": self.cert, "--tls-key": self.key, "--tls-client-ca": self.client_ca})
+
+    def options(self) -> list[str]:
+        """Return tritonserver's options."""
+        found = ["--grpc-use-ssl=true", f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}"]
+        if self.client_ca is not None:
+            found += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_ca}"]
+        return found
+
+
+@dataclass(frozen=True)
+class ClientTls:
+    """PEM files of a client: the authorities that it trusts (None: the system's), and its own for mutual TLS.
+
+    Raises:
+        InputError: a file is not there, or one of the client's own pair is missing.
+    """
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_files({"--tls-ca": self.ca, "--tls-cert": self.cert, "--tls-key": self.key})
+        if (self.cert is None) != (self.key is None):
+            raise InputError("--tls-cert and --tls-key belong together: give both")
+
+    def channel(self) -> dict[str, Any]:
+        """Return the arguments of tritonclient's gRPC clients."""
+        files = {"root_certificates": self.ca, "certificate_chain": self.cert, "private_key": self.key}
+        return {"ssl": True, **{name: None if file is None else str(file) for name, file in files.items()}}
+
+
+def client_tls(wanted: bool, ca: Path | None, cert: Path | None, key: Path | None) -> ClientTls | None:
+    """Return what the options of a command ask for: TLS if it is ``wanted`` or a file of it is given."""
+    return ClientTls(ca, cert, key) if wanted or ca or cert or key else None
+
+
+def _check_files(files: dict[str, Path | None]) -> None:
+    for option, file in files.items():
+        if file is not None and not file.is_file():
+            raise InputError(f"{option} {file} is not a file: name one in PEM")

@@ -1,0 +1,125 @@
+"""Is a server alive? A search for its canary tells: a process that hangs is there, and Triton calls it ready.
+
+A search that is not answered may have met a busy server. So the server counts as hanging only if one of the models that
+the search goes through finished no request at all while it waited.
+"""
+
+import http.client
+import json
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from dmsh_serving.contract import CODE, DECODE_MODEL, ENCODER_MODEL, FILE, IDS, RANKER_MODEL, SEARCH_FILE_MODEL, K
+from dmsh_serving.errors import DmshError
+from dmsh_serving.triton.canary import Canary
+
+__all__ = ["Vitals"]
+
+EVERY_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 15.0  # a full batch of the costliest images takes about as long to decode
+_STEPS: Final = (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL)
+_Counts = dict[str, int]
+
+
+class Vitals:
+    """Searches for the canary of the server whose HTTP is at ``url``, again and again, in a thread of its own.
+
+    ``on_event`` is told, once, if a search gives another code than the known one: a start anew would not mend that.
+
+    Attributes:
+        hanging: what hangs; None while nothing does.
+        searches: how many searches were answered.
+    """
+
+    def __init__(self, url: str, on_event: Callable[[str], None]) -> None:
+        self.hanging: str | None = None
+        self.searches = 0
+        self._url, self._on_event = url, on_event
+        self._told = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="triton-canary", daemon=True)
+
+    def start(self) -> None:
+        """Begin to search."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Search no more; a search under way is left to itself."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while self.hanging is None and not self._stop.wait(EVERY_SECONDS):
+            self.hanging = self._look()
+
+    def _look(self) -> str | None:
+        """Search once; return what hangs, None if nothing does, or nothing can be said."""
+        try:
+            before = self._finished()
+            canary = Canary.from_parameters(_texts(self._json("GET", f"/v2/models/{DECODE_MODEL}/config")))
+        except TimeoutError:
+            return f"tritonserver gave no answer for {PATIENCE_SECONDS:g} s"
+        except (OSError, http.client.HTTPException, ValueError, DmshError):
+            return None  # it is gone, which the launcher sees by itself
+        try:
+            headers, body = _request(canary.file)
+            found = self._json("POST", f"/v2/models/{SEARCH_FILE_MODEL}/infer", body, headers)
+        except TimeoutError:
+            return self._without_progress(before)
+        except (OSError, http.client.HTTPException, ValueError):
+            return None  # refused, by a full queue for one: so it lives
+        (code,) = [output["data"] for output in found["outputs"] if output["name"] == CODE]
+        self.searches += 1
+        bits = canary.differing_bits(bytes(code))
+        if bits and not self._told:
+            self._on_event(
+                f"a search for the known image gives a code of which {bits} bits are wrong: stop this server"
+            )
+        self._told = bits > 0
+        return None
+
+    def _without_progress(self, before: _Counts) -> str | None:
+        try:
+            after = self._finished()
+        except (OSError, http.client.HTTPException, ValueError):
+            return f"tritonserver gave no answer for {PATIENCE_SECONDS:g} s"
+        hanging = [model for model in _STEPS if after.get(model) == before.get(model)]
+        return f"{hanging[0]} finished no request for {PATIENCE_SECONDS:g} s" if hanging else None
+
+    def _finished(self) -> _Counts:
+        """Return for each model how many requests it has ended, well or not."""
+        counts = {}
+        for model in self._json("GET", "/v2/models/stats")["model_stats"]:
+            said = model["inference_stats"]
+            counts[model["name"]] = int(said["success"]["count"]) + int(said["fail"]["count"])
+        return counts
+
+    def _json(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
+        connection = http.client.HTTPConnection(self._url, timeout=PATIENCE_SECONDS)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            content = answer.read()
+            if answer.status != http.HTTPStatus.OK:
+                raise http.client.HTTPException(f"{path}: {answer.status}")
+            return json.loads(content)
+        finally:
+            connection.close()
+
+
+def _request(file: bytes) -> tuple[dict[str, str], bytes]:
+    """Return headers and body of a search for the one nearest image of ``file``, in Triton's HTTP with binary data."""
+    head = {
+        "id": "canary",
+        "inputs": [
+            {"name": FILE, "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": 4 + len(file)}},
+            {"name": K, "datatype": "INT64", "shape": [1, 1], "data": [1]},
+        ],
+        "outputs": [{"name": CODE}, {"name": IDS}],  # one of the last step: see docs/serving.md
+    }
+    text = json.dumps(head).encode()
+    return {"Inference-Header-Content-Length": str(len(text))}, text + len(file).to_bytes(4, "little") + file
+
+
+def _texts(config: dict[str, Any]) -> dict[str, str]:
+    return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}

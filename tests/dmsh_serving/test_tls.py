@@ -1,0 +1,42 @@
+"""The files of TLS, and what is made of them."""
+
+import pytest
+
+from dmsh_serving.errors import InputError
+from dmsh_serving.tls import ClientTls, ServerTls, client_tls
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name in ("cert", "key", "ca"):
+        (tmp_path / name).write_text(name)
+    return [tmp_path / name for name in ("cert", "key", "ca")]
+
+
+def test_a_server_is_told_its_files_and_whose_clients_it_answers(files):
+    cert, key, ca = files
+    assert ServerTls(cert, key).options() == [
+        "--grpc-use-ssl=true", f"--grpc-server-cert={cert}", f"--grpc-server-key={key}",
+    ]  # fmt: skip
+    mutual = ServerTls(cert, key, ca).options()
+    assert mutual[-2:] == ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={ca}"]
+
+
+def test_a_file_that_is_not_there_is_named(files, tmp_path):
+    for make in (lambda: ServerTls(files[0], tmp_path / "no"), lambda: ClientTls(ca=tmp_path / "no")):
+        with pytest.raises(InputError, match=r"--tls-(key|ca) .*no is not a file"):
+            make()
+
+
+def test_half_a_pair_is_refused(files):
+    with pytest.raises(InputError, match="belong together"):
+        ClientTls(cert=files[0])
+
+
+def test_a_client_asks_over_tls_if_it_is_told_to(files):
+    cert, key, ca = files
+    assert client_tls(False, None, None, None) is None
+    assert client_tls(True, None, None, None) == ClientTls()
+    assert client_tls(False, ca, cert, key).channel() == {
+        "ssl": True, "root_certificates": str(ca), "certificate_chain": str(cert), "private_key": str(key),
+    }  # fmt: skip

@@ -1,0 +1,87 @@
+"""A server's log: what is written, how, and what is noticed."""
+
+import json
+import os
+
+import pytest
+
+from dmsh_serving.triton.server import log
+from dmsh_serving.triton.server.log import ServerLog, news_of_a_gallery
+
+OF_TRITON = "E1124 07:28:46.900123 9992 model_lifecycle.cc:642] \"failed to load 'x'\""
+OF_A_MODEL = "2026-11-29T07:28:46.901Z WARNING dmsh_serving.triton.backend: request 5e1f was slow: rank took 2.000 s"
+
+
+def written(path, *lines, **options):
+    server_log = ServerLog(path, **options)
+    with server_log.listening() as descriptor:
+        for line in lines:
+            os.write(descriptor, f"{line}\n".encode())
+    server_log.finish()
+    return server_log
+
+
+def test_a_line_is_written_as_it_came(tmp_path):
+    written(tmp_path / "log", OF_TRITON, OF_A_MODEL)
+    assert (tmp_path / "log").read_text() == f"{OF_TRITON}\n{OF_A_MODEL}\n"
+
+
+def test_as_json_a_line_has_its_level_its_source_and_its_request(tmp_path):
+    written(tmp_path / "log", "free text", OF_TRITON, OF_A_MODEL, "  of a traceback", as_json=True)
+    free, triton, model, more = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert (free["level"], free["source"], free["message"]) == ("info", "tritonserver", "free text")
+    assert (triton["level"], triton["source"]) == ("error", "model_lifecycle.cc:642")
+    assert triton["message"] == "failed to load 'x'"
+    assert (model["level"], model["source"]) == ("warning", "dmsh_serving.triton.backend")
+    assert (model["message"], model["request"]) == ("request 5e1f was slow: rank took 2.000 s", "5e1f")
+    assert (more["level"], more["message"]) == ("warning", "  of a traceback")
+    assert all(line["time"].endswith("+00:00") for line in (free, triton, model, more))
+
+
+def test_a_server_never_waits_for_a_full_disk_and_what_is_missing_is_counted(tmp_path, monkeypatch):
+    path, put = tmp_path / "log", log._put
+
+    def full(file, line):
+        if "lost" in line:
+            raise OSError(28, "No space left on device")
+        put(file, line)
+
+    monkeypatch.setattr(log, "_put", full)
+    server_log = written(path, "one", "lost", "lost too", "two")
+    assert path.read_text() == "one\n2 lines are missing here: they could not be written\ntwo\n"
+    assert server_log.said().splitlines() == ["one", "lost", "lost too", "two"]
+
+
+def test_a_listener_that_fails_does_not_end_the_log(tmp_path):
+    def fail(line):
+        raise ValueError(line)
+
+    written(tmp_path / "log", "one", "two", on_line=fail)
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+def test_each_start_says_its_own(tmp_path):
+    server_log = ServerLog(tmp_path / "log")
+    for text in ("first", "second"):
+        with server_log.listening() as descriptor:
+            os.write(descriptor, f"{text}\n".encode())
+        server_log.finish()
+        assert server_log.said() == text
+    assert (tmp_path / "log").read_text() == "first\nsecond\n"
+
+
+REFUSED = "gallery /g: /g is damaged; version 00000001-9f31c07a goes on serving"
+
+
+@pytest.mark.parametrize(
+    ("line", "news"),
+    [
+        (f"2026-11-29T07:00:00.100Z ERROR dmsh_serving.ranker.follower: {REFUSED}", REFUSED),
+        ("gallery /g now serves version 00000002-9f31c07a", "gallery /g now serves version 00000002-9f31c07a"),
+        ("I1129 07:00:00.1 7 model.cc:1] gallery of models: goes on serving", None),
+        ("gallery /g is mine", None),
+        ("", None),
+    ],
+)
+def test_what_a_log_says_of_galleries_is_noticed_and_nothing_else(line, news):
+    assert news_of_a_gallery(line) == news

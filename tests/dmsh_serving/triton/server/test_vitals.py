@@ -1,0 +1,144 @@
+"""What the watch concludes from its searches, over a server made of a few lines."""
+
+import contextlib
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import tiny_model
+
+from dmsh_serving.encoder import known_answer
+from dmsh_serving.triton.canary import Canary
+from dmsh_serving.triton.server import vitals
+from dmsh_serving.triton.server.vitals import Vitals
+
+IMAGES = tiny_model.random_images(1)
+CANARY = Canary.of_known_answer(known_answer.dump(IMAGES, tiny_model.codes_of(IMAGES)))
+MODELS = ("dmsh_decode", "dmsh_encoder", "dmsh_ranker")
+
+
+class Server(ThreadingHTTPServer):
+    """Answers as Triton does; ``moving`` are the models whose counts grow, ``answers`` whether a search is answered."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.moving, self.answers, self.status, self.looks = set(MODELS), True, 200, 0
+        self.silent, self.code, self.asked = False, CANARY.code, []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"127.0.0.1:{self.server_port}"
+
+    def stats(self):
+        self.looks += 1
+        counts = {model: self.looks if model in self.moving else 7 for model in MODELS}
+        return {
+            "model_stats": [
+                {"name": model, "inference_stats": {"success": {"count": count}, "fail": {"count": 0}}}
+                for model, count in counts.items()
+            ]
+        }
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        if self.server.silent:
+            time.sleep(1)
+        elif self.path.endswith("/stats"):
+            self.say(self.server.stats())
+        else:
+            self.say({"parameters": {k: {"string_value": v} for k, v in CANARY.parameters().items()}})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        head = int(self.headers["Inference-Header-Content-Length"])
+        self.server.asked.append((json.loads(body[:head]), body[head:]))
+        if not self.server.answers:
+            time.sleep(1)
+        self.say({"outputs": [{"name": "code", "data": list(self.server.code)}]}, self.server.status)
+
+    def say(self, content, status=200):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(BrokenPipeError):  # the watch lost its patience
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(vitals, "PATIENCE_SECONDS", 0.2)
+    running = Server()
+    yield running
+    running.shutdown()
+
+
+def test_a_search_that_is_answered_is_a_sign_of_life(server):
+    told = []
+    looked = Vitals(server.url, told.append)
+    assert looked._look() is None
+    assert (looked.searches, told) == (1, [])
+    ((head, file),) = server.asked
+    assert file == len(CANARY.file).to_bytes(4, "little") + CANARY.file
+    assert head["inputs"][0]["parameters"]["binary_data_size"] == len(file)
+
+
+@pytest.mark.parametrize(("moving", "hanging"), [(MODELS[:2], "dmsh_ranker"), (MODELS[:0], "dmsh_decode")])
+def test_fault_36_a_model_that_finishes_nothing_while_a_search_waits_hangs(server, moving, hanging):
+    server.answers, server.moving = False, set(moving)
+    assert Vitals(server.url, print)._look() == f"{hanging} finished no request for 0.2 s"
+
+
+def test_a_server_that_is_merely_busy_is_left_alone(server):
+    server.answers = False
+    assert Vitals(server.url, print)._look() is None
+
+
+def test_a_server_that_refuses_lives(server):
+    server.status = 503
+    assert Vitals(server.url, print)._look() is None
+
+
+def test_fault_36_a_server_that_says_nothing_hangs(server):
+    server.silent = True
+    assert Vitals(server.url, print)._look() == "tritonserver gave no answer for 0.2 s"
+
+
+def test_a_server_that_is_gone_is_not_for_the_canary_to_tell(server):
+    url = server.url
+    server.shutdown()
+    server.server_close()
+    assert Vitals(url, print)._look() is None
+
+
+def test_a_wrong_code_is_told_once(server):
+    told = []
+    looked = Vitals(server.url, told.append)
+    server.code = bytes([server.code[0] ^ 3]) + server.code[1:]
+    for _ in range(3):
+        assert looked._look() is None
+    assert told == ["a search for the known image gives a code of which 2 bits are wrong: stop this server"]
+
+
+def test_it_looks_again_and_again_until_something_hangs(server, monkeypatch):
+    monkeypatch.setattr(vitals, "EVERY_SECONDS", 0.01)
+    looking = Vitals(server.url, print)
+    looking.start()
+    deadline = time.monotonic() + 10
+    while looking.searches < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.answers, server.moving = False, set()
+    while looking.hanging is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    looking.stop()

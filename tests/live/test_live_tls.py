@@ -1,0 +1,100 @@
+"""gRPC beyond loopback: TLS, mutual TLS, a proxy that asks for a token."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from live_world import IMAGES, World, check, png
+from project import ROOT
+
+from dmsh_serving.client import SearchClient
+from dmsh_serving.errors import MissingError
+from dmsh_serving.tls import ClientTls, ServerTls
+from dmsh_serving.triton.server.launcher import free_ports
+
+NGINX = Path("/usr/sbin/nginx")
+TOOL = Path(sys.executable).with_name("dmsh-serve")
+
+
+def openssl(*arguments):
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """An authority, and what it signed: a server and a client; and a client that another authority signed."""
+    folder = tmp_path_factory.mktemp("tls")
+    names = folder / "names"
+    names.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
+    for authority, signed in (("ca", ("server", "client")), ("other", ("stranger",))):
+        made = ("-nodes", "-newkey", "rsa:2048", "-days", 2, "-keyout", folder / f"{authority}.key")
+        openssl("req", "-x509", *made, "-out", folder / f"{authority}.pem", "-subj", f"/CN={authority}")
+        for name in signed:
+            key, request = folder / f"{name}.key", folder / f"{name}.csr"
+            openssl("req", "-nodes", "-newkey", "rsa:2048", "-keyout", key, "-out", request, "-subj", f"/CN={name}")
+            issuer = ("-CA", folder / f"{authority}.pem", "-CAkey", folder / f"{authority}.key", "-CAcreateserial")
+            signs = ("-req", "-in", request, *issuer, "-days", 2, "-extfile", names, "-out", folder / f"{name}.pem")
+            openssl("x509", *signs)
+    return folder
+
+
+def own(files, name):
+    return ClientTls(files / "ca.pem", files / f"{name}.pem", files / f"{name}.key")
+
+
+def refused(url, tls):
+    with SearchClient(url, timeout=3, tls=tls) as client, pytest.raises(MissingError):
+        client.search(IMAGES[:1], 5)
+
+
+def test_tls_answers_who_trusts_it_and_mutual_tls_whom_it_trusts(files, tmp_path):
+    world = World.make(tmp_path, 100)
+    with world.server(tls=ServerTls(files / "server.pem", files / "server.key")) as server:
+        with SearchClient(server.url, tls=ClientTls(files / "ca.pem")) as client:
+            check(client.search(IMAGES[:2], 5), IMAGES[:2], 5, 100)
+        refused(server.url, None)
+        refused(server.url, ClientTls(files / "other.pem"))
+        done = subprocess.run([TOOL, "check", server.url, "--tls-ca", files / "ca.pem"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    mutual = ServerTls(files / "server.pem", files / "server.key", files / "ca.pem")
+    with world.server(tls=mutual) as server:
+        with SearchClient(server.url, tls=own(files, "client")) as client:
+            check(client.search(IMAGES[:2], 5), IMAGES[:2], 5, 100)
+        refused(server.url, ClientTls(files / "ca.pem"))
+        refused(server.url, own(files, "stranger"))
+
+
+@pytest.mark.skipif(not NGINX.exists(), reason=f"{NGINX} is missing: apt-get install nginx")
+def test_the_proxy_of_the_documents_lets_searches_with_its_token_through_and_nothing_else(files, server, tmp_path):
+    import tritonclient.grpc as triton
+    from tritonclient.utils import InferenceServerException
+
+    (port,) = free_ports("127.0.0.1", 1)
+    text = (ROOT / "docs" / "monitoring" / "nginx.conf").read_text()
+    text = text.replace("listen 8443", f"listen 127.0.0.1:{port}").replace("127.0.0.1:8001", server.url)
+    for name in ("server.pem", "server.key"):
+        text = text.replace(f" {name};", f" {files / name};")
+    (tmp_path / "nginx.conf").write_text(f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\n{text}")
+    command = [NGINX, "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "error.log"]
+    with subprocess.Popen(list(map(str, command))) as proxy:
+        try:
+            url, tls = f"127.0.0.1:{port}", ClientTls(files / "ca.pem")
+            with SearchClient(url, tls=tls, token="CHANGE-ME") as client:
+                deadline = time.monotonic() + 10
+                while True:
+                    try:
+                        answer = client.search_files([png(IMAGES[3])], 5)
+                        break
+                    except MissingError:
+                        assert time.monotonic() < deadline, (tmp_path / "error.log").read_text()
+                        time.sleep(0.05)
+                assert answer.distances[0, 0] == 0
+            refused(url, tls)
+            with SearchClient(url, timeout=3, tls=tls, token="another") as client, pytest.raises(MissingError):
+                client.search(IMAGES[:1], 5)
+            with triton.InferenceServerClient(url, **tls.channel()) as asking, pytest.raises(InferenceServerException):
+                asking.get_model_repository_index(headers={"authorization": "Bearer CHANGE-ME"})
+        finally:
+            proxy.terminate()
