@@ -212,8 +212,13 @@ def test_every_file_that_compose_mounts_is_there():
     assert (DEPLOY / "compose" / build["context"] / build["dockerfile"]).resolve() in DOCKERFILES
 
 
+def named_in(text):
+    return re.findall(rf'"({OURS}\w+)"', text)
+
+
 def test_every_metric_that_is_drawn_or_scaled_by_is_exported():
-    exported = set(re.findall(rf'"({OURS}\w+)"', (ROOT / "serving/dmsh_serving/triton/backend.py").read_text()))
+    text = (ROOT / "serving/dmsh_serving/triton/metrics.py").read_text()
+    exported = {name for step in ("decode", "encode", "rank") for name in named_in(text.replace("{step}", step))}
     scaled = DOCUMENTS["kubernetes/base/scaling.yaml#1"]["spec"]["metrics"][0]["pods"]["metric"]["name"]
     (rule,) = DOCUMENTS["kubernetes/prometheus-adapter.yaml#0"]["rules"]["custom"]
     assert rule["name"]["as"] == scaled
