@@ -76,6 +76,6 @@ def _print(quantised: "Quantised") -> None:
 
 def _refit(quantised: "Quantised") -> str:
     refit = quantised.refit
-    if refit.strength is None:
+    if refit.strength is None and not refit.followed:
         return "left as it was: no fit came closer"
     return f"{refit.before_db:.1f} -> {refit.after_db:.1f} dB, by {refit.images:,} images"

@@ -2,8 +2,9 @@
 
 Rounding in the trunk shifts, scales and mixes its pooled features, and most of that repeats from image to image. The
 fully connected layers behind them (laterals and fusion folded into one, then the hash layer) can take it back: ridge
-regression moves their weights so that the integer trunk's features give the float network's values. No labels are
-needed. One image of five judges, and the head stays as it was unless the judged logits, in integers, come closer.
+regression moves their weights so that the integer trunk's features give the float network's values, then
+:mod:`.follow` moves the integers. No labels are needed. One image of five judges by the relaxed codes tanh(logits) of
+the integer head: no step is taken that does not bring them closer.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from dmsh_export.quantise.batches import Images, batch_size
 from dmsh_export.quantise.calibration import Calibration
 from dmsh_export.quantise.cost import signal_to_noise_db
 from dmsh_export.quantise.float_graph import Affine, FloatGraph
+from dmsh_export.quantise.follow import followed
 from dmsh_export.quantise.integer_from_float import Converted, with_layers
 from dmsh_model.integer import reference
 
@@ -35,13 +37,15 @@ class Refit:
 
     Attributes:
         images: how many images the head was fitted to.
-        strength: how strongly weights were held, one of :data:`STRENGTHS`; None if the head stayed as it was.
-        before_db: signal to noise of the logits of the judging images, against the float network's, dB.
+        strength: how strongly weights were held, one of :data:`STRENGTHS`; None if no regression came closer.
+        followed: whether the integers were moved after that.
+        before_db: signal to noise of the relaxed codes of the judging images, against the float network's, dB.
         after_db: the same with the head that was chosen.
     """
 
     images: int
     strength: float | None
+    followed: bool
     before_db: float
     after_db: float
 
@@ -64,10 +68,11 @@ def refitted(
     steps = reference.features(converted.network, images)
     found = torch.from_numpy(steps).double() * converted.scales[source]
     judging = np.arange(len(images)) % _JUDGED_EVERY == _JUDGED_EVERY - 1
-    logits = _forward(graph, head, wanted)[-1][torch.from_numpy(judging)].numpy()
+    logits = _forward(graph, head, wanted)[-1].numpy()
 
     def quality(candidate: Converted) -> float:
-        return signal_to_noise_db(logits, reference.head_logits(candidate.network, steps[judging]))
+        relaxed = np.tanh(reference.head_logits(candidate.network, steps[judging]))
+        return signal_to_noise_db(np.tanh(logits[judging]), relaxed)
 
     fitting = torch.from_numpy(~judging)
     candidates: list[tuple[float | None, Converted]] = [(None, converted)]
@@ -76,8 +81,13 @@ def refitted(
         candidates.append((strength, with_layers(graph, converted, layers, calibration)))
     qualities = [quality(candidate) for _, candidate in candidates]
     best = max(range(len(candidates)), key=qualities.__getitem__)  # of equals the first: the head as it was
-    chosen_strength, chosen = candidates[best]
-    return chosen, Refit(int((~judging).sum()), chosen_strength, qualities[0], qualities[best])
+    strength_chosen, chosen = candidates[best]
+    reached = qualities[best]
+    moved = dataclasses.replace(chosen, network=followed(chosen.network, steps[~judging], logits[~judging]))
+    closer = quality(moved) > reached
+    if closer:
+        chosen, reached = moved, quality(moved)
+    return chosen, Refit(int((~judging).sum()), strength_chosen, closer, qualities[0], reached)
 
 
 def _head(graph: FloatGraph) -> list[int]:

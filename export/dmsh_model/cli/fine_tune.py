@@ -51,6 +51,10 @@ def fine_tune(
     whole: Annotated[
         bool, typer.Option("--whole", help="Train the trunk too: every epoch then computes every image.")
     ] = False,
+    noise: Annotated[
+        float,
+        typer.Option(help="Deviation of the noise on the features that the head learns from, as a share of theirs."),
+    ] = 0.3,
     cache: CacheOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -89,6 +93,7 @@ def fine_tune(
             out,
             weights=losses,
             whole=whole,
+            noise=noise,
             resume=resume,
             overwrite=overwrite,
             on_epoch=show,

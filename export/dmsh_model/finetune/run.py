@@ -4,10 +4,11 @@ The teacher is the float network that the integers were made from. Its logits ar
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from dmsh_model.evaluation.mean_average_precision import mean_average_precision
 from dmsh_model.finetune.network import TrainableIntegerNetwork
 from dmsh_model.finetune.split import seen_queries
 from dmsh_model.integer import checkpoint as integer_checkpoint
+from dmsh_model.integer.layers import HIGHEST, LOWEST
 from dmsh_model.integer.network import IntegerNetwork
 from dmsh_model.integer.reference import IntegerDMSH, features, head_logits
 from dmsh_model.network import DMSH
@@ -33,8 +35,9 @@ from dmsh_model.training.state import state_path
 from dmsh_serving.codes import Codes, pack, unpack
 from dmsh_serving.errors import InputError
 
-__all__ = ["FineTuned", "HeldOut", "Start", "fine_tune", "read_start"]
+__all__ = ["NOISE", "FineTuned", "HeldOut", "Start", "fine_tune", "read_start"]
 
+NOISE: Final = 0.3  # as a head on a frozen trunk has it: without, few images are learnt by heart
 _FOR_FLOAT_TRAINING = ("trunk_rate", "validation_share", "patience", "device", "mixed_precision")
 
 
@@ -100,6 +103,7 @@ def fine_tune(
     *,
     weights: LossWeights = LossWeights(),
     whole: bool = False,
+    noise: float = NOISE,
     resume: bool = False,
     overwrite: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -120,6 +124,7 @@ def fine_tune(
         weights: weights of the training's losses, beside distillation, whose weight is 1; with all of them 0 the codes
             follow the float network's alone.
         whole: train the trunk too; only then may ``options`` change images at random.
+        noise: deviation of the Gaussian noise on the features that a head learns from, as a share of their own.
         resume: continue after the last finished epoch.
         overwrite: replace the checkpoint or the unfinished training at ``out``.
         on_epoch: called after every epoch.
@@ -133,6 +138,10 @@ def fine_tune(
         raise InputError(f"{', '.join(unknown)}: options of float training; fine-tuning in integers does without them")
     if not whole and options.augmentation != UNCHANGED:
         raise InputError("augmentation: a trunk that does not learn sees each image once; train the whole network")
+    if not (noise >= 0 and math.isfinite(noise)):
+        raise InputError(f"noise = {noise} must be 0 or more")
+    if whole and noise != NOISE:
+        raise InputError("noise: it is added to the features of a trunk that does not learn; leave it out")
     config = start.model.config
     if data.images.shape[1] != config.image_size:
         raise InputError(f"{data.source} has images of {data.images.shape[1]} pixels, the network {config.image_size}")
@@ -152,6 +161,7 @@ def fine_tune(
         "options": dataclasses.asdict(options),
         "loss": dataclasses.asdict(weights),
         "whole": whole,
+        "noise": 0.0 if whole else noise,
         "split": split_record(split_options, split),
         "data_sha256": data.sha256,
     }
@@ -165,7 +175,7 @@ def fine_tune(
         trainable = TrainableIntegerNetwork(network, head_only=not whole)
         labels, rows = torch.from_numpy(data.labels), torch.from_numpy(split.train)
         target = start.teacher.logits(data.images)
-        seen_by = _Images(start, data) if whole else _PooledFeatures(network, data, target)
+        seen_by = _Images(start, data) if whole else _PooledFeatures(network, data, target, rows, noise)
         trainee = Trainee(
             trainable, _losses(trainable, start.teacher, weights, seen_by.inputs_and_targets), trainable.constrain
         )
@@ -224,14 +234,25 @@ class _Images:
 class _PooledFeatures:
     """The head alone learns: features and the teacher's logits are computed once, and an example is its row."""
 
-    def __init__(self, network: IntegerNetwork, data: LabelledImages, target: npt.NDArray[np.float32]) -> None:
+    def __init__(
+        self,
+        network: IntegerNetwork,
+        data: LabelledImages,
+        target: npt.NDArray[np.float32],
+        learnt: Tensor,
+        noise: float,
+    ) -> None:
         self._features, self._target = features(network, data.images), target
+        deviation = self._features[learnt.numpy()].std(0, dtype=np.float64)
+        self._noise = torch.from_numpy(noise * deviation).to(torch.float32)
         self.examples = torch.arange(len(data.images))
 
     def inputs_and_targets(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the head takes in, and the teacher's logits, for a batch of ``examples``."""
+        """Return what the head takes in, with new noise, and the teacher's logits, for a batch of ``examples``."""
         chosen = rows.to(torch.int64).numpy()  # the loop hands on float32, which is exact for 2^24 rows
-        return torch.from_numpy(self._features[chosen]), torch.from_numpy(self._target[chosen])
+        pooled = torch.from_numpy(self._features[chosen]).to(torch.float32)
+        moved = (pooled + self._noise * torch.randn_like(pooled)).round_().clamp_(LOWEST, HIGHEST)
+        return moved, torch.from_numpy(self._target[chosen])
 
     def codes(self, network: IntegerNetwork) -> Codes:
         """Return the codes of all images."""

@@ -51,7 +51,7 @@ def quality(graph, found, images):
         [value for index, value in refit.floats.outputs(graph, images) if index == len(graph.layers) - 1]
     )
     pooled = reference.features(found.network, images)
-    return signal_to_noise_db(expected.double().numpy(), reference.head_logits(found.network, pooled))
+    return signal_to_noise_db(np.tanh(expected.double().numpy()), np.tanh(reference.head_logits(found.network, pooled)))
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +101,12 @@ def test_a_fit_that_comes_no_closer_is_not_taken(planted, monkeypatch):
 
     monkeypatch.setattr(refit, "_ridge", of_the_wrong_sign)
     kept, found = refit.refitted(graph, wrong, calibration, graph, IMAGES)
+    assert (found.strength, found.followed) == (None, True)
+    assert found.after_db > said.before_db
+    monkeypatch.setattr(refit, "followed", lambda network, *_: network)
+    kept, found = refit.refitted(graph, wrong, calibration, graph, IMAGES)
     assert kept is wrong
-    assert (found.strength, found.after_db) == (None, said.before_db)
+    assert (found.strength, found.followed, found.after_db) == (None, False, said.before_db)
 
 
 @pytest.mark.parametrize(

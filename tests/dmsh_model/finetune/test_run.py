@@ -461,6 +461,29 @@ def test_the_split_as_taught_keeps_every_option_of_it(data):
         split_as_taught({"split": [1]}, None, None, 0)
 
 
+def test_noise_is_on_the_features_that_are_learnt_from_and_not_on_those_that_are_measured(whole, start, data, tmp_path):
+    _, noisy, _ = whole
+    assert noisy.record["noise"] == integer_training.NOISE
+    plain = integer_training.fine_tune(start, data, SPLIT, OPTIONS, tmp_path / "plain", noise=0)
+    assert plain.record["noise"] == 0
+    assert plain.model.fingerprint != noisy.model.fingerprint
+    assert plain.before == noisy.before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"noise": -0.1}, "noise = -0.1 must be 0 or more"),
+        ({"noise": float("nan")}, "noise = nan must be 0 or more"),
+        ({"noise": 0.1, "whole": True}, "noise: it is added to the features of a trunk that does not learn"),
+    ],
+)
+def test_noise_that_cannot_be_added_is_refused(start, data, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        integer_training.fine_tune(start, data, SPLIT, OPTIONS, tmp_path / "integer", **fields)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("fields", [{"trunk_rate": 0.5}, {"validation_share": 0.2}, {"device": "cuda"}])
 def test_options_that_fine_tuning_does_not_have_are_refused_and_not_ignored(start, data, tmp_path, fields):
     (name,) = fields
