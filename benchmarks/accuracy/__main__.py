@@ -12,46 +12,27 @@ and measure all three on the same held-out queries. The float checkpoints, by fa
 import dataclasses
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
+from benchmarks.accuracy.rows import QUANTISED_GOAL, TUNED_GOAL, Row, kept, markdown, spread
+from benchmarks.common import page as pages
 from dmsh_model.training.options import FINE_TUNING, UNCHANGED, TrainingOptions
 from dmsh_serving import console
 from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.images.framing import Framing
 
 if TYPE_CHECKING:
     from dmsh_model.data.labelled import LabelledImages
     from dmsh_model.data.split import SplitOptions
     from dmsh_model.weights.read import Pretrained
 
-QUANTISED_GOAL: Final = 0.5  # points of mAP that `quantize` alone may lose, mean over the seeds
-FINE_TUNED_GOAL: Final = 0.1  # likewise after fine-tuning
+SECTION = "accuracy"  # of the page
 
 app = console.make_app("Measure what integers cost in retrieval, over several seeds.")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One data set and seed: mAP@all of each network, and the share of the queries' bits equal to the float ones."""
-
-    data: str
-    seed: int
-    float_map: float
-    quantised_map: float
-    fine_tuned_map: float
-    quantised_equal_bits: float
-    fine_tuned_equal_bits: float
-    static_map: float
-
-    @property
-    def lost(self) -> list[float]:
-        """Points of mAP lost by `quantize`, after fine-tuning, by ONNX Runtime's INT8; negative if gained."""
-        others = (self.quantised_map, self.fine_tuned_map, self.static_map)
-        return [100 * (self.float_map - other) for other in others]
 
 
 @app.command()
@@ -73,21 +54,25 @@ def accuracy(
     backbone: Annotated[
         str | None, typer.Option(help="The network that --pretrained is of, if it is a file that does not say.")
     ] = None,
-    work: Annotated[Path, typer.Option(help="Where the checkpoints are kept.")] = Path("build/accuracy"),
+    work: Annotated[Path, typer.Option(help="Where checkpoints and results are kept.")] = Path("build/accuracy"),
+    page: Annotated[Path | None, typer.Option(help="The page to write the table of all kept results into.")] = None,
     json: console.JsonOption = None,
 ) -> None:
     """Print mAP for every data set and seed, with mean and spread; exit 1 if a loss is above its goal."""
     if seeds < 1:
         raise InputError(f"seeds = {seeds} must be at least 1")
+    if page:
+        pages.around(page, SECTION)
     from dmsh_model.data.load import MNIST_5K, load_labelled
     from dmsh_model.data.split import SplitOptions
     from dmsh_model.weights.read import read_pretrained
 
     weights = read_pretrained(pretrained, backbone) if pretrained else None
     training = TrainingOptions(epochs=60, augmentation=UNCHANGED) if weights else TrainingOptions(epochs=30)
+    framing = Framing(interpolation=weights.interpolation) if weights else Framing()
     rows = []
     for source in data:
-        labelled = load_labelled(source, image_size)
+        labelled = load_labelled(source, image_size, framing)
         queries = queries_per_class or (50 if source == MNIST_5K else 10)
         for seed in range(seeds):
             folder = work / labelled.source / f"{weights.backbone if weights else 'vgg_small'}-{image_size}" / str(seed)
@@ -111,6 +96,10 @@ def accuracy(
                 f"{last.data}, seed {seed}: float {last.float_map:.4f}, lost {last.lost[0]:.2f} points by quantize "
                 f"alone, {last.lost[1]:.2f} after fine-tuning, {last.lost[2]:.2f} by ONNX Runtime's static INT8"
             )
+    every = kept(rows, work)
+    if page:
+        pages.replace(page, SECTION, markdown(every))
+        console.console().print(f"wrote {page}")
     report(rows, json)
 
 
@@ -202,17 +191,17 @@ def report(rows: list[Row], json: Path | None) -> None:
             [
                 source,
                 "mean ± spread",
-                _spread([100 * row.float_map for row in own]),
-                _spread(quantised),
-                _spread(tuned),
-                _spread(static),
+                spread([100 * row.float_map for row in own]),
+                spread(quantised),
+                spread(tuned),
+                spread(static),
                 "",
                 "",
             ]
         )
         for what, found, goal in (
             ("quantize alone", means[source]["quantised_points_lost"], QUANTISED_GOAL),
-            ("fine-tuning", means[source]["fine_tuned_points_lost"], FINE_TUNED_GOAL),
+            ("fine-tuning", means[source]["fine_tuned_points_lost"], TUNED_GOAL),
         ):
             if found > goal:
                 missed.append(f"{source}: {found:.2f} points lost after {what}, {goal} are allowed")
@@ -229,11 +218,6 @@ def report(rows: list[Row], json: Path | None) -> None:
 
 def _map_cells(row: Row) -> list[str]:
     return [f"{100 * row.float_map:.2f}", *(f"{lost:.2f}" for lost in row.lost)]
-
-
-def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.2f} ± {deviation:.2f}"
 
 
 if __name__ == "__main__":
