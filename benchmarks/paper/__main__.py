@@ -1,11 +1,11 @@
-"""The paper's claim, measured: does fusing the features of several scales retrieve better than the last alone?
+"""The paper's claim on networks trained from scratch: do several scales retrieve better than the last alone?
 
-    python -m benchmarks.paper                      # `make paper`; about 90 minutes on 2 idle cores
+    python -m benchmarks.paper                      # part of `make paper`; about 90 minutes on 2 idle cores
     python -m benchmarks.paper --smoke              # four epochs on a few images: does all of it run?
 
 Trains every configuration of ``experiments/paper.toml``, exports each checkpoint and holds it to 0 wrong bits. A run
-that is finished is kept below ``--work`` and not repeated, so a stopped experiment goes on where it was. Its page,
-docs/results.md, is written only once every run is there.
+that is finished is kept below ``--work`` and not repeated, so a stopped experiment goes on where it was. Its section
+of docs/results.md is written only once every run is there.
 """
 
 import os
@@ -16,7 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.common import page as pages
 from benchmarks.paper.configurations import Experiment, read_experiment
+from benchmarks.paper.page import SECTION, spread, values_of, write_page
 from benchmarks.paper.runs import Run, finished, perform_all, refused_exports, runs_of
 from dmsh_serving import console
 from dmsh_serving.errors import CheckError, InputError
@@ -28,7 +30,7 @@ app = console.make_app("Train DMSH, its ablations and a baseline over data sets,
 def paper(
     experiment: Annotated[Path, typer.Option(help="What to train.")] = Path("experiments/paper.toml"),
     work: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("build/paper"),
-    page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/results.md"),
+    page: Annotated[Path, typer.Option(help="The page to write the tables into.")] = Path("docs/results.md"),
     jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time, one thread each.")] = os.cpu_count() or 1,
     minutes: Annotated[float, typer.Option(help="What it should take at most; told when it will not.")] = 90,
     plan: Annotated[bool, typer.Option("--plan", help="Stop after one run of each kind, and print the plan.")] = False,
@@ -41,8 +43,8 @@ def paper(
     what = read_experiment(experiment)
     if smoke:
         what = _smallest(what)
-    if not page.absolute().parent.is_dir():
-        raise InputError(f"--page {page}: name a file in a folder that exists")
+    if not smoke:
+        pages.around(page, SECTION)
     for data in what.data:
         if data.source.startswith("build/") and not Path(data.source).exists():
             raise InputError(
@@ -60,10 +62,8 @@ def paper(
     _print_results(what, results)
     console.write_json(json, {"runs": results})
     if not smoke:
-        from benchmarks.paper.page import write_page
-
         write_page(page, what, results, f"{os.cpu_count()} cores, {jobs} trainings at a time")
-        console.console().print(f"wrote {page}: its reading is for a person to write")
+        console.console().print(f"wrote {page}: what it means is for a person to write")
     if refused := refused_exports(results):
         raise CheckError("; ".join(refused))
 
@@ -104,8 +104,6 @@ def _print_plan(
 
 
 def _print_results(what: Experiment, results: dict[str, dict[str, Any]]) -> None:
-    from benchmarks.paper.page import spread, values_of
-
     for data in what.data:
         console.print_table(
             f"{data.name}: mAP@all in points, mean ± spread of {len(what.seeds)} seeds",

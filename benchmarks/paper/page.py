@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.common import page as pages
 from benchmarks.paper.configurations import REFERENCE, Configuration, Experiment
 from benchmarks.paper.runs import refused_exports
 from dmsh_serving.files import write_atomically
 
-BEGIN, END = "<!-- reading: begin -->", "<!-- reading: end -->"
-UNREAD: Final = "To be written by a person, from the tables above."
+SECTION: Final = "scratch"  # of the page
 
 Results = dict[str, dict[str, Any]]
 
@@ -33,8 +33,8 @@ def spread(values: Sequence[float], sign: str = "") -> str:
     return f"{statistics.fmean(values):{sign}.2f} ± {deviation:.2f}"
 
 
-def markdown(experiment: Experiment, results: Results, machine: str, reading: str) -> str:
-    """Return the page: protocol, for each data set mAP and what fusion gains, then the reading."""
+def markdown(experiment: Experiment, results: Results, machine: str) -> str:
+    """Return the section: protocol, then mAP and what fusion gains for each data set."""
     compared = sum(result["parity"]["bits_compared"] for result in results.values())
     refused = refused_exports(results)
     hours = sum(result["seconds"] for result in results.values()) / 3600
@@ -42,9 +42,9 @@ def markdown(experiment: Experiment, results: Results, machine: str, reading: st
     line = "|---|" + "---:|" * len(experiment.bits)
     epochs = ", ".join(sorted({str(each.options.epochs) for each in experiment.configurations}))
     parts = [
-        "# Does fusing scales help?",
-        f"Made by `make paper`: {len(results)} trainings of {epochs} epochs, {len(experiment.seeds)} seeds each, "
-        f"{hours:.1f} hours of one thread; {machine}. The seed draws the split, the weights and the order alike for "
+        f"Made by `python -m benchmarks.paper`: {len(results)} trainings of {epochs} epochs, {len(experiment.seeds)} "
+        f"seeds each, {hours:.1f} hours of one thread; {machine}. "
+        "The seed draws the split, the weights and the order alike for "
         "every configuration. Every configuration is a file of `experiments/`; all have the same backbone, widths, "
         "augmentation and schedule, so one with fewer scales has a smaller fusion layer.",
         f"Each checkpoint was exported to ONNX and compared with PyTorch on its queries, {compared:,} bits in all: "
@@ -57,7 +57,7 @@ def markdown(experiment: Experiment, results: Results, machine: str, reading: st
         first = next(result for result in results.values() if result["identity"]["data"]["name"] == data.name)
         sizes = first["retrieval"]
         parts += [
-            f"## {data.name}",
+            f"### {data.name}",
             f"{sizes['queries']} queries, database of {sizes['database']}.",
             "\n".join(
                 [
@@ -73,9 +73,9 @@ def markdown(experiment: Experiment, results: Results, machine: str, reading: st
             "\n".join([head, line, *_gains(experiment, results, data.name)]),
             f"![mAP by bits](results-{data.name}.svg)",
         ]
-    parts = [textwrap.fill(part, 120, break_long_words=False) if part[0] not in "|#!" else part for part in parts]
-    parts += ["## Reading", f"{BEGIN}\n{reading}\n{END}"]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(
+        textwrap.fill(part, 120, break_long_words=False) if part[0] not in "|#!" else part for part in parts
+    )
 
 
 def _unfolded(results: Results) -> str:
@@ -105,19 +105,16 @@ def _gains(experiment: Experiment, results: Results, data: str) -> list[str]:
     return rows
 
 
-def reading_of(page: Path) -> str:
-    """Return what a person wrote between the markers of the page that is there."""
-    if not page.is_file():
-        return UNREAD
-    text = page.read_text().partition(BEGIN)[2].partition(END)[0].strip()
-    return text or UNREAD
-
-
 def write_page(page: Path, experiment: Experiment, results: Results, machine: str) -> None:
-    """Write the page, the reading on it kept, and beside it a drawing for each data set."""
+    """Replace the section of the page, and beside it the drawing of each data set.
+
+    Raises:
+        InputError: there is no such page, or it has no place for the section.
+    """
+    pages.around(page, SECTION)
     for data in experiment.data:
         write_atomically(page.with_name(f"results-{data.name}.svg"), _drawing(experiment, results, data.name))
-    write_atomically(page, markdown(experiment, results, machine, reading_of(page)).encode())
+    pages.replace(page, SECTION, markdown(experiment, results, machine))
 
 
 def _drawing(experiment: Experiment, results: Results, data: str) -> bytes:

@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
+from benchmarks.common.page import markers
 from benchmarks.paper import __main__ as paper
 from benchmarks.paper import page as paper_page
 from benchmarks.paper import runs as paper_runs
@@ -185,9 +186,17 @@ def made_up(experiment, gain):
     return results
 
 
-def test_the_page_tells_means_spread_and_gains_and_keeps_what_a_person_wrote(tmp_path):
+@pytest.fixture
+def page(tmp_path):
+    """A page with a place for the tables."""
+    begin, end = markers(paper_page.SECTION)
+    (tmp_path / "results.md").write_text(f"It helps by two points.\n{begin}\n{end}\n")
+    return tmp_path / "results.md"
+
+
+def test_the_page_tells_means_spread_and_gains_and_keeps_what_a_person_wrote(tmp_path, page):
     experiment = read_experiment(EXPERIMENTS / "paper.toml")
-    results, page = made_up(experiment, 0.02), tmp_path / "results.md"
+    results = made_up(experiment, 0.02)
     paper_page.write_page(page, experiment, results, "2 cores")
     text = page.read_text()
     assert "| DMSH: stages 3, 4, 5 |" + " 51.00 ± 1.00 |" * 4 in text
@@ -195,9 +204,7 @@ def test_the_page_tells_means_spread_and_gains_and_keeps_what_a_person_wrote(tmp
     assert "14,400 bits in all: 0 wrong bits" in text
     assert "1.4 hours of one thread" in " ".join(text.split())
     assert "unfolded" not in text
-    assert paper_page.UNREAD in text
     assert "<svg" in (tmp_path / "results-clipart.svg").read_text()
-    page.write_text(text.replace(paper_page.UNREAD, "It helps by two points."))
     results["clipart-dmsh-16-2"]["parity"]["unfolded"] = True
     paper_page.write_page(page, experiment, results, "2 cores")
     text = " ".join(page.read_text().split())
@@ -205,18 +212,27 @@ def test_the_page_tells_means_spread_and_gains_and_keeps_what_a_person_wrote(tmp
     assert "The folded graph of clipart-dmsh-16-2 was refused" in text
 
 
-def test_a_refused_export_is_kept_told_on_the_page_and_exit_1(command, tmp_path, monkeypatch):
+def test_a_page_without_a_place_for_the_tables_is_refused_before_anything_is_trained(command, tmp_path):
+    (tmp_path / "results.md").write_text("No place.")
+    options = ("--experiment", EXPERIMENTS / "paper.toml", "--work", tmp_path / "work")
+    code, _, error = command(paper.app, *options, "--page", tmp_path / "results.md")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "add the two lines" in error
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_refused_export_is_kept_told_on_the_page_and_exit_1(command, tmp_path, page, monkeypatch):
     experiment = read_experiment(EXPERIMENTS / "paper.toml")
     results = made_up(experiment, 0.02)
     results["clipart-dpsh-48-1"]["parity"]["refused"] = "1 of 100 bits differ"
     monkeypatch.setattr(paper_runs, "perform", lambda run, folder: results[run.name])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "build" / "clipart").mkdir(parents=True)
-    options = ("--experiment", EXPERIMENTS / "paper.toml", "--page", tmp_path / "results.md", "--jobs", 1)
+    options = ("--experiment", EXPERIMENTS / "paper.toml", "--page", page, "--jobs", 1)
     code, text, error = command(paper.app, *options, "--plan")
     assert (code, error) == (0, "")
     assert "132 runs are left, about 79 minutes" in text
-    assert not (tmp_path / "results.md").exists()
+    assert "mnist5k" not in page.read_text()
     code, text, error = command(paper.app, *options)
     assert (code, error.count("\n")) == (1, 1)
     assert "clipart-dpsh-48-1: 1 of 100 bits differ" in error
@@ -268,12 +284,12 @@ def test_a_killed_training_is_told_of_in_one_line_and_exit_3(command, work, monk
     assert f"those finished are kept in {work}" in error
 
 
-def test_data_that_is_not_made_yet_is_named_with_its_command(command, tmp_path, monkeypatch):
+def test_data_that_is_not_made_yet_is_named_with_its_command(command, tmp_path, page, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, error = command(paper.app, "--experiment", EXPERIMENTS / "paper.toml", "--page", tmp_path / "results.md")
+    code, _, error = command(paper.app, "--experiment", EXPERIMENTS / "paper.toml", "--page", page)
     assert (code, error.count("\n")) == (2, 1)
     assert "make it with python -m benchmarks.paper.clipart" in error
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [page]
 
 
 def test_one_configuration_trains_on_any_data(command, tmp_path):
