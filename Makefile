@@ -12,6 +12,7 @@
 # make bench-encode  the encoders against PyTorch and ONNX Runtime           (table and plot)
 # make bench-serve   searches that Triton serves against the same in process          (table)
 # make bench-files   what a search by a file waits for, step by step                 (table)
+# make bench-peers   the search behind Triton against one behind FastAPI              (table)
 # make bench-web     the search page: its API, its cards, the browser's memory       (table)
 # make gpu           on a machine with an NVIDIA GPU: plans built, tested, compared, timed (docs/gpu.md)
 # make browser       chromium from Debian, which the tests of the page drive (as root; make test does it)
@@ -35,7 +36,7 @@ EXTRAS := export,client,tensorrt-rtx,openvino,demo,parquet,clickhouse,ray,web,be
 MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cli gallery hamming/test_nearest.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench test-fast test-scale test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-files bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
+.PHONY: help demo test check docs bench test-fast test-scale test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-files bench-peers bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -88,6 +89,9 @@ bench-serve: $(TOOLKIT) $(TRITON)
 
 bench-files: $(TOOLKIT) $(TRITON)
 	$(BIN)/python -m benchmarks.files --page docs/serving.md
+
+bench-peers: $(TOOLKIT) $(TRITON)
+	$(BIN)/python -m benchmarks.peers --page docs/serving.md
 
 bench-web: $(TOOLKIT) $(TRITON) browser
 	$(BIN)/python -m benchmarks.web --page docs/web.md
