@@ -1,8 +1,10 @@
 """ClickHouse for tests: the embedded one in this process, and a real HTTP server of it in another."""
 
+import atexit
 import functools
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +24,9 @@ _numbers = itertools.count()
 @functools.cache
 def folder():
     """The one folder of embedded ClickHouse: a process can open no second one."""
-    return Path(tempfile.mkdtemp(prefix="dmsh-chdb-"))
+    made = Path(tempfile.mkdtemp(prefix="dmsh-chdb-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def address(gallery="photos"):

@@ -13,6 +13,8 @@ from dmsh_serving.cli import gallery_remote  # noqa: F401  # its commands join g
 from dmsh_serving.cli.gallery import gallery_app
 from dmsh_serving.codes import uniform_codes
 
+pytest.importorskip("chdb")
+
 
 @pytest.fixture
 def command(monkeypatch, capsys):
