@@ -12,6 +12,7 @@ from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
 from dmsh_serving.encoder import codes_of_images as encoding
 from dmsh_serving.gallery.folder import open_current
+from dmsh_serving.images.framing import Framing
 
 F = "f" * 64
 
@@ -25,7 +26,7 @@ class FakeEncoded:
 class FakeEncoder:
     """Gives each image the code of its first pixel's red and green."""
 
-    bits, image_size, fingerprint = 16, 8, F
+    bits, image_size, fingerprint, framing = 16, 8, F, Framing()
 
     def __init__(self, path):
         self.path = path
@@ -56,7 +57,7 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "OnnxEncoder", FakeEncoder)
+    monkeypatch.setattr(encoding, "open_encoder", FakeEncoder)
     folder = tmp_path / "images"
     folder.mkdir()
     for value in range(7):
