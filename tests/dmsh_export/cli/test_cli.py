@@ -168,7 +168,7 @@ def bad(tmp_path, model):
         ("parity DEMO triton://host:abc/model", "write a Triton target as triton://host:port/model"),
         ("inspect text.onnx", "text.onnx.json is missing"),
         ("inspect missing.onnx", "missing.onnx is not a file"),
-        ("repository text.onnx --gallery g --out r", "is it an ONNX model?"),
+        ("repository text.onnx --gallery g --out r", "text.onnx is not an ONNX model"),
         ("frobnicate", "No such command 'frobnicate'"),
     ],
 )
