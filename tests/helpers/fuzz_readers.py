@@ -162,7 +162,8 @@ def models():
     network = integer_networks.network()
     for dialect in ("onnxruntime", "tensorrt"):
         model = onnx_from_network(network, dialect, 20)
-        onnx.helper.set_model_props(model, {Metadata.FINGERPRINT: code_space(network, Framing())})
+        said = {Metadata.FINGERPRINT: code_space(network, Framing()), Metadata.FRAMING: str(Framing())}
+        onnx.helper.set_model_props(model, said)
         yield model.SerializeToString()
 
 

@@ -62,7 +62,10 @@ class Node:
         tensor = self._constants.get(self.inputs[position]) if self.has(position) else None
         if tensor is None:
             raise self.error(f"its {what} is no constant of the file")
-        value = numpy_helper.to_array(tensor)
+        try:
+            value = numpy_helper.to_array(tensor)
+        except Exception as error:  # bytes that do not fill the shape, a type that NumPy lacks, ...
+            raise self.error(f"its {what} cannot be read: {error}") from error
         self.require(value.dtype == np.dtype(dtype), f"its {what} is {value.dtype}, not {np.dtype(dtype)}")
         return value
 

@@ -4,7 +4,7 @@ import integer_networks as networks
 import numpy as np
 import pytest
 from onnx import helper
-from tampering import attribute, change, give, give_input, insert_after, node, zero
+from tampering import attribute, change, constant, give, give_input, insert_after, node, with_first, zero
 
 from dmsh_export.prove.integer_from_onnx import integer_from_onnx
 from dmsh_export.to_onnx.dialects import onnx_from_network
@@ -67,6 +67,12 @@ REFUSED = {
         "onnxruntime", lambda m: give(m, "3_grouped", 6, np.float32(2)), "node 3_grouped .*scale of its output is 2"),
     "weights that are computed": (
         "onnxruntime", lambda m: give(m, "3_grouped", 3, np.float32(1)), "node 3_grouped .*its weight is float32"),
+    "a scale in a matrix": (
+        "tensorrt", lambda m: give(m, "3_grouped.quantise", 1, np.ones((1, 1), np.float32)), "not that of one number"),
+    "weights whose bytes do not fill their shape": (
+        "onnxruntime", lambda m: constant(m, "3_grouped.weight").dims.__setitem__(0, 7), "its weight cannot be read"),
+    "a negative shift": (
+        "onnxruntime", lambda m: change(m, "1_stem.scale", with_first(2.0)), "the shift -1 of 1_stem is not 0 to 16"),
     "a clip to what is not finite": (
         "tensorrt", lambda m: give(m, "2_depthwise.clip", 2, np.float32(np.inf)), "2_depthwise.clip .*inf is no int"),
     "a clip that leaves out 0": (
@@ -123,7 +129,7 @@ def test_feature_maps_that_are_joined_are_read_back(dialect):
         networks.convolution(random, "one", 0, 8, 3, low=0),
         networks.convolution(random, "two", 0, 4, 3),
         Concat("both", (2, 1)),
-        networks.convolution(random, "mixed", 3, 4, 12),
+        networks.convolution(random, "mixed", 3, 4, 12, shift=0),  # the least that is allowed
         GlobalMax("max", 4),
         Logits("hash", 5, np.ones((1, 4), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
     )
