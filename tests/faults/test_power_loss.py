@@ -65,7 +65,11 @@ def calls_of_fsync():
                 for call in ast.walk(function)
             }
             for call in set(ast.walk(tree)) - handed_on:
-                if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[2] in ("fsync", *HANDED_ON):
+                if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[2] in (
+                    "fsync",
+                    "_fsync",
+                    "fsync_folder",
+                ):
                     found.add(f"{file.name}:{call.lineno}")
     return found
 
