@@ -1,5 +1,6 @@
 """Run the page: in the foreground, or beside something else in a thread."""
 
+import asyncio
 import socket
 import threading
 from types import TracebackType
@@ -28,7 +29,7 @@ class WebServer:
         self.settings = settings
         self._socket = _listening(settings.host, settings.port)
         try:
-            self._server = uvicorn.Server(
+            self._server = _Server(
                 uvicorn.Config(
                     Web(settings).app(),
                     ssl_certfile=settings.tls_cert,
@@ -78,6 +79,16 @@ class WebServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class _Server(uvicorn.Server):
+    """Leaves no connection open: on one that was accepted in its last moment, a browser would wait for ever."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # they are closed in the next turn of the loop
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -87,12 +87,9 @@ class Vitals:
         return f"{hanging[0]} finished no request for {PATIENCE_SECONDS:g} s" if hanging else None
 
     def _finished(self) -> _Counts:
-        """Return for each model how many requests it has ended, well or not."""
-        counts = {}
-        for model in self._json("GET", "/v2/models/stats")["model_stats"]:
-            said = model["inference_stats"]
-            counts[model["name"]] = int(said["success"]["count"]) + int(said["fail"]["count"])
-        return counts
+        """Return for each model how many batches it has computed; a request that is cancelled counts for none."""
+        stats = self._json("GET", "/v2/models/stats")["model_stats"]
+        return {model["name"]: int(model["execution_count"]) for model in stats}
 
     def _json(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
         connection = http.client.HTTPConnection(self._url, timeout=PATIENCE_SECONDS)

@@ -37,12 +37,7 @@ class Server(ThreadingHTTPServer):
     def stats(self):
         self.looks += 1
         counts = {model: self.looks if model in self.moving else 7 for model in MODELS}
-        return {
-            "model_stats": [
-                {"name": model, "inference_stats": {"success": {"count": count}, "fail": {"count": 0}}}
-                for model, count in counts.items()
-            ]
-        }
+        return {"model_stats": [{"name": model, "execution_count": count} for model, count in counts.items()]}
 
 
 class Handler(BaseHTTPRequestHandler):
