@@ -35,6 +35,9 @@ EXTRAS := export,client,tensorrt-rtx,openvino,demo,parquet,clickhouse,ray,web,be
 ## Tests that need the serving package alone.
 MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cli gallery hamming/test_nearest.py)
 
+## Tests without a server share the cores.
+TOGETHER := --numprocesses auto --maxprocesses 4
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check docs bench test-fast test-scale test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-files bench-peers bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
 
@@ -45,7 +48,8 @@ demo: $(TOOLKIT) $(TRITON)
 	$(BIN)/dmsh-export demo
 
 test: check $(TRITON) browser strace
-	$(BIN)/pytest
+	$(BIN)/pytest $(TOGETHER) -m "not live and not gpu and not slow"
+	$(BIN)/pytest -m "live or gpu or slow"
 
 check: $(TOOLKIT)
 	$(BIN)/ruff check
@@ -53,7 +57,7 @@ check: $(TOOLKIT)
 	$(BIN)/mypy
 
 test-fast: $(TOOLKIT)
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 -m "not live and not gpu and not slow" tests/dmsh_serving tests/dmsh_model tests/project
+	$(BIN)/pytest $(TOGETHER) -m "not live and not gpu and not slow" tests/dmsh_serving tests/dmsh_model tests/project
 
 test-scale: $(TOOLKIT)
 	DMSH_SCALE=1 $(BIN)/pytest tests/scale tests/dmsh_serving/clickhouse tests/dmsh_export/encode

@@ -178,7 +178,7 @@ def compared_everywhere(folder: Path, *, quick: bool, say: Callable[[str], None]
         what = f"live Triton over gRPC, {RUNTIMES[runtime]}"
         say(what)
         with ExitStack() as stack:
-            server = stack.enter_context(_served(folder / f"served by {runtime}", model, runtime, files[runtime]))
+            server = stack.enter_context(_served(folder / f"served-by-{runtime}", model, runtime, files[runtime]))
             runner = stack.enter_context(TritonRunner(f"triton://{server.url}/dmsh_encoder"))
             rows += [compared(what, name, runner.infer, images, expected[name]) for name, images in sets.items()]
     return rows

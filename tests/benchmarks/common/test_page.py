@@ -31,6 +31,9 @@ def test_a_page_that_is_not_there_is_named(tmp_path):
         marked_page.around(tmp_path / "none.md", "it")
 
 
-@pytest.mark.parametrize(("page", "name"), [("ranking", "rank"), ("encoding", "encode"), ("serving", "serve")])
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("ranking", "rank"), ("encoding", "encode-vnni"), ("encoding", "encode-amx"), ("serving", "serve")],
+)
 def test_the_pages_in_docs_have_their_markers(page, name):
     marked_page.around(ROOT / "docs" / f"{page}.md", name)

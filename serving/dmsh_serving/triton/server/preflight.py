@@ -50,7 +50,12 @@ def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int
 
 
 def check_repository(repository: Path) -> None:
-    """Refuse a folder that is not a model repository, or one without its model or its gallery."""
+    """Refuse a path that Triton cannot serve, a folder that is no model repository, one without its model or gallery."""
+    if strange := re.search(r"[^\w@%+=:,./-]", str(repository)):
+        # The Python backend pastes the path into a line for a shell.
+        raise InputError(
+            f"{repository}: Triton cannot start models in a folder with {strange[0]!r} in its path: rename it"
+        )
     if not repository.is_dir():
         raise InputError(f"{repository} is not a folder: make a model repository with dmsh-export repository")
     if not any(repository.glob("*/config.pbtxt")):
