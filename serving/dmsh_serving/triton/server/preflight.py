@@ -50,7 +50,7 @@ def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int
 
 
 def check_repository(repository: Path) -> None:
-    """Refuse a path that Triton cannot serve, a folder that is no model repository, one without its model or gallery."""
+    """Refuse a path that Triton cannot serve, and a folder without models, the encoder's file or the gallery."""
     if strange := re.search(r"[^\w@%+=:,./-]", str(repository)):
         # The Python backend pastes the path into a line for a shell.
         raise InputError(
