@@ -22,7 +22,7 @@ def test_a_whole_model_gives_its_properties(tmp_path):
     path = tiny_model.write(tmp_path / "model.onnx")
     expected = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert props_of_onnx(path.read_bytes(), "model.onnx") == expected
-    assert len(expected) == 4
+    assert {"dmsh.fingerprint", "dmsh.bits", "dmsh.image_size", "dmsh.framing"} <= expected.keys()
 
 
 @pytest.mark.parametrize("data", [b"not a model" * 50, b"\x72", b"\x72\xff\xff", b"\xff" * 20, b"\x07"])

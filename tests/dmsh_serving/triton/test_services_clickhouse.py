@@ -75,6 +75,9 @@ def test_a_database_that_is_down_is_unavailable_for_every_request_and_tells_no_p
         def inputs(self):
             return []
 
+        def request_id(self):
+            return "mine"
+
     answers = respond([Request(), Request()], answer)
     assert [each.code for each in answers] == ["UNAVAILABLE"] * 2
     assert "secret-host" not in answers[0].message
