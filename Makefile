@@ -2,6 +2,7 @@
 # make test   every check and test (ruff, mypy, pytest with a real Triton)
 # make check  ruff and mypy only          make bench  how fast the Hamming search is here
 # make test-fast     what breaks first, without a server: under two minutes
+# make test-programs the benchmarks themselves, each in a short run: some minutes
 # make test-scale    ClickHouse, Ray and S3 at length: under fifteen minutes
 # make test-wheel    the wheel, installed outside the checkout, asks a live server
 # make test-minimal  the serving package with the oldest dependencies it allows
@@ -39,7 +40,7 @@ MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cl
 TOGETHER := --numprocesses auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench test-fast test-scale test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-files bench-peers bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
+.PHONY: help demo test check docs bench test-fast test-programs test-scale test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-files bench-peers bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -58,6 +59,9 @@ check: $(TOOLKIT)
 
 test-fast: $(TOOLKIT)
 	$(BIN)/pytest $(TOGETHER) -m "not live and not gpu and not slow" tests/dmsh_serving tests/dmsh_model tests/project
+
+test-programs: $(TOOLKIT) $(TRITON) browser
+	DMSH_PROGRAMS=1 $(BIN)/pytest tests/benchmarks
 
 test-scale: $(TOOLKIT)
 	DMSH_SCALE=1 $(BIN)/pytest tests/scale tests/dmsh_serving/clickhouse tests/dmsh_export/encode

@@ -1,5 +1,6 @@
 """The examples that end every command's help do what they say: all are run, in one folder."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 from examples import COMMANDS, PROGRAMS, examples
 from PIL import Image
 
-from dmsh_serving.client import DEFAULT_URL
+from dmsh_export.tune.run import Effort
+from dmsh_serving.load.measure import Measuring
 from dmsh_serving.triton.server.launcher import free_ports
 
 # What an example needs is made by those before it. The others follow in the order of the help.
@@ -22,7 +24,7 @@ FIRST = (
     "dmsh-serve gallery build",
     "dmsh-export repository",
 )
-SERVED = ("dmsh-serve start", "dmsh-serve query", "dmsh-serve load")
+SERVED = ("dmsh-serve start", "dmsh-serve query", "dmsh-serve load", "dmsh-serve check", "dmsh-serve status")
 ELSEWHERE = {
     "dmsh-export demo": "takes minutes: tests/dmsh_export/demo runs its code, make demo all of it",
     "dmsh-serve web": "serves until it is stopped: tests/dmsh_serving/web",
@@ -60,6 +62,8 @@ ORDER = [*FIRST, *(name for name in COMMANDS if name not in (*FIRST, *SERVED, *E
 @pytest.mark.parametrize("name", ORDER)
 def test_the_example_runs(name, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
+    briefly = Effort((1,), 3, 0.1, 1, (1,), Measuring(0.2, 0.3, 3))
+    monkeypatch.setattr("dmsh_export.tune.run.FULL", briefly)  # it would take ten minutes
     if name == "dmsh-serve gallery merge":
         shutil.copytree("build/gallery", "build/other", dirs_exist_ok=True)
     for line in examples(name):
@@ -67,9 +71,9 @@ def test_the_example_runs(name, folder, monkeypatch, capsys):
         assert code == 0, f"{line}\n{capsys.readouterr().err}"
 
 
-def test_the_examples_of_start_query_and_load_run(folder, monkeypatch, capsys):
+def test_the_examples_that_need_a_server_run(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    (start,), queries, loads = map(examples, SERVED)
+    (start,), queries, *others = map(examples, SERVED)
     program, *arguments = shlex.split(start)
     (port,) = free_ports("127.0.0.1", 1)  # the default one may be another server's
     command = [Path(sys.executable).with_name(program), *arguments, "--grpc-port", str(port)]
@@ -77,7 +81,7 @@ def test_the_examples_of_start_query_and_load_run(folder, monkeypatch, capsys):
         try:
             assert "Triton is ready" in server.stdout.readline()
             asked = [f"{query} --url 127.0.0.1:{port}" for query in queries]
-            asked += [load.replace(DEFAULT_URL, f"127.0.0.1:{port}") for load in loads]
+            asked += [re.sub(r"\b8001\b", str(port), line) for lines in others for line in lines]
             assert [line for line in asked if run(line, monkeypatch) != 0] == []
         finally:
             server.terminate()

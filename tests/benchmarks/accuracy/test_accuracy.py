@@ -133,6 +133,7 @@ def colours(tmp_path_factory):
     return root
 
 
+@pytest.mark.program
 def test_every_network_is_measured_and_the_float_one_is_made_once(colours, tmp_path, capsys, monkeypatch):
     for goal in ("QUANTISED_GOAL", "TUNED_GOAL"):
         monkeypatch.setattr(accuracy, goal, 100)  # ten queries of a network that saw one epoch say nothing
@@ -193,6 +194,7 @@ def test_a_mean_loss_above_its_goal_fails_and_says_which(tmp_path, quantised, tu
     assert written["means"]["set"]["quantised_points_lost"] == pytest.approx(80 - 50 * sum(quantised))
 
 
+@pytest.mark.program
 def test_a_head_on_frozen_weights_is_measured_and_made_once_for_the_same_weights(colours, tmp_path, monkeypatch):
     for goal in ("QUANTISED_GOAL", "TUNED_GOAL"):
         monkeypatch.setattr(accuracy, goal, 100)

@@ -69,6 +69,7 @@ def test_without_vnni_only_what_the_precision_pass_makes_exact_is_compared(monke
 
 
 @pytest.mark.live
+@pytest.mark.program
 def test_the_quick_program_finds_no_difference_in_any_setting_nor_in_triton(tmp_path):
     result = tmp_path / "result.json"
     done = subprocess.run(

@@ -156,6 +156,7 @@ def test_the_plot_is_a_png(tmp_path):
     assert (tmp_path / "img" / "encode.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.program
 def test_the_program_times_the_demos_network_and_finds_the_integers_exact(tmp_path):
     json_file = tmp_path / "result.json"
     options = ["--quick", "--networks", "demo", "--batch", "1", "--rounds", "1", "--no-compile", "--json", json_file]

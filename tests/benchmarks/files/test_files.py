@@ -36,6 +36,7 @@ def test_the_newest_rule_decodes_a_photograph_faster():
 
 
 @pytest.mark.live
+@pytest.mark.program
 def test_both_rules_are_served_and_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "PHOTO", (800, 600))
     found = paths.file_paths("demo", tmp_path, 1000, 0.2)

@@ -60,6 +60,7 @@ def test_each_mutant_is_one_changed_line_that_runs_and_none_is_in_an_annotation(
     assert mutants == mutants_of(project / "small" / "module.py", seed=0)
 
 
+@pytest.mark.program
 def test_what_the_tests_look_at_is_killed_and_the_rest_survives(project, tests):
     mutants = mutants_of(project / "small" / "module.py", seed=0)
     found = {(mutant.before, mutant.after): tests.of(mutant) for mutant in mutants}

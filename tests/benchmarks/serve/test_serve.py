@@ -68,6 +68,7 @@ def test_the_tables_say_what_serving_adds_and_what_share_is_left():
 
 
 @pytest.mark.live
+@pytest.mark.program
 def test_a_short_run_with_real_tritons_writes_figures(tmp_path, monkeypatch, capsys):
     pytest.importorskip("mlxtend")
     measured = serve.measured

@@ -41,6 +41,7 @@ def test_the_docs_keep_a_place_for_it():
 
 @pytest.mark.live
 @pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing: apt-get install chromium")
+@pytest.mark.program
 def test_a_short_run_measures_everything(tmp_path):
     bench_web.web(quick=True, page=None, json=tmp_path / "bench.json")
     found = json.loads(Path(tmp_path / "bench.json").read_text())
