@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import clickhouse_world
 import numpy as np
 import pytest
 from examples import COMMANDS, PROGRAMS, examples
@@ -47,6 +48,12 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def in_clickhouse():
+    """The address of a gallery in a ClickHouse that needs no server."""
+    return clickhouse_world.address()
+
+
 def run(line, monkeypatch):
     """Run a command line as its console script would, but in this process, where torch is imported once."""
     arguments = shlex.split(line)
@@ -60,14 +67,14 @@ ORDER = [*FIRST, *(name for name in COMMANDS if name not in (*FIRST, *SERVED, *E
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_the_example_runs(name, folder, monkeypatch, capsys):
+def test_the_example_runs(name, folder, in_clickhouse, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     briefly = Effort((1,), 3, 0.1, 1, (1,), Measuring(0.2, 0.3, 3))
     monkeypatch.setattr("dmsh_export.tune.run.FULL", briefly)  # it would take ten minutes
     if name == "dmsh-serve gallery merge":
         shutil.copytree("build/gallery", "build/other", dirs_exist_ok=True)
     for line in examples(name):
-        code = run(line, monkeypatch)
+        code = run(line.replace("clickhouse://localhost/images/photos", str(in_clickhouse)), monkeypatch)
         assert code == 0, f"{line}\n{capsys.readouterr().err}"
 
 

@@ -197,7 +197,6 @@ command(app, "dmsh-export lint build/repository")(lint)
 command(
     app,
     "dmsh-export encode build/model.onnx --images photos --out build/codes --workers 2",
-    "dmsh-export encode build/model.onnx --images s3://bucket/photos --out build/codes --engine ray --workers 64",
 )(encode)
 
 

@@ -20,7 +20,6 @@ command(app, "dmsh-serve web --images photos --gallery build/gallery")(web)
 command(
     app,
     "dmsh-serve start --repository build/repository",
-    "dmsh-serve start --repository build/repository --host 0.0.0.0 --tls-cert server.pem --tls-key server.key",
 )(start)
 command(app, "dmsh-serve check 127.0.0.1:8001 --gallery build/gallery")(check)
 command(app, "dmsh-serve status 8001", "dmsh-serve status 8001 --json status.json")(status)

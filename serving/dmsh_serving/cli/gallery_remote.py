@@ -19,7 +19,6 @@ AddressArgument = Annotated[
 @command(
     gallery_app,
     "dmsh-serve gallery push build/gallery clickhouse://localhost/images/photos",
-    "dmsh-serve gallery push codes.parquet clickhouse://localhost/images/photos --append",
 )
 def push(
     source: Annotated[
