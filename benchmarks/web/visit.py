@@ -96,7 +96,9 @@ def scrolled(url: str, key: str, seconds: float = 400) -> Scroll:
 
     Nothing is attached to the browser meanwhile: a debugger would make it keep every answer.
     """
-    with tempfile.TemporaryDirectory() as profile, _alone(profile) as address, sync_playwright() as playwright:
+    # The browser may still write to its profile while it is removed.
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folder as profile, _alone(profile) as address, sync_playwright() as playwright:
 
         def asked(expression: str) -> Any:
             browser = playwright.chromium.connect_over_cdp(address)

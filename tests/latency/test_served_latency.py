@@ -47,7 +47,7 @@ def test_what_the_server_says_of_its_models_fits_into_what_the_client_waits(serv
     with TritonTarget(served.url, "dmsh_search", mnist.images[split.query], batch=1, k=10, timeout=10) as target:
         found = measure(target, Closed(1), measuring=MEASURING, counts=target.counts)
     models = {model.model: model for model in found.models}
-    assert set(models) == {"dmsh_search", "dmsh_encoder", "dmsh_ranker"}
+    assert {"dmsh_search", "dmsh_encoder", "dmsh_ranker"} <= set(models)  # the canary asks others too
     waited = 1e3 * found.seconds.mean()
     assert models["dmsh_encoder"].total_ms + models["dmsh_ranker"].total_ms < waited
     assert models["dmsh_search"].total_ms < waited

@@ -211,7 +211,9 @@ def triton_of(process):
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
 def test_fault_46_the_start_command_serves_until_it_is_told_to_end_and_exits_0(own_world, ending):
     (port,) = free_ports("127.0.0.1", 1)
+    before = signal.signal(ending, signal.SIG_DFL)  # nohup may have made this process ignore it, and so its children
     process = start_command(own_world, port)
+    signal.signal(ending, before)
     assert process.stdout.readline().startswith(f"Triton is ready: gRPC 127.0.0.1:{port}")
     wait_until_answered(f"127.0.0.1:{port}")
     prefix = prefix_of(triton_of(process).pid)

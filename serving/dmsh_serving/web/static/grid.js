@@ -52,7 +52,8 @@ export class Grid {
     this.target = Math.min(innerWidth < 640 ? 116 : 176, Math.max(96, 1.5 * typical));
   }
 
-  layOut(first) {
+  layOut(changed) {
+    const first = this.list.clientWidth === this.width ? changed : 0; // rows of another width do not stay
     this.width = this.list.clientWidth;
     if (!this.width || !this.cards.length) return;
     this.chooseHeight();
