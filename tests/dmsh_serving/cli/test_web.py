@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("onnx", reason="onnx, which writes the model, is not installed")
-from web_world import KEYS  # noqa: E402
+from web_world import KEYS
 
 TOOL = Path(sys.executable).with_name("dmsh-serve")
 

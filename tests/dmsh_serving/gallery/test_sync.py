@@ -12,7 +12,7 @@ from dmsh_serving.gallery import sync as module
 from dmsh_serving.gallery.sync import sync
 
 pytest.importorskip("onnx", reason="onnx, which writes the model, is not installed")
-import tiny_model  # noqa: E402
+import tiny_model
 
 IMAGES = tiny_model.random_images(8)
 
