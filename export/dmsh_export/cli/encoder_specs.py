@@ -61,18 +61,13 @@ def openvino(model: Path, gallery: Path | Address, settings: EncoderSettings) ->
         raise InputError(
             f"{model} is in the {said.dialect} dialect, which OpenVINO cannot serve: export it with --dialect openvino"
         )
-    return RepositorySpec(
+    return _native(
+        model,
+        said,
         gallery,
-        said.bits,
-        said.image_size,
-        said.fingerprint,
-        parent_fingerprint=said.parent_fingerprint,
-        model=model,
-        known_answer=said.known_answer,
         encoder=OpenVinoEncoder(settings.threads, settings.streams),
         max_batch=settings.max_batch,
         queue_delay_microseconds=settings.queue_delay_microseconds,
-        framing=said.framing,
     )
 
 
@@ -82,6 +77,11 @@ def onnxruntime(
     """Return the repository of ``model`` in Triton's own ONNX Runtime backend."""
     said = _metadata(model)
     accelerator = _accelerator(model, said.precision, cache) if accelerate else None
+    return _native(model, said, gallery, encoder=OnnxRuntimeEncoder(accelerator), max_batch=max_batch)
+
+
+def _native(model: Path, said: EncoderMetadata, gallery: Path | Address, **chosen: Any) -> RepositorySpec:
+    """Return the repository of an ONNX file that a backend of Triton itself runs."""
     return RepositorySpec(
         gallery,
         said.bits,
@@ -90,9 +90,8 @@ def onnxruntime(
         parent_fingerprint=said.parent_fingerprint,
         model=model,
         known_answer=said.known_answer,
-        encoder=OnnxRuntimeEncoder(accelerator),
-        max_batch=max_batch,
         framing=said.framing,
+        **chosen,
     )
 
 

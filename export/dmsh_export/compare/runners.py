@@ -14,7 +14,7 @@ from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.client import SearchClient
 from dmsh_serving.codes import Encoded, pack
-from dmsh_serving.encoder.base import RUNTIMES
+from dmsh_serving.encoder.base import RUNTIMES, Encoder
 from dmsh_serving.encoder.open import runtime_of
 from dmsh_serving.encoder.openvino import OpenVinoEncoder
 from dmsh_serving.encoder.runtime import OnnxEncoder
@@ -80,8 +80,38 @@ class TorchRunner(_Runner):
         return Encoded(pack(logits), logits)
 
 
-class OnnxRunner(_Runner):
-    """An ONNX file in ONNX Runtime on the CPU, opened in ``__enter__``; :class:`OnnxEncoder` says what it refuses.
+class _FileRunner(_Runner):
+    """An ONNX file in one runtime, opened in ``__enter__``.
+
+    Parity counts every wrong bit itself, so the encoders are opened without their known answer, which would stop at the
+    first few images.
+    """
+
+    _encoder: Encoder
+
+    def _open(self) -> Encoder:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._encoder = self._open()
+        self.bits = self._encoder.bits
+        self.image_size = self._encoder.image_size
+        self.fingerprint = self._encoder.fingerprint
+        self.parent_fingerprint = self._encoder.metadata.parent_fingerprint
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._encoder.close()
+
+    def infer(self, images: Images) -> Encoded:
+        """Encode one batch in one call of the runtime; OpenVINO splits it among its streams."""
+        return self._encoder.infer(images)
+
+
+class OnnxRunner(_FileRunner):
+    """An ONNX file in ONNX Runtime on the CPU; :class:`OnnxEncoder` says what it refuses.
 
     A half-precision graph runs as :mod:`dmsh_export.engine.rounding` writes it, so that its rounding is seen.
     """
@@ -92,58 +122,22 @@ class OnnxRunner(_Runner):
         self._threads = threads
         self._optimise = optimise
 
-    def __enter__(self) -> Self:
-        # Parity counts every wrong bit itself; the known answer would stop at the first few images.
+    def _open(self) -> Encoder:
         with runnable(self._path) as runs:
-            self._encoder = OnnxEncoder(
-                runs.path,
-                threads=self._threads,
-                optimise=self._optimise and runs.optimise,
-                check_known_answer=False,
-            )
-        self.bits = self._encoder.bits
-        self.image_size = self._encoder.image_size
-        self.fingerprint = self._encoder.fingerprint
-        self.parent_fingerprint = self._encoder.metadata.parent_fingerprint
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._encoder.close()
-
-    def infer(self, images: Images) -> Encoded:
-        """Encode one batch in one run of the session."""
-        return self._encoder.infer(images)
+            optimise = self._optimise and runs.optimise
+            return OnnxEncoder(runs.path, threads=self._threads, optimise=optimise, check_known_answer=False)
 
 
-class OpenVinoRunner(_Runner):
-    """An ONNX file in OpenVINO on the CPU, opened in ``__enter__``; :class:`OpenVinoEncoder` says what it refuses."""
+class OpenVinoRunner(_FileRunner):
+    """An ONNX file in OpenVINO on the CPU; :class:`OpenVinoEncoder` says what it refuses."""
 
     def __init__(self, path: Path, *, threads: int | None = None, streams: int = 1) -> None:
         self.name = f"{path.name} in OpenVINO"
         self._path = path
         self._threads, self._streams = threads, streams
 
-    def __enter__(self) -> Self:
-        # Parity counts every wrong bit itself; the known answer would stop at the first few images.
-        self._encoder = OpenVinoEncoder(
-            self._path, threads=self._threads, streams=self._streams, check_known_answer=False
-        )
-        self.bits = self._encoder.bits
-        self.image_size = self._encoder.image_size
-        self.fingerprint = self._encoder.fingerprint
-        self.parent_fingerprint = self._encoder.metadata.parent_fingerprint
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._encoder.close()
-
-    def infer(self, images: Images) -> Encoded:
-        """Encode one batch in one call, or in as many side by side as there are streams."""
-        return self._encoder.infer(images)
+    def _open(self) -> Encoder:
+        return OpenVinoEncoder(self._path, threads=self._threads, streams=self._streams, check_known_answer=False)
 
 
 class TritonRunner(_Runner):

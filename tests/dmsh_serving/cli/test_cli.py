@@ -33,6 +33,8 @@ def test_no_repository_is_one_line(tmp_path):
 
 
 def test_no_triton_is_one_line(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.pbtxt").touch()
     assert "no Triton at" in one_line(serve("start", "--repository", tmp_path, "--triton", tmp_path), 3)
 
 

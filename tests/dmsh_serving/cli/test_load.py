@@ -24,6 +24,7 @@ def run(*arguments):
 
 
 def test_a_sweep_is_measured_drawn_and_written(server, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib, which draws, is not installed")
     out, plot = tmp_path / "load.json", tmp_path / "load.svg"
     done = run(server.url, "--sweep", *FAST, "--slo", "p50=1s", "--json", out, "--plot", plot)
     assert done.returncode == 0, done.stderr

@@ -122,7 +122,10 @@ def test_the_rules_differ_for_a_jpeg_alone(kind):
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_large_jpeg_that_is_scaled_is_refused_when_it_was_cut_and_ended(kind):
     data = LARGE[kind]
-    for cut in range(data.index(b"\xff\xda"), len(data) - 64, len(data) // 20):
+    scan = data.index(b"\xff\xda")
+    with pytest.raises(InputError, match=r"truncated or damaged|cut off in its header"):  # versions of Pillow differ
+        image_from_bytes(data[:scan] + b"\xff\xd9", 32)
+    for cut in range(scan + len(data) // 20, len(data) - 64, len(data) // 20):
         with pytest.raises(InputError, match="truncated or damaged"):
             image_from_bytes(data[:cut] + b"\xff\xd9", 32)
 

@@ -129,6 +129,7 @@ class TritonServer:
 
     def start(self) -> None:
         """Check, start, and return when every model is ready."""
+        preflight.check_repository(self.repository)  # what was given first, then what the machine has
         self._home = triton_home.find(self._triton)
         ports = {"--grpc-port": self.grpc_port, "--http-port": self.http_port, "--metrics-port": self.metrics_port}
         preflight.check(self._home, self.repository, self.host, ports)

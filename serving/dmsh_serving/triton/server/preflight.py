@@ -32,13 +32,14 @@ _ROOM_BYTES = 32 * 1024 * 1024  # for the Python models' regions and batches of 
 
 
 def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int]) -> None:
-    """Check all that can be checked before a start; ``ports`` by their option's name.
+    """Check all that can be checked before a start, of a repository that :func:`check_repository` let pass.
+
+    ``ports`` are by their option's name.
 
     Raises:
-        InputError: the repository is not one or is incomplete; a port is taken.
+        InputError: a port is taken, or no port.
         MissingError: something this machine or Triton's Python lacks.
     """
-    check_repository(repository)
     check_ports(host, ports)
     if host != LOOPBACK:
         check_ports(LOOPBACK, {option: port for option, port in ports.items() if option != "--grpc-port"})

@@ -96,6 +96,10 @@ def test_an_encoder_in_python_is_told_by_its_configuration(tmp_path):
 
 
 def test_a_server_that_cannot_run_is_an_error_before_anything_starts(tmp_path):
+    with pytest.raises(InputError, match="holds no model folders"):
+        TritonServer(tmp_path, triton=tmp_path / "absent").start()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.pbtxt").touch()
     server = TritonServer(tmp_path, triton=tmp_path / "absent")
     with pytest.raises(MissingError, match="no Triton at"):
         server.start()
