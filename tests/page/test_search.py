@@ -25,6 +25,17 @@ SCROLL = """async () => {
   return [[...seen].sort((a, b) => a[0] - b[0]).map(([, key]) => key), drawn];
 }"""
 
+SLOWLY = """
+const send = fetch;
+window.asked = [];
+window.fetch = async (path, options) => {
+  if (path === "/v1/search" && JSON.parse(options.body).after) {
+    asked.push(options.body);
+    await new Promise((done) => setTimeout(done, 400));
+  }
+  return send(path, options);
+};"""
+
 
 def test_a_dropped_image_shows_its_neighbours_and_a_click_searches_on(tab):
     tab.goto("/")
@@ -193,6 +204,15 @@ def test_scrolling_to_the_end_shows_each_of_10_000_images_once(tab):
     keys, drawn = tab.evaluate(SCROLL)
     assert keys == [key for _, key in expected(CODES[7], count=COUNT)]
     assert drawn < 400  # of 10,000: the rest is not in the document
+
+
+def test_a_page_that_is_on_its_way_is_not_asked_for_again(tab):
+    tab.add_init_script(SLOWLY)  # so that the filters come before the next page does
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    until(tab, "document.querySelectorAll('.card').length > 40")
+    asked = tab.evaluate("asked")
+    assert asked
+    assert len(set(asked)) == len(asked)
 
 
 def test_the_way_back_leads_to_the_same_place(tab):

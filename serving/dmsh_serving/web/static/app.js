@@ -59,14 +59,12 @@ async function run(wanted = view.k) {
     drawAbout();
     answer = await firstPage(wanted, signal);
     if (view.like.length + view.unlike.length) remember();
-    loading = false;
+    loading = false; // only here: a next page may be on its way before the rest is drawn
     took(answer);
     drawTray(view, tray);
     if (about.facets) await drawFacets(view, (where) => show({ ...view, where }), (ids) => show({ ...view, ids }), signal);
   } catch (error) {
     failed(error, () => run(wanted));
-  } finally {
-    if (!signal.aborted) loading = false;
   }
   if (!signal.aborted) grid.draw();
   return !signal.aborted;
@@ -115,13 +113,11 @@ async function nextPage() {
   try {
     const next = await api.search({ ...filters(), like: codes(like), unlike: codes(unlike), k: view.k, after: answer.next, version: answer.gallery_version }, signal);
     answer = { ...next, times: answer.times };
+    loading = false;
     took(answer, false);
-  } catch (error) {
+  } catch (error) { // until then, scrolling asks for nothing more
     failed(error, () => { loading = false; nextPage(); });
-  } finally {
-    if (!signal.aborted) loading = false;
   }
-  if (!signal.aborted) grid.draw();
 }
 
 function took(found, first = true) {
