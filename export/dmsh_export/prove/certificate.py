@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 
 from dmsh_export.graph import Dialect, metadata_of, model_from_file
-from dmsh_export.prove.bounds import LayerBound, bounds_of
+from dmsh_export.prove.bound_rows import LayerBound, bounds_of
 from dmsh_export.prove.conditions import Condition, conditions_of
 from dmsh_export.prove.integer_from_onnx import ReadBack, integer_from_onnx
+from dmsh_model.integer.bounds import FLOAT32_LIMIT, INT32_LIMIT
 from dmsh_model.integer.layers import LOWEST, Add, Convolution
-from dmsh_model.integer.network import FLOAT32_LIMIT, INT32_LIMIT, IntegerNetwork, canonical_hash
+from dmsh_model.integer.network import IntegerNetwork, canonical_hash
 from dmsh_model.integer.reference import code_space
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, DmshError, InputError

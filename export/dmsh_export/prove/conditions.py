@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dmsh_export.prove.bounds import LayerBound
+from dmsh_export.prove.bound_rows import LayerBound
 from dmsh_export.prove.integer_from_onnx import ReadBack
 from dmsh_model.integer.layers import Add, Convolution, Layer
 from dmsh_model.integer.network import IntegerNetwork

@@ -23,8 +23,9 @@ from dmsh_export.quantise.float_graph import (
     MaxPool,
 )
 from dmsh_model.integer import layers as integer
+from dmsh_model.integer.bounds import FLOAT32_LIMIT, extremes
 from dmsh_model.integer.layers import HIGHEST, LOWEST, MAX_SHIFT
-from dmsh_model.integer.network import FLOAT32_LIMIT, LARGEST_EXPONENT, IntegerNetwork
+from dmsh_model.integer.network import LARGEST_EXPONENT, IntegerNetwork
 from dmsh_serving.errors import InputError
 
 __all__ = ["Converted", "integer_from_float", "with_layers"]
@@ -175,7 +176,7 @@ def _affine(
             corrected = bias - _per_input(error, mean, affine.groups).flatten(1).sum(1)
         whole = (corrected * 2.0 ** shifts.double()).round()
         # Below 2^24, kernels that accumulate in float32 are exact too. A channel loses at most one bit of its weights.
-        over = _peak(rounded, whole, input_range) >= FLOAT32_LIMIT
+        over = torch.from_numpy(extremes(rounded.numpy(), whole.numpy(), *input_range)[2] >= FLOAT32_LIMIT)
         if not over.any():
             break
         if (shifts[over] <= least).any():
@@ -224,12 +225,3 @@ def _rounded(weight: Tensor, shifts: Tensor) -> Tensor:
 
 def _power(shifts: Tensor, rank: int) -> Tensor:
     return (2.0 ** shifts.double()).view(-1, *[1] * (rank - 1))
-
-
-def _peak(weight: Tensor, bias: Tensor, input_range: tuple[int, int]) -> Tensor:
-    """Return the largest magnitude, (O,), of any partial sum."""
-    flat = weight.flatten(1)
-    positive, negative = flat.clamp(min=0).sum(1), flat.clamp(max=0).sum(1)
-    low, high = input_range
-    reach = torch.maximum(-(positive * low + negative * high), positive * high + negative * low)
-    return reach + bias.abs()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dmsh_model.integer.bounds import FLOAT32_LIMIT, extremes
 from dmsh_model.integer.layers import (
     HIGHEST,
     LOWEST,
@@ -31,7 +32,7 @@ from dmsh_model.integer.layers import (
     MaxPool,
     sources,
 )
-from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork
+from dmsh_model.integer.network import IntegerNetwork
 from dmsh_model.integer.reference import head
 from dmsh_serving.errors import InputError
 
@@ -139,7 +140,8 @@ class TrainableIntegerNetwork(nn.Module):
             weight.clamp_(LOWEST_WEIGHT / _WEIGHT_UNIT, HIGHEST / _WEIGHT_UNIT)
             low, high = self._network.ranges[layer.source]
             while True:
-                peak = _peak(*self._rounded(index), low, high)
+                whole, biases = (value.double().numpy() for value in self._rounded(index))
+                peak = torch.from_numpy(extremes(whole, biases, low, high)[2])
                 if not (over := peak >= FLOAT32_LIMIT).any():
                     break
                 # A channel that is at its bound shrinks as a whole; rounding may then need a second round.
@@ -202,14 +204,6 @@ def _shifted(sums: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 def _powers(exponents: np.ndarray[Any, np.dtype[np.int8]]) -> Tensor:
     return torch.ldexp(torch.ones(len(exponents)), torch.from_numpy(exponents.astype(np.int32)))
-
-
-def _peak(weight: Tensor, bias: Tensor, low: int, high: int) -> Tensor:
-    """Return the largest magnitude, (O,) float64, of any partial sum over inputs ``low`` to ``high``."""
-    flat = weight.double().flatten(1)
-    positive, negative = flat.clamp(min=0).sum(1), flat.clamp(max=0).sum(1)
-    reach = torch.maximum(-(positive * low + negative * high), positive * high + negative * low)
-    return reach + bias.double().abs()
 
 
 def _sides(padding: tuple[int, int, int, int]) -> list[int]:

@@ -4,16 +4,15 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from dmsh_model.integer.bounds import Accumulator, Shape, accumulator_of, check_within, output_range
 from dmsh_model.integer.layers import (
     HIGHEST,
     LOWEST,
     LOWEST_WEIGHT,
-    MAX_SHIFT,
     Add,
     Concat,
     Convolution,
@@ -29,38 +28,10 @@ from dmsh_model.integer.layers import (
 from dmsh_serving.contract import MAX_BITS
 from dmsh_serving.errors import InputError
 
-__all__ = [
-    "FLOAT32_LIMIT",
-    "INT32_LIMIT",
-    "LARGEST_EXPONENT",
-    "Accumulator",
-    "IntegerNetwork",
-    "Shape",
-    "canonical_hash",
-]
+__all__ = ["LARGEST_EXPONENT", "IntegerNetwork", "Shape", "canonical_hash"]
 
-INT32_LIMIT: Final = 2**31
-FLOAT32_LIMIT: Final = 2**24  # integers below are exact in float32, and so are their sums in any order
 _LARGEST_IMAGE: Final = 4096
 LARGEST_EXPONENT: Final = 100  # of a logit: far inside float32's range, without denormals
-
-Shape = tuple[int, ...]  # of one image: (C, H, W) or (C,)
-
-
-class Accumulator(NamedTuple):
-    """What a layer's accumulators can reach for any image, each (O,) int64 (or (1,)).
-
-    ``lowest`` and ``highest`` include the bias; ``partial`` bounds the magnitude of every partial sum in any order.
-    """
-
-    lowest: npt.NDArray[np.int64]
-    highest: npt.NDArray[np.int64]
-    partial: npt.NDArray[np.int64]
-
-    @property
-    def peak(self) -> int:
-        """The largest magnitude of any accumulator and partial sum."""
-        return int(max(-self.lowest.min(), self.highest.max(), self.partial.max()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +67,8 @@ class IntegerNetwork:
                 inputs = [shapes[source] for source in sources(layer)]
                 passed = [ranges[source] for source in sources(layer)]
                 shapes.append(_shape(layer, inputs))
-                accumulators.append(_accumulator(layer, passed, inputs))
-                ranges.append(_range(layer, passed, accumulators[-1]))
+                accumulators.append(accumulator_of(layer, passed, inputs))
+                ranges.append(output_range(layer, passed, accumulators[-1]))
             except ValueError as error:
                 raise InputError(f"{_named(index, layer)}: {error}") from error
         used = {source for layer in self.layers for source in sources(layer)}
@@ -153,7 +124,7 @@ def _shape(layer: Layer, inputs: list[Shape]) -> Shape:
     """Return the shape of a layer's output; ValueError says what does not fit."""
     match layer:
         case Image():
-            _within("size", layer.size, 1, _LARGEST_IMAGE)
+            check_within("size", layer.size, 1, _LARGEST_IMAGE)
             return (3, layer.size, layer.size)
         case Convolution():
             channels = _maps(inputs[0])[0]
@@ -182,9 +153,9 @@ def _shape(layer: Layer, inputs: list[Shape]) -> Shape:
             if inputs[0] != layer.weight.shape[1:]:
                 raise ValueError(f"weights {list(layer.weight.shape)} for an input of {list(inputs[0])}")
             if isinstance(layer, Logits):
-                _within("logits", len(layer.weight), 1, MAX_BITS)
-                _within("exponent", int(layer.exponent.min()), -LARGEST_EXPONENT, LARGEST_EXPONENT)
-                _within("exponent", int(layer.exponent.max()), -LARGEST_EXPONENT, LARGEST_EXPONENT)
+                check_within("logits", len(layer.weight), 1, MAX_BITS)
+                check_within("exponent", int(layer.exponent.min()), -LARGEST_EXPONENT, LARGEST_EXPONENT)
+                check_within("exponent", int(layer.exponent.max()), -LARGEST_EXPONENT, LARGEST_EXPONENT)
             return layer.weight.shape[:1]
 
 
@@ -226,61 +197,3 @@ def _windows(
             raise ValueError(f"padding {list(padding)}: a window of {reach} would see nothing but padding")
         sides.append(space // stride[axis] + 1)
     return sides[0], sides[1]
-
-
-def _range(layer: Layer, inputs: list[tuple[int, int]], accumulator: Accumulator | None) -> tuple[int, int]:
-    """Return the range of a layer's output; ValueError says what is out of range."""
-    if isinstance(layer, Image):
-        return (LOWEST, HIGHEST)
-    if accumulator is None:
-        return min(low for low, _ in inputs), max(high for _, high in inputs)
-    limit = FLOAT32_LIMIT if isinstance(layer, Logits) else INT32_LIMIT
-    if accumulator.peak >= limit:
-        raise ValueError(f"an accumulator could reach {accumulator.peak}, {limit} or more is out of bounds")
-    match layer:
-        case Logits():
-            return int(accumulator.lowest.min()), int(accumulator.highest.max())
-        case Add():
-            _within("left shift", max(layer.left_shift, layer.right_shift), 0, MAX_SHIFT)
-            _within("smaller left shift", min(layer.left_shift, layer.right_shift), 0, 0)
-            _within("shift", layer.shift, 0, MAX_SHIFT)
-        case GlobalSum():
-            _within("shift", layer.shift, 0, MAX_SHIFT)
-        case Convolution() | Linear():
-            _within("shift", int(layer.shift.min()), 0, MAX_SHIFT)
-            _within("shift", int(layer.shift.max()), 0, MAX_SHIFT)
-        case _:
-            raise ValueError("has an accumulator and no output range")
-    _within("low", layer.low, LOWEST, 0)
-    _within("high", layer.high, 0, HIGHEST)
-    return layer.low, layer.high
-
-
-def _within(what: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise ValueError(f"{what} = {value} must be {least} to {most}")
-
-
-def _accumulator(layer: Layer, inputs: list[tuple[int, int]], shapes: list[Shape]) -> Accumulator | None:
-    match layer:
-        case Convolution() | Linear() | Logits():
-            low, high = inputs[0]
-            weight = layer.weight.reshape(len(layer.weight), -1).astype(np.int64)
-            # Positive and negative weights reach their extremes at opposite ends of the input's range.
-            positive, negative = weight.clip(min=0).sum(1), weight.clip(max=0).sum(1)
-            least, greatest = positive * low + negative * high, positive * high + negative * low
-            partial = np.maximum(-least, greatest) + np.abs(layer.bias.astype(np.int64))
-            return Accumulator(least + layer.bias, greatest + layer.bias, partial)
-        case GlobalSum():
-            count = shapes[0][1] * shapes[0][2]
-            return _exact(inputs[0][0] * count, inputs[0][1] * count)
-        case Add():
-            (left_low, left_high), (right_low, right_high) = inputs
-            left, right = 1 << min(layer.left_shift, MAX_SHIFT), 1 << min(layer.right_shift, MAX_SHIFT)
-            return _exact(left_low * left + right_low * right, left_high * left + right_high * right)
-        case _:
-            return None
-
-
-def _exact(lowest: int, highest: int) -> Accumulator:
-    return Accumulator(np.array([lowest]), np.array([highest]), np.array([max(-lowest, highest)]))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dmsh_model.config import HashConfig
+from dmsh_model.integer.bounds import FLOAT32_LIMIT
 from dmsh_model.integer.layers import (
     LOWEST,
     Add,
@@ -31,7 +32,7 @@ from dmsh_model.integer.layers import (
     MaxPool,
     sources,
 )
-from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork, canonical_hash
+from dmsh_model.integer.network import IntegerNetwork, canonical_hash
 from dmsh_serving.checks import check_images
 from dmsh_serving.codes import Codes, pack
 from dmsh_serving.errors import InputError

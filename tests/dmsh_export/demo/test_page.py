@@ -9,7 +9,7 @@ from dmsh_export.compare.latency import latency_from_seconds
 from dmsh_export.compare.parity import BatchInvariance, ParityReport, TargetParity
 from dmsh_export.demo.machines import MachineResult
 from dmsh_export.demo.page import DemoPage, Neighbours, step_name, write_page
-from dmsh_export.prove.bounds import LayerBound
+from dmsh_export.prove.bound_rows import LayerBound
 from dmsh_export.prove.certificate import Certificate
 
 RANDOM = np.random.default_rng(0)

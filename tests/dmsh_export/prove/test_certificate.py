@@ -24,8 +24,8 @@ from tampering import (
 )
 
 from dmsh_export.graph import Dialect
-from dmsh_export.prove import bounds as bounds_module
-from dmsh_export.prove.bounds import bounds_of
+from dmsh_export.prove import bound_rows
+from dmsh_export.prove.bound_rows import bounds_of
 from dmsh_export.prove.certificate import certify
 from dmsh_export.prove.integer_from_onnx import integer_from_onnx
 from dmsh_export.to_onnx.dialects import onnx_from_network
@@ -275,7 +275,7 @@ def test_the_bound_of_a_convolution_is_reached_by_the_worst_image():
 
 def test_a_layer_past_2_to_the_24_is_said_to_need_int32_kernels(tmp_path, monkeypatch):
     # The stem reaches more than this, the head less: as in a real network with 2^24.
-    monkeypatch.setattr(bounds_module, "FLOAT32_LIMIT", 200_000)
+    monkeypatch.setattr(bound_rows, "FLOAT32_LIMIT", 200_000)
     for dialect in DIALECTS:
         (condition, *_) = prove(written(dialect), tmp_path).conditions
         assert "int32" in condition.needs

@@ -7,7 +7,8 @@ import numpy as np
 
 from dmsh_export.quantise.follow import followed
 from dmsh_model.integer import reference
-from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork
+from dmsh_model.integer.bounds import FLOAT32_LIMIT
+from dmsh_model.integer.network import IntegerNetwork
 
 NETWORK = integer_networks.network()
 POOLED = reference.features(NETWORK, integer_networks.images(300))

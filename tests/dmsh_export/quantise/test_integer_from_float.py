@@ -17,8 +17,8 @@ from dmsh_export.quantise.integer_from_float import integer_from_float
 from dmsh_export.quantise.scales import ScaleOptions, added_together, chosen_scales
 from dmsh_model.config import HashConfig
 from dmsh_model.integer import reference
+from dmsh_model.integer.bounds import FLOAT32_LIMIT
 from dmsh_model.integer.layers import HIGHEST, Add, Convolution
-from dmsh_model.integer.network import FLOAT32_LIMIT
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError

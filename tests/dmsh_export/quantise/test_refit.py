@@ -15,8 +15,9 @@ from dmsh_export.quantise.integer_from_float import integer_from_float
 from dmsh_export.quantise.scales import ScaleOptions, chosen_scales
 from dmsh_model.config import HashConfig
 from dmsh_model.integer import reference
+from dmsh_model.integer.bounds import FLOAT32_LIMIT
 from dmsh_model.integer.layers import GlobalSum
-from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork
+from dmsh_model.integer.network import IntegerNetwork
 from dmsh_model.network import DMSH
 
 SIZE = 32

@@ -29,8 +29,9 @@ from dmsh_model.finetune import run as integer_training
 from dmsh_model.finetune.network import TrainableIntegerNetwork
 from dmsh_model.finetune.split import split_as_taught
 from dmsh_model.integer import checkpoint as integer_checkpoint
+from dmsh_model.integer.bounds import FLOAT32_LIMIT
 from dmsh_model.integer.layers import Image, Linear, Logits
-from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork
+from dmsh_model.integer.network import IntegerNetwork
 from dmsh_model.integer.reference import IntegerDMSH, features, head
 from dmsh_model.network import DMSH
 from dmsh_model.training import run as training

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmsh_model.config import HashConfig
+from dmsh_model.integer.bounds import FLOAT32_LIMIT
 from dmsh_model.integer.layers import Convolution, GlobalSum, Image, Logits
-from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork, canonical_hash
+from dmsh_model.integer.network import IntegerNetwork, canonical_hash
 from dmsh_model.integer.reference import IntegerDMSH, features, head, head_logits, outputs, run
 from dmsh_serving.errors import InputError
 

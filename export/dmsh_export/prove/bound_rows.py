@@ -1,9 +1,10 @@
-"""The worst case of each layer that has an accumulator, over all possible images."""
+"""The bounds of a network's accumulators as a certificate lists them; :mod:`dmsh_model.integer.bounds` makes them."""
 
 from dataclasses import dataclass
 
+from dmsh_model.integer.bounds import FLOAT32_LIMIT
 from dmsh_model.integer.layers import Add, Convolution, GlobalSum, Layer, Linear, Logits
-from dmsh_model.integer.network import FLOAT32_LIMIT, IntegerNetwork
+from dmsh_model.integer.network import IntegerNetwork
 
 __all__ = ["LayerBound", "bounds_of"]
 
