@@ -1,4 +1,4 @@
-"""Requests to a ranker, and how many of them are answered with few scans of the gallery.
+"""Requests to a ranker, and how many requests share one scan of the gallery.
 
 Asks that search among the same codes share a scan, whose k is the largest of theirs. Each takes its own k from the
 front of the scan's list: the order is total, so the k nearest begin any longer list. A scan costs more the larger its
@@ -8,7 +8,6 @@ what is left within equal distances.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,44 +18,13 @@ from dmsh_serving.contract import DEFAULT_K, MAX_FILTER_IDS, PAD_DISTANCE, PAD_I
 from dmsh_serving.errors import InputError
 from dmsh_serving.gallery.snapshot import SearchResult
 from dmsh_serving.hamming.inputs import checked_radius
+from dmsh_serving.ranker.engine import Engine
 from dmsh_serving.ranker.rerank import asymmetric_order
 
-__all__ = ["Ask", "Ranked", "Version", "rank"]
+__all__ = ["Ask", "Ranked", "rank"]
 
 _Key = tuple[int, bytes | None]  # how large k is, and the filter
 _Rows = tuple[int, npt.NDArray[np.int64]]  # place of an ask, and rows of its queries
-
-
-class Version(Protocol):
-    """One version of a gallery, whatever holds it: what an engine of the ranker offers.
-
-    :class:`dmsh_serving.gallery.Snapshot` says what each does; a row means what :meth:`search` says it does.
-    """
-
-    @property
-    def version(self) -> str:
-        """The name of the version."""
-
-    @property
-    def count(self) -> int:
-        """The number of codes."""
-
-    def search(
-        self,
-        queries: Codes,
-        k: int,
-        *,
-        radius: int | None = None,
-        allowed: npt.NDArray[np.int64] | None = None,
-        threads: int | None = None,
-    ) -> SearchResult:
-        """Return the k nearest codes of each query."""
-
-    def codes_of(self, rows: npt.NDArray[np.int64]) -> Codes:
-        """Return the codes of ``rows``."""
-
-    def keys_of(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        """Return the keys of ``rows``, flattened."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +76,13 @@ class Ranked:
     gallery_version: str
 
 
-def rank(snapshot: Version, asks: Sequence[Ask], *, threads: int | None = None) -> list[Ranked]:
+def rank(engine: Engine, asks: Sequence[Ask], *, threads: int | None = None) -> list[Ranked]:
     """Answer all ``asks``, already checked, from one version of a gallery, in their order."""
     ids = [np.full((len(ask.codes), ask.k), PAD_ID, np.int64) for ask in asks]
     rows = [found.copy() for found in ids]
     distances = [np.full(found.shape, PAD_DISTANCE, np.int32) for found in ids]
     for (_, allowed), group in _scans(asks).items():
-        found = snapshot.search(
+        found = engine.search(
             np.concatenate([asks[place].codes[queries] for place, queries in group]),
             max(asks[place].k for place, _ in group),
             radius=_widest([asks[place].radius for place, _ in group]),
@@ -129,23 +97,23 @@ def rank(snapshot: Version, asks: Sequence[Ask], *, threads: int | None = None) 
             rows[place][queries] = found.rows[part, :k]
             distances[place][queries] = found.distances[part, :k]
     return [
-        _finished(snapshot, ask, SearchResult(ids[place], distances[place], rows[place]))
+        _finished(engine, ask, SearchResult(ids[place], distances[place], rows[place]))
         for place, ask in enumerate(asks)
     ]
 
 
-def _finished(snapshot: Version, ask: Ask, found: SearchResult) -> Ranked:
+def _finished(engine: Engine, ask: Ask, found: SearchResult) -> Ranked:
     """Cut what was found for one ask at its radius, order it by its logits, and look up the keys."""
     ids, distances, rows = found.ids, found.distances, found.rows
     if ask.radius is not None:
         beyond = distances > ask.radius
         ids[beyond], rows[beyond], distances[beyond] = PAD_ID, PAD_ID, PAD_DISTANCE
     if ask.logits is not None and len(ask.codes):
-        order = asymmetric_order(ask.logits, snapshot.codes_of(rows), distances, ids)
+        order = asymmetric_order(ask.logits, engine.codes_of(rows), distances, ids)
         ids = np.take_along_axis(ids, order, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
-    keys = np.array(snapshot.keys_of(rows), dtype=np.object_).reshape(rows.shape)
-    return Ranked(ids, distances, keys, snapshot.version)
+    keys = np.array(engine.keys_of(rows), dtype=np.object_).reshape(rows.shape)
+    return Ranked(ids, distances, keys, engine.version)
 
 
 def _widest(radii: Sequence[int | None]) -> int | None:

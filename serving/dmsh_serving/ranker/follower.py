@@ -19,7 +19,8 @@ import numpy.typing as npt
 from dmsh_serving.clickhouse.address import Address
 from dmsh_serving.codes import bytes_per_code
 from dmsh_serving.errors import DmshError
-from dmsh_serving.ranker.asks import Ask, Ranked, Version, rank
+from dmsh_serving.ranker.asks import Ask, Ranked, rank
+from dmsh_serving.ranker.engine import Engine
 from dmsh_serving.ranker.places import place_of
 
 __all__ = ["POLL_SECONDS", "Ranker", "RankerEvents"]
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 class RankerEvents:
     """Events of a ranker; this class ignores them, a subclass may count them. Calls come from several threads."""
 
-    def serving(self, snapshot: Version, swapped: bool) -> None:
+    def serving(self, snapshot: Engine, swapped: bool) -> None:
         """A version serves from now on: the first one, or one that was swapped in."""
 
     def wanted(self, version: str) -> None:
@@ -188,7 +189,7 @@ class Ranker:
             _log.exception("what was counted could not be reported")
 
 
-def _warm(version: Version, bits: int, threads: int | None) -> None:
+def _warm(version: Engine, bits: int, threads: int | None) -> None:
     """Search a version in each way there is, so that what its searches need is compiled before they come."""
     zeros = np.zeros((2, bytes_per_code(bits)), np.uint8)
     some = np.arange(2, dtype=np.int64)[:, None]

@@ -9,7 +9,7 @@ from dmsh_serving.clickhouse.catalogue import current
 from dmsh_serving.clickhouse.connection import Connection
 from dmsh_serving.clickhouse.schema import Tables
 from dmsh_serving.clickhouse.search import open_remote
-from dmsh_serving.ranker.asks import Version
+from dmsh_serving.ranker.engine import Engine
 
 __all__ = ["Place", "place_of"]
 
@@ -23,10 +23,10 @@ class Place(Protocol):
     def current_version(self) -> str:
         """Return the version that should serve; cheap enough to watch."""
 
-    def open_current(self, *, fingerprint: str, bits: int, known: Version | None) -> Version:
+    def open_current(self, *, fingerprint: str, bits: int, known: Engine | None) -> Engine:
         """Open the version that should serve; ``known`` is the one before it."""
 
-    def open_sound(self, *, fingerprint: str, bits: int) -> tuple[Version, Exception | None]:
+    def open_sound(self, *, fingerprint: str, bits: int) -> tuple[Engine, Exception | None]:
         """Open the version that should serve or, if it is damaged, one before it, and say why."""
 
 
@@ -50,11 +50,11 @@ class _Folder:
     def current_version(self) -> str:
         return gallery.current_version(self._folder)
 
-    def open_current(self, *, fingerprint: str, bits: int, known: Version | None) -> Version:
+    def open_current(self, *, fingerprint: str, bits: int, known: Engine | None) -> Engine:
         shared = known if isinstance(known, gallery.Snapshot) else None
         return gallery.open_current(self._folder, fingerprint=fingerprint, bits=bits, known=shared)
 
-    def open_sound(self, *, fingerprint: str, bits: int) -> tuple[Version, Exception | None]:
+    def open_sound(self, *, fingerprint: str, bits: int) -> tuple[Engine, Exception | None]:
         return gallery.open_sound(self._folder, fingerprint=fingerprint, bits=bits)
 
 
@@ -74,8 +74,8 @@ class _Remote:
     def current_version(self) -> str:
         return current(self._looks, self._tables).version
 
-    def open_current(self, *, fingerprint: str, bits: int, known: Version | None) -> Version:
+    def open_current(self, *, fingerprint: str, bits: int, known: Engine | None) -> Engine:
         return open_remote(self._address, fingerprint=fingerprint, bits=bits, connection=self._searches)
 
-    def open_sound(self, *, fingerprint: str, bits: int) -> tuple[Version, Exception | None]:
+    def open_sound(self, *, fingerprint: str, bits: int) -> tuple[Engine, Exception | None]:
         return self.open_current(fingerprint=fingerprint, bits=bits, known=None), None

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from dmsh_serving import __version__
-from dmsh_serving.ranker.asks import Version
+from dmsh_serving.ranker.engine import Engine
 from dmsh_serving.ranker.follower import POLL_SECONDS, RankerEvents
 
 __all__ = ["RESTARTS_VARIABLE", "SLOW_SECONDS", "SLOW_SECONDS_VARIABLE", "ModelMetrics", "RankerMetrics"]
@@ -162,7 +162,7 @@ class RankerMetrics(ModelMetrics, RankerEvents):
             numpy=np.__version__,
         ).set(1)
 
-    def serving(self, snapshot: Version, swapped: bool) -> None:
+    def serving(self, snapshot: Engine, swapped: bool) -> None:
         """Note the version that serves."""
         self._codes.set(snapshot.count)
         self._version.set(int(snapshot.version[:8]))
