@@ -51,8 +51,9 @@ class BarePass:
     """
 
     def __init__(self, queries: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8], *, threads: int = 1) -> None:
-        from dmsh_serving.hamming.inputs import padded_queries, worthwhile_threads
+        from dmsh_serving.hamming.inputs import padded_queries
         from dmsh_serving.hamming.kernels.vectors import kernel_for
+        from dmsh_serving.hamming.threads import worthwhile_threads
 
         kernel = kernel_for(codes.shape[1])
         padded = padded_queries(queries, kernel.slot)
@@ -75,7 +76,7 @@ class BarePass:
 
     def __call__(self) -> None:
         """Compute all distances once."""
-        from dmsh_serving.hamming.helper_threads import run
+        from dmsh_serving.hamming.thread_pool import run
 
         self._job["next_chunk"]["value"] = 0
         run(_distances.address, self._job, self._threads)

@@ -15,16 +15,16 @@ import numpy.typing as npt
 from dmsh_serving.checks import checked_k
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
-from dmsh_serving.hamming.helper_threads import helpers
 from dmsh_serving.hamming.inputs import (
     Codes,
     Mask,
     check_codes_and_queries,
     checked_mask,
-    checked_threads,
 )
 from dmsh_serving.hamming.nearest import search
 from dmsh_serving.hamming.sorting import ascends, grouped
+from dmsh_serving.hamming.thread_pool import Helpers
+from dmsh_serving.hamming.threads import checked_threads, one_per_query
 
 __all__ = ["MAX_PLACES", "ClusteredCodes", "cluster"]
 
@@ -122,7 +122,7 @@ class ClusteredCodes:
                 return *self._search_few(queries, k, threads, np.flatnonzero(allowed)), SearchWork(0, 0)
         distances = np.full((len(queries), k), PAD_DISTANCE, np.int32)
         places = np.full(distances.shape, PAD_ID, np.int64)
-        participants = max(1, min(checked_threads(threads), len(queries)))
+        participants = one_per_query(checked_threads(threads), len(queries))
         searcher = self._searcher
         visited = 0
         if len(queries) and len(self.codes):
@@ -195,7 +195,7 @@ class _Searcher:
         """Write the nearest places (Q, k) and their distances; return how many buckets were measured."""
         room = self._room_for(places.shape[1])
         scratch = np.empty((participants, self._scratch_words(room)), np.int64)
-        with helpers(participants - 1) as mailboxes:
+        with Helpers(participants - 1) as mailboxes:
             visited: int = self._search(
                 *(self._address, self._take, self._share, mailboxes, np.ascontiguousarray(queries)),
                 *(0 if allowed is None else allowed.ctypes.data, room, scratch, distances, places),

@@ -4,7 +4,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.contract import MAX_BITS
-from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
 
 __all__ = [
@@ -13,15 +12,11 @@ __all__ = [
     "check_codes_and_queries",
     "checked_mask",
     "checked_radius",
-    "checked_threads",
     "padded_queries",
-    "worthwhile_threads",
 ]
 
 Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
-
-_WORTH_A_THREAD = 1 << 20  # bytes of codes to compare; for fewer, another thread costs more than it saves
 
 
 def check_codes_and_queries(queries: Codes, codes: Codes) -> None:
@@ -56,20 +51,6 @@ def checked_radius(radius: int) -> int:
     if not isinstance(radius, int | np.integer) or radius < 0:
         raise InputError(f"radius = {radius} is out of range: a Hamming distance is a whole number, at least 0")
     return min(int(radius), MAX_BITS)
-
-
-def checked_threads(threads: int | None) -> int:
-    """Return ``threads``, or the number of CPUs for None; raise :class:`InputError` if it is below 1."""
-    if threads is None:
-        return available_cpus()
-    if not isinstance(threads, int | np.integer) or threads < 1:
-        raise InputError(f"threads = {threads}: give at least 1, or None to use every CPU")
-    return int(threads)
-
-
-def worthwhile_threads(threads: int, compared_bytes: int) -> int:
-    """Return how many of ``threads`` are worth their cost; ``compared_bytes`` are summed over all queries."""
-    return max(1, min(threads, compared_bytes // _WORTH_A_THREAD))
 
 
 def padded_queries(queries: Codes, slot: int) -> Codes:

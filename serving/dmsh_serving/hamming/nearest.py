@@ -13,14 +13,13 @@ import numpy.typing as npt
 
 from dmsh_serving.checks import checked_k
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
-from dmsh_serving.hamming.helper_threads import helpers
 from dmsh_serving.hamming.inputs import (
     Mask,
     check_codes_and_queries,
     checked_mask,
-    checked_threads,
-    worthwhile_threads,
 )
+from dmsh_serving.hamming.thread_pool import Helpers
+from dmsh_serving.hamming.threads import checked_threads, worthwhile_threads
 
 if TYPE_CHECKING:
     from dmsh_serving.hamming.kernels.vectors import Kernel
@@ -71,7 +70,7 @@ def search(
     participants = worthwhile_threads(threads, len(queries) * codes.size)
     batch = max(1, min(_QUERIES_PER_SCAN, len(queries), _CANDIDATE_BYTES // (24 * k * participants)))
     parts = _compiled()
-    with helpers(participants - 1) as mailboxes:
+    with Helpers(participants - 1) as mailboxes:
         parts.search_batches(
             *(parts.kernel_for(codes.shape[1]).record_for(batch), parts.scan, parts.share, mailboxes),
             *(codes, 0 if allowed is None else allowed.ctypes.data, queries),

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.hamming.helper_threads import helpers
 from dmsh_serving.hamming.inputs import (
     Codes,
     Mask,
     check_codes_and_queries,
     checked_mask,
     checked_radius,
-    checked_threads,
-    worthwhile_threads,
 )
+from dmsh_serving.hamming.thread_pool import Helpers
+from dmsh_serving.hamming.threads import checked_threads, worthwhile_threads
 
 _QUERIES_PER_SCAN = 64  # they use a block of codes while it is in the first-level cache
 _PARTS_PER_THREAD = 4  # so that a thread that comes late still finds work
@@ -101,7 +100,7 @@ def _search(queries: Codes, codes: Codes, radius: int, threads: int, allowed: Ma
     participants = worthwhile_threads(threads, len(queries) * codes.size)
     part = -(-len(codes) // (participants * (_PARTS_PER_THREAD if participants > 1 else 1)))
     part = -(-part // kernel.block) * kernel.block
-    with helpers(participants - 1) as mailboxes:
+    with Helpers(participants - 1) as mailboxes:
         found = search_within(
             *(kernel.record_for(len(queries)), scan_radius.address, share.address, mailboxes),
             *(codes, 0 if allowed is None else allowed.ctypes.data, queries, radius, part),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dmsh_serving.contract import MAX_K, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
-from dmsh_serving.hamming import inputs as hamming_inputs
 from dmsh_serving.hamming import nearest as hamming
+from dmsh_serving.hamming import threads as hamming_threads
 from dmsh_serving.hamming.kernels import batches as hamming_batches
 from dmsh_serving.hamming.kernels.memory import new_record
 from dmsh_serving.hamming.kernels.scan import SCAN_JOB
@@ -40,7 +40,7 @@ def assert_as_oracle(queries, codes, k, threads=1, allowed=None):
 @pytest.fixture
 def split_eagerly(monkeypatch):
     """Let even a tiny search use the threads it is given."""
-    monkeypatch.setattr(hamming_inputs, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(hamming_threads, "_WORTH_A_THREAD", 1)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -66,7 +66,7 @@ def test_any_search_finds_what_the_oracle_finds(data):
     share = data.draw(st.sampled_from([None, 0.0, 0.01, 0.5, 1.0]), "allowed")
     allowed = None if share is None else np.random.default_rng(seed).random(count) < share
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hamming_inputs, "_WORTH_A_THREAD", 1)
+        patch.setattr(hamming_threads, "_WORTH_A_THREAD", 1)
         assert_as_oracle(queries, codes, k, data.draw(st.sampled_from([1, 2, 3]), "threads"), allowed)
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.hamming import inputs as hamming_inputs
+from dmsh_serving.hamming import threads as hamming_threads
 from dmsh_serving.hamming.oracle import search_radius_oracle
 from dmsh_serving.hamming.radius import search_radius
 
@@ -39,7 +39,7 @@ def test_any_radius_finds_what_the_oracle_finds(data):
     share = data.draw(st.sampled_from([None, 0.0, 0.01, 0.5, 1.0]), "allowed")
     allowed = None if share is None else np.random.default_rng(seed).random(count) < share
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hamming_inputs, "_WORTH_A_THREAD", 1)
+        patch.setattr(hamming_threads, "_WORTH_A_THREAD", 1)
         assert_as_oracle(queries, codes, radius, data.draw(st.sampled_from([1, 2, 3]), "threads"), allowed)
 
 

@@ -1,4 +1,4 @@
-"""The compiled half of :mod:`dmsh_serving.hamming.helper_threads`.
+"""The compiled half of :mod:`dmsh_serving.hamming.thread_pool`.
 
 Imports numba, so it is itself imported on first use.
 
@@ -76,7 +76,7 @@ def serve(mailbox: Any) -> None:
 
 @entry("uint64(int64, int64, int64, int64)")
 def share(function: int, job: int, mailboxes: int, helpers: int) -> int:
-    """Post a job to helpers, take part in it, and wait for the helpers that began; see ``helper_threads.run``.
+    """Post a job to helpers, take part in it, and wait for the helpers that began; see ``thread_pool.run``.
 
     Called by address from other compiled code, as :func:`dmsh_serving.hamming.kernels.intrinsics.call_kernel` does.
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dmsh_serving.hamming.kernels.memory import new_record
 
-__all__ = ["helpers", "run"]
+__all__ = ["Helpers", "run"]
 
 
 class Helper:
@@ -58,7 +58,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_helpers)
 
 
-class helpers:  # noqa: N801 - a class, because a generator would add a microsecond to a search of a few
+class Helpers:  # a generator would add a microsecond to a search of a few codes
     """Lend ``count`` threads for a while: gives the addresses of their mailboxes, (count,) int64, for ``share``.
 
     If the process cannot start so many threads, they are fewer, and the caller does their part.
@@ -87,7 +87,7 @@ def run(function: int, job: npt.NDArray[np.void], participants: int) -> None:
     """
     from dmsh_serving.hamming.kernels.helpers import call_share, share
 
-    with helpers(participants - 1) as mailboxes:
+    with Helpers(participants - 1) as mailboxes:
         call_share(share.address, function, job.ctypes.data, mailboxes)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from dmsh_serving.hamming import helper_threads as workers
+from dmsh_serving.hamming import thread_pool
 
 PROGRAM = """
 import os, sys, threading
 import numpy as np
-from dmsh_serving.hamming import helper_threads as workers
+from dmsh_serving.hamming import thread_pool
 from dmsh_serving.hamming import search
 
 codes = np.random.default_rng(0).integers(0, 256, (1_000_000, 8), dtype=np.uint8)
@@ -30,7 +30,7 @@ threading.Thread.start = limited
 for _ in range(5):
     found = search(codes[:1], codes, 10, threads=6)
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-print(len(started), len(workers._idle), len(os.listdir("/proc/self/fd")))
+print(len(started), len(thread_pool._idle), len(os.listdir("/proc/self/fd")))
 for _ in range(5):
     search(codes[:1], codes, 10, threads=6)
 print(len(os.listdir("/proc/self/fd")))
@@ -47,7 +47,7 @@ def test_a_search_goes_on_with_the_threads_that_could_be_started():
 
 
 def test_helpers_that_were_lent_are_lent_again():
-    with workers.helpers(2) as first:
+    with thread_pool.Helpers(2) as first:
         pass
-    with workers.helpers(2) as second:
+    with thread_pool.Helpers(2) as second:
         assert set(first) == set(second)
