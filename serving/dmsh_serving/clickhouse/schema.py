@@ -18,6 +18,8 @@ KINDS: Final = {"String": str, "Int64": int, "Float64": float}
 
 _DEDUPLICATED: Final = 10_000  # inserts whose tokens are remembered: two writers cannot publish the same number
 
+_GRANULE: Final = 2048  # rows: a search reads the ids of every granule that holds a near code
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -67,7 +69,8 @@ class Tables:
         """
         words = ", ".join(f"{name} UInt64 CODEC(NONE)" for name in word_names(bits))  # codes do not compress
         own = "".join(f", m_{name} {kind}" for name, kind in columns.items())
-        fields = f"segment UInt64, block UInt32, id Int64 CODEC(Delta, LZ4), {words}, key String{own}"
+        ids = f"id Int64 CODEC(Delta, LZ4) SETTINGS (min_compress_block_size = {8 * _GRANULE})"
+        fields = f"segment UInt64, block UInt32, {ids}, {words}, key String{own}"
         yield f"CREATE DATABASE IF NOT EXISTS {self.address.database}{self.on_cluster}"
         yield (
             f"CREATE TABLE IF NOT EXISTS {self.galleries}{self.on_cluster} (gallery String, number UInt64, "
@@ -88,7 +91,8 @@ class Tables:
         )
         yield (
             f"CREATE TABLE IF NOT EXISTS {self.local_codes}{self.on_cluster} ({fields}) "
-            f"{self._sharded(f'codes_{self.address.gallery}')} PARTITION BY segment ORDER BY id"
+            f"{self._sharded(f'codes_{self.address.gallery}')} PARTITION BY segment ORDER BY id "
+            f"SETTINGS index_granularity = {_GRANULE}"
         )
         if self.address.cluster:
             local = f"codes_{self.address.gallery}_local"

@@ -3,6 +3,7 @@
 ``ORDER BY distance, id LIMIT k`` over all codes is the answer, and slow: it keeps every row in the race. So a distance
 within which the k nearest should lie, the *cut*, is guessed from a sample of the codes, and only rows within it are
 sorted. If fewer than k come back, the cut is raised, at last to no cut at all. A guess costs time alone.
+What was tried beside this, and what each part saves, is in ``docs/scale.md``.
 
 A version's segments stay for 10 minutes after it was superseded (:func:`dmsh_serving.clickhouse.catalogue.sweep`). So a
 version answers only if it was confirmed within the last minute; it confirms itself when half of that is over.
@@ -42,6 +43,8 @@ _TOGETHER: Final = 4  # queries per statement; one scan for all of them was trie
 _MORE: Final = 8  # how many times as many codes of the sample the next cut lets in
 _QUERY_BYTES: Final = 1 << 20  # of one statement, beside its list of ids
 _LISTED: Final = 1000
+# Few rows of a block pass the cut, so that what a block itself costs counts: large blocks, but in a core's cache.
+_BLOCKS: Final = {"max_block_size": 1 << 18, "preferred_block_size_bytes": 4 << 20}
 _FEW: Final = 1 / 64  # of the codes: so few ids are looked up, and no cut is guessed
 
 
@@ -111,7 +114,7 @@ class RemoteVersion:
         wanted = None if allowed is None else ascending_ids(allowed)
         if wanted is not None:
             where += f" AND id IN {ids_sql(wanted)}"
-        settings: dict[str, object] = {"max_query_size": _QUERY_BYTES + 2 * len(where) * _TOGETHER}
+        settings: dict[str, object] = {**_BLOCKS, "max_query_size": _QUERY_BYTES + 2 * len(where) * _TOGETHER}
         if threads is not None:
             settings["max_threads"] = threads
         ids = np.full((len(queries), k), PAD_ID, np.int64)
@@ -283,7 +286,9 @@ def ids_sql(ids: Ids) -> str:
 
 
 def _nearest_sql(codes: str, query: int, words: npt.NDArray[np.uint64], cut: int, where: str, k: int) -> str:
-    distance = " + ".join(f"bitCount(bitXor(w{index}, toUInt64({word})))" for index, word in enumerate(words.tolist()))
+    distance = " + ".join(
+        f"bitHammingDistance(w{index}, toUInt64({word}))" for index, word in enumerate(words.tolist())
+    )
     return (
         f"(SELECT {query} AS query, id, {distance} AS distance FROM {codes} PREWHERE {distance} <= {cut} WHERE {where} "
         f"ORDER BY distance, id LIMIT {k})"
