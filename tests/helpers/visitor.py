@@ -24,7 +24,7 @@ def give(tab, *files, how="drop"):
     tab.evaluate(_FILES, [packed, how])
 
 
-def until(tab, expression, seconds=10):
+def until(tab, expression, seconds=60):
     """Wait until ``expression`` holds; Playwright's own way evaluates text later, which the page's policy refuses."""
     end = time.monotonic() + seconds
     while not tab.evaluate(expression):

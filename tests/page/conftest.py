@@ -34,7 +34,7 @@ def tab(browser, web_page):
     wrong = []
     tab.on("pageerror", lambda error: wrong.append(str(error)))
     tab.on("console", lambda message: wrong.append(message.text) if "Security Policy" in message.text else None)
-    tab.set_default_timeout(10_000)
+    tab.set_default_timeout(60_000)
     yield tab
     context.close()
     assert wrong == []

@@ -24,7 +24,7 @@ def test_a_broken_server_is_said_and_its_return_goes_on_with_the_search(browser,
         banner.filter(has_text="No answer: ").wait_for()
         assert "Triton" in banner.inner_text()
         breakable.mend()
-        banner.wait_for(state="hidden", timeout=15_000)
+        banner.wait_for(state="hidden")
         assert shown(tab, 1)[0][0] == 0
         tab.goto(f"/?like=key:{KEYS[7]}")
         assert shown(tab) == expected(CODES[7])

@@ -9,15 +9,17 @@ NEAR = "document.querySelector('#duplicates li') && document.querySelector('#bal
 
 
 def violations(tab):
+    """Return what axe finds in the light; in the dark nothing differs but colours."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(tab).response["violations"]
+    found = []
+    for theme, options in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
+        tab.emulate_media(color_scheme=theme)
+        found += Axe().run(tab, options=options).response["violations"]
     return [(each["id"], each["nodes"][0]["html"][:120]) for each in found]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_no_violation(tab, theme):
-    tab.emulate_media(color_scheme=theme)
+def test_axe_finds_no_violation_in_the_light_and_in_the_dark(tab):
     tab.goto("/")
     settled(tab)
     assert violations(tab) == []

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import uvicorn
 
@@ -82,7 +82,15 @@ class WebServer:
 
 
 class _Server(uvicorn.Server):
-    """Leaves no connection open: on one that was accepted in its last moment, a browser would wait for ever."""
+    """Ends without an error when it is told to, and leaves no connection open.
+
+    uvicorn would raise the signal again. On a connection that was accepted in its last moment, a browser would wait for
+    ever.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit  # at the second signal, nothing is waited for
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

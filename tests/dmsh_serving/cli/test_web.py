@@ -45,6 +45,16 @@ def test_what_cannot_be_is_refused_in_one_line(arguments, said, tmp_path, monkey
     assert said in error
 
 
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_page_that_is_told_to_end_says_nothing(tmp_path, ending):
+    command = [str(TOOL), "web", "--images", str(tmp_path), "--port", "0", "--cache", str(tmp_path / "cache")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as page:
+        url = page.stdout.readline().split()[-1]
+        assert urllib.request.urlopen(url, timeout=30).status == 200
+        page.send_signal(ending)
+        assert (page.wait(60), page.stderr.read()) == (0, "")
+
+
 @pytest.mark.live
 def test_a_taken_port_is_named(web_page, web_world):
     port = web_page.url.rstrip("/").rsplit(":", 1)[1]

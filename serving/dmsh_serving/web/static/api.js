@@ -11,10 +11,10 @@ export class ApiError extends Error {
   }
 }
 
-async function answered(path, options = {}) {
+async function answered(path, options = {}, form = "json") {
   try {
     const response = await fetch(path, { credentials: "omit", ...options });
-    const body = await response.json();
+    const body = await response[response.ok ? form : "json"]();
     options.signal?.throwIfAborted(); // an answer that nobody waits for any more
     if (!response.ok) throw new ApiError(response.status, body.detail);
     return body;
@@ -41,8 +41,8 @@ export const encode = (example, signal) =>
 
 export const searchFile = (example, question, signal) => postForm("/v1/search", example, question, signal);
 
-function post(path, body, signal) {
-  return answered(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal });
+function post(path, body, signal, form) {
+  return answered(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal }, form);
 }
 
 function postForm(path, example, question, signal) {
@@ -59,19 +59,16 @@ function postForm(path, example, question, signal) {
   return answered(path, { method: "POST", body: form, signal });
 }
 
-// The pictures of several keys in one request, in their order; null for a key that has none.
+// The addresses of several keys' pictures, in their order, by one request; null for a key that has none. Each holds the
+// picture itself: a browser sends every other address to another of its processes, which takes longer than the picture.
 export async function thumbnails(keys, signal) {
-  const response = await fetch("/v1/thumbnails", {
-    method: "POST", credentials: "omit", headers: { "content-type": "application/json" }, body: JSON.stringify({ keys }), signal,
-  });
-  if (!response.ok) throw new ApiError(response.status, response.statusText);
-  const body = await response.arrayBuffer();
+  const body = await post("/v1/thumbnails", { keys }, signal, "arrayBuffer");
   const lengths = new DataView(body);
   let at = 0;
   return keys.map(() => {
     const [start, length] = [at + 4, lengths.getUint32(at)];
     at = start + length;
-    return length ? new Blob([new Uint8Array(body, start, length)], { type: "image/webp" }) : null;
+    return length ? `data:image/webp;base64,${new Uint8Array(body, start, length).toBase64()}` : null;
   });
 }
 

@@ -6,12 +6,12 @@ import { byId, h, plural, svg } from "./dom.js";
 import { openDetails } from "./details.js";
 import { Grid } from "./grid.js";
 import { listen } from "./inputs.js";
-import { outage } from "./outage.js";
+import { forget, outage, over } from "./outage.js";
 import { drawFacets } from "./facets.js";
 import { drawTray, nameOf } from "./tray.js";
-import { addressOf, askedOf, emptyView, viewOf } from "./view.js";
+import { addressOf, askedOf, emptyView, idsOf, viewOf } from "./view.js";
 
-const uploads = new Map(); // by code: what was uploaded, for as long as the page is open
+const uploads = new Map(); // by code, and by name until that is known: what was uploaded, while the page is open
 let about = null;
 let view = emptyView();
 let browsed = null; // the code that the first look at the gallery is ordered by
@@ -25,28 +25,31 @@ const grid = new Grid(byId("grid"), {
   onLess: (card) => show({ ...view, unlike: [...view.unlike, exampleOf(card)] }),
   onDetails: look,
   onEnd: () => nextPage(),
+  onMissed: (error) => failed(error, askAgain),
 });
+const askAgain = () => grid.askAgain();
 
 const exampleOf = ({ key, id, code, width, height }) => (key ? { key, id, code, width, height } : { id: String(id), code });
 
-function show(next, { push = true } = {}) {
+function show(next) {
   keepPlace();
   view = next;
-  for (const example of [...view.like, ...view.unlike]) Object.assign(example, uploads.get(example.code));
-  if (push) history.pushState({}, "", addressOf(view));
-  scrollTo(0, 0);
+  history.pushState({}, "", addressOf(view));
   run();
 }
 
-// Where the reader is, for the way back.
+// Where the reader is, for the way back and forward; while cards are on their way, the place kept before stays.
 function keepPlace() {
-  history.replaceState({ ...history.state, y: Math.round(scrollY), cards: grid.cards.length, browsed }, "");
+  if (answer) history.replaceState({ y: Math.round(scrollY), cards: grid.cards.length, browsed }, "");
 }
 
-async function run(wanted = view.k) {
+async function run(wanted = view.k, y = 0) {
   aborter.abort();
   aborter = new AbortController();
   const { signal } = aborter;
+  const onCard = grid.list.contains(document.activeElement);
+  forget();
+  byId("details").close();
   answer = null;
   grid.clear();
   say("Searching…");
@@ -60,14 +63,15 @@ async function run(wanted = view.k) {
     answer = await firstPage(wanted, signal);
     if (view.like.length + view.unlike.length) remember();
     loading = false; // only here: a next page may be on its way before the rest is drawn
+    over();
     took(answer);
+    scrollTo(0, y);
+    if (onCard) grid.enter();
     drawTray(view, tray);
-    if (about.facets) await drawFacets(view, (where) => show({ ...view, where }), (ids) => show({ ...view, ids }), signal);
+    if (about.facets) await drawFacets(view, chooseWhere, signal);
   } catch (error) {
-    failed(error, () => run(wanted));
+    failed(error, () => run(wanted, y));
   }
-  if (!signal.aborted) grid.draw();
-  return !signal.aborted;
 }
 
 async function firstPage(k, signal) {
@@ -114,6 +118,7 @@ async function nextPage() {
     const next = await api.search({ ...filters(), like: codes(like), unlike: codes(unlike), k: view.k, after: answer.next, version: answer.gallery_version }, signal);
     answer = { ...next, times: answer.times };
     loading = false;
+    over();
     took(answer, false);
   } catch (error) { // until then, scrolling asks for nothing more
     failed(error, () => { loading = false; nextPage(); });
@@ -138,8 +143,8 @@ function failed(error, again) {
   if (error.name === "AbortError") return;
   if (!(error instanceof api.ApiError)) throw error;
   if (error.isOutage) {
-    say("");
-    outage(error.message, (found) => { about = found; again(); });
+    if (!answer) say("");
+    outage(error.message, again);
     return;
   }
   if (error.status === 410) {
@@ -218,11 +223,17 @@ function look(card) {
 function region(example) {
   if (!example.file && !example.key) return null;
   const { file, url, label, key } = example;
-  return (box) => show({ ...view, like: [file ? { file, url, label, box } : { key, box }], unlike: [] });
+  return (box) => show({ ...view, like: [file ? uploaded({ file, url, label, box }) : { key, box }], unlike: [] });
+}
+
+function uploaded(example) {
+  example.upload = `upload:${uploads.size}`;
+  uploads.set(example.upload, example);
+  return example;
 }
 
 listen((files) => {
-  const added = files.map((file) => ({ file, url: URL.createObjectURL(file), label: file.name || "pasted image" }));
+  const added = files.map((file) => uploaded({ file, url: URL.createObjectURL(file), label: file.name || "pasted image" }));
   show({ ...view, like: added, unlike: [] });
 }, (text) => say(text, true));
 
@@ -243,6 +254,12 @@ byId("controls").addEventListener("change", () => {
   if (!k.checkValidity() || !radius.checkValidity()) return;
   show({ ...view, k: Number(k.value) || 50, radius: radius.value === "" ? undefined : Number(radius.value) });
 });
+function chooseWhere(column, values) {
+  const { [column]: _, ...rest } = view.where;
+  show({ ...view, where: values.length ? { ...rest, [column]: values } : rest });
+}
+byId("ids").addEventListener("change", () => show({ ...view, ids: byId("ids").value.trim() ? idsOf(byId("ids").value) : undefined }));
+byId("clear").addEventListener("click", () => show({ ...view, where: {}, ids: undefined }));
 byId("filters").addEventListener("click", () => {
   const open = byId("facets").hidden;
   byId("facets").hidden = !open;
@@ -256,15 +273,24 @@ byId("copy").addEventListener("click", async () => {
 });
 
 history.scrollRestoration = "manual";
-addEventListener("popstate", async ({ state }) => {
-  view = viewOf(location.search);
-  browsed = state?.browsed ?? browsed;
-  for (const example of [...view.like, ...view.unlike]) Object.assign(example, uploads.get(example.code));
-  const shown = await run(Math.min(1000, Math.max(view.k, state?.cards ?? 0)));
-  if (shown && state?.y) scrollTo(0, state.y);
+addEventListener("popstate", ({ state }) => {
+  if ((location.search || location.pathname) !== addressOf(view)) arrive(state); // a mere #main changes nothing
 });
+let resting;
+addEventListener("scroll", () => {
+  clearTimeout(resting);
+  resting = setTimeout(keepPlace, 200);
+}, { passive: true });
 addEventListener("pagehide", keepPlace);
 
-view = viewOf(location.search);
-browsed = history.state?.browsed ?? null;
-run();
+function arrive(state) {
+  view = viewOf(location.search);
+  for (const sign of ["like", "unlike"]) {
+    for (const example of view[sign]) Object.assign(example, uploads.get(example.code ?? example.upload));
+    view[sign] = view[sign].filter((example) => !example.upload || example.file);
+  }
+  browsed = state?.browsed ?? browsed;
+  run(Math.min(1000, Math.max(view.k, state?.cards ?? 0)), state?.y);
+}
+
+arrive(history.state);

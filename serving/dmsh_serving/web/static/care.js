@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { glyph, randomCode } from "./bits.js";
 import { byId, h, plural } from "./dom.js";
-import { outage } from "./outage.js";
+import { outage, over } from "./outage.js";
 import { bars, labelEvery, square } from "./plots.js";
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
@@ -12,6 +12,7 @@ let aborter = new AbortController();
 async function start() {
   try {
     const about = await api.gallery();
+    over();
     byId("about").textContent = about.count === null ? `${about.bits} bits` : `${plural(about.count, "image")}, ${about.bits} bits`;
     byId("near-radius").max = about.bits;
     byId("browse").addEventListener("click", () => { location.href = `/?like=code:${randomCode(about.bits)}`; });
@@ -70,7 +71,9 @@ async function drawDuplicates() {
     byId("near-status").textContent = found.groups ? `${plural(found.images, "image")} in ${plural(found.groups, "group")}` : "None";
     byId("duplicates").replaceChildren(...found.largest.map(group));
   } catch (error) {
-    if (error.name !== "AbortError") byId("near-status").textContent = error.message;
+    if (error.name === "AbortError") return;
+    byId("near-status").textContent = error.isOutage ? "" : error.message;
+    if (error.isOutage) outage(error.message, drawDuplicates);
   }
 }
 

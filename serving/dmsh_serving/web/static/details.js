@@ -5,6 +5,8 @@ import { encode, imageUrl } from "./api.js";
 import { comparison, glyph } from "./bits.js";
 import { boxOn } from "./box.js";
 
+let aborter = new AbortController();
+
 // subject: a card or an example; query: the one example it is compared with, or null.
 export function openDetails({ subject, query, bits, distance, attributes, actions }) {
   const dialog = byId("details");
@@ -47,15 +49,17 @@ export function openDetails({ subject, query, bits, distance, attributes, action
     region.addEventListener("click", act(() => actions.onRegion(box())));
   }
   if (!dialog.open) dialog.showModal();
-  const aborter = new AbortController();
-  dialog.addEventListener("close", () => aborter.abort(), { once: true });
+  aborter.abort();
+  aborter = new AbortController();
+  const { signal } = aborter;
+  dialog.onclose = () => { if (!dialog.open) aborter.abort(); };
   const wanted = (each) => each && !each.logits && !each.box && (each.file || (each.key && each.width !== null));
   const asked = [[first, first], [query ? subject : null, second]].filter(([each]) => wanted(each));
   Promise.allSettled(asked.map(async ([each, into]) => {
-    const found = await encode(each, aborter.signal);
+    const found = await encode(each, signal);
     into.logits = found.logits;
     if (!into.code) into.code = found.code;
-  })).then(() => { if (!aborter.signal.aborted && asked.length) draw(first, second); });
+  })).then(() => { if (!signal.aborted && asked.length) draw(first, second); });
 }
 
 function pair(term, value) {

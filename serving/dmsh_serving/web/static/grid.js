@@ -10,10 +10,10 @@ const AHEAD = 1.2; // windows, above and below, that are drawn before they are s
 const AT_ONCE = 40; // pictures of a request: a browser spends longer on a request than on the picture that it brings
 
 export class Grid {
-  constructor(list, { onSearch, onMore, onLess, onDetails, onEnd }) {
+  constructor(list, on) { // on: onSearch, onMore, onLess, onDetails of a card; onEnd; onMissed of what kept pictures away
     this.list = list;
     this.batches = new Set();
-    this.on = { onSearch, onMore, onLess, onDetails, onEnd };
+    this.on = on;
     this.clear();
     addEventListener("scroll", () => this.soon(), { passive: true });
     new ResizeObserver(() => { if (this.list.clientWidth !== this.width) this.layOut(0); }).observe(list);
@@ -24,6 +24,7 @@ export class Grid {
   }
 
   clear() {
+    for (const { aborter } of this.batches) aborter.abort();
     this.cards = [];
     this.rows = [];
     this.drawn = new Map();
@@ -114,7 +115,8 @@ export class Grid {
     for (const { images, aborter } of this.batches) if (!images.some((image) => image.isConnected)) aborter.abort();
     if (fast) this.filling = setTimeout(() => this.fill(), 90);
     else this.fill();
-    if (this.hasMore && -top + (1 + 2 * AHEAD) * innerHeight > this.list.offsetHeight) this.on.onEnd();
+    // What is near the window comes first: its pictures, then more cards.
+    if (this.hasMore && !this.batches.size && -top + (1 + 2 * AHEAD) * innerHeight > this.list.offsetHeight) this.on.onEnd();
   }
 
   fill() {
@@ -129,12 +131,23 @@ export class Grid {
     this.batches.add(batch);
     try {
       const found = await thumbnails(keys, batch.aborter.signal);
-      found.forEach((blob, place) => show(images[place], blob));
-    } catch {
-      for (const image of images) show(image, null);
+      found.forEach((address, place) => show(images[place], address));
+    } catch (error) {
+      images.forEach((image, place) => (error.isOutage ? image.setAttribute("data-missed", keys[place]) : show(image, null)));
+      if (error.isOutage) this.on.onMissed(error);
     } finally {
       this.batches.delete(batch);
+      if (!this.batches.size) this.soon(); // for more cards
     }
+  }
+
+  // Asks for the pictures again that an outage kept away.
+  askAgain() {
+    for (const image of this.list.querySelectorAll("img[data-missed]")) {
+      image.setAttribute("data-key", image.dataset.missed);
+      image.removeAttribute("data-missed");
+    }
+    this.fill();
   }
 
   rowAt(y) {
@@ -231,6 +244,11 @@ export class Grid {
     }[key];
   }
 
+  // Who went on from a card by keyboard goes on from the first of the new ones.
+  enter() {
+    this.drawn.get(0)?.firstChild.focus({ preventScroll: true });
+  }
+
   focus(index) {
     const row = this.rows.find((each) => index < each.end);
     const top = this.list.getBoundingClientRect().top + row.top;
@@ -257,14 +275,12 @@ function picture(card, shownHeight) {
   return h("img", { alt: "", "data-key": card.key, "data-code": card.code, decoding: "async", draggable: "false", class: card.height * 2 <= shownHeight ? "pixels" : null });
 }
 
-function show(image, blob) {
+function show(image, address) {
   if (!image.isConnected) return;
   const fail = () => image.replaceWith(instead(image.dataset.code));
-  if (!blob) { fail(); return; }
-  const url = URL.createObjectURL(blob);
-  image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true }); // what is shown stays
-  image.addEventListener("error", () => { URL.revokeObjectURL(url); fail(); }, { once: true });
-  image.src = url;
+  if (!address) { fail(); return; }
+  image.addEventListener("error", fail, { once: true });
+  image.src = address;
 }
 
 function instead(code) {

@@ -1,4 +1,5 @@
 // What is looked at, and the address that brings it back: ?like=key:a/b.png&unlike=id:7&k=50&radius=12&where.class=3
+// An uploaded image is like=upload:1 until its code is known. Only the page that it was given to knows that one.
 
 export const DEFAULT_K = 50;
 
@@ -34,10 +35,11 @@ export const idsOf = (text) => text.split(/[\s,;]+/).filter((each) => /^\d{1,19}
 
 export const isWhole = (text) => /^-?\d{1,9}$/.test(text);
 
-function textOf({ key, id, code, box }) {
+function textOf({ key, id, code, box, upload }) {
   if (box && key !== undefined) return `box:${box.map((each) => +each.toFixed(4)).join(",")}:${key}`;
   if (key) return `key:${key}`;
-  return id === undefined ? `code:${code}` : `id:${id}`;
+  if (id !== undefined) return `id:${id}`;
+  return code ? `code:${code}` : upload;
 }
 
 function exampleOf(text) {
@@ -46,6 +48,7 @@ function exampleOf(text) {
   if (kind === "key") return { key: rest };
   if (kind === "id" && /^\d+$/.test(rest)) return { id: rest };
   if (kind === "code" && /^([0-9a-f]{2})+$/.test(rest)) return { code: rest };
+  if (kind === "upload") return { upload: text };
   if (kind === "box") {
     const [box, key] = [rest.slice(0, rest.indexOf(":")).split(",").map(Number), rest.slice(rest.indexOf(":") + 1)];
     if (box.length === 4 && box.every(Number.isFinite)) return { key, box };
