@@ -28,7 +28,8 @@ from dmsh_serving.client.answers import arrays_of, strings_of
 from dmsh_serving.contract import CODE, DISTANCES, GALLERY_VERSION, IDS, KEYS, Metadata
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import InputError
-from dmsh_serving.gallery.part_file import read_base, read_next_id, read_part
+from dmsh_serving.gallery.header import read_base, read_next_id
+from dmsh_serving.gallery.part_file import read_part
 from dmsh_serving.images.decode import image_from_bytes
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.read import load_npy

@@ -97,7 +97,7 @@ def append(
     """Add images or codes as a new version."""
     from dmsh_serving import gallery
     from dmsh_serving.cli.gallery_inputs import given_codes, names_of_images
-    from dmsh_serving.gallery.known_keys import refuse_known_keys
+    from dmsh_serving.gallery.changes import refuse_known_keys
 
     gallery.current_version(folder)
     if images is not None and keys is None and not again:
@@ -129,7 +129,7 @@ def remove(
     from dmsh_serving import gallery
     from dmsh_serving.cli.clickhouse_results import removed_remotely, report_remote
     from dmsh_serving.clickhouse.address import is_address
-    from dmsh_serving.gallery.known_keys import ids_of_keys
+    from dmsh_serving.gallery.changes import ids_of_keys
     from dmsh_serving.gallery.part import ascending_ids
     from dmsh_serving.gallery.tables import read_ids
 

@@ -9,7 +9,7 @@ Typical use::
 
 from dmsh_serving.gallery.changes import append, build, compact, merge, remove
 from dmsh_serving.gallery.folder import CURRENT, current_version, named_version, open_current
-from dmsh_serving.gallery.recovery import open_sound, rollback
+from dmsh_serving.gallery.rollback import open_sound, rollback
 from dmsh_serving.gallery.snapshot import SearchResult, Snapshot
 
 __all__ = [

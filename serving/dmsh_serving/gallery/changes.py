@@ -4,9 +4,10 @@ An append or a removal writes as much as it changes, not the whole gallery: see 
 Answers do not depend on the history of a gallery: they are ordered by (distance, id) over all its parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +16,18 @@ from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import fsync_folder
-from dmsh_serving.gallery.folder import CURRENT, current_version, next_id_of, open_current, part_paths, publish, writing
+from dmsh_serving.gallery.folder import CURRENT, current_version, next_id_of, open_current, part_paths, writing
 from dmsh_serving.gallery.keys import Keys, joined_keys, packed_keys
 from dmsh_serving.gallery.merging import compacted, grown, laid_out, plain_part
 from dmsh_serving.gallery.part import Ids, Part, ascending_ids, no_rows
+from dmsh_serving.gallery.publish import publish
 from dmsh_serving.gallery.snapshot import Snapshot
 
 GivenIds = npt.NDArray[np.integer]
 
-__all__ = ["append", "build", "compact", "merge", "remove"]
+__all__ = ["append", "build", "compact", "ids_of_keys", "merge", "refuse_known_keys", "remove"]
+
+_SHOWN_KEYS: Final = 3  # in an error
 
 
 def build(
@@ -170,6 +174,33 @@ def merge(folders: Sequence[Path], out: Path, *, renumber: bool = False, overwri
     return _build(out, part, overwrite)
 
 
+def refuse_known_keys(folder: Path, keys: Iterable[str]) -> None:
+    """Raise :class:`InputError` if the gallery has a code under one of ``keys``."""
+    contents = open_current(folder).contents()
+    known = set(keys).intersection(contents.keys or ())
+    if known:
+        raise InputError(
+            f"{folder} already has {_some_keys(sorted(known))}: gallery sync brings it up to date, --again adds them a "
+            "second time"
+        )
+
+
+def ids_of_keys(folder: Path, keys: Iterable[str]) -> Ids:
+    """Return the ids (M,) int64, ascending, of all codes under ``keys``.
+
+    Raises:
+        InputError: a gallery without keys, or a key that it does not have.
+    """
+    contents = open_current(folder).contents()
+    if contents.keys is None:
+        raise InputError(f"{folder} has no keys: remove codes by id")
+    wanted = set(keys)
+    rows = [row for row, key in enumerate(contents.keys) if key in wanted]
+    if unknown := wanted.difference(contents.keys[row] for row in rows):
+        raise InputError(f"{folder} has no {_some_keys(sorted(unknown))}: see gallery list")
+    return np.asarray(contents.ids[rows])
+
+
 def _part(
     codes: Codes,
     ids: GivenIds | None,
@@ -218,3 +249,8 @@ def _some(ids: GivenIds) -> str:
     shown = ", ".join(str(value) for value in ids[:5].tolist())
     more = f" and {ids.size - 5} more" if ids.size > 5 else ""
     return f"id{'s' if ids.size > 1 else ''} {shown}{more}"
+
+
+def _some_keys(keys: list[str]) -> str:
+    more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
+    return f"key{'s' if len(keys) > 1 else ''} {', '.join(keys[:_SHOWN_KEYS])}{more}"

@@ -7,30 +7,20 @@
 A version is a counter and the first 8 hex digits of the content's checksum: versions sort by age, and a rebuilt gallery
 never gives an old version's name to other content.
 
-A writer writes a new file, fsyncs it, and only then moves the pointer. If it is killed at any moment, the old version
-goes on serving, and the next writer deletes what is left over. The last two versions are kept with all their parts.
-Readers map the files; deleting an old file does not disturb them.
+Readers map the files; deleting an old file does not disturb them. :mod:`dmsh_serving.gallery.publish` writes them.
 """
 
 import contextlib
 import fcntl
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import naming, whole_file, write_atomically
+from dmsh_serving.files import naming
+from dmsh_serving.gallery.header import is_version, read_next_id, version_of
 from dmsh_serving.gallery.part import Part, PartName
-from dmsh_serving.gallery.part_file import (
-    digest_of,
-    is_version,
-    read_base,
-    read_next_id,
-    read_part,
-    version_of,
-    write_part,
-)
+from dmsh_serving.gallery.part_file import read_part
 from dmsh_serving.gallery.snapshot import Snapshot, chained
 
 __all__ = [
@@ -45,7 +35,6 @@ __all__ = [
     "open_version",
     "part_path",
     "part_paths",
-    "publish",
     "writing",
 ]
 
@@ -158,28 +147,6 @@ def writing(folder: Path) -> Iterator[None]:
         yield
 
 
-def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot:
-    """Write ``part`` as the next version, move the pointer, sweep. The caller holds the lock.
-
-    ``known`` is the version that ``part`` is a change of, whose ids never come back; None for a new gallery.
-    """
-    existing = part_paths(folder)
-    part = replace(part, next_id=max(part.next_id, part.last_id + 1, next_id_of(folder) if known else 0))
-    digest = digest_of(part)
-    number = max((int(version_of(path)[:8]) for path in existing), default=0) + 1
-    if number > 99_999_999:
-        raise InputError(f"{folder} has used up its version numbers: build a new gallery")
-    version = f"{number:08d}-{digest[:8]}"
-    served = named_version(folder)
-    _sweep(folder, keep={path for path in existing if served and version_of(path) <= served})
-    with whole_file(part_path(folder, version), mode=0o444) as file:
-        write_part(file, part, digest)
-    write_atomically(folder / CURRENT, f"{version}\n".encode())
-    kept = [*_files_of(folder, version), *(_files_of(folder, served) if served else [])]
-    _sweep(folder, keep=set(kept))
-    return open_current(folder, known=known)
-
-
 def next_id_of(folder: Path) -> int:
     """Return the number above every id that the gallery has given out, versions that were taken back included."""
     highest = 0
@@ -204,24 +171,9 @@ def part_path(folder: Path, version: str) -> Path:
     return folder / f"gallery-{version}.safetensors"
 
 
-def _files_of(folder: Path, version: str) -> list[Path]:
-    """Return the files of a version's parts, as far as they can be read."""
-    found = [part_path(folder, version)]
-    with contextlib.suppress(InputError, OSError):
-        while (base := read_base(found[-1])) and len(found) < MAX_PARTS:
-            found.append(part_path(folder, base.version))
-    return found
-
-
 def named_version(folder: Path) -> str | None:
     """Return the version that ``CURRENT`` names; None if it is missing or damaged."""
     try:
         return current_version(folder)
     except InputError:
         return None
-
-
-def _sweep(folder: Path, keep: set[Path]) -> None:
-    """Delete all parts but ``keep``, and what a killed writer left."""
-    for path in (*leftover_paths(folder), *(path for path in part_paths(folder) if path not in keep)):
-        path.unlink(missing_ok=True)

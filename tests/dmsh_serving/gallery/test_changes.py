@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID, PAD_KEY
 from dmsh_serving.errors import InputError
 from dmsh_serving.gallery import folder as gallery_folder
-from dmsh_serving.gallery import part_file as snapshot_file
+from dmsh_serving.gallery import part_file
 from dmsh_serving.gallery.changes import append, build, compact, remove
 from dmsh_serving.gallery.folder import current_version, open_current
 from dmsh_serving.gallery.part import Part
@@ -65,10 +65,10 @@ def with_header(change, fix_checksum=False):
 
 def publish_as_it_is(folder, part):
     """Make ``part`` the version that serves, checksummed and well named, whatever is wrong with it."""
-    digest = snapshot_file.digest_of(part)
+    digest = part_file.digest_of(part)
     version = f"00000009-{digest[:8]}"
     with (folder / f"gallery-{version}.safetensors").open("wb") as file:
-        snapshot_file.write_part(file, part, digest)
+        part_file.write_part(file, part, digest)
     (folder / "CURRENT").write_text(version)
 
 
@@ -412,7 +412,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from dmsh_serving import gallery
-from dmsh_serving.gallery import changes, folder as folders, part_file
+from dmsh_serving.gallery import changes, part_file, publish
 folder, moment = Path(sys.argv[1]), sys.argv[2]
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -421,12 +421,12 @@ if moment == "half a snapshot":
     def half(array):
         yield next(real(array))[:100]
         die()
-    folders.digest_of = lambda part: "0" * 64
+    publish.digest_of = lambda part: "0" * 64
     part_file._blocks = half
 elif moment == "before the rename":
     Path.replace = die
 elif moment == "before the pointer":
-    folders.write_atomically = die
+    publish.write_atomically = die
 elif moment == "half a pointer":
     os.replace = die
 gallery.build(folder, np.zeros((1000, 2), np.uint8), None, None, bits=16, fingerprint="f" * 64, overwrite=True)
@@ -477,7 +477,7 @@ def test_fault_18_a_full_disk_leaves_the_old_version_and_no_leftovers(folder, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(snapshot_file.os, "fsync", full)
+    monkeypatch.setattr(part_file.os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
         append(folder, random_codes(1), None, ["x"])
     assert Path(caught.value.filename).parent == folder  # or the one line would not say where

@@ -10,15 +10,9 @@ import pytest
 
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID, PAD_KEY
 from dmsh_serving.errors import InputError
-from dmsh_serving.gallery import (
-    folder as gallery_folder,
-)
-from dmsh_serving.gallery import (
-    merging as gallery_merging,
-)
-from dmsh_serving.gallery import (
-    part_file as snapshot_file,
-)
+from dmsh_serving.gallery import folder as gallery_folder
+from dmsh_serving.gallery import header, part_file
+from dmsh_serving.gallery import merging as gallery_merging
 from dmsh_serving.gallery.changes import append, build, compact, merge, remove
 from dmsh_serving.gallery.folder import open_current
 from dmsh_serving.gallery.part import Part, PartName
@@ -281,10 +275,10 @@ def test_galleries_are_merged_and_shared_ids_refused_unless_renumbered(tmp_path)
 def written(folder, part, number=9):
     """Make ``part`` the version that serves, as it is; return its name."""
     part = replace(part, next_id=part.next_id or max(5, part.last_id + 1))
-    digest = snapshot_file.digest_of(part)
+    digest = part_file.digest_of(part)
     version = f"{number:08d}-{digest[:8]}"
     with gallery_folder.part_path(folder, version).open("wb") as file:
-        snapshot_file.write_part(file, part, digest)
+        part_file.write_part(file, part, digest)
     (folder / "CURRENT").write_text(version)
     return PartName(version, digest)
 
@@ -364,7 +358,7 @@ def test_a_clustered_file_has_the_narrowest_numbers(tmp_path, monkeypatch, large
 
 
 def test_a_gallery_of_an_older_format_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot_file, "FORMAT_VERSION", "1")
+    monkeypatch.setattr(header, "FORMAT_VERSION", "1")
     build(tmp_path / "g", random_codes(5), None, None, **SPACE)
     monkeypatch.undo()
     with pytest.raises(InputError, match="format version 1, this tool reads 3: build the gallery anew"):

@@ -15,7 +15,7 @@ from dmsh_serving.gallery.folder import (
     part_paths,
     writing,
 )
-from dmsh_serving.gallery.part_file import version_of
+from dmsh_serving.gallery.header import version_of
 from dmsh_serving.gallery.snapshot import Snapshot
 
 __all__ = ["open_sound", "rollback"]

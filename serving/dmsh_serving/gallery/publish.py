@@ -1,0 +1,65 @@
+"""Publish a version of a gallery: what a kill or a power loss at any moment leaves is the old version or the new one.
+
+A writer writes a new file, fsyncs it, and only then moves the pointer. If it is killed at any moment, the old version
+goes on serving, and the next writer deletes what is left over. The last two versions are kept with all their parts.
+"""
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+from dmsh_serving.errors import InputError
+from dmsh_serving.files import whole_file, write_atomically
+from dmsh_serving.gallery.folder import (
+    CURRENT,
+    MAX_PARTS,
+    leftover_paths,
+    named_version,
+    next_id_of,
+    open_current,
+    part_path,
+    part_paths,
+)
+from dmsh_serving.gallery.header import read_base, version_of
+from dmsh_serving.gallery.part import Part
+from dmsh_serving.gallery.part_file import digest_of, write_part
+from dmsh_serving.gallery.snapshot import Snapshot
+
+__all__ = ["publish"]
+
+
+def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot:
+    """Write ``part`` as the next version, move the pointer, sweep. The caller holds the lock.
+
+    ``known`` is the version that ``part`` is a change of, whose ids never come back; None for a new gallery.
+    """
+    existing = part_paths(folder)
+    part = replace(part, next_id=max(part.next_id, part.last_id + 1, next_id_of(folder) if known else 0))
+    digest = digest_of(part)
+    number = max((int(version_of(path)[:8]) for path in existing), default=0) + 1
+    if number > 99_999_999:
+        raise InputError(f"{folder} has used up its version numbers: build a new gallery")
+    version = f"{number:08d}-{digest[:8]}"
+    served = named_version(folder)
+    _sweep(folder, keep={path for path in existing if served and version_of(path) <= served})
+    with whole_file(part_path(folder, version), mode=0o444) as file:
+        write_part(file, part, digest)
+    write_atomically(folder / CURRENT, f"{version}\n".encode())
+    kept = [*_files_of(folder, version), *(_files_of(folder, served) if served else [])]
+    _sweep(folder, keep=set(kept))
+    return open_current(folder, known=known)
+
+
+def _files_of(folder: Path, version: str) -> list[Path]:
+    """Return the files of a version's parts, as far as they can be read."""
+    found = [part_path(folder, version)]
+    with contextlib.suppress(InputError, OSError):
+        while (base := read_base(found[-1])) and len(found) < MAX_PARTS:
+            found.append(part_path(folder, base.version))
+    return found
+
+
+def _sweep(folder: Path, keep: set[Path]) -> None:
+    """Delete all parts but ``keep``, and what a killed writer left."""
+    for path in (*leftover_paths(folder), *(path for path in part_paths(folder) if path not in keep)):
+        path.unlink(missing_ok=True)
