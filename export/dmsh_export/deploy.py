@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import dmsh_model
+from dmsh_export.choose_runtime import COMPARED_IMAGES, MODEL, choose_runtime, served_file
 from dmsh_export.compare.parity import ParityReport
 from dmsh_export.graph import metadata_of, model_from_file
 from dmsh_export.manifest import read_manifest
 from dmsh_export.quantise.batches import spread_images
 from dmsh_export.quantise.checkpoint import quantise_checkpoint
-from dmsh_export.runtime import COMPARED_IMAGES, MODEL, choose_runtime, served_file
 from dmsh_export.to_onnx.float import export_onnx
 from dmsh_export.to_onnx.integer import export_integer_onnx
 from dmsh_model import checkpoint as float_checkpoint

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_export.choose_runtime import MODEL, OPENVINO_MODEL
 from dmsh_export.compare.latency import Latency
 from dmsh_export.compare.parity import ParityReport, TargetParity
 from dmsh_export.demo import encoders as demo_encoders
 from dmsh_export.demo.machines import MachineResult
 from dmsh_export.prove.bound_rows import LayerBound
 from dmsh_export.prove.certificate import Certificate
-from dmsh_export.runtime import MODEL, OPENVINO_MODEL
 from dmsh_serving.files import write_atomically
 
 __all__ = ["DemoPage", "Neighbours", "speed_name", "step_name", "write_page"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 import dmsh_model
+from dmsh_export.choose_runtime import MODEL, OPENVINO_MODEL, served_file
 from dmsh_export.compare.latency import latency_from_seconds
 from dmsh_export.compare.parity import ParityReport, compare
 from dmsh_export.compare.runners import OnnxRunner, Runner, TorchRunner, TritonRunner, runner_of
@@ -23,7 +24,6 @@ from dmsh_export.demo.train import IMAGE_SIZE, train_heads
 from dmsh_export.deploy import GALLERY, REPOSITORY, SETTINGS, deploy
 from dmsh_export.deploy import INTEGER as INTEGER_CHECKPOINT
 from dmsh_export.prove.certificate import certify
-from dmsh_export.runtime import MODEL, OPENVINO_MODEL, served_file
 from dmsh_model.data.labelled import LabelledImages, Split
 from dmsh_model.evaluation.mean_average_precision import (
     mean_average_precision,

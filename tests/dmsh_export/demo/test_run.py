@@ -11,6 +11,7 @@ from PIL import Image
 from project import DEMO_CHECKPOINT
 
 import dmsh_model
+from dmsh_export.choose_runtime import MODEL, served_file
 from dmsh_export.compare.latency import latency_from_seconds
 from dmsh_export.compare.parity import BatchInvariance, ParityReport, TargetParity
 from dmsh_export.demo import encoders as demo_encoders
@@ -18,7 +19,6 @@ from dmsh_export.demo import run as demo
 from dmsh_export.demo.drawings import unpack_drawings
 from dmsh_export.demo.train import TrainedDemo
 from dmsh_export.deploy import SETTINGS, Step, deploy
-from dmsh_export.runtime import MODEL, served_file
 from dmsh_serving.client import Answer
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.hamming.nearest import search
