@@ -477,7 +477,7 @@ def test_fault_18_a_full_disk_leaves_the_old_version_and_no_leftovers(folder, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(part_file.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
         append(folder, random_codes(1), None, ["x"])
     assert Path(caught.value.filename).parent == folder  # or the one line would not say where
