@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from project import DEMO_CHECKPOINT
 
-from dmsh_serving.console import let_openmp_sleep
+from dmsh_serving.program import let_openmp_sleep
 
 let_openmp_sleep()
 

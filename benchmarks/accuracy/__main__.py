@@ -22,8 +22,10 @@ from benchmarks.accuracy.rows import QUANTISED_GOAL, TUNED_GOAL, Row, kept, mark
 from benchmarks.common import page as pages
 from dmsh_model.training.options import FINE_TUNING, UNCHANGED, TrainingOptions
 from dmsh_serving import console
+from dmsh_serving.commands import make_app
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.images.framing import Framing
+from dmsh_serving.program import run
 
 if TYPE_CHECKING:
     from dmsh_model.data.labelled import LabelledImages
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 SECTION = "accuracy"  # of the page
 
-app = console.make_app("Measure what integers cost in retrieval, over several seeds.")
+app = make_app("Measure what integers cost in retrieval, over several seeds.")
 
 
 @app.command()
@@ -221,4 +223,4 @@ def _map_cells(row: Row) -> list[str]:
 
 
 if __name__ == "__main__":
-    console.run(app)
+    run(app)

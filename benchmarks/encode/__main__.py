@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from benchmarks.encode.results import EncodeBench, Peak
-from dmsh_serving.console import JsonOption, console, make_app, print_table, progress, run, write_json
+from dmsh_serving.commands import make_app
+from dmsh_serving.console import JsonOption, console, print_table, progress, write_json
 from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.program import run
 
 if TYPE_CHECKING:
     from benchmarks.encode.contenders import Contender

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from dmsh_serving.console import JsonOption, console, make_app, print_table, progress, run, write_json
+from dmsh_serving.commands import make_app
+from dmsh_serving.console import JsonOption, console, print_table, progress, write_json
+from dmsh_serving.program import run
 
 app = make_app("Time the path of a file search, step by step.")
 

@@ -19,11 +19,13 @@ import typer
 
 from dmsh_serving import gallery
 from dmsh_serving.codes import Codes, uniform_codes
-from dmsh_serving.console import JsonOption, make_app, print_table, run, write_json
+from dmsh_serving.commands import make_app
+from dmsh_serving.console import JsonOption, print_table, write_json
 from dmsh_serving.gallery.folder import writing
 from dmsh_serving.gallery.keys import Keys
 from dmsh_serving.gallery.part import Part
 from dmsh_serving.gallery.publish import publish
+from dmsh_serving.program import run
 
 app = make_app("Time one change of a gallery: a part on top of a chain, or a whole snapshot.")
 

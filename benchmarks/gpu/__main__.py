@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from dmsh_serving.console import JsonOption, console, make_app, progress, run, write_json
+from dmsh_serving.commands import make_app
+from dmsh_serving.console import JsonOption, console, progress, write_json
 from dmsh_serving.errors import CheckError, InputError, MissingError
+from dmsh_serving.program import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

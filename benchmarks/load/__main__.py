@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dmsh_serving.console import JsonOption, console, make_app, print_table, run, write_json
+from dmsh_serving.commands import make_app
+from dmsh_serving.console import JsonOption, console, print_table, write_json
 from dmsh_serving.contract import IMAGE, SEARCH_MODEL, K
 from dmsh_serving.errors import CheckError, MissingError
+from dmsh_serving.program import run
 
 if TYPE_CHECKING:
     from benchmarks.serve.world import Images

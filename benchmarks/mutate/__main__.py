@@ -17,8 +17,10 @@ import typer
 from benchmarks.common import page as pages
 from benchmarks.mutate.mutants import Mutant, mutants_of
 from benchmarks.mutate.run import Outcome, Tests, import_large
-from dmsh_serving.console import JsonOption, make_app, print_table, run, write_json
+from dmsh_serving.commands import make_app
+from dmsh_serving.console import JsonOption, print_table, write_json
 from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.program import run
 
 app = make_app("Put small faults into the code and count those that the tests find.")
 

@@ -21,9 +21,11 @@ from benchmarks.paper.configurations import Experiment, read_experiment
 from benchmarks.paper.page import SECTION, spread, values_of, write_page
 from benchmarks.paper.runs import Run, finished, perform_all, refused_exports, runs_of
 from dmsh_serving import console
+from dmsh_serving.commands import make_app
 from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.program import run
 
-app = console.make_app("Train DMSH, its ablations and a baseline over data sets, bits and seeds; write the results.")
+app = make_app("Train DMSH, its ablations and a baseline over data sets, bits and seeds; write the results.")
 
 
 @app.command()
@@ -122,4 +124,4 @@ def _print_results(what: Experiment, results: dict[str, dict[str, Any]]) -> None
 
 
 if __name__ == "__main__":
-    console.run(app)
+    run(app)

@@ -21,8 +21,10 @@ from typing import Annotated, Final
 import typer
 
 from dmsh_serving import console
+from dmsh_serving.commands import make_app
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.files import write_atomically
+from dmsh_serving.program import run
 
 PACKAGE: Final = "openclipart-png"
 _CATEGORIES = Path("usr/share/openclipart/png")
@@ -33,7 +35,7 @@ _ARCHIVE = ".zip"
 _WEBP_QUALITY: Final = 80
 _ARCHIVE_DATE: Final = (1980, 1, 1, 0, 0, 0)  # the earliest a .zip file can hold; a real one would change its bytes
 
-app = console.make_app("Make a data set with one folder of images per class from Debian's openclipart-png.")
+app = make_app("Make a data set with one folder of images per class from Debian's openclipart-png.")
 
 
 @app.command()
@@ -177,4 +179,4 @@ def write_class(folder: Path, files: list[Path], image_size: int, suffix: str = 
 
 
 if __name__ == "__main__":
-    console.run(app)
+    run(app)

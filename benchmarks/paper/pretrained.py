@@ -24,7 +24,8 @@ import typer
 from benchmarks.common import page as pages
 from benchmarks.paper.pretrained_page import markdown, print_results
 from dmsh_model.config import HashConfig, LossWeights
-from dmsh_serving import console
+from dmsh_serving import console, program
+from dmsh_serving.commands import make_app
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import write_atomically
 from dmsh_serving.images.framing import Framing
@@ -61,7 +62,7 @@ METHODS: Final = {
     "no labels": Method("no labels, 3, 4, 5", losses=None),
     "no labels, stage 5": Method("no labels, stage 5", (4,), None),
 }
-app = console.make_app("Measure one scale, two and three on a frozen trunk, over image sizes, bits and seeds.")
+app = make_app("Measure one scale, two and three on a frozen trunk, over image sizes, bits and seeds.")
 
 
 @dataclass(frozen=True)
@@ -253,4 +254,4 @@ def _weights(source: Source) -> "Pretrained":
 
 
 if __name__ == "__main__":
-    console.run(app)
+    program.run(app)

@@ -15,9 +15,11 @@ from benchmarks.paper.configurations import read_configuration, with_seed
 from dmsh_model.cli.data_option import CacheOption, read_labelled, refuse_split_options
 from dmsh_model.config import HashConfig
 from dmsh_serving import console
+from dmsh_serving.commands import make_app
 from dmsh_serving.images.framing import Framing
+from dmsh_serving.program import run
 
-app = console.make_app("Train one configuration of experiments/ on any data set.")
+app = make_app("Train one configuration of experiments/ on any data set.")
 
 
 @app.command()
@@ -71,4 +73,4 @@ def train(
 
 
 if __name__ == "__main__":
-    console.run(app)
+    run(app)

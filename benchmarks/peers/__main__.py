@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from dmsh_serving.console import JsonOption, make_app, print_table, progress, run, write_json
+from dmsh_serving.commands import make_app
+from dmsh_serving.console import JsonOption, print_table, progress, write_json
 from dmsh_serving.errors import MissingError
+from dmsh_serving.program import run
 
 if TYPE_CHECKING:
     from benchmarks.peers.world import World

@@ -16,7 +16,9 @@ import typer
 from benchmarks.scale.billion import measure_local
 from benchmarks.scale.encoding import measure_encoding
 from benchmarks.scale.remote import measure_remote
-from dmsh_serving.console import JsonOption, console, make_app, run, write_json
+from dmsh_serving.commands import make_app
+from dmsh_serving.console import JsonOption, console, write_json
+from dmsh_serving.program import run
 
 app = make_app("Measure what scale costs.")
 FolderOption = Annotated[Path, typer.Option(help="Where temporary files go; they are removed.")]

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dmsh_serving.console import JsonOption, console, make_app, print_table, progress, run, write_json
+from dmsh_serving.commands import make_app
+from dmsh_serving.console import JsonOption, console, print_table, progress, write_json
+from dmsh_serving.program import run
 
 if TYPE_CHECKING:
     from dmsh_export.compare.latency import Latency

@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from dmsh_serving.console import JsonOption, make_app, print_table, run, write_json
+from dmsh_serving.commands import make_app
+from dmsh_serving.console import JsonOption, print_table, write_json
+from dmsh_serving.program import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

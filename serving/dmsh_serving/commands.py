@@ -1,4 +1,4 @@
-"""How commands are declared: an example ends each help, long helps have named groups, dataclasses give options.
+"""How commands are declared: version and shell completion, an example at the end of each help, named groups of options.
 
 Rich would draw the groups as panels, but importing it triples the time of ``--help``: headings in plain text do.
 """
@@ -12,7 +12,9 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["Flags", "command"]
+from dmsh_serving import __version__
+
+__all__ = ["Flags", "command", "make_app"]
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -45,6 +47,41 @@ class _Command(TyperCommand):
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
+
+
+def make_app(purpose: str, name: str | None = None) -> typer.Typer:
+    """Return an empty application with plain help, which answers fast.
+
+    Args:
+        purpose: one sentence, shown by ``--help``.
+        name: the name of a program, which gets ``--version`` and shell completion; None for a group of commands.
+    """
+    app = typer.Typer(
+        help=purpose,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=name is not None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 something this machine lacks, "
+        "70 a fault of this tool itself, 130 interrupted. --debug shows the traceback of an error.",
+    )
+    if name is not None:
+
+        def show(asked: bool) -> None:
+            if asked:
+                typer.echo(f"{name} {__version__}")
+                raise typer.Exit
+
+        @app.callback()
+        def program(
+            version: Annotated[
+                bool, typer.Option("--version", help="Show the version and exit.", callback=show, is_eager=True)
+            ] = False,
+        ) -> None:
+            pass
+
+    return app
 
 
 def command(app: typer.Typer, *examples: str, name: str | None = None) -> Callable[[_Function], _Function]:

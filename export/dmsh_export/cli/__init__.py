@@ -14,18 +14,10 @@ from dmsh_export.cli.repository import repository
 from dmsh_export.cli.trt import trt
 from dmsh_export.cli.tune import tune
 from dmsh_export.to_onnx.opsets import DEFAULT_OPSET
-from dmsh_serving.commands import command
-from dmsh_serving.console import (
-    JsonOption,
-    SkipBadOption,
-    console,
-    let_openmp_sleep,
-    make_app,
-    progress,
-    run,
-    write_json,
-)
+from dmsh_serving.commands import command, make_app
+from dmsh_serving.console import JsonOption, SkipBadOption, console, progress, write_json
 from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.program import let_openmp_sleep, run
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,12 +4,12 @@ from dmsh_model.cli.evaluate import evaluate
 from dmsh_model.cli.fine_tune import fine_tune
 from dmsh_model.cli.fit import fit
 from dmsh_model.cli.weights import weights
-from dmsh_serving import console
-from dmsh_serving.commands import command
+from dmsh_serving.commands import command, make_app
+from dmsh_serving.program import let_openmp_sleep, run
 
 __all__ = ["app", "main"]
 
-app = console.make_app("Train a Deep Multi-Scale Hashing network, and measure its retrieval.", "dmsh-train")
+app = make_app("Train a Deep Multi-Scale Hashing network, and measure its retrieval.", "dmsh-train")
 command(
     app,
     "dmsh-train fit photos --out build/model --bits 16 --queries-per-class 5 --epochs 10",
@@ -23,5 +23,5 @@ command(app, "dmsh-train weights --json build/weights.json")(weights)
 
 def main() -> None:
     """Run the command line."""
-    console.let_openmp_sleep()
-    console.run(app, end_within=0.7)
+    let_openmp_sleep()
+    run(app, end_within=0.7)

@@ -1,6 +1,5 @@
 """``dmsh-serve``: start Triton, query it, load it, keep galleries, measure the search."""
 
-from dmsh_serving import console
 from dmsh_serving.cli import gallery_contents, gallery_remote  # noqa: F401  # their commands join gallery_app
 from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
@@ -9,9 +8,10 @@ from dmsh_serving.cli.load import load
 from dmsh_serving.cli.query import query
 from dmsh_serving.cli.start import start
 from dmsh_serving.cli.web import web
-from dmsh_serving.commands import command
+from dmsh_serving.commands import command, make_app
+from dmsh_serving.program import run
 
-app = console.make_app("Serve an exact image search with Triton, and ask it.", "dmsh-serve")
+app = make_app("Serve an exact image search with Triton, and ask it.", "dmsh-serve")
 app.add_typer(gallery_app, name="gallery")
 command(app, "dmsh-serve bench --bits 64 --codes 100000 -k 10")(bench)
 command(app, "dmsh-serve web --images photos --gallery build/gallery")(web)
@@ -37,4 +37,4 @@ command(
 
 def main() -> None:
     """Run the command line."""
-    console.run(app)
+    run(app)

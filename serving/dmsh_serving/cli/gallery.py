@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmsh_serving.commands import command
-from dmsh_serving.console import JsonOption, SkipBadOption, make_app, print_table, write_json
+from dmsh_serving.commands import command, make_app
+from dmsh_serving.console import JsonOption, SkipBadOption, print_table, write_json
 from dmsh_serving.contract import DEFAULT_MAX_BATCH
 from dmsh_serving.errors import CheckError, InputError
 

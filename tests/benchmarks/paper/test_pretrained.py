@@ -12,7 +12,6 @@ from benchmarks.paper.pretrained_page import gain, markdown
 from PIL import Image
 
 from dmsh_model.backbone import build_backbone
-from dmsh_serving import console
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def command(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["pretrained", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            console.run(pretrained.app)
+            run(pretrained.app)
         return (stop.value.code or 0, *capsys.readouterr())
 
     return run
