@@ -8,8 +8,6 @@ Our choices: the lateral 1x1 convolution with BN and the global pooling per scal
 ReLU, a linear hash layer; widths, losses and their weights; normalisation as part of the network.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import cast
 
@@ -20,20 +18,16 @@ from torch import Tensor, nn
 
 from dmsh_model.backbone import build_backbone, check_features
 from dmsh_model.config import Activation, HashConfig, Pooling
+from dmsh_model.fingerprint import float_fingerprint
 from dmsh_serving.checks import check_images
 from dmsh_serving.codes import Codes, pack
-from dmsh_serving.images.decode import decode_recipe
 
 __all__ = ["DMSH", "Images", "Lateral", "Normalise", "global_pool", "laterals_of"]
 
 Images = npt.NDArray[np.uint8]
 
-# What a code does not depend on: the training-only classifier, and counters of BN.
-_NO_PART_OF_A_CODE = ("classifier.", "num_batches_tracked")
-_TRAINING_ONLY_FIELDS = ("loss", "num_classes")
 _BATCH = 64
 _PIXELS_IN_CACHE = 16 * 128 * 128
-_FRAMING_FIELDS = ("crop", "interpolation", "decode_rule")  # the decoder's recipe has them
 
 
 class Normalise(nn.Module):
@@ -110,17 +104,8 @@ class DMSH(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """The name of the code space: SHA-256 (hex) over weights, config and preprocessing, computed at each call."""
-        left_out = (*_TRAINING_ONLY_FIELDS, *_FRAMING_FIELDS)
-        config = {key: value for key, value in self.config.to_dict().items() if key not in left_out}
-        config["taps"] = list(self.taps)
-        digest = hashlib.sha256()
-        digest.update(json.dumps([config, decode_recipe(self.config.framing)], sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            if not any(part in name for part in _NO_PART_OF_A_CODE):
-                digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """The name of the code space, computed at each call; see :mod:`dmsh_model.fingerprint`."""
+        return float_fingerprint(self.config, self.taps, self.state_dict())
 
     def forward(self, image: Tensor) -> Tensor:
         """Image UINT8 [N, H, W, 3] -> logits [N, K]."""

@@ -21,8 +21,9 @@ from dmsh_export.lint.models import check_alone, read_models
 from dmsh_export.prove.certificate import certify
 from dmsh_export.to_onnx.dialects import onnx_from_network
 from dmsh_model import checkpoint
+from dmsh_model.fingerprint import integer_fingerprint
 from dmsh_model.integer import checkpoint as integer_checkpoint
-from dmsh_model.integer.reference import code_space
+from dmsh_model.integer.network import canonical_hash
 from dmsh_serving import gallery
 from dmsh_serving.client.answers import arrays_of, strings_of
 from dmsh_serving.contract import CODE, DISTANCES, GALLERY_VERSION, IDS, KEYS, Metadata
@@ -163,7 +164,10 @@ def models():
     network = integer_networks.network()
     for dialect in ("onnxruntime", "tensorrt"):
         model = onnx_from_network(network, dialect, 20)
-        said = {Metadata.FINGERPRINT: code_space(network, Framing()), Metadata.FRAMING: str(Framing())}
+        said = {
+            Metadata.FINGERPRINT: integer_fingerprint(canonical_hash(network), Framing()),
+            Metadata.FRAMING: str(Framing()),
+        }
         onnx.helper.set_model_props(model, said)
         yield model.SerializeToString()
 

@@ -21,6 +21,7 @@ PROVER = "dmsh_export.prove"
 PROVER_MAY_IMPORT = (
     "dmsh_export.prove",
     "dmsh_export.graph",
+    "dmsh_model.fingerprint.",
     "dmsh_model.integer.",
     "dmsh_serving.contract",
     "dmsh_serving.codes",

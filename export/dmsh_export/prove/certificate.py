@@ -13,10 +13,10 @@ from dmsh_export.graph import Dialect, metadata_of, model_from_file
 from dmsh_export.prove.bound_rows import LayerBound, bounds_of
 from dmsh_export.prove.conditions import Condition, conditions_of
 from dmsh_export.prove.integer_from_onnx import ReadBack, integer_from_onnx
+from dmsh_model.fingerprint import integer_fingerprint
 from dmsh_model.integer.bounds import FLOAT32_LIMIT, INT32_LIMIT
 from dmsh_model.integer.layers import LOWEST, Add, Convolution
 from dmsh_model.integer.network import IntegerNetwork, canonical_hash
-from dmsh_model.integer.reference import code_space
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, DmshError, InputError
 from dmsh_serving.files import sha256_of_file
@@ -93,7 +93,7 @@ def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | N
     if stated is None:
         raise InputError(f"it has no {Metadata.FINGERPRINT} in its metadata: export it with dmsh-export onnx")
     framing = Framing.parse(metadata_of(model).get(Metadata.FRAMING))
-    space = code_space(read.network, framing)
+    space = integer_fingerprint(found, framing)
     if stated != space:
         raise CheckError(
             f"its integers are of the code space {space[:12]}, its metadata says {stated[:12]}: it was changed after "
@@ -105,7 +105,7 @@ def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | N
         dialect=read.dialect,
         fingerprint=stated,
         network_hash=found,
-        checkpoint=code_space(against, framing) if against is not None else None,
+        checkpoint=integer_fingerprint(canonical_hash(against), framing) if against is not None else None,
         bounds=bounds,
         conditions=tuple(conditions_of(read, bounds)),
     )

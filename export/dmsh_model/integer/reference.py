@@ -6,8 +6,6 @@ threads nor kernels can change a bit.
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dmsh_model.config import HashConfig
+from dmsh_model.fingerprint import integer_fingerprint
 from dmsh_model.integer.bounds import FLOAT32_LIMIT
 from dmsh_model.integer.layers import (
     LOWEST,
@@ -36,10 +35,8 @@ from dmsh_model.integer.network import IntegerNetwork, canonical_hash
 from dmsh_serving.checks import check_images
 from dmsh_serving.codes import Codes, pack
 from dmsh_serving.errors import InputError
-from dmsh_serving.images.decode import decode_recipe
-from dmsh_serving.images.framing import Framing
 
-__all__ = ["Images", "IntegerDMSH", "code_space", "features", "head", "head_logits", "outputs", "run"]
+__all__ = ["Images", "IntegerDMSH", "features", "head", "head_logits", "outputs", "run"]
 
 Images = npt.NDArray[np.uint8]
 _PIXELS_AT_ONCE = 2 * 224 * 224  # measured: larger batches leave the caches and are slower
@@ -65,7 +62,7 @@ class IntegerDMSH:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The name of the network's code space."""
-        return code_space(self.network, self.config.framing)
+        return integer_fingerprint(canonical_hash(self.network), self.config.framing)
 
     def logits(self, images: Images, batch_size: int = 64) -> npt.NDArray[np.float32]:
         """Images (N, H, W, 3) uint8 -> logits (N, K) float32, each an integer times a power of two, exact.
@@ -89,11 +86,6 @@ class IntegerDMSH:
             InputError: wrong dtype or shape.
         """
         return pack(self.logits(images, batch_size))
-
-
-def code_space(network: IntegerNetwork, framing: Framing) -> str:
-    """Return the SHA-256 (hex) over the integers and the preprocessing: the name of the code space."""
-    return hashlib.sha256(json.dumps([canonical_hash(network), decode_recipe(framing)]).encode()).hexdigest()
 
 
 def run(network: IntegerNetwork, images: Images) -> npt.NDArray[np.int64]:
