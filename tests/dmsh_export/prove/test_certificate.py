@@ -29,9 +29,10 @@ from dmsh_export.prove.bound_rows import bounds_of
 from dmsh_export.prove.certificate import certify
 from dmsh_export.prove.integer_from_onnx import integer_from_onnx
 from dmsh_export.to_onnx.dialects import onnx_from_network
+from dmsh_model.fingerprint import integer_fingerprint
 from dmsh_model.integer.layers import Add, Convolution, GlobalMax, Image, Linear, Logits
 from dmsh_model.integer.network import canonical_hash
-from dmsh_model.integer.reference import code_space, outputs
+from dmsh_model.integer.reference import outputs
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.images.framing import Framing
@@ -311,14 +312,19 @@ def reaching(sums, *, shift=8, bias=0):
 
 def proof_of(network, dialect, tmp_path):
     model = onnx_from_network(network, dialect, 20)
-    helper.set_model_props(model, {Metadata.FINGERPRINT: code_space(network, Framing.parse(None))})
+    helper.set_model_props(
+        model, {Metadata.FINGERPRINT: integer_fingerprint(canonical_hash(network), Framing.parse(None))}
+    )
     return prove(model, tmp_path, network)
 
 
 def test_the_framing_that_a_model_names_is_part_of_what_its_fingerprint_proves(tmp_path):
     padded = Framing("pad")
     model = onnx_from_network(MODEL.network, "onnxruntime", 20)
-    said = {Metadata.FINGERPRINT: code_space(MODEL.network, padded), Metadata.FRAMING: str(padded)}
+    said = {
+        Metadata.FINGERPRINT: integer_fingerprint(canonical_hash(MODEL.network), padded),
+        Metadata.FRAMING: str(padded),
+    }
     helper.set_model_props(model, said)
     assert prove(model, tmp_path).fingerprint == said[Metadata.FINGERPRINT]
     helper.set_model_props(model, {**said, Metadata.FRAMING: str(Framing())})
