@@ -21,6 +21,7 @@ from dmsh_model import checkpoint
 from dmsh_model.data.labelled import LabelledImages, Split
 from dmsh_model.data.split import SplitOptions
 from dmsh_model.training import run as training
+from dmsh_serving import program
 from dmsh_serving.errors import CheckError, InputError
 
 EXPERIMENTS = ROOT / "experiments"
@@ -34,7 +35,7 @@ def command(monkeypatch, capsys):
     def run(app, *arguments):
         monkeypatch.setattr(sys, "argv", ["paper", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            run(app)
+            program.run(app)
         return (stop.value.code or 0, *capsys.readouterr())
 
     return run

@@ -12,6 +12,7 @@ from benchmarks.paper.pretrained_page import gain, markdown
 from PIL import Image
 
 from dmsh_model.backbone import build_backbone
+from dmsh_serving import program
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def command(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["pretrained", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            run(pretrained.app)
+            program.run(pretrained.app)
         return (stop.value.code or 0, *capsys.readouterr())
 
     return run

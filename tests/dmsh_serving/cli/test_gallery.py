@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmsh_serving import program
 from dmsh_serving.cli import gallery_contents  # noqa: F401  # its commands join gallery_app
 from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
@@ -13,7 +14,6 @@ from dmsh_serving.commands import make_app
 from dmsh_serving.encoder import codes_of_images as encoding
 from dmsh_serving.gallery.folder import open_current
 from dmsh_serving.images.framing import Framing
-from dmsh_serving.program import run
 
 F = "f" * 64
 
@@ -50,7 +50,7 @@ def command(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["gallery", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            run(gallery_app)
+            program.run(gallery_app)
         return stopped.value.code or 0, *capsys.readouterr()
 
     return run
@@ -278,7 +278,7 @@ def test_the_benchmark_measures_exact_engines_side_by_side(monkeypatch, capsys, 
         ["bench", "--codes", "5000", "--bits", "13", "--queries", "2", "--rounds", "2", "--json", str(result)],
     )
     with pytest.raises(SystemExit) as stopped:
-        run(app)
+        program.run(app)
     assert not stopped.value.code
     cases = json.loads(result.read_text())["cases"]
     assert [(case["bits"], case["queries"], case["k"]) for case in cases] == [(13, 2, 10), (13, 2, 100)]

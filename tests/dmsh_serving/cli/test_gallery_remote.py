@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from clickhouse_world import F
 
-from dmsh_serving import gallery
+from dmsh_serving import gallery, program
 from dmsh_serving.cli import gallery_remote  # noqa: F401  # its commands join gallery_app
 from dmsh_serving.cli.gallery import gallery_app
 from dmsh_serving.codes import uniform_codes
@@ -23,7 +23,7 @@ def command(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["gallery", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            run(gallery_app)
+            program.run(gallery_app)
         return stopped.value.code or 0, *capsys.readouterr()
 
     return run
