@@ -1,4 +1,4 @@
-"""One life for everything that turns images into codes: ``with runner: runner.infer(images)``."""
+"""One interface, ``with runner: runner.infer(images)``, for everything that turns images into codes."""
 
 from pathlib import Path
 from types import TracebackType

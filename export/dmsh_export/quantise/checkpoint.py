@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmsh_export.quantise.batches import batch_size, spread_batches, spread_images
-from dmsh_export.quantise.run import LOOKED_AT, Quantised, quantise
+from dmsh_export.quantise.run import PADDING_IMAGES, Quantised, quantise
 from dmsh_model import checkpoint as float_checkpoint
 from dmsh_model.integer import checkpoint as integer_checkpoint
 from dmsh_serving.images.read import Progress, iter_image_batches
@@ -53,7 +53,7 @@ def quantise_checkpoint(
         model,
         batches,
         on_stage=on_stage,
-        looked_at=spread_images(images, size, LOOKED_AT, framing),
+        padding_images=spread_images(images, size, PADDING_IMAGES, framing),
     )
     integer_checkpoint.save(
         quantised.model,

@@ -23,10 +23,10 @@ from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import ImageSet
 
-__all__ = ["LOOKED_AT", "MIN_IMAGES", "Quantised", "Trial", "quantise"]
+__all__ = ["MIN_IMAGES", "PADDING_IMAGES", "Quantised", "Trial", "quantise"]
 
 MIN_IMAGES: Final = 40
-LOOKED_AT: Final = 16  # images that measure the cost of grey padding
+PADDING_IMAGES: Final = 16  # images that measure the cost of grey padding
 HELD_OUT_EVERY: Final = 5  # every fifth image is held out
 MAX_SAMPLE: Final = 1000
 MAX_SAMPLE_BYTES: Final = 1 << 26
@@ -92,7 +92,7 @@ def quantise(
     batches: Iterable[ImageSet],
     on_stage: Callable[[str], None] = lambda _: None,
     *,
-    looked_at: Images | None = None,
+    padding_images: Images | None = None,
 ) -> Quantised:
     """Return the integer form of ``model``: four of five images of ``batches`` set its scales, the fifth judges it.
 
@@ -102,18 +102,18 @@ def quantise(
         model: the float network.
         batches: the images with their names.
         on_stage: called with the name of each stage as it begins.
-        looked_at: (n, H, W, 3) uint8, images of every class (:data:`LOOKED_AT` are enough). They measure the cost of
-            grey padding, which decides whether a first layer moves the mean to 0. None takes the first images of
+        padding_images: (n, H, W, 3) uint8, images of every class (:data:`PADDING_IMAGES` are enough). They measure the
+            cost of grey padding, which decides whether a first layer moves the mean to 0. None takes the first of
             ``batches``, which must then be in random order.
 
     Raises:
         InputError: the network has an operator without integer form, or there are too few images.
     """
     model.eval()
-    if looked_at is None:
-        looked_at, batches = first_images(batches, LOOKED_AT)
+    if padding_images is None:
+        padding_images, batches = first_images(batches, PADDING_IMAGES)
     graph, as_trained = float_graph(model), float_graph(model, centred=True)
-    padding = _padding_cost(model, graph, looked_at)
+    padding = _padding_cost(model, graph, padding_images)
     if padding < _PADDING_MATTERS_BELOW:
         graph = as_trained
     calibration = Calibration(graph)

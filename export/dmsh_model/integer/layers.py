@@ -2,10 +2,10 @@
 
 Between layers only int8 tensors flow. A layer sums products in an int32 accumulator, divides it by 2^shift rounding
 half to even, and clips to ``low..high``, which lies within -128..127 (``low`` = 0 is a ReLU, ``high`` < 127 beside it
-a ReLU6). There are no scales: with every tensor an integer, a scale a layer is 2^-shift, and the float network's own
-units are folded into the weights. Anchors: Balle, Johnston, Minnen, "Integer Networks for Data Compression with
-Latent-Variable Models", ICLR 2019; Jacob et al., "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference", CVPR 2018.
+a ReLU6). The only scale is each layer's 2^-shift; the float network's own units are folded into the
+weights. Anchors: Balle, Johnston, Minnen, "Integer Networks for Data Compression with Latent-Variable Models",
+ICLR 2019; Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference", CVPR 2018.
 
 ``source`` is the index of an earlier layer in the network; ``name`` is for people and has no meaning.
 """

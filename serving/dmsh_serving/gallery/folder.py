@@ -25,6 +25,7 @@ from dmsh_serving.gallery.snapshot import Snapshot, chained
 
 __all__ = [
     "CURRENT",
+    "MAX_PARTS",
     "OtherModelError",
     "check_model",
     "current_version",

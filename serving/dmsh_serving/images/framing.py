@@ -60,7 +60,7 @@ class Framing:
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """Read what ``str`` wrote; None, of a file that names no framing, is the only one there was before they did.
+        """Read what ``str`` wrote; None means a file from before framings were recorded: decode rule 1.
 
         Raises:
             InputError: anything else.

@@ -61,7 +61,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Page:
-    """One page of an order: places in a collection if there is one, ids, scores and keys; and whether it goes on."""
+    """One page of an order: ids, scores and keys, and whether the order goes on."""
 
     version: str
     ids: list[int]

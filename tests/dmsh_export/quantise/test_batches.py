@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dmsh_export.quantise.batches import batch_size, spread_images
-from dmsh_export.quantise.run import LOOKED_AT, quantise
+from dmsh_export.quantise.run import PADDING_IMAGES, quantise
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import iter_image_batches
 
@@ -28,8 +28,8 @@ def padding_of(demo_model, mnist, tmp_path):
         path = tmp_path / f"{first}.npy"
         np.save(path, mnist.images[in_order(mnist, first)])
         size = demo_model.config.image_size
-        looked_at = spread_images(path, size, LOOKED_AT) if spread else None
-        done = quantise(demo_model, iter_image_batches(path, size, batch_size(size)), looked_at=looked_at)
+        padding_images = spread_images(path, size, PADDING_IMAGES) if spread else None
+        done = quantise(demo_model, iter_image_batches(path, size, batch_size(size)), padding_images=padding_images)
         return done.centred, done.padding_signal_to_noise_db
 
     return measured
