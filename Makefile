@@ -36,8 +36,9 @@ EXTRAS := export,client,tensorrt-rtx,openvino,demo,parquet,clickhouse,ray,web,be
 ## Tests that need the serving package alone.
 MINIMAL := $(addprefix tests/dmsh_serving/,test_codes.py test_files.py images cli gallery hamming/test_nearest.py)
 
-## Tests without a server share the cores.
+## Tests without a server share the cores. Those with one share them by file, two at a time; the longest file begins.
 TOGETHER := --numprocesses auto --maxprocesses 4
+BY_FILE := --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder tests/project tests
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check docs bench test-fast test-programs test-scale test-wheel test-minimal test-cpus test-bits bench-rank bench-encode bench-serve bench-files bench-peers bench-web gpu browser strace accuracy paper test-faults mutate soak fuzz clean distclean system
@@ -50,7 +51,7 @@ demo: $(TOOLKIT) $(TRITON)
 
 test: check $(TRITON) browser strace
 	$(BIN)/pytest $(TOGETHER) -m "not live and not gpu and not slow"
-	$(BIN)/pytest -m "live or gpu or slow"
+	$(BIN)/pytest $(BY_FILE) -m "live or gpu or slow"
 
 check: $(TOOLKIT)
 	$(BIN)/ruff check
