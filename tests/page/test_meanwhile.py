@@ -172,3 +172,15 @@ def test_the_way_back_closes_the_details(tab):
     tab.go_back()
     tab.wait_for_url(f"**{KEYS[7].replace('/', '%2F')}*")
     until(tab, "!document.querySelector('dialog[open]')")
+
+
+def test_an_outage_on_the_page_gallery_is_said_and_passes(tab, banner):
+    tab.goto("/gallery")
+    until(tab, "document.querySelector('#duplicates li')")
+    do(tab, "window.broken = (path) => path.includes('duplicates')")
+    tab.locator("#near-radius").fill("3")
+    tab.locator("#near-radius").blur()
+    banner.wait_for()
+    do(tab, "window.broken = null")
+    banner.wait_for(state="hidden")
+    tab.locator("#near-status", has_text="group").wait_for()

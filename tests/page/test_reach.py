@@ -15,7 +15,7 @@ def violations(tab):
     found = []
     for theme, options in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
         tab.emulate_media(color_scheme=theme)
-        found += Axe().run(tab, options=options).response["violations"]
+        found += Axe().run(tab, options={**options, "resultTypes": ["violations"]}).response["violations"]
     return [(each["id"], each["nodes"][0]["html"][:120]) for each in found]
 
 

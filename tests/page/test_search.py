@@ -247,3 +247,18 @@ def test_a_surprise_is_an_image_of_the_gallery(tab):
     tab.get_by_role("button", name="Surprise me").click()
     tab.wait_for_url("**/?like=key*")
     assert shown(tab, 1)[0][0] == 0
+
+
+def test_a_card_says_how_far_it_is_only_if_that_means_something(tab):
+    tab.goto("/")
+    settled(tab)
+    assert tab.locator(".card .distance").first.is_hidden()  # from a random code
+    tab.goto("/?like=id:300")
+    same = sum(score == 0 for score, _ in in_order([CODES[300]]))
+    assert shown(tab, same + 1) == expected(CODES[300], count=same + 1)
+    assert tab.locator(".card .distance.same").count() == same
+    first, next_one = tab.locator(".card .pick").first, tab.locator(".card .pick").nth(same)
+    assert first.get_attribute("aria-label") == f"{KEYS[300]}, the same code: search by it"
+    assert "of the code differ" in next_one.get_attribute("aria-label")
+    tab.locator(".example img").wait_for()  # an example that is named by its id has its picture too
+    assert tab.url.endswith("/?like=id%3A300")

@@ -51,7 +51,7 @@ async function run(wanted = view.k, y = 0) {
   forget();
   byId("details").close();
   answer = null;
-  grid.clear();
+  grid.clear(view.like.length + view.unlike.length);
   say("Searching…");
   byId("end").textContent = "";
   drawControls();
@@ -99,7 +99,10 @@ function remember() {
   for (const sign of ["like", "unlike"]) {
     answer.query[sign].forEach((found, place) => {
       const example = view[sign][place];
-      if (!example.file && found.key !== undefined && !example.box) example.id ??= found.id;
+      if (!example.file && found.key !== undefined && !example.box) {
+        example.id ??= found.id;
+        if (example.key === undefined) example.shownKey = found.key; // its picture and its name; its address stays the id
+      }
       example.code = found.code;
       example.logits ??= found.logits;
       if (example.file) uploads.set(found.code, { file: example.file, url: example.url, label: example.label, logits: example.logits, box: example.box });
@@ -143,7 +146,10 @@ function failed(error, again) {
   if (error.name === "AbortError") return;
   if (!(error instanceof api.ApiError)) throw error;
   if (error.isOutage) {
-    if (!answer) say("");
+    if (!answer) {
+      say("");
+      byId("times").replaceChildren();
+    }
     outage(error.message, again);
     return;
   }

@@ -10,8 +10,8 @@ let aborter = new AbortController();
 // subject: a card or an example; query: the one example it is compared with, or null.
 export function openDetails({ subject, query, bits, distance, attributes, actions }) {
   const dialog = byId("details");
-  const name = subject.key || subject.label || (subject.id === undefined ? `code ${subject.code}` : `id ${subject.id}`);
-  const source = subject.url ?? (subject.box || subject.width === null ? null : imageUrl(subject.key));
+  const name = subject.key || subject.shownKey || subject.label || (subject.id === undefined ? `code ${subject.code}` : `id ${subject.id}`);
+  const source = subject.url ?? (subject.box || subject.width === null ? null : imageUrl(subject.key ?? subject.shownKey));
   const close = () => dialog.close();
   const act = (run) => () => { close(); run(); };
   const button = (symbol, label, run, kind) => h("button", { type: "button", class: kind, onclick: act(run) }, icon(symbol), h("span", {}, label));

@@ -1,6 +1,6 @@
 // A justified grid of any number of cards: rows fill the width, and only cards near the window are in the document.
 
-import { h, icon } from "./dom.js";
+import { h, icon, plural } from "./dom.js";
 import { thumbnails } from "./api.js";
 import { glyph } from "./bits.js";
 
@@ -23,7 +23,9 @@ export class Grid {
     list.addEventListener("pointerover", (event) => this.equip(event.target));
   }
 
-  clear() {
+  // examples: how many the next cards are compared with; 0 for a first look, at which distances say nothing.
+  clear(examples = 0) {
+    this.examples = examples;
     for (const { aborter } of this.batches) aborter.abort();
     this.cards = [];
     this.rows = [];
@@ -179,14 +181,15 @@ export class Grid {
   cardElement(index, shownHeight) {
     const card = this.cards[index];
     const name = card.key || `id ${card.id}`;
+    const far = said(card.distance, this.examples);
     const pick = h("button", {
       type: "button", class: "pick", tabindex: index === this.current ? 0 : -1,
-      "aria-label": `${name}, distance ${card.distance}: search by it`,
+      "aria-label": `${name}${far && `, ${far}`}: search by it`,
     }, picture(card, shownHeight));
     return h("li", { class: "card", "data-index": index, "aria-posinset": index + 1 },
       pick,
       matchMedia("(hover: none)").matches ? this.tools(name) : null,
-      h("div", { class: "caption" }, h("span", { class: "distance" }, String(card.distance)), named(name)));
+      h("div", { class: "caption" }, h("span", { class: `distance${this.examples === 1 && card.distance === 0 ? " same" : ""}`, title: far, hidden: !far }, String(card.distance)), named(name)));
   }
 
   // Made when a card is pointed at or focused: most cards never are.
@@ -258,6 +261,12 @@ export class Grid {
     this.draw();
     this.drawn.get(index)?.firstChild.focus({ preventScroll: true });
   }
+}
+
+function said(distance, examples) {
+  if (!examples) return "";
+  if (examples > 1) return `sum of distances ${distance}`;
+  return distance ? `${plural(distance, "bit")} of the code ${distance === 1 ? "differs" : "differ"}` : "the same code";
 }
 
 // A long key loses its middle, not its end.

@@ -2,7 +2,7 @@
 
 import { svg } from "./dom.js";
 
-const [WIDE, HIGH, LEFT, BELOW] = [720, 150, 34, 20];
+const [WIDE, HIGH, LEFT, BELOW] = [720, 150, 50, 20];
 
 // values: heights; most: the height of the whole plot; marks: [value, label] lines across; every: a label below each so many.
 export function bars(values, { most, marks, every, title, kind = () => "", said }) {

@@ -19,13 +19,13 @@ export function drawTray(view, { onTurn, onRemove, onOpen }) {
   }
 }
 
-export function nameOf({ key, id, code, label, box }) {
-  const name = key || label || (id === undefined ? `code ${code?.slice(0, 8)}` : `id ${id}`);
+export function nameOf({ key, shownKey, id, code, label, box }) {
+  const name = key || shownKey || label || (id === undefined ? `code ${code?.slice(0, 8)}` : `id ${id}`);
   return box ? `a region of ${name}` : name;
 }
 
 function face(example) {
-  const source = example.url ?? thumbnailUrl(example.key);
+  const source = example.url ?? thumbnailUrl(example.key ?? example.shownKey);
   if (!source) return example.code ? glyph(example.code) : h("span", { class: "absent" }, "…");
   const image = h("img", { src: source, alt: "", draggable: "false" });
   image.addEventListener("error", () => image.replaceWith(example.code ? glyph(example.code) : h("span", { class: "absent" }, "no image")));
