@@ -1,4 +1,4 @@
-"""TLS for gRPC: the files of a server and those of a client, checked before they are used."""
+"""TLS for gRPC: the files of a server, those of a client, and its token, checked before they are used."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from dmsh_serving.errors import InputError
 
-__all__ = ["ClientTls", "ServerTls", "client_tls"]
+__all__ = ["ClientTls", "ServerTls", "client_tls", "read_token"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,22 @@ def client_tls(wanted: bool, ca: Path | None, cert: Path | None, key: Path | Non
     return ClientTls(ca, cert, key) if wanted or ca or cert or key else None
 
 
-def _check_files(files: dict[str, Path | None]) -> None:
+def read_token(file: Path | None, option: str = "--token-file") -> str | None:
+    """Return the token in ``file``: one line of visible ASCII. An option's value itself is in the process list.
+
+    Raises:
+        InputError: the file is not there or holds something else.
+    """
+    if file is None:
+        return None
+    _check_files({option: file}, "a token in it")
+    token = file.read_text(errors="replace").strip()
+    if not token or not all("!" <= letter <= "~" for letter in token):
+        raise InputError(f"{option} {file} must hold one token, of visible ASCII without spaces")
+    return token
+
+
+def _check_files(files: dict[str, Path | None], what: str = "PEM in it") -> None:
     for option, file in files.items():
         if file is not None and not file.is_file():
-            raise InputError(f"{option} {file} is not a file: name one in PEM")
+            raise InputError(f"{option} {file} is not a file: name one with {what}")

@@ -3,7 +3,7 @@
 import pytest
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.tls import ClientTls, ServerTls, client_tls
+from dmsh_serving.tls import ClientTls, ServerTls, client_tls, read_token
 
 
 @pytest.fixture
@@ -40,3 +40,17 @@ def test_a_client_asks_over_tls_if_it_is_told_to(files):
     assert client_tls(False, ca, cert, key).channel() == {
         "ssl": True, "root_certificates": str(ca), "certificate_chain": str(cert), "private_key": str(key),
     }  # fmt: skip
+
+
+def test_a_token_is_read_from_a_file_and_anything_but_one_token_is_refused(tmp_path):
+    file = tmp_path / "token"
+    assert read_token(None) is None
+    file.write_text("s3cret-of/us==\n")
+    assert read_token(file) == "s3cret-of/us=="
+    for wrong in ("", "\n", "two words", "two\nlines", "caf\u00e9", "be\u0007ll"):
+        file.write_text(wrong)
+        with pytest.raises(InputError, match="must hold one token") as caught:
+            read_token(file)
+        assert "words" not in str(caught.value)
+    with pytest.raises(InputError, match=r"--server-token-file .*no is not a file: name one with a token in it"):
+        read_token(tmp_path / "no", "--server-token-file")

@@ -193,7 +193,7 @@ def test_fault_30_a_huge_tile_of_a_small_tiff_is_refused_unread(tmp_path):
     assert grown < 16 << 20
 
 
-def test_fault_30_16_bit_grey_costs_no_more_than_it_is_said_to(tmp_path):
+def test_fault_30_grey_of_16_bits_costs_no_more_than_it_is_said_to(tmp_path):
     side = 4000
     data = file_of(Image.fromarray(np.full((side, side), 257, np.uint16)), "PNG")
     grown, refused = peak_bytes(data, tmp_path)

@@ -1,8 +1,10 @@
 """A server seen from outside: ready and right or not, what it does, what its log names."""
 
+import http.server
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from dmsh_serving.client import SearchClient
 from dmsh_serving.errors import InputError
 from dmsh_serving.triton.server.launcher import free_ports
 from dmsh_serving.triton.server.seen import _asked
+from dmsh_serving.triton.server.tracing import Tracing
 
 TOOL = Path(sys.executable).with_name("dmsh-serve")
 
@@ -91,13 +94,54 @@ def test_status_shows_what_a_server_does(server, tmp_path):
     assert tool("status", 1)[0] == 3
 
 
-def test_a_request_that_takes_long_is_named_in_the_log_by_the_id_of_its_client(tmp_path):
-    world = World.make(tmp_path, 20)
-    with world.server(slow_seconds=0.0, log_json=True) as server, SearchClient(server.url) as client:
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes what a collector of OpenTelemetry takes: (path, body)."""
+
+    taken: list[tuple[str, bytes]]
+
+    def do_POST(self):
+        self.taken.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def collector():
+    kind = type("OneCollector", (Collector,), {"taken": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces", kind.taken
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory, collector):
+    """A server that tells all that it can tell of its requests."""
+    world = World.make(tmp_path_factory.mktemp("watched"), 20)
+    with world.server(slow_seconds=0.0, log_json=True, tracing=Tracing(collector[0])) as server:
+        yield server
+
+
+def test_a_collector_gets_the_spans_of_every_model_that_a_request_goes_through(watched, collector):
+    with SearchClient(watched.url) as client:
+        client.search_files([png(IMAGES[7])], 5)
+    names = [b"dmsh_search_file", b"dmsh_decode", b"dmsh_encoder", b"dmsh_ranker", client.last_request.encode()]
+    deadline = time.monotonic() + 60
+    while not all(any(name in body for _, body in collector[1]) for name in names):
+        assert time.monotonic() < deadline, collector[1]
+        time.sleep(0.1)
+    assert {path for path, _ in collector[1]} == {"/v1/traces"}
+
+
+def test_a_request_that_takes_long_is_named_in_the_log_by_the_id_of_its_client(watched):
+    with SearchClient(watched.url) as client:
         client.search_files([png(IMAGES[7])], 5)
         deadline = time.monotonic() + 10
         while True:
-            lines = [json.loads(line) for line in server.log_file.read_text().splitlines()]
+            lines = [json.loads(line) for line in watched.log_file.read_text().splitlines()]
             slow = [line for line in lines if line.get("request") == client.last_request]
             if len(slow) == 3:
                 break

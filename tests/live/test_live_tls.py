@@ -91,6 +91,15 @@ def test_the_proxy_of_the_documents_lets_searches_with_its_token_through_and_not
                         assert time.monotonic() < deadline, (tmp_path / "error.log").read_text()
                         time.sleep(0.05)
                 assert answer.distances[0, 0] == 0
+            for token, code in (("CHANGE-ME", 0), ("another", 1)):
+                (tmp_path / "token").write_text(f"{token}\n")
+                shown = ["--tls-ca", files / "ca.pem", "--token-file", tmp_path / "token"]
+                done = subprocess.run([TOOL, "check", url, *shown], capture_output=True, text=True)
+                assert done.returncode == code, done.stderr
+            (tmp_path / "photo.png").write_bytes(png(IMAGES[3]))
+            assert subprocess.run([TOOL, "query", tmp_path / "photo.png", "--url", url, *shown]).returncode == 3
+            (tmp_path / "token").write_text("CHANGE-ME")
+            assert subprocess.run([TOOL, "query", tmp_path / "photo.png", "--url", url, *shown]).returncode == 0
             refused(url, tls)
             with SearchClient(url, timeout=3, tls=tls, token="another") as client, pytest.raises(MissingError):
                 client.search(IMAGES[:1], 5)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dmsh_serving.cli.tls import CaOption, CertOption, KeyOption, TlsOption
+from dmsh_serving.cli.tls import CaOption, CertOption, KeyOption, TlsOption, TokenOption
 from dmsh_serving.console import JsonOption, console, print_table, write_json
 from dmsh_serving.contract import DEFAULT_GRPC_PORT
 from dmsh_serving.errors import CheckError, DmshError, InputError
@@ -31,6 +31,7 @@ def check(
     tls_ca: CaOption = None,
     tls_cert: CertOption = None,
     tls_key: KeyOption = None,
+    token_file: TokenOption = None,
     json: JsonOption = None,
 ) -> None:
     """Check a running Triton by one search: a start-up probe.
@@ -39,11 +40,11 @@ def check(
     image and its code come from the server's own configuration. Exit code 0: ready and right; 1: not.
     """
     from dmsh_serving.client import Retries, SearchClient
-    from dmsh_serving.tls import client_tls
+    from dmsh_serving.tls import client_tls, read_token
 
-    files = client_tls(tls, tls_ca, tls_cert, tls_key)
+    files, token = client_tls(tls, tls_ca, tls_cert, tls_key), read_token(token_file)
     try:
-        with SearchClient(url, timeout=budget, retries=Retries(0), tls=files) as client:
+        with SearchClient(url, timeout=budget, retries=Retries(0), tls=files, token=token) as client:
             found = _checked(client, fingerprint, version, gallery, budget)
     except DmshError as error:
         raise CheckError(f"{url} is not ready: {error}") from error

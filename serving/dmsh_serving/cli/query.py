@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dmsh_serving import console
-from dmsh_serving.cli.tls import CaOption, CertOption, KeyOption, TlsOption
+from dmsh_serving.cli.tls import CaOption, CertOption, KeyOption, TlsOption, TokenOption
 from dmsh_serving.contract import DEFAULT_GRPC_PORT, DEFAULT_K, PAD_ID, SEARCH_FILE_MODEL
 from dmsh_serving.errors import InputError
 
 if TYPE_CHECKING:
     from dmsh_serving.client import Answer
-    from dmsh_serving.tls import ClientTls
 
 __all__ = ["query"]
 
@@ -36,6 +35,7 @@ def query(
     tls_ca: CaOption = None,
     tls_cert: CertOption = None,
     tls_key: KeyOption = None,
+    token_file: TokenOption = None,
     json: console.JsonOption = None,
 ) -> None:
     """Find the nearest gallery images of image files. A Triton must be running.
@@ -51,13 +51,13 @@ def query(
         from dmsh_serving.gallery.tables import read_ids
 
         allowed = read_ids(allow)
-    from dmsh_serving.tls import client_tls
+    from dmsh_serving.tls import client_tls, read_token
 
-    client_files = client_tls(tls, tls_ca, tls_cert, tls_key)
+    shown = {"tls": client_tls(tls, tls_ca, tls_cert, tls_key), "token": read_token(token_file)}
     found, bad = _files(files)
     results: list[dict[str, Any]] = []
     if found:
-        for file, answer in _answers(url, client_files, found, bad, k=k, radius=radius, allowed=allowed, rerank=rerank):
+        for file, answer in _answers(url, shown, found, bad, k=k, radius=radius, allowed=allowed, rerank=rerank):
             results.append({"file": str(file), **_result(answer)})
             _print(results[-1])
     if sheet is not None and images is not None and results:
@@ -91,13 +91,16 @@ def _files(given: list[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _answers(
-    url: str, tls: "ClientTls | None", files: list[Path], bad: list[str], **asked: Any
+    url: str, shown: dict[str, Any], files: list[Path], bad: list[str], **asked: Any
 ) -> "list[tuple[Path, Answer]]":
-    """Return each file with its answer, of one query; what cannot be searched goes to ``bad``, a line for each."""
+    """Return each file with its answer, of one query; what cannot be searched goes to ``bad``, a line for each.
+
+    ``shown`` goes to the client: TLS files and a token.
+    """
     from dmsh_serving.client import SearchClient
 
     answers = []
-    with SearchClient(url, tls=tls) as client:
+    with SearchClient(url, **shown) as client:
         size = client.max_batch(SEARCH_FILE_MODEL)
         for start in range(0, len(files), size):
             part = files[start : start + size]

@@ -33,6 +33,10 @@ def start(
     slow_seconds: Annotated[
         float, typer.Option(min=0.0, help="Log the ids of requests that take a model longer.")
     ] = 1.0,
+    trace: Annotated[
+        str | None, typer.Option(help="Send OpenTelemetry spans to this collector, OTLP over HTTP.", metavar="URL")
+    ] = None,
+    trace_every: Annotated[int, typer.Option(min=1, help="With --trace: one request of so many.")] = 1,
     tls_cert: Annotated[
         Path | None, typer.Option(help="Certificate, PEM: gRPC then speaks TLS.", rich_help_panel=_TLS)
     ] = None,
@@ -54,8 +58,12 @@ def start(
     """Start Triton on a model repository. It answers until Ctrl-C or SIGTERM."""
     from dmsh_serving.tls import ServerTls
     from dmsh_serving.triton.server.launcher import LOOPBACK, TritonServer
+    from dmsh_serving.triton.server.tracing import Tracing
 
     check_page_options(with_page, images, metadata)
+    if trace is None and trace_every != 1:
+        raise InputError("--trace-every is for --trace URL: give it too")
+    tracing = None if trace is None else Tracing(trace, trace_every)
     if (tls_cert is None) != (tls_key is None):
         raise InputError("--tls-cert and --tls-key belong together: give both")
     if tls_client_ca is not None and tls_cert is None:
@@ -80,6 +88,7 @@ def start(
         log_file=log_file,
         log_json=log_json,
         slow_seconds=slow_seconds,
+        tracing=tracing,
         on_event=_say,
     )
     with server:

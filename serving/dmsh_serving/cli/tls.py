@@ -1,4 +1,4 @@
-"""The options by which a command asks a server over TLS."""
+"""The options by which a command asks a server over TLS, and shows a token to the proxy before it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,3 +13,6 @@ CertOption = Annotated[
     Path | None, typer.Option("--tls-cert", help="Own certificate, PEM, for mutual TLS.", rich_help_panel="TLS")
 ]
 KeyOption = Annotated[Path | None, typer.Option("--tls-key", help="Its private key, PEM.", rich_help_panel="TLS")]
+TokenOption = Annotated[
+    Path | None, typer.Option("--token-file", help="File with the token for the server's proxy.", rich_help_panel="TLS")
+]

@@ -26,6 +26,7 @@ def web(
         Path | None, typer.Option(help="Certificate to show to Triton, PEM, for mutual TLS.")
     ] = None,
     server_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    server_token_file: Annotated[Path | None, typer.Option(help="File with the token for Triton's proxy.")] = None,
     gallery: Annotated[
         Path | None,
         typer.Option(help="Folder of the gallery that Triton serves; filters, examples and the page Gallery need it."),
@@ -47,12 +48,13 @@ def web(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until an answer of Triton is given up.")] = 10.0,
 ) -> None:
     """Show a page to search by eye over a running Triton. It is there until Ctrl-C or SIGTERM."""
-    from dmsh_serving.tls import client_tls
+    from dmsh_serving.tls import client_tls, read_token
     from dmsh_serving.web.settings import WebSettings
 
     settings = WebSettings(
         triton=server,
         triton_tls=client_tls(False, server_ca, server_cert, server_key),
+        triton_token=read_token(server_token_file, "--server-token-file"),
         images=images,
         gallery=gallery,
         metadata=metadata,

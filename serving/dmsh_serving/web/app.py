@@ -89,7 +89,8 @@ class Web:
 
     @contextlib.asynccontextmanager
     async def _life(self, app: Starlette) -> AsyncIterator[None]:
-        self.steps = TritonSteps(self.settings.triton, self.settings.timeout, self.settings.triton_tls)
+        settings = self.settings
+        self.steps = TritonSteps(settings.triton, settings.timeout, settings.triton_tls, settings.triton_token)
         self.searches = Searches(self.steps, self.originals, self.gallery, self.metadata)
         if self.gallery is not None:
             self.examinations = Examinations(self.gallery, self.originals)

@@ -24,6 +24,7 @@ class WebSettings:
     Attributes:
         triton: host:port of Triton's gRPC.
         triton_tls: the files to ask it over TLS; None asks it without.
+        triton_token: shown to a proxy before it that asks for one.
         images: the folder with the files that the gallery's keys name.
         gallery: the folder of the gallery that Triton serves; None if it is out of reach.
         metadata: a Parquet or CSV file with a column ``key``.
@@ -43,6 +44,7 @@ class WebSettings:
     triton: str
     images: Path
     triton_tls: ClientTls | None = None
+    triton_token: str | None = field(default=None, repr=False)
     gallery: Path | None = None
     metadata: Path | None = None
     host: str = LOOPBACK[0]

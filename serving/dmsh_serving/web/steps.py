@@ -61,9 +61,9 @@ class TritonSteps:
         MissingError: no Triton there, or no answer within ``timeout`` seconds.
     """
 
-    def __init__(self, url: str, timeout: float, tls: ClientTls | None = None) -> None:
+    def __init__(self, url: str, timeout: float, tls: ClientTls | None = None, token: str | None = None) -> None:
         # Who waits at a page tries again.
-        self._client = AsyncSearchClient(url, timeout=timeout, retries=Retries(0), tls=tls)
+        self._client = AsyncSearchClient(url, timeout=timeout, retries=Retries(0), tls=tls, token=token)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -41,10 +41,8 @@ def project(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def tests(project, monkeypatch):
-    monkeypatch.syspath_prepend(project)
-    return Tests(project, project, ["test_small.py"])
+def opened(project):
+    return Tests(project, project, [project / "small" / "module.py"], ["test_small.py"])
 
 
 def test_each_mutant_is_one_changed_line_that_runs_and_none_is_in_an_annotation(project):
@@ -61,15 +59,17 @@ def test_each_mutant_is_one_changed_line_that_runs_and_none_is_in_an_annotation(
 
 
 @pytest.mark.program
-def test_what_the_tests_look_at_is_killed_and_the_rest_survives(project, tests):
+def test_what_the_tests_look_at_is_killed_and_the_rest_survives(project, monkeypatch):
+    monkeypatch.syspath_prepend(project)
     mutants = mutants_of(project / "small" / "module.py", seed=0)
-    found = {(mutant.before, mutant.after): tests.of(mutant) for mutant in mutants}
+    with opened(project) as tests:
+        found = {(mutant.before, mutant.after): tests.of(mutant) for mutant in mutants}
     assert found["check(value)", "pass"].verdict == "killed"
     assert found["check(value)", "pass"].by == "test_small.py::test_the_check"
     assert {outcome.verdict for outcome in found.values()} <= {"killed", "survived"}
     (project / "test_small.py").write_text("from small import module\n\ndef test_nothing():\n    pass\n")
-    blind = Tests(project, project, ["test_small.py"])
-    assert {blind.of(mutant).verdict for mutant in mutants} == {"survived"}
+    with opened(project) as blind:
+        assert {blind.of(mutant).verdict for mutant in mutants} == {"survived"}
     assert (project / "small" / "module.py").read_text() == CODE
 
 
@@ -77,7 +77,34 @@ def test_tests_that_fail_without_a_fault_are_refused(project, monkeypatch):
     monkeypatch.syspath_prepend(project)
     (project / "test_small.py").write_text("def test_wrong():\n    assert False\n")
     with pytest.raises(RuntimeError, match=r"fail without any fault: test_small\.py::test_wrong"):
-        Tests(project, project, ["test_small.py"])
+        opened(project)
+
+
+def test_a_fault_that_runs_at_import_is_found_too(project, monkeypatch):
+    monkeypatch.syspath_prepend(project)
+    constant = CODE.replace("most: int = 7", "most: int = SEVEN").replace('module."""\n', 'module."""\n\nSEVEN = 7\n')
+    (project / "small" / "module.py").write_text(constant)
+    mutants = mutants_of(project / "small" / "module.py", seed=0)
+    (fault,) = [mutant for mutant in mutants if mutant.before == "SEVEN = 7"]
+    with opened(project) as tests:
+        assert tests.of(fault).by == "test_small.py::test_the_limit"
+
+
+def test_a_fault_in_what_a_fixture_made_is_given_to_every_test_that_uses_it(project, monkeypatch):
+    monkeypatch.syspath_prepend(project)
+    (project / "test_small.py").write_text(
+        "import pytest\nfrom small.module import limited\n\n"
+        "@pytest.fixture(scope='module')\ndef made():\n    return limited(8)\n\n"
+        "def test_first(made):\n    pass\n\n"
+        "def test_second(made):\n    assert made == 7\n\n"
+        "def test_none():\n    pass\n"
+    )
+    path = project / "small" / "module.py"
+    with opened(project) as tests:
+        line = 1 + CODE.splitlines().index("        value = most")
+        assert sorted(tests._reach.tests_of(path, line)) == ["test_small.py::test_first", "test_small.py::test_second"]
+        faults = [each for each in mutants_of(path, seed=0) if each.before.startswith("if value is None or")]
+        assert {tests.of(fault).by for fault in faults} == {"", "test_small.py::test_second"}
 
 
 def test_every_package_has_files_and_tests_and_every_reason_names_a_line_that_is_there():

@@ -25,13 +25,14 @@ from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import DmshError, MissingError
 from dmsh_serving.tls import ServerTls
 from dmsh_serving.triton.metrics import RESTARTS_VARIABLE, SLOW_SECONDS, SLOW_SECONDS_VARIABLE
-from dmsh_serving.triton.server import hidden_arguments, preflight, shared_memory
+from dmsh_serving.triton.server import environment_folders, hidden_arguments, preflight, shared_memory
 from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.server.addresses import Addresses
 from dmsh_serving.triton.server.encoder_config import read_encoder_config
 from dmsh_serving.triton.server.log import ServerLog, error_from_log, news_of_a_gallery
 from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
 from dmsh_serving.triton.server.preflight import LOOPBACK
+from dmsh_serving.triton.server.tracing import Tracing
 from dmsh_serving.triton.server.vitals import Vitals
 
 __all__ = ["LOOPBACK", "TritonServer", "free_ports"]
@@ -54,6 +55,7 @@ class TritonServer:
     Ports left None are free ones. HTTP and metrics stay on loopback; ``host`` is where gRPC listens, with TLS if
     ``tls`` names its files. ``on_event`` is given a line when the watch acts, and when the server swaps a gallery or
     refuses one. ``log_json`` writes the log as JSON; it names requests that take a model over ``slow_seconds``.
+    ``tracing`` says where spans go.
     Without ``canary``, the watch does not search for itself, and so does not see a process that hangs.
 
     Attributes:
@@ -80,6 +82,7 @@ class TritonServer:
         log_file: Path | None = None,
         log_json: bool = False,
         slow_seconds: float = SLOW_SECONDS,
+        tracing: Tracing | None = None,
         canary: bool = True,
         on_event: Callable[[str], None] = _log.warning,
     ) -> None:
@@ -92,7 +95,7 @@ class TritonServer:
         self.url = f"{reached_at}:{self.grpc_port}"
         self.http_url = f"{LOOPBACK}:{self.http_port}"
         self.metrics_url = f"{LOOPBACK}:{self.metrics_port}"
-        self.tls = tls
+        self.tls, self._tracing = tls, tracing
         self.log_file = log_file or triton_home.cache_folder() / f"triton-{self.grpc_port}.log"
         self.restarts = 0
         self.failure: DmshError | None = None
@@ -135,6 +138,7 @@ class TritonServer:
         preflight.check(self._home, self.repository, self.host, ports)
         self._log = ServerLog(self.log_file, as_json=self._log_json, on_line=self._pass_news_on)
         shared_memory.sweep()
+        environment_folders.sweep()
         self._regions = shared_memory.RegionPrefix()
         self._watch.start()
         try:
@@ -183,6 +187,7 @@ class TritonServer:
             f"--exit-timeout-secs={STOP_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
             *([] if self.tls is None else self.tls.options()),
+            *([] if self._tracing is None else self._tracing.options()),
             *_backend_settings(self.repository),
         ]
         told = {SLOW_SECONDS_VARIABLE: f"{self._slow_seconds:g}", RESTARTS_VARIABLE: str(self.restarts)}
