@@ -64,7 +64,7 @@ test-fast: $(TOOLKIT)
 test-programs: $(TOOLKIT) $(TRITON) browser
 	DMSH_PROGRAMS=1 $(BIN)/pytest tests/benchmarks
 
-test-scale: $(TOOLKIT)
+test-scale: $(TOOLKIT) $(TRITON)
 	DMSH_SCALE=1 $(BIN)/pytest tests/scale tests/dmsh_serving/clickhouse tests/dmsh_export/encode
 
 test-wheel: $(TOOLKIT) $(TRITON)
@@ -160,7 +160,7 @@ $(TOOLKIT): pyproject.toml | system
 $(TRITON): pyproject.toml | system
 	@echo 'building .venv-triton, the server (NVIDIA Triton, ONNX Runtime)'
 	@rm -rf .venv-triton && $(PYTHON) -m venv .venv-triton
-	@.venv-triton/bin/pip install -qq --editable '.[server]'
+	@.venv-triton/bin/pip install -qq --editable '.[server,clickhouse]'
 	@touch $@
 
 clean:

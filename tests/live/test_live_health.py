@@ -154,5 +154,13 @@ def test_a_request_that_takes_long_is_named_in_the_log_by_the_id_of_its_client(w
 
 def test_triton_s_own_metrics_that_the_dashboard_asks_for_are_there(server):
     text = _asked(server.metrics_url, "/metrics")[1]
-    for name in ("nv_inference_pending_request_count", "nv_inference_count", "nv_inference_exec_count"):
-        assert f'{name}{{model="dmsh_ranker"' in text
+    counted = (
+        "pending_request_count",
+        "count",
+        "exec_count",
+        "queue_duration_us",
+        "request_success",
+        "request_failure",
+    )
+    for name in counted:
+        assert f'nv_inference_{name}{{model="dmsh_ranker"' in text

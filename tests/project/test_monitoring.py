@@ -11,7 +11,10 @@ from project import ROOT
 
 FOLDER = ROOT / "docs" / "monitoring"
 # Of Triton; tests/live/test_live_health.py finds them in a server's answer. Prometheus itself adds up.
-OTHERS = {"up", "nv_inference_pending_request_count", "nv_inference_count", "nv_inference_exec_count"}
+OTHERS = {
+    "up", "nv_inference_pending_request_count", "nv_inference_count", "nv_inference_exec_count",
+    "nv_inference_queue_duration_us", "nv_inference_request_success", "nv_inference_request_failure",
+}  # fmt: skip
 WORDS = {"sum", "by", "rate", "increase", "delta", "time", "histogram_quantile", "le", "reason", "instance", "model"}
 
 

@@ -19,11 +19,12 @@ def start(
     repository: Annotated[Path, typer.Option(help="Model repository that dmsh-export repository wrote.")],
     grpc_port: Annotated[int, typer.Option(help="Port for gRPC.")] = DEFAULT_GRPC_PORT,
     http_port: Annotated[int | None, typer.Option(help="Port for HTTP, on loopback.  [default: a free one]")] = None,
-    metrics_port: Annotated[
-        int | None, typer.Option(help="Port for metrics, on loopback.  [default: a free one]")
-    ] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port for metrics.  [default: a free one]")] = None,
     host: Annotated[
         str, typer.Option(help="Address for gRPC; all but loopback need TLS files or --insecure.")
+    ] = "127.0.0.1",
+    metrics_host: Annotated[
+        str, typer.Option(help="Address for metrics: whoever reaches it reads them.")
     ] = "127.0.0.1",
     triton: Annotated[Path | None, typer.Option(help="tritonserver, its folder, or a Python environment.")] = None,
     log_file: Annotated[
@@ -81,6 +82,7 @@ def start(
         repository,
         triton=triton,
         host=host,
+        metrics_host=metrics_host,
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,

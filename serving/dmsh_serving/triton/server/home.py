@@ -41,6 +41,7 @@ class PythonFacts:
     numpy: str | None
     numba: str | None
     onnxruntime: str | None
+    clickhouse: str | None
     dmsh_serving: str | None
 
 
@@ -185,6 +186,7 @@ print(json.dumps({
     "library_name": sysconfig.get_config_var("LDLIBRARY"),
     "numpy": version("numpy"), "numba": version("numba"),
     "onnxruntime": next(filter(None, runtimes), None),
+    "clickhouse": version("clickhouse-connect"),
     "dmsh_serving": serving.origin if serving else None,
 }))
 """
@@ -207,6 +209,7 @@ def _facts_of(python: Path, environment: dict[str, str]) -> PythonFacts:
         numpy=found["numpy"],
         numba=found["numba"],
         onnxruntime=found["onnxruntime"],
+        clickhouse=found["clickhouse"],
         dmsh_serving=found["dmsh_serving"],
     )
 

@@ -52,11 +52,11 @@ _log = logging.getLogger(__name__)
 class TritonServer:
     """One server: ``with TritonServer(repository) as server: SearchClient(server.url)``.
 
-    Ports left None are free ones. HTTP and metrics stay on loopback; ``host`` is where gRPC listens, with TLS if
-    ``tls`` names its files. ``on_event`` is given a line when the watch acts, and when the server swaps a gallery or
-    refuses one. ``log_json`` writes the log as JSON; it names requests that take a model over ``slow_seconds``.
-    ``tracing`` says where spans go.
-    Without ``canary``, the watch does not search for itself, and so does not see a process that hangs.
+    Ports left None are free ones. HTTP stays on loopback. ``host`` is where gRPC listens, with TLS if ``tls`` names its
+    files; ``metrics_host`` is where the metrics do. ``on_event`` is given a line when the watch acts, and when the
+    server swaps a gallery or refuses one. ``log_json`` writes the log as JSON; it names requests that take a model over
+    ``slow_seconds``. ``tracing`` says where spans go. Without ``canary``, the watch does not search for itself, and so
+    sees no process that hangs.
 
     Attributes:
         url: host:port of gRPC.
@@ -75,6 +75,7 @@ class TritonServer:
         *,
         triton: Path | None = None,
         host: str = LOOPBACK,
+        metrics_host: str = LOOPBACK,
         grpc_port: int | None = None,
         http_port: int | None = None,
         metrics_port: int | None = None,
@@ -87,14 +88,13 @@ class TritonServer:
         on_event: Callable[[str], None] = _log.warning,
     ) -> None:
         free = iter(free_ports(host, 3))
-        self.repository, self.host = repository.absolute(), host
+        self.repository, self.host, self.metrics_host = repository.absolute(), host, metrics_host
         self.grpc_port, self.http_port, self.metrics_port = (
             next(free) if port is None else port for port in (grpc_port, http_port, metrics_port)
         )
-        reached_at = LOOPBACK if host in ("0.0.0.0", "") else host
-        self.url = f"{reached_at}:{self.grpc_port}"
+        self.url = f"{_reached_at(host)}:{self.grpc_port}"
         self.http_url = f"{LOOPBACK}:{self.http_port}"
-        self.metrics_url = f"{LOOPBACK}:{self.metrics_port}"
+        self.metrics_url = f"{_reached_at(metrics_host)}:{self.metrics_port}"
         self.tls, self._tracing = tls, tracing
         self.log_file = log_file or triton_home.cache_folder() / f"triton-{self.grpc_port}.log"
         self.restarts = 0
@@ -135,6 +135,7 @@ class TritonServer:
         preflight.check_repository(self.repository)  # what was given first, then what the machine has
         self._home = triton_home.find(self._triton)
         ports = {"--grpc-port": self.grpc_port, "--http-port": self.http_port, "--metrics-port": self.metrics_port}
+        preflight.check_ports(self.metrics_host, {"--metrics-port": self.metrics_port})
         preflight.check(self._home, self.repository, self.host, ports)
         self._log = ServerLog(self.log_file, as_json=self._log_json, on_line=self._pass_news_on)
         shared_memory.sweep()
@@ -175,7 +176,7 @@ class TritonServer:
             f"--grpc-port={self.grpc_port}",
             f"--http-address={LOOPBACK}",
             f"--http-port={self.http_port}",
-            f"--metrics-address={LOOPBACK}",
+            f"--metrics-address={self.metrics_host}",
             f"--metrics-port={self.metrics_port}",
             # Only this launcher controls models, and only to drain them: see _drain. A client that could register
             # shared memory could map and overwrite that of the models' processes.
@@ -372,6 +373,10 @@ def _backend_settings(repository: Path) -> list[str]:
     """Return what the encoder's backend needs; without it, Triton refuses an engine of an older TensorRT."""
     compatible = read_encoder_config(repository).version_compatible
     return ["--backend-config=tensorrt,version-compatible=true"] if compatible else []
+
+
+def _reached_at(host: str) -> str:
+    return LOOPBACK if host in ("0.0.0.0", "") else host
 
 
 def free_ports(host: str, count: int) -> list[int]:

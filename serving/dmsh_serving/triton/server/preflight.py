@@ -47,7 +47,8 @@ def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int
     encoder = read_encoder_config(repository)
     if encoder.version_compatible:
         check_plan_code_is_trusted(f"the encoder of {repository}")
-    check_python(home, runs_onnx=encoder.backend == "python")
+    asks_clickhouse = is_address(ranked_gallery(repository) or "")
+    check_python(home, runs_onnx=encoder.backend == "python", asks_clickhouse=asks_clickhouse)
 
 
 def check_repository(repository: Path) -> None:
@@ -116,8 +117,13 @@ def check_shared_memory(folder: Path = SHARED_MEMORY, *, needed_bytes: int) -> N
         )
 
 
-def check_python(home: TritonHome, *, runs_onnx: bool = True) -> None:
-    """Refuse a Python that the models cannot run in; ``runs_onnx``: the encoder is one of them."""
+def check_python(home: TritonHome, *, runs_onnx: bool = True, asks_clickhouse: bool = False) -> None:
+    """Refuse a Python that the models cannot run in.
+
+    Args:
+        runs_onnx: the encoder is one of them.
+        asks_clickhouse: the gallery is in ClickHouse.
+    """
     facts = home.facts
     if home.packaged and facts.numpy and int(facts.numpy.split(".")[0]) >= 2:
         raise MissingError(
@@ -131,11 +137,13 @@ def check_python(home: TritonHome, *, runs_onnx: bool = True) -> None:
     }
     if runs_onnx:
         needed["onnxruntime"] = facts.onnxruntime
+    if asks_clickhouse:
+        needed["clickhouse_connect"] = facts.clickhouse
     absent = [name for name, found in needed.items() if found is None]
     if absent:
         raise MissingError(
             f"the Python of Triton's models, {home.python}, cannot import {', '.join(absent)}: install "
-            "dmsh-toolkit[server] there, or run make .venv-triton/ready"
+            f"dmsh-toolkit[server{',clickhouse' * asks_clickhouse}] there, or run make .venv-triton/ready"
         )
     _check_package(Path(facts.dmsh_serving or "").parent)
     _check_stub_libraries(home)

@@ -12,7 +12,7 @@ from dmsh_serving.triton.server import preflight
 from dmsh_serving.triton.server.home import PythonFacts, TritonHome
 from dmsh_serving.triton.spec import RepositorySpec
 
-GOOD = PythonFacts("3.11", None, numpy="1.26.4", numba="0.60", onnxruntime="1.24", dmsh_serving="here")
+GOOD = PythonFacts("3.11", None, numpy="1.26.4", numba="0.60", onnxruntime="1.24", clickhouse=None, dmsh_serving="here")
 
 
 def home(packaged=True, executable="tritonserver", **changes):
@@ -40,6 +40,14 @@ def test_an_encoder_of_plans_needs_no_onnx_runtime():
     preflight.check_python(home(onnxruntime=None), runs_onnx=False)
     with pytest.raises(MissingError, match="cannot import numba: install"):
         preflight.check_python(home(onnxruntime=None, numba=None), runs_onnx=False)
+
+
+def test_a_gallery_in_clickhouse_needs_its_client():
+    preflight.check_python(home(clickhouse="1.12"), asks_clickhouse=True)
+    with pytest.raises(
+        MissingError, match=r"cannot import clickhouse_connect: .*dmsh-toolkit\[server,clickhouse\] there"
+    ):
+        preflight.check_python(home(), asks_clickhouse=True)
 
 
 def test_a_stub_without_its_libpython_is_refused(monkeypatch):
