@@ -5,14 +5,17 @@ from visitor import expected, give, settled, shown, until
 from web_world import CODES, IMAGES, KEYS, png
 
 # What the page sends is noted in ``asked``; ``broken`` answers 503 to what it chooses, and ``held`` keeps it waiting.
+# After an outage the page looks every 2 s; here it looks every 100 ms.
 BETWEEN = """
+const later = setTimeout;
+window.setTimeout = (run, wait) => later(run, wait === 2000 ? 100 : wait);
 const send = fetch;
 window.asked = [];
 window.fetch = async (path, options = {}) => {
   const body = typeof options.body === "string" ? JSON.parse(options.body) : {};
   asked.push([path, options.body]);
   if (window.broken?.(path, body)) return Response.json({ detail: "it is broken" }, { status: 503 });
-  while (window.held?.(path, body)) await new Promise((done) => setTimeout(done, 20));
+  while (window.held?.(path, body)) await new Promise((done) => later(done, 20));
   return send(path, options);
 };"""
 SEARCHES = "asked.filter(([path]) => path === '/v1/search')"
