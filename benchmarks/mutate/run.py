@@ -33,6 +33,7 @@ __all__ = ["Outcome", "Tests", "Verdict", "import_large"]
 Verdict = Literal["killed", "timed out", "survived", "broken"]
 _PATIENCE: Final = 5  # times the tests without a fault; a mutant that takes longer is in an endless loop
 _LEAST_SECONDS: Final = 30.0
+_MOST_SECONDS: Final = 120.0
 _LONGEST: Final = 3600.0  # for the tests without a fault
 _fork: Final = multiprocessing.get_context("fork")
 
@@ -86,7 +87,7 @@ class Tests:
         tests = self._reach.tests_of(mutant.path, mutant.line)
         if not tests:
             return Outcome("survived")
-        limit = max(_LEAST_SECONDS, _PATIENCE * sum(self._reach.seconds[test] for test in tests))
+        limit = min(_MOST_SECONDS, max(_LEAST_SECONDS, _PATIENCE * sum(self._reach.seconds[test] for test in tests)))
         verdict, by, _ = self._collected.run(mutant, tests, limit)
         if verdict == "at import":
             with contextlib.closing(_Collected(self, mutant)) as alone:

@@ -46,6 +46,11 @@ def test_the_first_images_alone_would_have_chosen_otherwise(padding_of):
     assert [padding_of(first, spread=False)[0] for first in CLASS_FIRST] == [False, True, True]
 
 
+@pytest.mark.parametrize(("size", "images"), [(8, 64), (39, 64), (40, 62), (224, 2), (512, 1)])
+def test_a_batch_is_what_the_caches_hold(size, images):
+    assert batch_size(size) == images
+
+
 def write(folder, count, per_class=10):
     """Images of one value, their number, in folders of ``per_class``."""
     for number in range(count):

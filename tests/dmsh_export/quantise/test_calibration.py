@@ -67,5 +67,18 @@ def test_the_mse_policy_gives_an_error_no_other_policy_beats():
         assert np.isfinite(least)
 
 
+def test_the_mse_policy_looks_at_steps_many_times_smaller_than_those_that_clip_nothing():
+    statistics = statistics_of(normal(64) ** 3)
+    largest = statistics.scale("max")
+    least = min(statistics.error(largest / 2**octave) for octave in range(6))
+    assert least < statistics.error(largest / 2**0.5)  # else this shows nothing
+    assert statistics.error(statistics.scale("mse")) <= least
+
+
+def test_what_is_more_than_half_a_step_past_the_last_one_is_clipped():
+    values, scale = torch.full((4, 3, 8, 8), 7.0), 7.0 / 128
+    assert statistics_of(values).error(scale) == pytest.approx(scale**2, rel=0.1)
+
+
 def test_a_dead_tensor_has_a_scale():
     assert statistics_of(torch.zeros(2, 3, 4, 4)).scale("mse") == 1.0

@@ -239,6 +239,36 @@ def test_an_average_over_windows_that_hang_over_the_edge_is_refused():
         float_graph(network("resnet26d", 48))
 
 
+@pytest.mark.parametrize(
+    "average", [nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AvgPool2d(2, divisor_override=3)]
+)
+def test_an_average_that_divides_by_another_number_than_its_windows_size_is_refused(average):
+    model = network("vgg_small", taps=(2,))
+    model.backbone = nn.Sequential(nn.Conv2d(3, 64, 3), average).eval()
+    with pytest.raises(InputError, match="AvgPool2d with partial windows"):
+        float_graph(model)
+
+
+def test_feature_maps_are_joined_by_channel_and_by_no_other_axis():
+    class Joined(nn.Module):
+        def __init__(self, axis):
+            super().__init__()
+            self.conv, self.axis = nn.Conv2d(3, 32, 3), axis
+
+        def forward(self, image):
+            found = self.conv(image)
+            return [torch.cat([found, torch.relu(found)], self.axis)]
+
+    images = generated_images(3, 48)
+    model = network("vgg_small", taps=(2,))
+    model.backbone = Joined(1).eval()
+    *_, (_, logits) = floats.outputs(float_graph(model), images)
+    assert signal_to_noise(model.logits(images), logits.numpy()) > 80
+    model.backbone = Joined(2).eval()
+    with pytest.raises(InputError, match="cat"):
+        float_graph(model)
+
+
 def test_a_tanh_in_the_head_is_refused():
     with pytest.raises(InputError, match="node fusion is Tanh"):
         float_graph(network("vgg_small", fusion_activation="tanh"))

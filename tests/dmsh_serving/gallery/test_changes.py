@@ -178,6 +178,11 @@ def test_bad_codes_ids_and_keys_are_refused_before_anything_is_written(tmp_path,
     assert not (tmp_path / "g").exists()
 
 
+def test_ids_without_a_sign_are_taken_up_to_the_largest(tmp_path):
+    build(tmp_path / "g", random_codes(2), np.array([7, 2**63 - 1], np.uint64), None, bits=16, fingerprint=F)
+    assert open_current(tmp_path / "g").ids.tolist() == [7, 2**63 - 1]
+
+
 def test_an_existing_gallery_is_replaced_only_when_asked(folder):
     with pytest.raises(InputError, match="already holds a gallery"):
         build(folder, random_codes(1), None, None, bits=16, fingerprint=F)
@@ -279,6 +284,7 @@ def set_entry(name, **values):
         set_entry("__metadata__", distinct="many"),
         set_entry("__metadata__", base="../etc/passwd"),
         set_entry("__metadata__", base="00000000-aaaaaaaa " + "a" * 64),
+        lambda header: header["codes"].update(data_offsets=[at + 1 for at in header["codes"]["data_offsets"]]),
         lambda header: header.pop("codes"),
         lambda header: header.pop("key_offsets"),
         lambda header: header.pop("keys"),

@@ -317,6 +317,11 @@ def test_parts_that_do_not_fit_the_ones_below_are_refused(tmp_path):
         open_current(folder)
 
 
+def test_ids_that_would_begin_below_0_are_refused():
+    with pytest.raises(InputError, match="1 ids from -1 on are not all from 0"):
+        Part(16, F, random_codes(1), first_id=-1).check("here")
+
+
 def test_verify_finds_an_id_that_two_different_codes_of_a_clustered_part_have(tmp_path):
     codes = np.array([[1, 0], [2, 0]], np.uint8)
     (tmp_path / "g").mkdir()

@@ -82,6 +82,10 @@ def test_codes_are_read_from_every_type_that_can_hold_them(written, column):
     assert (table.ids, table.keys, table.bits, table.fingerprint) == (None, None, None, None)
 
 
+def test_a_table_without_rows_has_no_codes(written):
+    assert read_table(written(code=pa.array([], pa.list_(pa.uint8())))).codes.shape == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

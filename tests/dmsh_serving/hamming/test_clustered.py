@@ -186,6 +186,11 @@ def test_equal_codes_are_stored_once_sorted_with_their_ids_ascending():
     assert clustered.ids.tolist() == [1, 5, 3, 7]
 
 
+def test_ids_that_begin_with_the_smallest_but_do_not_ascend_are_brought_into_order():
+    clustered = cluster(np.array([[1, 1]] * 4, np.uint8), np.array([2, 9, 7, 8]))
+    assert clustered.ids.tolist() == [2, 7, 8, 9]
+
+
 def test_the_layout_follows_from_the_codes_and_says_why():
     learned = choose_layout(clusters(3, 50_000, 10))
     assert learned.layout == "clustered"
