@@ -71,7 +71,7 @@ SUBJECTS: Final = {
         "serving/dmsh_serving/images",
         ("tests/dmsh_serving/images", "tests/faults/test_decode.py"),
         0.8,
-        slow=("malformed", "huge_tile"),
+        slow=("malformed", "huge_tile", "flood"),
     ),
     "lint": Subject("export/dmsh_export/lint", ("tests/dmsh_export/lint",), 0.8),
 }

@@ -215,11 +215,14 @@ def _functions() -> Iterator[types.FunctionType]:
 
 
 def _swap(mutant: Mutant, functions: Sequence[types.FunctionType]) -> Callable[[], None] | None:
-    """Return what gives the function around a fault its mutated code; None if the fault is in none."""
-    before, after = (
-        list(_codes(compile(source, str(mutant.path), "exec", dont_inherit=True)))
-        for source in (mutant.path.read_text(), mutant.source)
-    )
+    """Return what gives the function around a fault its mutated code; None if the fault is in none, or is no code."""
+    try:
+        before, after = (
+            list(_codes(compile(source, str(mutant.path), "exec", dont_inherit=True)))
+            for source in (mutant.path.read_text(), mutant.source)
+        )
+    except SyntaxError:  # which its import will say
+        return None
     whole = next((whole for whole, body in outermost(mutant.path) if mutant.line in body), None)
     if whole is None or len(before) != len(after):
         return None

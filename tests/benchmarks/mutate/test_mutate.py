@@ -1,5 +1,7 @@
 """The mutants: each is one fault, in a place that runs; the tests of a small package kill those that they look at."""
 
+import dataclasses
+
 import pytest
 from benchmarks.mutate import __main__ as command
 from benchmarks.mutate.mutants import mutants_of
@@ -88,6 +90,15 @@ def test_a_fault_that_runs_at_import_is_found_too(project, monkeypatch):
     (fault,) = [mutant for mutant in mutants if mutant.before == "SEVEN = 7"]
     with opened(project) as tests:
         assert tests.of(fault).by == "test_small.py::test_the_limit"
+
+
+def test_a_fault_that_is_no_code_is_broken_and_the_next_one_is_tried(project, monkeypatch):
+    monkeypatch.syspath_prepend(project)
+    mutants = mutants_of(project / "small" / "module.py", seed=0)
+    broken = dataclasses.replace(mutants[0], source="def limited(:\n")
+    with opened(project) as tests:
+        assert tests.of(broken).verdict == "broken"
+        assert "killed" in {tests.of(mutant).verdict for mutant in mutants}
 
 
 def test_a_fault_in_what_a_fixture_made_is_given_to_every_test_that_uses_it(project, monkeypatch):

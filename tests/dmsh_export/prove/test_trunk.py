@@ -136,3 +136,21 @@ def test_feature_maps_that_are_joined_are_read_back(dialect):
     network = networks.IntegerNetwork(layers)
     read = integer_from_onnx(onnx_from_network(network, dialect, 20)).network
     assert canonical_hash(read) == canonical_hash(network)
+
+
+def test_a_clip_after_a_pool_is_refused_if_another_pool_reads_the_same_layer():
+    layers = (
+        Image("image", 12),
+        networks.convolution(np.random.default_rng(0), "stem", 0, 8, 3),
+        MaxPool("one", 1, (2, 2), (1, 1), (0, 0, 0, 0), (1, 1)),
+        MaxPool("other", 1, (2, 2), (1, 1), (0, 0, 0, 0), (1, 1)),
+        Concat("both", (2, 3)),
+        GlobalMax("max", 4),
+        Logits("hash", 5, np.ones((1, 16), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
+    )
+    network = networks.IntegerNetwork(layers)
+    model = onnx_from_network(network, "onnxruntime", 20)
+    assert canonical_hash(integer_from_onnx(model).network) == canonical_hash(network)
+    insert_after(model, "2_one", "Clip", zero(model, np.uint8(100)))
+    with pytest.raises(CheckError, match=r"node smuggled .*clips something else"):
+        integer_from_onnx(model)
