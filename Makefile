@@ -59,7 +59,7 @@ check: $(TOOLKIT)
 	$(BIN)/mypy
 
 test-fast: $(TOOLKIT)
-	$(BIN)/pytest $(TOGETHER) -m "not live and not gpu and not slow" --ignore tests/dmsh_serving/clickhouse tests/dmsh_serving tests/dmsh_model tests/project
+	$(BIN)/pytest tests/dmsh_serving tests/dmsh_model tests/dmsh_export/prove tests/project $(TOGETHER) -m "not live and not gpu and not slow" --ignore=tests/dmsh_serving/clickhouse
 
 test-programs: $(TOOLKIT) $(TRITON) browser
 	DMSH_PROGRAMS=1 $(BIN)/pytest tests/benchmarks

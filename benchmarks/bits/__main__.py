@@ -271,7 +271,7 @@ def _served(folder: Path, model: "IntegerDMSH", runtime: "Runtime", encoder: Pat
     from dmsh_serving.codes import bytes_per_code
     from dmsh_serving.triton.repository import write_repository
     from dmsh_serving.triton.server.launcher import TritonServer
-    from dmsh_serving.triton.spec import PythonEncoder, RepositorySpec
+    from dmsh_serving.triton.spec import PythonBackend, RepositorySpec
 
     folder.mkdir()
     bits, fingerprint = model.config.bits, model.fingerprint
@@ -283,7 +283,7 @@ def _served(folder: Path, model: "IntegerDMSH", runtime: "Runtime", encoder: Pat
         image_size=model.config.image_size,
         fingerprint=fingerprint,
         model=encoder,
-        encoder=PythonEncoder(runtime=runtime),
+        encoder=PythonBackend(runtime=runtime),
         framing=model.config.framing,
         max_batch=LARGEST_BATCH,
     )

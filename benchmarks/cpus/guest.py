@@ -57,7 +57,7 @@ def _plain_session(settings: Settings) -> Any:
 
 
 def _served_encoder(settings: Settings) -> Any:
-    from dmsh_serving.encoder.runtime import OnnxEncoder
+    from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 
     # The known answer is among the images: the caller counts what differs instead of hearing of a refusal.
     encoder = OnnxEncoder(Path(settings["model"]), threads=1, optimise=settings["optimise"], check_known_answer=False)

@@ -24,7 +24,7 @@ from dmsh_model.data.split import SplitOptions, split_images
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.encoder import known_answer
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.images.read import ImageSet
 
 __all__ = ["DIALECTS", "Bytes", "Network", "NetworkName", "networks"]

@@ -32,7 +32,7 @@ def encoder_of(path: Path, threads: int) -> tuple[Callable[[Any], Any], Callable
         model = dmsh_model.load(path)
         config = model.config
         return model.codes, lambda data: image_from_bytes(data, config.image_size, config.framing)
-    from dmsh_serving.encoder.runtime import OnnxEncoder
+    from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 
     encoder = OnnxEncoder(path, threads=threads)
     return (

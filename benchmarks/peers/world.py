@@ -21,7 +21,7 @@ from dmsh_serving import gallery
 from dmsh_serving.codes import uniform_codes
 from dmsh_serving.images.read import ImageSet
 from dmsh_serving.triton.repository import write_repository
-from dmsh_serving.triton.spec import PythonEncoder, RepositorySpec
+from dmsh_serving.triton.spec import PythonBackend, RepositorySpec
 
 __all__ = ["World", "make_world"]
 
@@ -73,7 +73,7 @@ def make_world(folder: Path, codes: int) -> World:
         _SIZE,
         integer.fingerprint,
         model=folder / "integer.onnx",
-        encoder=PythonEncoder(_THREADS, "openvino"),
+        encoder=PythonBackend(_THREADS, "openvino"),
         framing=integer.config.framing,
     )
     write_repository(folder / "repository", spec)

@@ -42,7 +42,7 @@ def learned_codes(count: int, folder: Path, on_progress: Callable[[int, int], No
 
 
 def _encode_file(number: int, path: Path, on_progress: Callable[[int], None]) -> None:
-    from dmsh_serving.encoder.runtime import OnnxEncoder
+    from dmsh_serving.encoder.onnxruntime import OnnxEncoder
     from dmsh_serving.files import write_atomically
 
     encoder = OnnxEncoder(_encoder_file(path.parent), check_known_answer=True)

@@ -116,7 +116,7 @@ def _measure_network(name: str, folder: Path, codes: int, rounds: int) -> Served
     from benchmarks.serve.timing import lone, saturated
     from benchmarks.serve.world import Images, make_world
     from dmsh_serving.client import SearchClient
-    from dmsh_serving.encoder.runtime import OnnxEncoder
+    from dmsh_serving.encoder.onnxruntime import OnnxEncoder
     from dmsh_serving.ranker.follower import Ranker
     from dmsh_serving.triton.server.launcher import TritonServer
 

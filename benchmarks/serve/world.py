@@ -12,9 +12,9 @@ from dmsh_export.to_onnx.float import export_onnx
 from dmsh_serving import gallery
 from dmsh_serving.codes import uniform_codes
 from dmsh_serving.contract import ENCODER_MODEL, RANKER_MODEL
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.triton.repository import write_repository
-from dmsh_serving.triton.spec import PythonEncoder, RepositorySpec
+from dmsh_serving.triton.spec import PythonBackend, RepositorySpec
 
 Images = npt.NDArray[np.uint8]
 
@@ -93,7 +93,7 @@ def make_world(name: str, folder: Path, codes: int, threads: int) -> World:
         fingerprint=fingerprint,
         model=path,
         framing=model.config.framing,
-        encoder=PythonEncoder(threads),
+        encoder=PythonBackend(threads),
         max_batch=MAX_BATCH,
     )
     repository, idle = folder / "model_repository", folder / "idle_repository"

@@ -41,7 +41,7 @@ from dmsh_serving.files import sha256_of_file
 from dmsh_serving.images.read import Progress, image_paths
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.settings import EncoderSettings, read_settings, write_settings
-from dmsh_serving.triton.spec import PythonEncoder, RepositorySpec
+from dmsh_serving.triton.spec import PythonBackend, RepositorySpec
 
 __all__ = ["GALLERY", "INTEGER", "REPOSITORY", "SETTINGS", "Step", "deploy"]
 
@@ -167,7 +167,7 @@ def deploy(
             fingerprint,
             model=served,
             known_answer=metadata_of(model_from_file(served))[Metadata.KNOWN_ANSWER],
-            encoder=PythonEncoder(serving.threads, serving.runtime, serving.streams, serving.instances),
+            encoder=PythonBackend(serving.threads, serving.runtime, serving.streams, serving.instances),
             max_batch=serving.max_batch,
             queue_delay_microseconds=serving.queue_delay_microseconds,
             framing=model.config.framing,

@@ -5,7 +5,7 @@ import pytest
 import tiny_model
 
 from dmsh_serving.cpu import has_vnni
-from dmsh_serving.encoder import runtime as encoder
+from dmsh_serving.encoder import onnxruntime as encoder
 
 CPU = Path("/proc/cpuinfo")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from dmsh_serving import gallery
 from dmsh_serving.contract import LOGITS, RERANK
 from dmsh_serving.encoder.codes_of_images import codes_of_images
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import sha256_of_file
 from dmsh_serving.gallery.folder import next_id_of, part_path, writing

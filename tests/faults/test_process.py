@@ -17,7 +17,7 @@ from dmsh_serving.triton import backend
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.server import hidden_arguments, log, preflight
 from dmsh_serving.triton.server import home as triton_home
-from dmsh_serving.triton.spec import Plan, RepositorySpec, TensorRTEncoder
+from dmsh_serving.triton.spec import Plan, RepositorySpec, TensorRTBackend
 
 SHOW = "import sys; print(open('/proc/self/cmdline').read().split(chr(0))[3:], sys.argv[1:])"
 
@@ -41,7 +41,7 @@ def test_fault_43_a_triton_in_the_current_folder_is_not_run(tmp_path, monkeypatc
 
 def test_fault_43_a_plan_with_code_in_it_is_loaded_only_if_the_caller_says_so(tmp_path, monkeypatch):
     plan = write_plan(tmp_path / "model.plan", options={"version_compatible": True})
-    served = repository(tmp_path, encoder=TensorRTEncoder((Plan(plan, ("8.6",), 1, 8, 32, version_compatible=True),)))
+    served = repository(tmp_path, encoder=TensorRTBackend((Plan(plan, ("8.6",), 1, 8, 32, version_compatible=True),)))
     monkeypatch.setattr(preflight, "check_python", lambda *_, **__: None)
     monkeypatch.delenv(TRUST_PLAN_CODE, raising=False)
     with pytest.raises(InputError, match=rf"the encoder of .* carries code.* set {TRUST_PLAN_CODE}=1"):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.hamming.nearest import search
 from dmsh_serving.load.measure import Measuring, measure
 from dmsh_serving.load.send import Closed, Open

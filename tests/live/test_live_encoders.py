@@ -16,13 +16,13 @@ from dmsh_serving.encoder import known_answer, openvino
 from dmsh_serving.errors import DmshError, MissingError
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.spec import (
-    OnnxRuntimeEncoder,
-    OpenVinoEncoder,
+    OnnxRuntimeBackend,
+    OpenVinoBackend,
     Plan,
-    PythonEncoder,
+    PythonBackend,
     RepositorySpec,
     TensorRTAccelerator,
-    TensorRTEncoder,
+    TensorRTBackend,
 )
 
 HERE = openvino.why_not_here(integer=True)
@@ -37,12 +37,12 @@ def test_a_configuration_is_read_by_the_real_server_and_its_missing_backend_name
             Plan(write_plan(tmp_path / f"{capability}.plan"), (capability,), 1, 4, 8, version_compatible=True)
             for capability in ("8.6", "9.0")
         )
-        kind = {"encoder": TensorRTEncoder(plans)}
+        kind = {"encoder": TensorRTBackend(plans)}
     elif backend == "openvino":
-        kind = {"encoder": OpenVinoEncoder(), "model": tmp_path / "model.onnx"}
+        kind = {"encoder": OpenVinoBackend(), "model": tmp_path / "model.onnx"}
     else:
         accelerator = TensorRTAccelerator(cache="/cache")
-        kind = {"encoder": OnnxRuntimeEncoder(accelerator), "model": tmp_path / "model.onnx"}
+        kind = {"encoder": OnnxRuntimeBackend(accelerator), "model": tmp_path / "model.onnx"}
     spec = RepositorySpec(
         world.gallery, tiny_model.BITS, tiny_model.SIZE, tiny_model.FINGERPRINT, max_batch=8, max_queue=64, **kind
     )
@@ -57,7 +57,7 @@ def openvino_world(folder, *, dialect=None, answer=None):
     world = World.make(folder)
     said = {} if dialect is None else {"dialect": dialect}
     model = tiny_model.write(folder / "model.onnx", answer=answer, **said)
-    encoder = PythonEncoder(runtime="openvino", streams=2, instances=2)
+    encoder = PythonBackend(runtime="openvino", streams=2, instances=2)
     fields = {"gallery": world.gallery, "bits": tiny_model.BITS, "image_size": tiny_model.SIZE, "max_batch": 8}
     spec = RepositorySpec(**fields, fingerprint=tiny_model.FINGERPRINT, model=model, encoder=encoder)
     write_repository(world.repository, spec)

@@ -16,7 +16,7 @@ from dmsh_serving import gallery
 from dmsh_serving.client import SearchClient
 from dmsh_serving.errors import InputError
 from dmsh_serving.triton.server.launcher import free_ports
-from dmsh_serving.triton.server.seen import _asked
+from dmsh_serving.triton.server.status import _asked
 from dmsh_serving.triton.server.tracing import Tracing
 
 TOOL = Path(sys.executable).with_name("dmsh-serve")

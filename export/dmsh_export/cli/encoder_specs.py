@@ -13,13 +13,13 @@ from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.triton.settings import EncoderSettings
 from dmsh_serving.triton.spec import (
-    OnnxRuntimeEncoder,
-    OpenVinoEncoder,
+    OnnxRuntimeBackend,
+    OpenVinoBackend,
     Plan,
-    PythonEncoder,
+    PythonBackend,
     RepositorySpec,
     TensorRTAccelerator,
-    TensorRTEncoder,
+    TensorRTBackend,
 )
 
 __all__ = ["in_python", "onnxruntime", "openvino", "tensorrt"]
@@ -28,7 +28,7 @@ __all__ = ["in_python", "onnxruntime", "openvino", "tensorrt"]
 def in_python(model: Path, gallery: Path | Address, settings: EncoderSettings) -> RepositorySpec:
     """Return the repository of ``model``, or of a checkpoint's folder, with the runtime in the Python backend."""
     common: dict[str, Any] = {
-        "encoder": PythonEncoder(settings.threads, settings.runtime, settings.streams, settings.instances),
+        "encoder": PythonBackend(settings.threads, settings.runtime, settings.streams, settings.instances),
         "max_batch": settings.max_batch,
         "queue_delay_microseconds": settings.queue_delay_microseconds,
     }
@@ -65,7 +65,7 @@ def openvino(model: Path, gallery: Path | Address, settings: EncoderSettings) ->
         model,
         said,
         gallery,
-        encoder=OpenVinoEncoder(settings.threads, settings.streams),
+        encoder=OpenVinoBackend(settings.threads, settings.streams),
         max_batch=settings.max_batch,
         queue_delay_microseconds=settings.queue_delay_microseconds,
     )
@@ -77,7 +77,7 @@ def onnxruntime(
     """Return the repository of ``model`` in Triton's own ONNX Runtime backend."""
     said = _metadata(model)
     accelerator = _accelerator(model, said.precision, cache) if accelerate else None
-    return _native(model, said, gallery, encoder=OnnxRuntimeEncoder(accelerator), max_batch=max_batch)
+    return _native(model, said, gallery, encoder=OnnxRuntimeBackend(accelerator), max_batch=max_batch)
 
 
 def _native(model: Path, said: EncoderMetadata, gallery: Path | Address, **chosen: Any) -> RepositorySpec:
@@ -127,7 +127,7 @@ def tensorrt(model: Path, plans: list[Path], gallery: Path | Address, max_batch:
     # The first is what a GPU of no known capability gets.
     manifests.sort(key=lambda manifest: manifest.targets.hardware_compatibility != "ampere-plus")
     shares = served_capabilities([manifest.targets for manifest in manifests])
-    encoder = TensorRTEncoder(tuple(map(_served, manifests, shares)))
+    encoder = TensorRTBackend(tuple(map(_served, manifests, shares)))
     return RepositorySpec(
         gallery,
         first.bits,

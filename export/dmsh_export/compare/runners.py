@@ -15,9 +15,9 @@ from dmsh_model.network import DMSH
 from dmsh_serving.client import SearchClient
 from dmsh_serving.codes import Encoded, pack
 from dmsh_serving.encoder.base import RUNTIMES, Encoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.encoder.open import runtime_of
 from dmsh_serving.encoder.openvino import OpenVinoEncoder
-from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import InputError
 
 __all__ = ["Images", "OnnxRunner", "OpenVinoRunner", "Runner", "TorchRunner", "TritonRunner", "runner_of"]

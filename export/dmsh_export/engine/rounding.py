@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dmsh_export.graph import element_types, metadata_of, model_from_file, with_shapes
 from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder import known_answer
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import InputError
 
 __all__ = ["Runnable", "rounding_graph", "runnable", "with_known_answer"]

@@ -11,8 +11,8 @@ import onnx
 
 from dmsh_export.graph import Dialect, metadata_of, model_from_file
 from dmsh_export.prove.bound_rows import LayerBound, bounds_of
-from dmsh_export.prove.conditions import Condition, conditions_of
 from dmsh_export.prove.integer_from_onnx import ReadBack, integer_from_onnx
+from dmsh_export.prove.runtime_needs import RuntimeNeed, runtime_needs
 from dmsh_model.fingerprint import integer_fingerprint
 from dmsh_model.integer.bounds import FLOAT32_LIMIT, INT32_LIMIT
 from dmsh_model.integer.layers import LOWEST, Add, Convolution
@@ -56,7 +56,7 @@ class Certificate:
     network_hash: str
     checkpoint: str | None
     bounds: tuple[LayerBound, ...]
-    conditions: tuple[Condition, ...]
+    conditions: tuple[RuntimeNeed, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -107,7 +107,7 @@ def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | N
         network_hash=found,
         checkpoint=integer_fingerprint(canonical_hash(against), framing) if against is not None else None,
         bounds=bounds,
-        conditions=tuple(conditions_of(read, bounds)),
+        conditions=tuple(runtime_needs(read, bounds)),
     )
 
 

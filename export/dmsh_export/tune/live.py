@@ -21,7 +21,7 @@ from dmsh_serving.load.triton import TritonTarget
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.server.launcher import TritonServer
 from dmsh_serving.triton.settings import EncoderSettings
-from dmsh_serving.triton.spec import PythonEncoder, RepositorySpec
+from dmsh_serving.triton.spec import PythonBackend, RepositorySpec
 
 __all__ = ["Load", "measured_live"]
 
@@ -64,7 +64,7 @@ def measured_live(
             metadata.image_size,
             fingerprint,
             model=model,
-            encoder=PythonEncoder(settings.threads, settings.runtime, settings.streams, settings.instances),
+            encoder=PythonBackend(settings.threads, settings.runtime, settings.streams, settings.instances),
             max_batch=settings.max_batch,
             queue_delay_microseconds=settings.queue_delay_microseconds,
         )

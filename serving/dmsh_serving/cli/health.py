@@ -67,7 +67,7 @@ def status(
     Ready or not, gallery version, restarts, requests, how long they take, and what was refused.
     """
     from dmsh_serving.triton.server.addresses import Addresses
-    from dmsh_serving.triton.server.seen import Seen
+    from dmsh_serving.triton.server.status import Seen
 
     if (http is None) != (metrics is None):
         raise InputError("--http and --metrics belong together: give both")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder.base import Encoder, Runtime, proven_bytes
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.encoder.openvino import OpenVinoEncoder
 from dmsh_serving.encoder.props import props_of_onnx
-from dmsh_serving.encoder.runtime import OnnxEncoder
 
 __all__ = ["open_encoder", "runtime_of"]
 

@@ -49,8 +49,8 @@ class RankerEvents:
     def following(self, current: bool) -> None:
         """Say at each look whether the version that serves is the one that ``CURRENT`` names."""
 
-    def ranked(self, queries: int, seconds: float) -> None:
-        """``queries`` were answered in ``seconds``. Their answers wait for this call."""
+    def ranked(self, queries: int) -> None:
+        """``queries`` were answered. Their answers wait for this call."""
 
     def report(self) -> None:
         """Hand on what was counted: called at each look at the gallery, and no answer waits for it."""
@@ -138,10 +138,9 @@ class Ranker:
 
     def rank(self, asks: Sequence[Ask]) -> list[Ranked]:
         """Answer all ``asks``, which :meth:`Ask.check` found good, from one version of the gallery in few scans."""
-        start = time.perf_counter()
         snapshot = self._snapshot  # one version for the whole call, whatever is swapped in meanwhile
         answers = rank(snapshot, asks, threads=self._threads)
-        self._events.ranked(sum(len(ask.codes) for ask in asks), time.perf_counter() - start)
+        self._events.ranked(sum(len(ask.codes) for ask in asks))
         return answers
 
     def _follow(self) -> None:

@@ -187,7 +187,7 @@ class RankerMetrics(ModelMetrics, RankerEvents):
             self._current = current
             self._followed.set(int(current))
 
-    def ranked(self, queries: int, seconds: float) -> None:
+    def ranked(self, queries: int) -> None:
         """Count queries."""
         with self._lock:
             self._queries_counted += queries

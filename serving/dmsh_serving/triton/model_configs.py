@@ -31,12 +31,12 @@ from dmsh_serving.contract import (
 from dmsh_serving.errors import MissingError
 from dmsh_serving.triton.canary import Canary
 from dmsh_serving.triton.spec import (
-    OnnxRuntimeEncoder,
-    OpenVinoEncoder,
-    PythonEncoder,
+    OnnxRuntimeBackend,
+    OpenVinoBackend,
+    PythonBackend,
     RepositorySpec,
     TensorRTAccelerator,
-    TensorRTEncoder,
+    TensorRTBackend,
 )
 
 __all__ = ["config_texts"]
@@ -113,11 +113,11 @@ def _decoding(spec: RepositorySpec) -> dict[str, str]:
 def _note(spec: RepositorySpec) -> str:
     """Return the comment above an encoder's configuration: what must be known to start Triton with it."""
     match spec.encoder:
-        case OnnxRuntimeEncoder(TensorRTAccelerator()):
+        case OnnxRuntimeBackend(TensorRTAccelerator()):
             return _ACCELERATOR_NOTE
-        case TensorRTEncoder() as encoder if encoder.version_compatible:
+        case TensorRTBackend() as encoder if encoder.version_compatible:
             return _VERSION_NOTE
-        case OpenVinoEncoder():
+        case OpenVinoBackend():
             return _OPENVINO_NOTE
     return ""
 
@@ -126,7 +126,7 @@ def _encoder(spec: RepositorySpec) -> Fields:
     inputs, outputs = [_image(spec)], [_code(spec), _tensor(LOGITS, "FP32", [spec.bits])]
     parameters = {} if spec.parent_fingerprint is None else {"parent_fingerprint": spec.parent_fingerprint}
     match spec.encoder:
-        case PythonEncoder(threads, runtime, streams, instances):
+        case PythonBackend(threads, runtime, streams, instances):
             own = {"runtime": runtime, "threads": str(threads), "streams": str(streams)}
             return {
                 **_python_model(spec, ENCODER_MODEL, inputs, outputs),
@@ -134,7 +134,7 @@ def _encoder(spec: RepositorySpec) -> Fields:
                 **_dynamic_batching(spec, delay=spec.queue_delay_microseconds),
                 **_parameters(spec, {**own, **parameters}),
             }
-        case OpenVinoEncoder(threads, streams):
+        case OpenVinoBackend(threads, streams):
             own = {
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_NUM_THREADS": str(threads),
@@ -149,7 +149,7 @@ def _encoder(spec: RepositorySpec) -> Fields:
                 **_dynamic_batching(spec, delay=spec.queue_delay_microseconds),
                 **_parameters(spec, {**own, **parameters}),
             }
-        case OnnxRuntimeEncoder(accelerator):
+        case OnnxRuntimeBackend(accelerator):
             return {
                 **_head(spec, ENCODER_MODEL, inputs, outputs),
                 "platform": "onnxruntime_onnx",
@@ -159,7 +159,7 @@ def _encoder(spec: RepositorySpec) -> Fields:
                 **_warmup(spec, sorted({1, spec.max_batch})),
                 **_parameters(spec, parameters),
             }
-        case TensorRTEncoder() as encoder:
+        case TensorRTBackend() as encoder:
             sizes = sorted({size for plan in encoder.plans for size in (plan.opt_batch, plan.max_batch)})
             preferred = [size for size in sizes if size <= spec.max_batch] or [spec.max_batch]
             if encoder.version_compatible:
@@ -222,7 +222,7 @@ def _dynamic_batching(spec: RepositorySpec, preferred: Sequence[int] = (), *, de
     return {"dynamic_batching": fields}
 
 
-def _plan_files(encoder: TensorRTEncoder) -> Fields:
+def _plan_files(encoder: TensorRTBackend) -> Fields:
     fields: Fields = {"default_model_filename": encoder.file_of(encoder.plans[0])}
     if len(encoder.plans) > 1:
         fields["cc_model_filenames"] = {

@@ -26,7 +26,7 @@ from dmsh_serving.contract import (
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import replace_folder
 from dmsh_serving.triton.model_configs import config_texts
-from dmsh_serving.triton.spec import PythonEncoder, RepositorySpec, TensorRTEncoder
+from dmsh_serving.triton.spec import PythonBackend, RepositorySpec, TensorRTBackend
 
 __all__ = ["MODELS", "repository_texts", "write_repository"]
 
@@ -50,7 +50,7 @@ def write_repository(out: Path, spec: RepositorySpec) -> None:
         version = new / ENCODER_MODEL / "1"
         if spec.model is not None:
             _copy_model(spec.model, version / MODEL_FILE)
-        if isinstance(spec.encoder, TensorRTEncoder):
+        if isinstance(spec.encoder, TensorRTBackend):
             for plan in spec.encoder.plans:
                 _copy_model(plan.path, version / spec.encoder.file_of(plan))
         replace_folder(new, out)
@@ -65,7 +65,7 @@ def repository_texts(out: Path, spec: RepositorySpec) -> dict[str, str]:
         gallery = os.path.relpath(spec.gallery.resolve(), ranker_folder)
     files = {f"{model}/config.pbtxt": text for model, text in config_texts(spec, gallery).items()}
     opens = {DECODE_MODEL: "open_decoder", RANKER_MODEL: "open_ranker"}
-    if isinstance(spec.encoder, PythonEncoder):
+    if isinstance(spec.encoder, PythonBackend):
         opens[ENCODER_MODEL] = "open_encoder"
     else:
         files[f"{ENCODER_MODEL}/1/.keep"] = ""

@@ -12,14 +12,14 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.images.framing import Framing
 
 __all__ = [
-    "Encoder",
-    "OnnxRuntimeEncoder",
-    "OpenVinoEncoder",
+    "EncoderBackend",
+    "OnnxRuntimeBackend",
+    "OpenVinoBackend",
     "Plan",
-    "PythonEncoder",
+    "PythonBackend",
     "RepositorySpec",
     "TensorRTAccelerator",
-    "TensorRTEncoder",
+    "TensorRTBackend",
 ]
 
 _CAPABILITY = re.compile(r"\d{1,2}\.\d")
@@ -27,7 +27,7 @@ _HEX = set("0123456789abcdef")
 
 
 @dataclass(frozen=True)
-class PythonEncoder:
+class PythonBackend:
     """ONNX Runtime or OpenVINO inside Triton's Python backend, on the CPU: checks its known answer.
 
     Attributes:
@@ -68,18 +68,18 @@ class TensorRTAccelerator:
 
 
 @dataclass(frozen=True)
-class OnnxRuntimeEncoder:
+class OnnxRuntimeBackend:
     """Triton's own ONNX Runtime backend (in NVIDIA's container), on a GPU if there is one.
 
     It has no known-answer check and no ``session.x64quantprecision``: on CPUs without VNNI serve integer models
-    with :class:`PythonEncoder`.
+    with :class:`PythonBackend`.
     """
 
     accelerator: TensorRTAccelerator | None = None
 
 
 @dataclass(frozen=True)
-class OpenVinoEncoder:
+class OpenVinoBackend:
     """Triton's own OpenVINO backend (in NVIDIA's container), on the CPU.
 
     It checks no known answer, pads every call to the largest batch, and cannot be told to keep FP32: on a CPU with bf16
@@ -127,7 +127,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class TensorRTEncoder:
+class TensorRTBackend:
     """Triton's TensorRT backend with one engine, or one for each of several GPUs: the GPU it starts on decides."""
 
     plans: tuple[Plan, ...]
@@ -158,7 +158,7 @@ class TensorRTEncoder:
         return PLAN_FILE if len(self.plans) == 1 else f"model-sm{plan.capabilities[0].replace('.', '')}.plan"
 
 
-Encoder = PythonEncoder | OnnxRuntimeEncoder | OpenVinoEncoder | TensorRTEncoder
+EncoderBackend = PythonBackend | OnnxRuntimeBackend | OpenVinoBackend | TensorRTBackend
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class RepositorySpec:
     fingerprint: str
     parent_fingerprint: str | None = None
     model: Path | None = None
-    encoder: Encoder = PythonEncoder()
+    encoder: EncoderBackend = PythonBackend()
     known_answer: str | None = None
     max_batch: int = DEFAULT_MAX_BATCH
     queue_delay_microseconds: int = 0
@@ -207,13 +207,13 @@ class RepositorySpec:
                 raise InputError(f"a fingerprint is 64 hexadecimal digits, got {fingerprint!r}")
         counts = {name: getattr(self, name) for name in ("image_size", "max_batch", "max_queue", "max_wait_seconds")}
         match self.encoder:
-            case PythonEncoder(threads, _, streams, instances):
+            case PythonBackend(threads, _, streams, instances):
                 counts |= {"encoder threads": threads, "encoder streams": streams, "encoder instances": instances}
-            case OpenVinoEncoder(threads, streams):
+            case OpenVinoBackend(threads, streams):
                 counts |= {"encoder threads": threads, "encoder streams": streams}
-            case OnnxRuntimeEncoder(TensorRTAccelerator(workspace_mib=mib)):
+            case OnnxRuntimeBackend(TensorRTAccelerator(workspace_mib=mib)):
                 counts["workspace_mib"] = mib
-            case TensorRTEncoder():
+            case TensorRTBackend():
                 self._check_plans(self.encoder)
         for name, value in counts.items():
             if value is not None and value < 1:
@@ -223,7 +223,7 @@ class RepositorySpec:
         if self.model is not None and not self.model.is_file():
             raise InputError(f"{self.model} is not a file: name an ONNX model made by dmsh-export onnx")
 
-    def _check_plans(self, encoder: TensorRTEncoder) -> None:
+    def _check_plans(self, encoder: TensorRTBackend) -> None:
         if self.model is not None:
             raise InputError(f"{self.model}: a tensorrt encoder serves plans, not an ONNX file")
         for plan in encoder.plans:

@@ -16,7 +16,7 @@ from project import DEMO_CHECKPOINT
 from dmsh_export.manifest import read_manifest
 from dmsh_export.to_onnx.integer import export_integer_onnx
 from dmsh_model.integer import checkpoint as integer_checkpoint
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 
 
 def export(*arguments):

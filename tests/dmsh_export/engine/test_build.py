@@ -31,7 +31,7 @@ from dmsh_export.engine.tensorrt_api import FlavourChoice, Gpu, choose_flavour, 
 from dmsh_export.graph import metadata_of
 from dmsh_export.manifest import read_manifest
 from dmsh_serving.codes import Encoded
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError, MissingError
 from dmsh_serving.files import sha256_of_file
 

@@ -22,7 +22,7 @@ from dmsh_export.engine.rounding import rounding_graph, with_known_answer
 from dmsh_export.graph import element_types, metadata_of, model_from_file, with_shapes
 from dmsh_export.parts import parts_of
 from dmsh_serving.contract import Metadata
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError
 
 

@@ -12,7 +12,7 @@ from dmsh_export.lint.repository import lint_repository
 from dmsh_serving import gallery
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.triton.repository import write_repository
-from dmsh_serving.triton.spec import OnnxRuntimeEncoder, OpenVinoEncoder, Plan, RepositorySpec, TensorRTEncoder
+from dmsh_serving.triton.spec import OnnxRuntimeBackend, OpenVinoBackend, Plan, RepositorySpec, TensorRTBackend
 
 CODES = tiny_model.codes_of(tiny_model.random_images(5))
 SPACE = {"bits": tiny_model.BITS, "fingerprint": tiny_model.FINGERPRINT}
@@ -28,11 +28,11 @@ def make(folder, encoder):
             Plan(write_plan(folder / f"{name}.plan", gpu={"name": name, "compute_capability": cc}), (cc,), 1, 4, 8)
             for name, cc in (("ampere", "8.6"), ("hopper", "9.0"))
         ]
-        spec = RepositorySpec(**fields, encoder=TensorRTEncoder(tuple(plans)), max_batch=8)
+        spec = RepositorySpec(**fields, encoder=TensorRTBackend(tuple(plans)), max_batch=8)
     else:
         kinds = {
-            "onnxruntime": {"encoder": OnnxRuntimeEncoder()},
-            "openvino": {"encoder": OpenVinoEncoder()},
+            "onnxruntime": {"encoder": OnnxRuntimeBackend()},
+            "openvino": {"encoder": OpenVinoBackend()},
             "python": {},
         }
         said = {"dialect": "openvino"} if encoder == "openvino" else {}

@@ -23,7 +23,7 @@ from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
 from dmsh_serving.encoder import known_answer
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import CheckError
 
 DIALECTS = get_args(Dialect)

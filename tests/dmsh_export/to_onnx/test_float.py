@@ -16,7 +16,7 @@ from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH
 from dmsh_serving.codes import pack
 from dmsh_serving.encoder import known_answer
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.files import sha256_of_file
 

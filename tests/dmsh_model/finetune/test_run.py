@@ -40,7 +40,7 @@ from dmsh_model.training.losses import distillation_loss
 from dmsh_model.training.options import FINE_TUNING, Augmentation, TrainingOptions
 from dmsh_model.training.state import state_path
 from dmsh_serving.codes import unpack
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.images.read import ImageSet
 

@@ -13,9 +13,9 @@ from dmsh_export.compare.parity import batches_of_every_size
 from dmsh_export.to_onnx.dialects import onnx_from_network
 from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder import first_try, known_answer, openvino
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.encoder.open import open_encoder, runtime_of
 from dmsh_serving.encoder.openvino import OpenVinoEncoder, compiled
-from dmsh_serving.encoder.runtime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError, MissingError
 
 HERE = openvino.why_not_here(integer=True)

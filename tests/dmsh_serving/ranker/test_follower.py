@@ -26,7 +26,7 @@ class Noted(RankerEvents):
     """Notes what a ranker tells."""
 
     def __init__(self):
-        self.served, self.refusals, self.queries, self.seconds, self.reports = [], 0, 0, 0.0, 0
+        self.served, self.refusals, self.queries, self.reports = [], 0, 0, 0
 
     def serving(self, snapshot, swapped):
         self.served.append((snapshot.version, snapshot.count, swapped))
@@ -34,9 +34,8 @@ class Noted(RankerEvents):
     def refused(self):
         self.refusals += 1
 
-    def ranked(self, queries, seconds):
+    def ranked(self, queries):
         self.queries += queries
-        self.seconds += seconds
 
     def report(self):
         self.reports += 1
@@ -173,7 +172,6 @@ def test_queries_and_their_time_are_told(folder):
         ranker.search(CODES[:7], 5)
         ranker.search(CODES[:3], 5)
     assert events.queries == 10
-    assert events.seconds > 0
 
 
 def test_what_was_counted_is_asked_for_again_and_again(folder):

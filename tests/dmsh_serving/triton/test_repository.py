@@ -21,13 +21,13 @@ from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.triton.repository import MODELS, repository_texts, write_repository
 from dmsh_serving.triton.spec import (
-    OnnxRuntimeEncoder,
-    OpenVinoEncoder,
+    OnnxRuntimeBackend,
+    OpenVinoBackend,
     Plan,
-    PythonEncoder,
+    PythonBackend,
     RepositorySpec,
     TensorRTAccelerator,
-    TensorRTEncoder,
+    TensorRTBackend,
 )
 
 
@@ -181,12 +181,12 @@ def test_a_write_that_fails_midway_leaves_the_old_repository(spec, tmp_path, mon
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"bits": 0}, "bits = 0"), ({"max_wait_seconds": 0}, "max_wait_seconds must be"),
-     ({"encoder": PythonEncoder(threads=0)}, "encoder threads must be"),
-     ({"encoder": PythonEncoder(instances=0)}, "encoder instances must be"),
-     ({"encoder": PythonEncoder(runtime="openvino", streams=0)}, "encoder streams must be"),
-     ({"encoder": OpenVinoEncoder(threads=0)}, "encoder threads must be"),
+     ({"encoder": PythonBackend(threads=0)}, "encoder threads must be"),
+     ({"encoder": PythonBackend(instances=0)}, "encoder instances must be"),
+     ({"encoder": PythonBackend(runtime="openvino", streams=0)}, "encoder streams must be"),
+     ({"encoder": OpenVinoBackend(threads=0)}, "encoder threads must be"),
      ({"queue_delay_microseconds": -1}, "queue_delay_microseconds must be"),
-     ({"encoder": OnnxRuntimeEncoder(TensorRTAccelerator(workspace_mib=0))}, "workspace_mib must be"),
+     ({"encoder": OnnxRuntimeBackend(TensorRTAccelerator(workspace_mib=0))}, "workspace_mib must be"),
      ({"fingerprint": "xyz"}, "64 hexadecimal"), ({"max_batch": 0}, "max_batch must be"),
      ({"image_size": -1}, "image_size must be"), ({"model": Path("absent.onnx")}, "absent.onnx is not a file")],
 )  # fmt: skip
@@ -243,7 +243,7 @@ def plan(tmp_path):
 
 def plans_spec(tmp_path, *plans, **changes):
     fields = {"bits": 64, "image_size": 16, "fingerprint": tiny_model.FINGERPRINT, **changes}
-    return RepositorySpec(tmp_path / "gallery", encoder=TensorRTEncoder(plans), **fields)
+    return RepositorySpec(tmp_path / "gallery", encoder=TensorRTBackend(plans), **fields)
 
 
 def test_a_tensorrt_encoder_is_described_as_its_plan_is(plan, tmp_path):
@@ -289,7 +289,7 @@ def test_a_version_compatible_plan_says_how_to_start_triton(plan, tmp_path):
 
 
 def test_a_python_encoder_says_its_runtime_instances_and_delay(spec):
-    encoder = PythonEncoder(threads=4, runtime="openvino", streams=2, instances=3)
+    encoder = PythonBackend(threads=4, runtime="openvino", streams=2, instances=3)
     config, _ = encoder_config(replace(spec, encoder=encoder, queue_delay_microseconds=500))
     said = {name: config.parameters[name].string_value for name in ("runtime", "threads", "streams")}
     assert said == {"runtime": "openvino", "threads": "4", "streams": "2"}
@@ -306,11 +306,11 @@ def test_a_python_encoder_says_its_runtime_instances_and_delay(spec):
 )
 def test_a_runtime_that_cannot_do_it_is_refused(options, message):
     with pytest.raises(InputError, match=message):
-        PythonEncoder(**options)
+        PythonBackend(**options)
 
 
 def test_tritons_own_openvino_backend_is_told_what_it_can_be_told_and_people_the_rest(spec):
-    config, text = encoder_config(replace(spec, encoder=OpenVinoEncoder(threads=4, streams=2), max_batch=1))
+    config, text = encoder_config(replace(spec, encoder=OpenVinoBackend(threads=4, streams=2), max_batch=1))
     assert (config.backend, config.default_model_filename) == ("openvino", "model.onnx")
     assert (tensors(config.input), tensors(config.output)) == SIGNATURES[ENCODER_MODEL]
     assert [(group.kind, group.count) for group in config.instance_group] == [
@@ -323,7 +323,7 @@ def test_tritons_own_openvino_backend_is_told_what_it_can_be_told_and_people_the
     assert "cannot be told to keep FP32" in text
 
 
-@pytest.mark.parametrize("encoder", [PythonEncoder(), OnnxRuntimeEncoder(), OpenVinoEncoder()])
+@pytest.mark.parametrize("encoder", [PythonBackend(), OnnxRuntimeBackend(), OpenVinoBackend()])
 def test_a_low_precision_encoder_says_which_code_space_it_approximates(spec, encoder):
     spec = replace(spec, encoder=encoder)
     parents = [encoder_config(replace(spec, parent_fingerprint=parent))[0] for parent in ("cd" * 32, None)]
@@ -334,13 +334,13 @@ def test_a_low_precision_encoder_says_which_code_space_it_approximates(spec, enc
 
 
 def test_an_onnxruntime_encoder_runs_where_it_can(spec, tmp_path):
-    config, _ = encoder_config(replace(spec, encoder=OnnxRuntimeEncoder()))
+    config, _ = encoder_config(replace(spec, encoder=OnnxRuntimeBackend()))
     assert (config.platform, config.max_batch_size) == ("onnxruntime_onnx", 32)
     assert (tensors(config.input), tensors(config.output)) == SIGNATURES[ENCODER_MODEL]
     assert [group.kind for group in config.instance_group] == [model_config_pb2.ModelInstanceGroup.KIND_AUTO]
     assert not config.HasField("optimization")
     assert [size for size, _ in warmups(config)] == [1, 32]
-    write_repository(tmp_path / "repository", replace(spec, encoder=OnnxRuntimeEncoder()))
+    write_repository(tmp_path / "repository", replace(spec, encoder=OnnxRuntimeBackend()))
     version = tmp_path / "repository" / ENCODER_MODEL / "1"
     assert sorted(path.name for path in version.iterdir()) == [".keep", "model.onnx"]
 
@@ -348,7 +348,7 @@ def test_an_onnxruntime_encoder_runs_where_it_can(spec, tmp_path):
 @pytest.mark.parametrize("cache", [None, '/cache/of "engines"'])
 def test_the_tensorrt_provider_is_told_precision_memory_and_cache(spec, cache):
     accelerator = TensorRTAccelerator(workspace_mib=2048, cache=cache)
-    config, text = encoder_config(replace(spec, encoder=OnnxRuntimeEncoder(accelerator)))
+    config, text = encoder_config(replace(spec, encoder=OnnxRuntimeBackend(accelerator)))
     (found,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert found.name == "tensorrt"
     expected = {"precision_mode": "FP32", "max_workspace_size_bytes": str(2 << 30)}
@@ -365,9 +365,9 @@ def test_plans_that_cannot_be_served_are_refused(plan, spec, tmp_path):
     with pytest.raises(InputError, match="build it with --min-batch 1"):
         plan(min_batch=2)
     with pytest.raises(InputError, match=r"a\.plan and .*b\.plan are both for compute capability 8\.6"):
-        TensorRTEncoder((plan("a.plan"), plan("b.plan")))
+        TensorRTBackend((plan("a.plan"), plan("b.plan")))
     with pytest.raises(InputError, match="name one with --plan"):
-        TensorRTEncoder(())
+        TensorRTBackend(())
     with pytest.raises(InputError, match=r"max_batch = 33 is more than .*takes, 32: .*--max-batch 33"):
         plans_spec(tmp_path, plan(), max_batch=33)
     with pytest.raises(InputError, match="serves plans, not an ONNX file"):

@@ -22,7 +22,7 @@ from dmsh_serving.contract import (
     RERANK,
     K,
 )
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming.oracle import search_oracle as oracle
 from dmsh_serving.images.framing import Framing

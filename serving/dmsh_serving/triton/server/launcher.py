@@ -28,10 +28,10 @@ from dmsh_serving.triton.metrics import RESTARTS_VARIABLE, SLOW_SECONDS, SLOW_SE
 from dmsh_serving.triton.server import environment_folders, hidden_arguments, preflight, shared_memory
 from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.server.addresses import Addresses
-from dmsh_serving.triton.server.encoder_config import read_encoder_config
 from dmsh_serving.triton.server.log import ServerLog, error_from_log, news_of_a_gallery
 from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
 from dmsh_serving.triton.server.preflight import LOOPBACK
+from dmsh_serving.triton.server.served_config import read_encoder_config
 from dmsh_serving.triton.server.tracing import Tracing
 from dmsh_serving.triton.server.vitals import Vitals
 

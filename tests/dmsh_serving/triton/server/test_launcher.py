@@ -7,10 +7,10 @@ import pytest
 from dmsh_serving.errors import CheckError, InputError, MissingError
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.server import launcher
-from dmsh_serving.triton.server.encoder_config import EncoderConfig, read_encoder_config
 from dmsh_serving.triton.server.launcher import TritonServer, free_ports
 from dmsh_serving.triton.server.log import error_from_log
-from dmsh_serving.triton.spec import Plan, RepositorySpec, TensorRTEncoder
+from dmsh_serving.triton.server.served_config import EncoderConfig, read_encoder_config
+from dmsh_serving.triton.spec import Plan, RepositorySpec, TensorRTBackend
 
 LOG = Path("triton.log")
 FAILED = (
@@ -82,7 +82,7 @@ def test_free_ports_are_different():
 def test_triton_is_told_to_trust_the_runtime_of_a_version_compatible_engine_only(tmp_path, compatible):
     (tmp_path / "model.plan").write_bytes(b"an engine")
     plan = Plan(tmp_path / "model.plan", ("8.6",), 1, 8, 32, version_compatible=compatible)
-    spec = RepositorySpec(tmp_path / "gallery", 64, 16, "ab" * 32, encoder=TensorRTEncoder((plan,)))
+    spec = RepositorySpec(tmp_path / "gallery", 64, 16, "ab" * 32, encoder=TensorRTBackend((plan,)))
     write_repository(tmp_path / "repository", spec)
     assert read_encoder_config(tmp_path / "repository") == EncoderConfig("tensorrt_plan", compatible)
     expected = ["--backend-config=tensorrt,version-compatible=true"] if compatible else []

@@ -4,7 +4,7 @@ import pytest
 
 from dmsh_serving.errors import MissingError
 from dmsh_serving.triton.server.addresses import Addresses
-from dmsh_serving.triton.server.seen import Seen, quantile, samples_of
+from dmsh_serving.triton.server.status import Seen, quantile, samples_of
 
 TEXT = """# HELP dmsh_restarts how often
 # TYPE dmsh_restarts gauge

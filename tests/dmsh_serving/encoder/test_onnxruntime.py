@@ -5,7 +5,7 @@ import tiny_model
 
 from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder import known_answer
-from dmsh_serving.encoder.runtime import OnnxEncoder
+from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError, MissingError
 
 
