@@ -1,6 +1,6 @@
 """The errors that a user can meet; each kind has its own exit code."""
 
-__all__ = ["CheckError", "DmshError", "InputError", "MissingError", "UnavailableError"]
+__all__ = ["CheckError", "DmshError", "InputError", "MissingError", "OtherModelError", "UnavailableError"]
 
 
 class DmshError(Exception):
@@ -19,6 +19,10 @@ class InputError(DmshError):
     """The input or the usage is wrong."""
 
     exit_code = 2
+
+
+class OtherModelError(InputError):
+    """A gallery is sound, but belongs to another model than asked for."""
 
 
 class MissingError(DmshError):

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from dmsh_serving.checks import check_model
 from dmsh_serving.clickhouse.address import Address
 from dmsh_serving.clickhouse.catalogue import Published, Segment, history, publish, sweep, synced
 from dmsh_serving.clickhouse.connection import PATIENT_SECONDS, Connection
@@ -142,13 +143,7 @@ def check_rows(connection: Connection, tables: Tables, segment: Segment, numbers
 
 
 def _check_fits(address: Address, source: Source, old: Published, append: bool) -> None:
-    wrong = []
-    if old.bits != source.bits:
-        wrong.append(f"its codes have {old.bits} bits, not {source.bits}")
-    if old.fingerprint != source.fingerprint:
-        wrong.append(f"its fingerprint is {old.fingerprint}, not {source.fingerprint}")
-    if wrong:
-        raise InputError(f"{address} belongs to another model: {' and '.join(wrong)}; push under another name")
+    check_model(address, old, bits=source.bits, fingerprint=source.fingerprint, advice="push under another name")
     if dict(old.columns) != dict(source.kinds):
         has = ", ".join(f"{name} {kind}" for name, kind in old.columns) or "none"
         raise InputError(f"{address} has other metadata columns ({has}): give the same, or push under another name")

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving import hamming
-from dmsh_serving.checks import checked_k
+from dmsh_serving.checks import check_model, checked_k
 from dmsh_serving.clickhouse.address import Address
 from dmsh_serving.clickhouse.catalogue import Published, current
 from dmsh_serving.clickhouse.conditions import Condition, conditions_sql
@@ -30,7 +30,6 @@ from dmsh_serving.clickhouse.words import Words, codes_of_words, word_names, wor
 from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import MAX_K, PAD_DISTANCE, PAD_ID, PAD_KEY
 from dmsh_serving.errors import CheckError
-from dmsh_serving.gallery.folder import OtherModelError
 from dmsh_serving.gallery.part import Ids, ascending_ids
 from dmsh_serving.gallery.snapshot import SearchResult
 from dmsh_serving.hamming.inputs import checked_radius
@@ -255,15 +254,7 @@ def open_remote(
     tables = Tables(address)
     connection = connection or Connection(address)
     published = current(connection, tables)
-    wrong = []
-    if bits is not None and bits != published.bits:
-        wrong.append(f"its codes have {published.bits} bits, not {bits}")
-    if fingerprint is not None and fingerprint != published.fingerprint:
-        wrong.append(f"its fingerprint is {published.fingerprint}, not {fingerprint}")
-    if wrong:
-        raise OtherModelError(
-            f"{address} belongs to another model: {' and '.join(wrong)}; push a gallery of this model"
-        )
+    check_model(address, published, bits=bits, fingerprint=fingerprint, advice="push a gallery of this model")
     return RemoteVersion(connection, tables, published)
 
 

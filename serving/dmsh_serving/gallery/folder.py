@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from dmsh_serving.checks import check_model
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import naming
 from dmsh_serving.gallery.header import is_version, read_next_id, version_of
@@ -26,8 +27,7 @@ from dmsh_serving.gallery.snapshot import Snapshot, chained
 __all__ = [
     "CURRENT",
     "MAX_PARTS",
-    "OtherModelError",
-    "check_model",
+    "OTHER_MODEL",
     "current_version",
     "leftover_paths",
     "named_version",
@@ -41,11 +41,8 @@ __all__ = [
 
 CURRENT: Final = "CURRENT"
 LOCK: Final = ".lock"
+OTHER_MODEL: Final = "build a gallery with this model"  # what to do about it
 MAX_PARTS: Final = 64  # far above what writers make of any number of codes: each part is half the one below or less
-
-
-class OtherModelError(InputError):
-    """A gallery is sound, but belongs to another model than asked for."""
 
 
 def current_version(folder: Path) -> str:
@@ -93,21 +90,8 @@ def open_current(
             if newer == version:
                 raise InputError(f"{error.filename} is missing, yet {CURRENT} needs it") from None
             version = newer
-    check_model(folder, snapshot, fingerprint=fingerprint, bits=bits)
+    check_model(folder, snapshot, bits=bits, fingerprint=fingerprint, advice=OTHER_MODEL)
     return snapshot
-
-
-def check_model(folder: Path, snapshot: Snapshot, *, fingerprint: str | None, bits: int | None) -> None:
-    """Raise :class:`OtherModelError` if a version is of another fingerprint or bit count than asked for."""
-    wrong = []
-    if bits is not None and bits != snapshot.bits:
-        wrong.append(f"its codes have {snapshot.bits} bits, not {bits}")
-    if fingerprint is not None and fingerprint != snapshot.fingerprint:
-        wrong.append(f"its fingerprint is {snapshot.fingerprint}, not {fingerprint}")
-    if wrong:
-        raise OtherModelError(
-            f"{folder} belongs to another model: {' and '.join(wrong)}; build a gallery with this model"
-        )
 
 
 def open_version(folder: Path, version: str, known: Snapshot | None = None) -> Snapshot:

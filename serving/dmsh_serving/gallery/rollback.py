@@ -3,12 +3,12 @@
 import contextlib
 from pathlib import Path
 
-from dmsh_serving.errors import InputError
+from dmsh_serving.checks import check_model
+from dmsh_serving.errors import InputError, OtherModelError
 from dmsh_serving.files import write_atomically
 from dmsh_serving.gallery.folder import (
     CURRENT,
-    OtherModelError,
-    check_model,
+    OTHER_MODEL,
     named_version,
     open_current,
     open_version,
@@ -65,6 +65,6 @@ def _newest_sound(folder: Path, fingerprint: str | None = None, bits: int | None
         if named is None or version < named:
             with contextlib.suppress(InputError, OSError):
                 snapshot = open_version(folder, version)
-                check_model(folder, snapshot, fingerprint=fingerprint, bits=bits)
+                check_model(folder, snapshot, bits=bits, fingerprint=fingerprint, advice=OTHER_MODEL)
                 return snapshot
     return None

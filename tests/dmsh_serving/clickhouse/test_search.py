@@ -18,8 +18,7 @@ from dmsh_serving.clickhouse.schema import Tables
 from dmsh_serving.clickhouse.search import RemoteVersion, open_remote
 from dmsh_serving.codes import uniform_codes
 from dmsh_serving.contract import MAX_K, PAD_ID
-from dmsh_serving.errors import CheckError, InputError
-from dmsh_serving.gallery.folder import OtherModelError
+from dmsh_serving.errors import CheckError, InputError, OtherModelError
 from dmsh_serving.hamming.oracle import search_oracle
 
 COUNT = 1500

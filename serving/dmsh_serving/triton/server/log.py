@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
-from dmsh_serving.gallery.folder import OtherModelError
+from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError, OtherModelError
 
 __all__ = ["ServerLog", "error_from_log", "news_of_a_gallery"]
 
