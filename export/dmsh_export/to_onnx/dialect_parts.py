@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from dmsh_export.to_onnx.packing import packing
 from dmsh_model.integer.layers import Add, Concat, GlobalMax, GlobalSum, Int8, Int32, Layer, Linear, Logits
 from dmsh_serving.codes import bytes_per_code
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
@@ -121,14 +122,6 @@ def exact_float32(name: str, values: Int8 | Int32) -> npt.NDArray[np.float32]:
     if not np.array_equal(floats.astype(np.float64), values):
         raise CheckError(f"layer {name}: a bias of {np.abs(values).max()} is no float32: quantise the model again")
     return floats
-
-
-def packing(bits: int) -> npt.NDArray[np.float32]:
-    """Return the matrix (K, ceil(K/8)) whose product with bits is the packed code: bit j weighs 2^(7 - j mod 8)."""
-    weights = np.zeros((bits, bytes_per_code(bits)), np.float32)
-    places = np.arange(bits)
-    weights[places, places // 8] = 2.0 ** (7 - places % 8)
-    return weights
 
 
 def _product(graph: Graph, name: str, layer: Linear | Logits, values: list[str]) -> str:

@@ -15,7 +15,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 
 from dmsh_model.config import Pooling
-from dmsh_model.network import DMSH, Lateral, global_pool
+from dmsh_model.network import DMSH, Lateral, global_pool, laterals_of
 
 __all__ = ["FoldStep", "FoldedDMSH", "batch_norm_affine", "fold"]
 
@@ -133,7 +133,7 @@ def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _fold_head(model: DMSH, steps: list[FoldStep]) -> tuple[nn.ModuleList, nn.Sequential]:
     config = model.config
-    laterals = [lateral for lateral in model.laterals if isinstance(lateral, Lateral)]
+    laterals = laterals_of(model)
     linear = config.lateral_activation == "none" and config.pooling == "avg"
     if not linear:
         reason = (

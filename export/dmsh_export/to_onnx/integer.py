@@ -16,8 +16,8 @@ from dmsh_export.compare.runners import OnnxRunner, OpenVinoRunner, Runner
 from dmsh_export.graph import Dialect, with_shapes
 from dmsh_export.prove.certificate import Certificate, certify
 from dmsh_export.to_onnx.dialects import onnx_from_network
-from dmsh_export.to_onnx.float import check_request, describe, write_proven
 from dmsh_export.to_onnx.opsets import DEFAULT_OPSET
+from dmsh_export.to_onnx.write import check_request, describe, write_proven
 from dmsh_model.integer.layers import Logits
 from dmsh_model.integer.reference import IntegerDMSH, outputs
 from dmsh_serving.contract import Metadata
