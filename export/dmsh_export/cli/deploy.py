@@ -62,3 +62,18 @@ def deploy(
             "steps": [{**vars(step), "artefact": str(step.artefact)} for step in steps],
         },
     )
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the artefacts and the report.")] = Path("build/demo"),
+    drawings: Annotated[Path, typer.Option(help="The archive of drawings.")] = Path("demo/drawings.zip"),
+    triton: Annotated[Path | None, typer.Option(help="tritonserver, its folder, or a Python environment.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Train, deploy, serve and query on drawings; compare every bit.
+
+    It leaves everything in a folder: checkpoint, images, galleries, the model repository and a report.html.
+    """
+    from dmsh_export.demo.run import run_demo
+
+    write_json(json, run_demo(drawings, out, triton))

@@ -1,28 +1,15 @@
-"""dmsh-export prove, and the integer side of dmsh-export onnx."""
+"""dmsh-export prove."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmsh_serving.console import JsonOption, console, print_table, progress, write_json
+from dmsh_serving.console import JsonOption, console, print_table, write_json
 from dmsh_serving.errors import CheckError, InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from dmsh_export.prove.certificate import Certificate
-    from dmsh_model.integer.reference import IntegerDMSH
-
-
-class DialectName(StrEnum):
-    """Values of ``--dialect``."""
-
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
-    OPENVINO = "openvino"
 
 
 def prove(
@@ -46,43 +33,6 @@ def prove(
         )
     print_certificate(certificate)
     write_json(json, certificate.to_dict())
-
-
-def integer_onnx(
-    model: "IntegerDMSH",
-    out: Path,
-    images: "npt.NDArray[np.uint8]",
-    dialect: DialectName,
-    opset: int,
-    max_batch: int,
-    json: Path | None,
-) -> None:
-    """Export an integer checkpoint, and show its certificate and parity."""
-    from dmsh_export.cli.tables import print_parity
-    from dmsh_export.to_onnx.integer import export_integer_onnx
-
-    with progress() as bar:
-        task = bar.add_task("parity with PyTorch", total=None)
-        export = export_integer_onnx(
-            model,
-            out,
-            images,
-            dialect=dialect.value,
-            opset=opset,
-            max_batch=max_batch,
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    print_certificate(export.certificate)
-    print_parity(export.parity)
-    console().print(f"wrote {export.path}")
-    write_json(
-        json,
-        {
-            "out": str(export.path),
-            "certificate": export.certificate.to_dict(),
-            "parity": export.parity.to_dict(),
-        },
-    )
 
 
 def print_certificate(certificate: "Certificate") -> None:
