@@ -24,6 +24,10 @@ __all__ = ["load_npz"]
 _WITH_SPLIT = (("x_train", "y_train"), ("x_test", "y_test"))
 _WITHOUT = (("images", "labels"),)
 _KEYS = "x_train, y_train, x_test and y_test, or images and labels"
+_DAMAGE = (
+    OSError, ValueError, EOFError, AttributeError, TypeError, OverflowError, MemoryError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def load_npz(
@@ -79,10 +83,7 @@ def _read(path: Path) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
             found = ", ".join(archive.files) or "nothing"
     # An array alone is no context manager; a damaged member shows as an error of zlib or of the header, or as one of
     # sizes that no memory holds.
-    except (
-        *(OSError, ValueError, EOFError, AttributeError, TypeError, OverflowError, MemoryError),
-        *(zipfile.BadZipFile, zlib.error),
-    ) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path} is not an .npz file of images and labels: {error}") from error
     raise InputError(f"{path} holds {found}: needed are {_KEYS}")
 

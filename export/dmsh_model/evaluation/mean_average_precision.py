@@ -71,12 +71,12 @@ def mean_average_precision_of_answers(
         raise InputError(f"ids {ids.min()} to {ids.max()} are no rows of a database of {len(database_labels)}")
     ids = ids[:, :topk]
     rows = max(1, _CELLS_AT_ONCE // (ids.shape[1] * max(1, query_labels[0].size)))
-    parts = [
+    parts = [slice(start, start + rows) for start in range(0, len(ids), rows)]
+    averages = [
         _average_precision(ids[part], relevance_of_ids(ids[part], query_labels[part], database_labels))
-        for start in range(0, len(ids), rows)
-        for part in (slice(start, start + rows),)
+        for part in parts
     ]
-    return float(np.concatenate(parts).mean())
+    return float(np.concatenate(averages).mean())
 
 
 def _average_precision(ids: Ids, relevant: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -5,7 +5,6 @@ begins. The second meets the images in the order of their rows and so knows the 
 row) without sorting. Of queries x database only one block is ever in memory; codes and labels may be mapped files.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,13 +76,13 @@ def rank_relevance(
     _check(query_codes, database_codes, query_labels, database_labels, cutoffs)
     count = len(database_codes)
     ends = np.array([count if k is None else min(k, count) for k in cutoffs], np.int64)
-    parts = [
-        functools.partial(_rank_some, query_codes[part], database_codes, query_labels[part], database_labels, ends)
-        for start in range(0, len(query_codes), _QUERIES_AT_ONCE)
-        for part in (slice(start, start + _QUERIES_AT_ONCE),)
-    ]
+    parts = [slice(start, start + _QUERIES_AT_ONCE) for start in range(0, len(query_codes), _QUERIES_AT_ONCE)]
+
+    def ranked(part: slice) -> RankedRelevance:
+        return _rank_some(query_codes[part], database_codes, query_labels[part], database_labels, ends)
+
     with ThreadPoolExecutor(min(available_cpus(), len(parts))) as pool:
-        done = list(pool.map(lambda part: part(), parts))
+        done = list(pool.map(ranked, parts))
     return RankedRelevance(
         cutoffs=ends,
         **{

@@ -54,41 +54,41 @@ EFFICIENTNET_LITE_PYTORCH: Final = Naming(
     block=r"_blocks\.(\d+)\.(.+)",
     plain={"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
     expanded={
-        **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"},
-        **{"_project_conv": "conv_pwl", "_bn2": "bn3"},
+        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+        "_project_conv": "conv_pwl", "_bn2": "bn3",
     },
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     interpolation="bicubic",
-)
+)  # fmt: skip
 TORCHVISION_EFFICIENTNET: Final = Naming(
     "torchvision",
     r"efficientnet_b[0-4]",  # b5 to b7 have another epsilon in their BN there than timm's have
     outside={
-        **{"features.0.0": "conv_stem", "features.0.1": "bn1"},
-        **{"features.8.0": "conv_head", "features.8.1": "bn2", "classifier.1": "classifier"},
+        "features.0.0": "conv_stem", "features.0.1": "bn1",
+        "features.8.0": "conv_head", "features.8.1": "bn2", "classifier.1": "classifier",
     },
     block=r"features\.(\d+)\.(\d+)\.block\.(.+)",
     plain={
-        **{"0.0": "conv_dw", "0.1": "bn1", "1.fc1": "se.conv_reduce", "1.fc2": "se.conv_expand"},
-        **{"2.0": "conv_pw", "2.1": "bn2"},
+        "0.0": "conv_dw", "0.1": "bn1", "1.fc1": "se.conv_reduce", "1.fc2": "se.conv_expand",
+        "2.0": "conv_pw", "2.1": "bn2",
     },
     expanded={
-        **{"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2"},
-        **{"2.fc1": "se.conv_reduce", "2.fc2": "se.conv_expand", "3.0": "conv_pwl", "3.1": "bn3"},
+        "0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2",
+        "2.fc1": "se.conv_reduce", "2.fc2": "se.conv_expand", "3.0": "conv_pwl", "3.1": "bn3",
     },
-)
+)  # fmt: skip
 TORCHVISION_MOBILENET_V2: Final = Naming(
     "torchvision",
     r"mobilenetv2_100",
     outside={
-        **{"features.0.0": "conv_stem", "features.0.1": "bn1"},
-        **{"features.18.0": "conv_head", "features.18.1": "bn2", "classifier.1": "classifier"},
+        "features.0.0": "conv_stem", "features.0.1": "bn1",
+        "features.18.0": "conv_head", "features.18.1": "bn2", "classifier.1": "classifier",
     },
     block=r"features\.(\d+)\.conv\.(.+)",
     plain={"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"},
     expanded={"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "conv_pwl", "3": "bn3"},
-)
+)  # fmt: skip
 NAMINGS: Final = (EFFICIENTNET_LITE_PYTORCH, TORCHVISION_EFFICIENTNET, TORCHVISION_MOBILENET_V2)
 
 _WRAPPER = "module."  # what DataParallel puts before every name

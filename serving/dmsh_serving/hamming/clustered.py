@@ -195,10 +195,11 @@ class _Searcher:
         """Write the nearest places (Q, k) and their distances; return how many buckets were measured."""
         room = self._room_for(places.shape[1])
         scratch = np.empty((participants, self._scratch_words(room)), np.int64)
+        queries = np.ascontiguousarray(queries)
+        mask = 0 if allowed is None else allowed.ctypes.data
         with Helpers(participants - 1) as mailboxes:
             visited: int = self._search(
-                *(self._address, self._take, self._share, mailboxes, np.ascontiguousarray(queries)),
-                *(0 if allowed is None else allowed.ctypes.data, room, scratch, distances, places),
+                self._address, self._take, self._share, mailboxes, queries, mask, room, scratch, distances, places
             )
         return visited
 

@@ -69,12 +69,13 @@ def search(
     distances, rows = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.int64)
     participants = worthwhile_threads(threads, len(queries) * codes.size)
     batch = max(1, min(_QUERIES_PER_SCAN, len(queries), _CANDIDATE_BYTES // (24 * k * participants)))
-    parts = _compiled()
+    blocks = max(1, _BLOCKS_PER_CHUNK // len(queries))
+    mask = 0 if allowed is None else allowed.ctypes.data
+    compiled = _compiled()
+    job = compiled.kernel_for(codes.shape[1]).record_for(batch)
     with Helpers(participants - 1) as mailboxes:
-        parts.search_batches(
-            *(parts.kernel_for(codes.shape[1]).record_for(batch), parts.scan, parts.share, mailboxes),
-            *(codes, 0 if allowed is None else allowed.ctypes.data, queries),
-            *(batch, max(1, _BLOCKS_PER_CHUNK // len(queries)), distances, rows),
+        compiled.search_batches(
+            job, compiled.scan, compiled.share, mailboxes, codes, mask, queries, batch, blocks, distances, rows
         )
     return distances, rows
 

@@ -100,9 +100,8 @@ def _search(queries: Codes, codes: Codes, radius: int, threads: int, allowed: Ma
     participants = worthwhile_threads(threads, len(queries) * codes.size)
     part = -(-len(codes) // (participants * (_PARTS_PER_THREAD if participants > 1 else 1)))
     part = -(-part // kernel.block) * kernel.block
+    mask = 0 if allowed is None else allowed.ctypes.data
+    job = kernel.record_for(len(queries))
     with Helpers(participants - 1) as mailboxes:
-        found = search_within(
-            *(kernel.record_for(len(queries)), scan_radius.address, share.address, mailboxes),
-            *(codes, 0 if allowed is None else allowed.ctypes.data, queries, radius, part),
-        )
+        found = search_within(job, scan_radius.address, share.address, mailboxes, codes, mask, queries, radius, part)
     return RadiusResult(*found)

@@ -30,32 +30,13 @@ __all__ = [
 
 # What names say plainly: files that lie beside images, and are none.
 _NO_IMAGES: Final = frozenset(["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "license", "readme", "makefile"])
-_NO_IMAGE_SUFFIXES: Final = frozenset(
-    f".{suffix}"
-    for suffix in (
-        *("txt", "md", "rst", "csv", "tsv", "json", "jsonl", "xml", "html", "htm", "css", "js", "yaml", "yml", "toml"),
-        *(
-            "ini",
-            "cfg",
-            "log",
-            "pdf",
-            "doc",
-            "docx",
-            "xls",
-            "xlsx",
-            "ppt",
-            "pptx",
-            "odt",
-            "zip",
-            "tar",
-            "gz",
-            "7z",
-            "rar",
-        ),
-        *("py", "ipynb", "sh", "bat", "exe", "lnk", "url", "db", "sqlite", "parquet", "npy", "npz", "pt", "pth"),
-        *("safetensors", "onnx", "plan", "mp3", "wav", "mp4", "mov", "avi", "mkv", "webm", "aae", "xmp"),
-    )
-)
+_NO_IMAGE_SUFFIXES: Final = frozenset([
+    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".htm", ".css", ".js", ".yaml",
+    ".yml", ".toml", ".ini", ".cfg", ".log", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".odt",
+    ".zip", ".tar", ".gz", ".7z", ".rar", ".py", ".ipynb", ".sh", ".bat", ".exe", ".lnk", ".url", ".db", ".sqlite",
+    ".parquet", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".onnx", ".plan", ".mp3", ".wav", ".mp4", ".mov",
+    ".avi", ".mkv", ".webm", ".aae", ".xmp",
+])  # fmt: skip
 _DEFAULT_BATCH: Final = 64
 _SHOWN: Final = 3
 
