@@ -103,80 +103,110 @@ def deploy(
     if in_float and header.get("kind") == float_checkpoint.INTEGER:
         raise InputError(f"{checkpoint} is an integer checkpoint: --float needs the float one it was made from")
     run = _Run(out, _made_of(checkpoint, images, in_float, settings), overwrite, on_step)
-    source = checkpoint
-    if not in_float and header.get("kind") != float_checkpoint.INTEGER:
-        source = out / INTEGER
+    given = in_float or header.get("kind") == float_checkpoint.INTEGER
+    made = _Deployment(checkpoint if given else out / INTEGER, images, out, settings, skip_bad, on_progress)
+    if not given:
+        run.step("quantise", made.source, lambda: made.quantise(checkpoint), lambda: dmsh_model.load(made.source))
+    run.step("export", made.model, made.export, lambda: read_manifest(made.model))
+    run.step("runtime", made.settings, made.choose_runtime, lambda: read_manifest(made.served))
+    run.step(
+        "gallery", made.gallery, made.encode, lambda: gallery.open_current(made.gallery, fingerprint=made.fingerprint)
+    )
+    run.step("repository", made.repository, made.write_repository, made.check_repository)
+    return tuple(run.steps)
 
-        def quantised() -> str:
-            made = quantise_checkpoint(
-                checkpoint,
-                images,
-                source,
-                most=_CALIBRATION_IMAGES,
-                overwrite=True,
-                skip_bad=skip_bad,
-                on_progress=on_progress,
-            )
-            return f"{made.codes.equal_bits_share:.2%} of the bits as in FP32, on held-out images"
 
-        run.step("quantise", source, quantised, lambda: dmsh_model.load(source))
-    model_file = out / MODEL
+class _Deployment:
+    """What each step makes in ``out``; each method returns its step's result, one line for people."""
 
-    def exported() -> str:
-        model = dmsh_model.load(source)
-        sample = spread_images(images, model.config.image_size, COMPARED_IMAGES, model.config.framing)
+    def __init__(
+        self,
+        source: Path,
+        images: Path,
+        out: Path,
+        asked: EncoderSettings | None,
+        skip_bad: bool,
+        on_progress: Progress | None,
+    ) -> None:
+        self.source, self.model, self.settings = source, out / MODEL, out / SETTINGS
+        self.gallery, self.repository = out / GALLERY, out / REPOSITORY
+        self._out, self._images, self._asked = out, images, asked
+        self._skip_bad, self._on_progress = skip_bad, on_progress
+
+    @property
+    def fingerprint(self) -> str:
+        """The code space of the exported model."""
+        return str(read_manifest(self.model)["fingerprint"])
+
+    @property
+    def served(self) -> Path:
+        """The ONNX file that the chosen runtime serves."""
+        return served_file(self._out, read_settings(self.settings))
+
+    def quantise(self, checkpoint: Path) -> str:
+        made = quantise_checkpoint(
+            checkpoint,
+            self._images,
+            self.source,
+            most=_CALIBRATION_IMAGES,
+            overwrite=True,
+            skip_bad=self._skip_bad,
+            on_progress=self._on_progress,
+        )
+        return f"{made.codes.equal_bits_share:.2%} of the bits as in FP32, on held-out images"
+
+    def export(self) -> str:
+        model = dmsh_model.load(self.source)
+        sample = spread_images(self._images, model.config.image_size, COMPARED_IMAGES, model.config.framing)
         if sample is None:
-            raise InputError(f"{images} holds no images that can be read")
+            raise InputError(f"{self._images} holds no images that can be read")
         if isinstance(model, IntegerDMSH):
-            parity = export_integer_onnx(model, model_file, sample).parity
+            parity = export_integer_onnx(model, self.model, sample).parity
             return f"proven for every image; {_compared(parity)}"
-        return _compared(export_onnx(model, model_file, sample).parity)
+        return _compared(export_onnx(model, self.model, sample).parity)
 
-    run.step("export", model_file, exported, lambda: read_manifest(model_file))
-    fingerprint = str(read_manifest(model_file)["fingerprint"])
-    settings_file = out / SETTINGS
-
-    def chosen() -> str:
-        choice = choose_runtime(source, images, out, None if settings is None else settings.runtime)
-        found = settings or EncoderSettings(choice.runtime)
-        write_settings(settings_file, found, choice.to_dict())
+    def choose_runtime(self) -> str:
+        asked = self._asked
+        choice = choose_runtime(self.source, self._images, self._out, None if asked is None else asked.runtime)
+        write_settings(self.settings, asked or EncoderSettings(choice.runtime), choice.to_dict())
         return choice.why
 
-    run.step("runtime", settings_file, chosen, lambda: read_manifest(served_file(out, read_settings(settings_file))))
-    serving = read_settings(settings_file)
-    served = served_file(out, serving)
-    gallery_folder = out / GALLERY
-
-    def encoded() -> str:
-        found = codes_of_images(served, images, _ENCODED_AT_ONCE, skip_bad=skip_bad, on_progress=on_progress)
-        gallery.build(
-            gallery_folder, found.codes, None, found.names, bits=found.bits, fingerprint=fingerprint, overwrite=True
+    def encode(self) -> str:
+        found = codes_of_images(
+            self.served, self._images, _ENCODED_AT_ONCE, skip_bad=self._skip_bad, on_progress=self._on_progress
         )
+        gallery.build(
+            self.gallery, found.codes, None, found.names,
+            bits=found.bits, fingerprint=self.fingerprint, overwrite=True,
+        )  # fmt: skip
         left_out = f", {len(found.bad):,} left out" if found.bad else ""
         return f"{len(found.codes):,} codes of {found.bits} bits{left_out}"
 
-    run.step("gallery", gallery_folder, encoded, lambda: gallery.open_current(gallery_folder, fingerprint=fingerprint))
-    repository = out / REPOSITORY
-
-    def written() -> str:
-        model = dmsh_model.load(source)
+    def write_repository(self) -> str:
+        config, serving, served = dmsh_model.load(self.source).config, read_settings(self.settings), self.served
         spec = RepositorySpec(
-            gallery_folder,
-            model.config.bits,
-            model.config.image_size,
-            fingerprint,
+            self.gallery,
+            config.bits,
+            config.image_size,
+            self.fingerprint,
             model=served,
             known_answer=metadata_of(model_from_file(served))[Metadata.KNOWN_ANSWER],
             encoder=PythonBackend(serving.threads, serving.runtime, serving.streams, serving.instances),
             max_batch=serving.max_batch,
             queue_delay_microseconds=serving.queue_delay_microseconds,
-            framing=model.config.framing,
+            framing=config.framing,
         )
-        write_repository(repository, spec)
-        return "encoder, ranker and two ensembles"
+        write_repository(self.repository, spec)
+        return "decoder, encoder, ranker and two ensembles"
 
-    run.step("repository", repository, written, lambda: _check_served(repository, served))
-    return tuple(run.steps)
+    def check_gallery(self) -> None:
+        """Refuse a gallery that is damaged or of another model."""
+        gallery.open_current(self.gallery, fingerprint=self.fingerprint)
+
+    def check_repository(self) -> None:
+        """Refuse a repository that serves another model."""
+        if sha256_of_file(self.repository / ENCODER_MODEL / "1" / MODEL_FILE) != sha256_of_file(self.served):
+            raise InputError(f"{self.repository} serves another model")
 
 
 class _Run:
@@ -265,9 +295,3 @@ def _listing(images: Path) -> str:
 def _compared(report: ParityReport) -> str:
     target = report.targets[0]
     return f"{target.wrong_bits} wrong of {target.bits_compared:,} bits against PyTorch"
-
-
-def _check_served(repository: Path, model: Path) -> None:
-    """Refuse a repository that serves another model than ``model``."""
-    if sha256_of_file(repository / ENCODER_MODEL / "1" / MODEL_FILE) != sha256_of_file(model):
-        raise InputError(f"{repository} serves another model")

@@ -13,14 +13,15 @@ import numpy as np
 
 import dmsh_model
 from dmsh_export.choose_runtime import MODEL, OPENVINO_MODEL, served_file
-from dmsh_export.compare.latency import latency_from_seconds
+from dmsh_export.compare.latency import Latency, latency_from_seconds
 from dmsh_export.compare.parity import ParityReport, compare
 from dmsh_export.compare.runners import OnnxRunner, Runner, TorchRunner, TritonRunner, runner_of
 from dmsh_export.demo import encoders as demo_encoders
 from dmsh_export.demo.drawings import DATABASE, QUERIES, unpack_drawings
 from dmsh_export.demo.machines import machines_compared
-from dmsh_export.demo.page import DemoPage, Neighbours, speed_name, step_name, write_page
-from dmsh_export.demo.train import IMAGE_SIZE, train_heads
+from dmsh_export.demo.page import DemoPage, Neighbours, write_page
+from dmsh_export.demo.tables import print_demo
+from dmsh_export.demo.train import IMAGE_SIZE, TrainedDemo, train_heads
 from dmsh_export.deploy import GALLERY, REPOSITORY, SETTINGS, deploy
 from dmsh_export.deploy import INTEGER as INTEGER_CHECKPOINT
 from dmsh_export.prove.certificate import certify
@@ -33,7 +34,7 @@ from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.client import Answer, SearchClient
 from dmsh_serving.codes import Codes, pack, unpack
-from dmsh_serving.console import console, print_table, progress
+from dmsh_serving.console import console, progress
 from dmsh_serving.contract import ENCODER_MODEL
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.hamming.oracle import search_oracle
@@ -52,10 +53,9 @@ _EXPORTED_WITH = 64  # images that an export is held against before it is writte
 # Everything that a demo writes into its folder.
 _CHECKPOINT, _LAST_STAGE, _SERVICE, _LOG, _PAGE = "checkpoint", "last-stage", "service", "triton.log", "report.html"
 _OWN: Final = {
-    *(_CHECKPOINT, _LAST_STAGE, _SERVICE, _LOG, _PAGE, QUERIES, DATABASE, "everything"),
-    *(name + ".taps" for name in (_CHECKPOINT, _LAST_STAGE)),
-    *demo_encoders.FILES,
-}
+    _CHECKPOINT, f"{_CHECKPOINT}.taps", _LAST_STAGE, f"{_LAST_STAGE}.taps", _SERVICE, _LOG, _PAGE, QUERIES, DATABASE,
+    "everything", *demo_encoders.FILES,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,16 @@ class _Answers:
 
     ranked: Answer
     seconds: list[float]
+
+
+@dataclass(frozen=True)
+class _Service:
+    """What was deployed: the integer network, the runtime and why, its ONNX files, and the one that is served."""
+
+    integer: IntegerDMSH
+    runtime: str
+    files: list[Path]
+    served: Path
 
 
 def run_demo(drawings: Path, out: Path, triton: Path | None) -> dict[str, Any]:
@@ -86,54 +96,17 @@ def run_demo(drawings: Path, out: Path, triton: Path | None) -> dict[str, Any]:
     # Every query, and every third image of the gallery: the rest would only take longer.
     compared = data.images[np.union1d(split.query, split.database[::3])]
     images = f"{len(compared):,} of {len(data.images):,} drawings"
-    _say("1/6 train a hash head on three scales of a pretrained EfficientNet-Lite0, and on one")
-    with _progress() as show:
-        trained = train_heads(data, out / _CHECKPOINT, out / _LAST_STAGE, show)
+    trained = _train(data, out)
     model = trained.model
-    _say(f"2/6 export it in FP32, folded and not; hold both against PyTorch, every bit of {images}")
-    demo_encoders.export_float(model, compared[:_EXPORTED_WITH], out)
-    float_parity = _compared(model, [OnnxRunner(out / name) for name in demo_encoders.FLOATS], compared, "FP32 codes")
-    _say(
-        f"3/6 deploy it: quantise to integers, prove, export, encode the gallery of {len(split.database):,}, repository"
-    )
-    with _progress() as show:
-        step = ""
-
-        def begins(name: str) -> None:
-            nonlocal step
-            step = name
-
-        steps = deploy(
-            out / _CHECKPOINT,
-            out / DATABASE,
-            out / _SERVICE,
-            on_step=begins,
-            on_progress=lambda done, total: show(step, done, total),
-        )
-    integer = dmsh_model.load(out / _SERVICE / INTEGER_CHECKPOINT)
-    assert isinstance(integer, IntegerDMSH)
-    runtime = next(step.result for step in steps if step.name == "runtime")
-    _say(f"the fastest exact runtime here serves: {runtime}")
-    service = out / _SERVICE
-    served = served_file(service, read_settings(service / SETTINGS))
-    files = [service / name for name in (MODEL, OPENVINO_MODEL) if (service / name).is_file()]
-    _say("4/6 the same integers in TensorRT's dialect, compiled; how fast each encoder is")
-    plan = demo_encoders.export_for_tensorrt(integer, compared[:_EXPORTED_WITH], out)
-    speeds = demo_encoders.encoder_speeds(model, out, files, data.images)
-    with TritonServer(out / _SERVICE / REPOSITORY, triton=triton, log_file=out / _LOG) as server:
-        _say("5/6 a real Triton serves it; codes and neighbours again, over gRPC")
-        targets: list[Runner] = [
-            *(runner_of(str(file)) for file in files),
-            OnnxRunner(out / demo_encoders.FOR_TENSORRT),
-            TritonRunner(f"triton://{server.url}/{ENCODER_MODEL}"),
-        ]
-        integer_parity = _compared(integer, targets, compared, "integer codes")
-        answers = _query(server.url, data, split)
-    _say("6/6 Triton has stopped")
+    float_parity = _export(model, compared, f"every bit of {images}", out)
+    service = _deploy(out, len(split.database))
+    plan, speeds = _compile(model, service, compared, data.images, out)
+    integer_parity, answers = _serve(service, compared, data, split, out, triton)
     parity = (float_parity, integer_parity)
     for report in parity:
         if not report.passed:
             raise CheckError(report.summary())
+    integer = service.integer
     logits = model.logits(data.images, _AT_ONCE)
     codes = integer.codes(data.images)
     check_neighbours(answers.ranked, codes[split.query], codes[split.database])
@@ -145,24 +118,22 @@ def run_demo(drawings: Path, out: Path, triton: Path | None) -> dict[str, Any]:
     differing = [machine.machine for machine in machines if machine.wrong_bits]
     if differing:
         raise CheckError(f"integer codes differ on {', '.join(differing)}: make test-cpus shows where")
-    latency = latency_from_seconds("Triton: image -> neighbours", 1, answers.seconds)
-    certificate = certify(served, integer.network)
     page = DemoPage(
         fingerprint=integer.fingerprint,
         parity=parity,
-        certificate=certificate,
+        certificate=certify(service.served, integer.network),
         plan=plan,
         machines=machines,
         figures=figures,
         speeds=tuple(speeds),
-        latency=latency,
+        latency=latency_from_seconds("Triton: image -> neighbours", 1, answers.seconds),
         seconds=tuple(answers.seconds),
         margins=np.abs(logits).ravel(),
         worst_error=max(target.worst_logit_error for target in float_parity.targets),
         queries=_shown(data, split, answers),
     )
     write_page(out / _PAGE, page)
-    _print(page)
+    print_demo(page)
     _say(f"TensorRT plan of the integer encoder: {plan}")
     _say(f"wrote {out / _PAGE} in {time.monotonic() - started:.0f} s")
     _say("search by eye, with these two commands and then http://127.0.0.1:8080/ in a browser:")
@@ -170,15 +141,80 @@ def run_demo(drawings: Path, out: Path, triton: Path | None) -> dict[str, Any]:
     _say(f"  dmsh-serve web --images {out / DATABASE} --gallery {out / _SERVICE / GALLERY}")
     return {
         "parity": [report.to_dict() for report in parity],
-        "certificate": certificate.to_dict(),
+        "certificate": page.certificate.to_dict(),
         "plan": plan,
-        "runtime": runtime,
+        "runtime": service.runtime,
         "machines": [machine.to_dict() for machine in machines],
         "figures": figures,
         "speeds": [speed.to_dict() for speed in speeds],
-        "latency": latency.to_dict(),
+        "latency": page.latency.to_dict(),
         "report": str(out / _PAGE),
     }
+
+
+def _train(data: LabelledImages, out: Path) -> TrainedDemo:
+    _say("1/6 train a hash head on three scales of a pretrained EfficientNet-Lite0, and on one")
+    with _progress() as show:
+        return train_heads(data, out / _CHECKPOINT, out / _LAST_STAGE, show)
+
+
+def _export(model: DMSH, compared: demo_encoders.Images, what: str, out: Path) -> ParityReport:
+    _say(f"2/6 export it in FP32, folded and not; hold both against PyTorch, {what}")
+    demo_encoders.export_float(model, compared[:_EXPORTED_WITH], out)
+    return _compared(model, [OnnxRunner(out / name) for name in demo_encoders.FLOATS], compared, "FP32 codes")
+
+
+def _deploy(out: Path, images: int) -> _Service:
+    _say(f"3/6 deploy it: quantise to integers, prove, export, encode the gallery of {images:,}, repository")
+    folder, step = out / _SERVICE, ""
+    with _progress() as show:
+
+        def begins(name: str) -> None:
+            nonlocal step
+            step = name
+
+        steps = deploy(
+            out / _CHECKPOINT,
+            out / DATABASE,
+            folder,
+            on_step=begins,
+            on_progress=lambda done, total: show(step, done, total),
+        )
+    integer = dmsh_model.load(folder / INTEGER_CHECKPOINT)
+    assert isinstance(integer, IntegerDMSH)
+    runtime = next(step.result for step in steps if step.name == "runtime")
+    _say(f"the fastest exact runtime here serves: {runtime}")
+    files = [folder / name for name in (MODEL, OPENVINO_MODEL) if (folder / name).is_file()]
+    return _Service(integer, runtime, files, served_file(folder, read_settings(folder / SETTINGS)))
+
+
+def _compile(
+    model: DMSH, service: _Service, compared: demo_encoders.Images, images: demo_encoders.Images, out: Path
+) -> tuple[str, list[Latency]]:
+    _say("4/6 the same integers in TensorRT's dialect, compiled; how fast each encoder is")
+    plan = demo_encoders.export_for_tensorrt(service.integer, compared[:_EXPORTED_WITH], out)
+    return plan, demo_encoders.encoder_speeds(model, out, service.files, images)
+
+
+def _serve(
+    service: _Service,
+    compared: demo_encoders.Images,
+    data: LabelledImages,
+    split: Split,
+    out: Path,
+    triton: Path | None,
+) -> tuple[ParityReport, _Answers]:
+    with TritonServer(out / _SERVICE / REPOSITORY, triton=triton, log_file=out / _LOG) as server:
+        _say("5/6 a real Triton serves it; codes and neighbours again, over gRPC")
+        targets: list[Runner] = [
+            *(runner_of(str(file)) for file in service.files),
+            OnnxRunner(out / demo_encoders.FOR_TENSORRT),
+            TritonRunner(f"triton://{server.url}/{ENCODER_MODEL}"),
+        ]
+        parity = _compared(service.integer, targets, compared, "integer codes")
+        answers = _query(server.url, data, split)
+    _say("6/6 Triton has stopped")
+    return parity, answers
 
 
 def _make_empty(out: Path) -> None:
@@ -301,67 +337,3 @@ def _shown(data: LabelledImages, split: Split, answers: _Answers) -> tuple[Neigh
             )
         )
     return tuple(shown)
-
-
-def _print(page: DemoPage) -> None:
-    figures = page.figures
-    print_table(
-        f"Does fusing scales pay? ({figures['training_seconds']:.0f} s of training, features included)",
-        ["64 bits, in FP32", "mAP@all"],
-        [
-            ["the last stage alone", f"{figures['map_last_stage']:.4f}"],
-            ["three scales, fused", f"{figures['map_float']:.4f}"],
-        ],
-    )
-    print_table(
-        "Is every bit PyTorch's? (in batches: the codes of the same images in batches of 1 to 32)",
-        ["", "bits", "wrong", "largest logit error", "in batches", "wrong"],
-        [
-            [
-                step_name(target),
-                f"{target.bits_compared:,}",
-                f"{target.wrong_bits:,}",
-                f"{target.worst_logit_error:.1e}" if target.worst_logit_error else "0",
-                f"{target.invariance.codes_compared:,}",
-                f"{target.invariance.wrong_codes:,}",
-            ]
-            for report in page.parity
-            for target in report.targets
-        ],
-    )
-    print_table(
-        "On which machines were the integer codes compared?",
-        ["machine", "network", "bits", "wrong"],
-        [
-            [machine.machine, machine.fingerprint[:12], f"{machine.bits:,}", f"{machine.wrong_bits:,}"]
-            for machine in page.machines
-        ],
-    )
-    neighbours = f"{figures['neighbours']:,}"
-    print_table(
-        "Are the answers the same? (every id and distance of every ranking)",
-        [f"{len(page.seconds)} queries ranked by", "neighbours", "other", "mAP@all"],
-        [
-            ["float codes, PyTorch", "", "", f"{figures['map_float']:.6f}"],
-            ["integer codes, PyTorch", neighbours, "", f"{figures['map_integer']:.6f}"],
-            ["integer codes, Triton over gRPC", neighbours, "0", f"{figures['map_triton']:.6f}"],
-        ],
-    )
-    _say(
-        f"{figures['equal_bits']:.3%} of the integer code bits are the float codes', {figures['equal_codes']:.1%} of "
-        "the codes: another code space, so the gallery was encoded anew"
-    )
-    print_table(
-        "How fast is the encoder? (in turns, medians)",
-        ["", "batch", "p50 ms", "images/s"],
-        [
-            [speed_name(speed), str(speed.batch), f"{speed.p50_ms:.2f}", f"{speed.images_per_s:,.0f}"]
-            for speed in page.speeds
-        ],
-    )
-    latency = page.latency
-    print_table(
-        "How long does one query take?",
-        ["image in, neighbours out", "p50 ms", "p90 ms", "p99 ms"],
-        [["Triton, over gRPC", *(f"{value:.2f}" for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms))]],
-    )
