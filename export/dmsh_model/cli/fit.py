@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -32,7 +32,11 @@ from dmsh_serving.commands import Flags
 from dmsh_serving.errors import InputError
 
 if TYPE_CHECKING:
+    from dmsh_model.cli.progress import Show
     from dmsh_model.data.labelled import LabelledImages
+    from dmsh_model.data.split import SplitOptions
+    from dmsh_model.training.plan import Trained
+    from dmsh_model.weights.read import Pretrained
 
 __all__ = ["fit"]
 
@@ -134,22 +138,36 @@ def fit(
     json: console.JsonOption = None,
 ) -> None:
     """Train a network on labelled images and write its checkpoint. The same command gives the same weights."""
+    counts = {"queries_per_class": queries_per_class, "train_per_class": train_per_class}
+    given: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
+    usual = (LossWeights(), _TRAINING.augmentation, FrozenOptions(), _of_machine(training))
+    learnt = (losses.pairwise, losses.quantisation, losses.classification, losses.balance, losses.centres)
+    by_label = not unlabelled
+    conflicts = (
+        (
+            unlabelled and (given or log or resume or (losses, augmentation, frozen, training) != usual),
+            "--unlabelled learns in one pass and from no labels: it takes --seed, --threads and --device, no other "
+            "option of training",
+        ),
+        (by_label and not any(learnt), "the weights of all losses are 0: there is nothing to learn, give one of them"),
+        (
+            by_label and freeze_backbone and not pretrained,
+            "--freeze-backbone keeps trained weights: give them as --pretrained",
+        ),
+        (
+            by_label and frozen != FrozenOptions() and not freeze_backbone,
+            "--noise, --unfreeze-after and --unfrozen-rate are for --freeze-backbone, give it too",
+        ),
+    )
+    for met, conflict in conflicts:
+        if met:
+            raise InputError(conflict)
+    fields = network.fields(pretrained) | preprocessing.fields()
     if unlabelled:
-        no_split = queries_per_class is None and train_per_class is None
-        usual = no_split and (losses, augmentation, frozen) == (
-            LossWeights(),
-            _TRAINING.augmentation,
-            FrozenOptions(),
-        )
-        if not usual or log or resume or training != _of_machine(training):
-            raise InputError(
-                "--unlabelled learns in one pass and from no labels: it takes --seed, --threads "
-                "and --device, no other option of training"
-            )
         fit_without_labels(
             data,
             out,
-            network.fields(pretrained) | preprocessing.fields(),
+            fields,
             pretrained,
             training,
             sample=sample,
@@ -159,66 +177,68 @@ def fit(
             json=json,
         )
         return
-    if not any((losses.pairwise, losses.quantisation, losses.classification, losses.balance, losses.centres)):
-        raise InputError("the weights of all losses are 0: there is nothing to learn, give one of them")
-    if freeze_backbone and not pretrained:
-        raise InputError("--freeze-backbone keeps trained weights: give them as --pretrained")
-    if frozen != FrozenOptions() and not freeze_backbone:
-        raise InputError("--noise, --unfreeze-after and --unfrozen-rate are for --freeze-backbone, give it too")
     # Checked before torch is imported and the images are read; num_classes is known only then.
-    fields = network.fields(pretrained) | preprocessing.fields()
     HashConfig(**fields)
-    from dmsh_model.data import load as images_of
-    from dmsh_model.frozen.run import fit_head
+    from dmsh_model.data.split import SplitOptions
     from dmsh_model.training import log as training_log
-    from dmsh_model.training import run as training_run
     from dmsh_model.weights.read import read_pretrained
 
     if log:
         training_log.require_tensorboard()
-    counts = {"queries_per_class": queries_per_class, "train_per_class": train_per_class}
-    given: dict[str, Any] = {name: count for name, count in counts.items() if count is not None}
-    split = dataclasses.replace(images_of.SplitOptions(seed=training.seed), **given)
+    split = SplitOptions(seed=training.seed, **given)
     weights = read_pretrained(pretrained, fields["backbone"]) if pretrained else None
-    fields = (weights.preprocessing if weights else _of_data(data)) | fields
-    config = HashConfig(**fields)
+    config = HashConfig(**(weights.preprocessing if weights else _of_data(data)) | fields)
     labelled = read_labelled(data, config.image_size, config.framing, skip_bad, cache)
     refuse_split_options(labelled, {f"--{name.replace('_', '-')}": count for name, count in counts.items()})
     _ask_whether_these_are_classes(labelled)
     config = dataclasses.replace(config, num_classes=len(labelled.class_names), loss=losses)
-    options = dataclasses.replace(training, augmentation=augmentation)
-    with shown(options.epochs, log) as show:
+    task = _Task(config, labelled, split, dataclasses.replace(training, augmentation=augmentation), out)
+    with shown(training.epochs, log) as show:
         if freeze_backbone and weights:
-            trained = fit_head(
-                config,
-                labelled,
-                split,
-                options,
-                out,
-                weights,
-                frozen=frozen,
-                cache=cache,
-                resume=resume,
-                overwrite=overwrite,
-                on_taps=show.features,
-                on_epoch=show.epoch,
-                on_note=console.console().print,
-            )
+            trained = _fit_frozen(task, show, weights, frozen, cache, resume, overwrite)
         else:
-            trained = training_run.fit(
-                config,
-                labelled,
-                split,
-                options,
-                out,
-                pretrained=weights,
-                resume=resume,
-                overwrite=overwrite,
-                on_epoch=show.epoch,
-            )
+            trained = _fit_whole(task, show, weights, resume, overwrite)
     if started_by_torchrun().first:
         _print(out, data, config, trained.record, len(labelled.bad))
         console.write_json(json, {"out": str(out), "bad": labelled.bad, **trained.record})
+
+
+class _Task(NamedTuple):
+    config: HashConfig
+    data: "LabelledImages"
+    split: "SplitOptions"
+    options: TrainingOptions
+    out: Path
+
+
+def _fit_frozen(
+    task: _Task,
+    show: "Show",
+    weights: "Pretrained",
+    frozen: FrozenOptions,
+    cache: Path | None,
+    resume: bool,
+    overwrite: bool,
+) -> "Trained":
+    from dmsh_model.frozen.run import fit_head
+
+    return fit_head(
+        *task,
+        weights,
+        frozen=frozen,
+        cache=cache,
+        resume=resume,
+        overwrite=overwrite,
+        on_taps=show.features,
+        on_epoch=show.epoch,
+        on_note=console.console().print,
+    )
+
+
+def _fit_whole(task: _Task, show: "Show", weights: "Pretrained | None", resume: bool, overwrite: bool) -> "Trained":
+    from dmsh_model.training import run
+
+    return run.fit(*task, pretrained=weights, resume=resume, overwrite=overwrite, on_epoch=show.epoch)
 
 
 def _of_data(data: str) -> dict[str, Any]:
