@@ -33,7 +33,7 @@ from dmsh_model.integer.layers import (
     sources,
 )
 from dmsh_model.integer.network import IntegerNetwork
-from dmsh_model.integer.reference import head
+from dmsh_model.integer.reference import head, torch_padding
 from dmsh_serving.errors import InputError
 
 __all__ = ["TrainableIntegerNetwork", "Weighted"]
@@ -101,7 +101,7 @@ class TrainableIntegerNetwork(nn.Module):
                     return sums * _powers(layer.exponent)
                 return _shifted(sums, _powers(-layer.shift), layer.low, layer.high)
             case MaxPool():
-                padded = F.pad(inputs[0], _sides(layer.padding), value=LOWEST)
+                padded = F.pad(inputs[0], torch_padding(layer.padding), value=LOWEST)
                 return F.max_pool2d(padded, layer.kernel, layer.stride, 0, layer.dilation)
             case GlobalMax():
                 return inputs[0].amax((2, 3))
@@ -119,7 +119,7 @@ class TrainableIntegerNetwork(nn.Module):
         weight, bias = self._rounded(index)
         if not isinstance(layer, Convolution):
             return F.linear(value, weight, bias)
-        padded = F.pad(value, _sides(layer.padding)) if any(layer.padding) else value
+        padded = F.pad(value, torch_padding(layer.padding)) if any(layer.padding) else value
         return F.conv2d(padded, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
 
     def _rounded(self, index: int) -> tuple[Tensor, Tensor]:
@@ -204,9 +204,3 @@ def _shifted(sums: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 def _powers(exponents: np.ndarray[Any, np.dtype[np.int8]]) -> Tensor:
     return torch.ldexp(torch.ones(len(exponents)), torch.from_numpy(exponents.astype(np.int32)))
-
-
-def _sides(padding: tuple[int, int, int, int]) -> list[int]:
-    """(top, left, bottom, right) -> the order of torch's pad: left, right, top, bottom."""
-    top, left, bottom, right = padding
-    return [left, right, top, bottom]

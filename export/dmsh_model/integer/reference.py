@@ -36,7 +36,7 @@ from dmsh_serving.checks import check_images
 from dmsh_serving.codes import Codes, pack
 from dmsh_serving.errors import InputError
 
-__all__ = ["Images", "IntegerDMSH", "features", "head", "head_logits", "outputs", "run"]
+__all__ = ["Images", "IntegerDMSH", "features", "head", "head_logits", "outputs", "run", "torch_padding"]
 
 Images = npt.NDArray[np.uint8]
 _PIXELS_AT_ONCE = 2 * 224 * 224  # measured: larger batches leave the caches and are slower
@@ -177,7 +177,7 @@ def _output(
         case MaxPool():
             value = inputs[0]
             if any(layer.padding):
-                value = F.pad(value, _sides(layer.padding), value=LOWEST)
+                value = F.pad(value, torch_padding(layer.padding), value=LOWEST)
             return F.max_pool2d(value, layer.kernel, layer.stride, 0, layer.dilation)
         case GlobalMax():
             return inputs[0].amax((2, 3))
@@ -203,12 +203,12 @@ def _products(layer: Convolution | Linear | Logits, value: Tensor, shift: npt.ND
         return F.linear(value, weight, bias)
     top, left, bottom, right = layer.padding
     if (top, left) != (bottom, right):
-        value, top, left = F.pad(value, _sides(layer.padding)), 0, 0
+        value, top, left = F.pad(value, torch_padding(layer.padding)), 0, 0
     return F.conv2d(value, weight, bias, layer.stride, (top, left), layer.dilation, layer.groups)
 
 
-def _sides(padding: tuple[int, int, int, int]) -> list[int]:
-    """(top, left, bottom, right) -> the order of torch's pad: left, right, top, bottom."""
+def torch_padding(padding: tuple[int, int, int, int]) -> list[int]:
+    """Return ``padding`` (top, left, bottom, right) in the order of torch's pad: left, right, top, bottom."""
     top, left, bottom, right = padding
     return [left, right, top, bottom]
 

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.checks import checked_k
+from dmsh_serving.codes import Codes
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming.inputs import (
-    Codes,
     Mask,
     check_codes_and_queries,
     checked_mask,

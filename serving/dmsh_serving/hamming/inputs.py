@@ -3,11 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.codes import Codes
 from dmsh_serving.contract import MAX_BITS
 from dmsh_serving.errors import InputError
 
 __all__ = [
-    "Codes",
     "Mask",
     "check_codes_and_queries",
     "checked_mask",
@@ -15,7 +15,6 @@ __all__ = [
     "padded_queries",
 ]
 
-Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 

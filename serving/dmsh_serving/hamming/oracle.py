@@ -3,11 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.codes import Codes
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 
 __all__ = ["search_oracle", "search_radius_oracle"]
 
-Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Distances = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.int64]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.codes import Codes
 from dmsh_serving.hamming.inputs import (
-    Codes,
     Mask,
     check_codes_and_queries,
     checked_mask,

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.codes import Codes
 from dmsh_serving.cpu import available_cpus
-from dmsh_serving.hamming.inputs import Codes
 
 __all__ = ["ascends", "ascends_within", "codes_ascend", "grouped"]
 
