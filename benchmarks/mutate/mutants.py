@@ -21,6 +21,7 @@ Position = tuple[int, int]  # line from 1, column
 _REMOVABLE: Final = ("atom_expr", "raise_stmt")
 # Without a decorator, which makes a dataclass here, nothing runs; few exceptions are caught by their own name.
 _LEFT_OUT: Final = ("RemoveDecorator", "ExceptionReplacer")
+_COMPILERS: Final = ("compiled", "entry")
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,18 @@ def _operators() -> Iterator[tuple[str, Any]]:
 
 
 def _left_alone(source: str) -> Iterator[tuple[Position, Position]]:
-    """Yield where annotations, formatted messages, decorators and ``strict=`` begin and end."""
+    """Yield where annotations, formatted messages, decorators, ``strict=`` and compiled functions begin and end."""
     for node in ast.walk(ast.parse(source)):
         parts: list[Any] = [getattr(node, name, None) for name in ("annotation", "returns")]
         parts += getattr(node, "decorator_list", [])
+        parts += [node] if _is_compiled(node) else []
         parts += [node] if isinstance(node, ast.JoinedStr) or getattr(node, "arg", None) == "strict" else []
         for part in parts:
             if part is not None:
                 yield (part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)
+
+
+def _is_compiled(node: ast.AST) -> bool:
+    """Tell a function that numba compiles: its cache would give the code without the fault."""
+    makers = [each.func for each in getattr(node, "decorator_list", []) if isinstance(each, ast.Call)]
+    return any(isinstance(maker, ast.Name) and maker.id in _COMPILERS for maker in makers)

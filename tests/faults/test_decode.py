@@ -122,7 +122,16 @@ def test_fault_03_a_decompression_bomb_is_refused_from_its_header(tmp_path):
     assert grown < 16 << 20
 
 
-@pytest.mark.parametrize(("data", "kind"), [(b"%PDF-1.7", "PDF"), (b"P6 1 1 255 abc", "PPM"), (b"<svg/>", "SVG")])
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"%PDF-1.7", "PDF"),
+        (b"P6 1 1 255 abc", "PPM"),
+        (b"<svg/>", "SVG"),
+        (b"\0\0\x01\0\x01", "icon"),
+        (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
+    ],
+)
 def test_fault_04_another_format_is_refused_by_name(data, kind):
     assert f"{kind} is not accepted; {', '.join(FORMATS)} are" in str(answers_beside_good_ones(data))
 

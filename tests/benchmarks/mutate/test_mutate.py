@@ -60,6 +60,14 @@ def test_each_mutant_is_one_changed_line_that_runs_and_none_is_in_an_annotation(
     assert mutants == mutants_of(project / "small" / "module.py", seed=0)
 
 
+def test_what_numba_compiles_is_left_alone(project):
+    path = project / "small" / "module.py"
+    path.write_text(CODE.replace("def check", '@compiled("void(int64)")\ndef check'))
+    assert {mutant.before for mutant in mutants_of(path, seed=0)}.isdisjoint(
+        {"if value == -1:", 'raise ValueError("-1")'}
+    )
+
+
 @pytest.mark.program
 def test_what_the_tests_look_at_is_killed_and_the_rest_survives(project, monkeypatch):
     monkeypatch.syspath_prepend(project)

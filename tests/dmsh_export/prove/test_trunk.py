@@ -65,6 +65,8 @@ REFUSED = {
         "onnxruntime", lambda m: give(m, "3_grouped", 2, np.uint8(127)), "node 3_grouped .*zero point is 127"),
     "another scale of the result": (
         "onnxruntime", lambda m: give(m, "3_grouped", 6, np.float32(2)), "node 3_grouped .*scale of its output is 2"),
+    "half a scale": (
+        "tensorrt", lambda m: give(m, "3_grouped.quantise", 1, np.float32(0.5)), "3_grouped.quantise .*scale is 0.5"),
     "weights that are computed": (
         "onnxruntime", lambda m: give(m, "3_grouped", 3, np.float32(1)), "node 3_grouped .*its weight is float32"),
     "a scale in a matrix": (
