@@ -17,6 +17,7 @@ import typer
 from benchmarks.common import page as pages
 from benchmarks.mutate.mutants import Mutant, mutants_of
 from benchmarks.mutate.run import Outcome, Tests, import_large
+from benchmarks.mutate.subjects import ROOT, SUBJECTS, Subject
 from dmsh_serving.commands import make_app
 from dmsh_serving.console import JsonOption, print_table, write_json
 from dmsh_serving.errors import CheckError, InputError
@@ -24,57 +25,9 @@ from dmsh_serving.program import run
 
 app = make_app("Put small faults into the code and count those that the tests find.")
 
-ROOT: Final = Path(__file__).parents[2]
 EQUIVALENT: Final = Path(__file__).with_name("equivalent.toml")
 NAME: Final = "mutate"
 LARGE: Final = ("torch", "onnx", "numba", "hypothesis.strategies", "PIL.Image", "tritonclient.grpc", "scipy", "timm")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A package, its tests, those of them that are too slow to run for each fault, and the least share to be found."""
-
-    package: str
-    tests: tuple[str, ...]
-    least: float
-    slow: tuple[str, ...] = ()
-
-    def files(self) -> list[Path]:
-        """Return its modules. Compiled kernels are left out: numba's cache would give the code without the fault."""
-        return sorted(path for path in (ROOT / self.package).glob("*.py") if path.name != "__init__.py")
-
-
-SUBJECTS: Final = {
-    "prove": Subject("export/dmsh_export/prove", ("tests/dmsh_export/prove",), 0.9),
-    "quantise": Subject(
-        "export/dmsh_export/quantise",
-        ("tests/dmsh_export/quantise",),
-        0.9,
-        slow=("vgg", "resnet50", "resnetv2", "run_memory", "chosen", "120", "same_images_give"),
-    ),
-    "to_onnx": Subject(
-        "export/dmsh_export/to_onnx",
-        ("tests/dmsh_export/to_onnx", "tests/dmsh_export/prove"),
-        0.8,
-        slow=("backbones", "demo_model", "whatever_is_changed"),
-    ),
-    "hamming": Subject(
-        "serving/dmsh_serving/hamming", ("tests/dmsh_serving/hamming",), 0.8, slow=("outside_the_codes",)
-    ),
-    "gallery": Subject(
-        "serving/dmsh_serving/gallery",
-        ("tests/dmsh_serving/gallery", "tests/faults/test_files.py", "tests/faults/test_gallery.py"),
-        0.8,
-        slow=("race", "ten_million", "killed", "parquet"),
-    ),
-    "images": Subject(
-        "serving/dmsh_serving/images",
-        ("tests/dmsh_serving/images", "tests/faults/test_decode.py"),
-        0.8,
-        slow=("malformed", "huge_tile", "flood"),
-    ),
-    "lint": Subject("export/dmsh_export/lint", ("tests/dmsh_export/lint",), 0.8),
-}
 
 
 @dataclass(frozen=True)

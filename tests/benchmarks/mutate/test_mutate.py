@@ -6,6 +6,7 @@ import pytest
 from benchmarks.mutate import __main__ as command
 from benchmarks.mutate.mutants import mutants_of
 from benchmarks.mutate.run import Tests
+from benchmarks.mutate.subjects import ROOT, SUBJECTS
 
 CODE = '''"""A module."""
 
@@ -127,12 +128,12 @@ def test_a_fault_in_what_a_fixture_made_is_given_to_every_test_that_uses_it(proj
 
 
 def test_every_package_has_files_and_tests_and_every_reason_names_a_line_that_is_there():
-    for subject in command.SUBJECTS.values():
+    for subject in SUBJECTS.values():
         assert subject.files()
-        assert all((command.ROOT / path).exists() for path in subject.tests)
+        assert all((ROOT / path).exists() for path in subject.tests)
     lines = {
         (path.name, line.strip())
-        for subject in command.SUBJECTS.values()
+        for subject in SUBJECTS.values()
         for path in subject.files()
         for line in path.read_text().splitlines()
     }
