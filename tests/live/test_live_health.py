@@ -29,7 +29,7 @@ def tool(*arguments):
 
 def test_a_server_that_is_ready_and_right_passes(world, server, tmp_path):
     version = world.publish(200)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while version not in tool("check", server.url)[1]:
         assert time.monotonic() < deadline
     arguments = ["--gallery", world.gallery, "--version", version, "--fingerprint", "abab"]
@@ -77,7 +77,7 @@ def test_status_shows_what_a_server_does(server, tmp_path):
             client.search_files([b"none"], 5)
         with pytest.raises(InputError):
             client.search(IMAGES[:1], 0)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         code, said, error = tool("status", server.grpc_port, "--json", tmp_path / "seen.json")
         assert (code, error) == (0, "")
@@ -139,7 +139,7 @@ def test_a_collector_gets_the_spans_of_every_model_that_a_request_goes_through(w
 def test_a_request_that_takes_long_is_named_in_the_log_by_the_id_of_its_client(watched):
     with SearchClient(watched.url) as client:
         client.search_files([png(IMAGES[7])], 5)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             lines = [json.loads(line) for line in watched.log_file.read_text().splitlines()]
             slow = [line for line in lines if line.get("request") == client.last_request]
