@@ -1,4 +1,4 @@
-"""When a request that a server could not take is sent again, and how long later."""
+"""When a request that a server could not take is sent again, and how long later; `questions.py` sends it."""
 
 import random
 from collections.abc import Iterator

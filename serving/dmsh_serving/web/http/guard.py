@@ -2,8 +2,8 @@
 
 A page on another site must not be able to use this one through its visitor's browser:
 
-- The ``Host`` must be an IP address, ``localhost`` or a name that the page was started with. A name of the attacker's
-  that was made to resolve to this machine (DNS rebinding) is none of them.
+- The ``Host`` must be an IP address, ``localhost``, this machine's name or one that the page was started with.
+  A name of the attacker's that was made to resolve to this machine (DNS rebinding) is none of them.
 - A browser says where a request comes from: ``Sec-Fetch-Site`` must be ``same-origin``, or ``none`` (typed by hand),
   and the ``Origin`` of a POST this page's own. Programs such as curl send neither.
 - No cookie is ever set, so there is none to misuse.

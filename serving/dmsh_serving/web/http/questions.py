@@ -1,4 +1,7 @@
-"""What a request asks: a JSON object, a form with a file, or the bytes of a file with parameters in the address."""
+"""What a request asks, or why it is refused.
+
+It is a JSON object, a form with a file, or the bytes of a file with parameters in the address.
+"""
 
 import asyncio
 import json
