@@ -10,7 +10,7 @@ import torch
 from project import DEMO_CHECKPOINT
 
 import dmsh_model
-from dmsh_model import HashConfig, checkpoint, network
+from dmsh_model import HashConfig, checkpoint, fingerprint
 from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError
 
@@ -164,7 +164,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 def test_the_fingerprint_names_weights_config_and_preprocessing(model, folder, monkeypatch):
     first = model.fingerprint
     assert first == json.loads((folder / "config.json").read_text())["fingerprint"]
-    monkeypatch.setattr(network, "decode_recipe", lambda _: "another")
+    monkeypatch.setattr(fingerprint, "decode_recipe", lambda _: "another")
     assert model.fingerprint != first
     monkeypatch.undo()
     with torch.no_grad():
