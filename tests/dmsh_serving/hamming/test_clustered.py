@@ -237,6 +237,7 @@ def test_queries_k_and_masks_are_checked_as_in_a_plain_search():
         (lambda: clustered.search(query, 1, allowed=np.ones(4, np.bool_)), "allowed must be bool"),
         (lambda: clustered.search(query, 1, threads=0), "threads = 0"),
         (lambda: cluster(np.zeros((5, 8), np.uint8), np.arange(4)), "give codes uint8"),
+        (lambda: cluster(np.zeros((5, 8), np.uint8), np.arange(5, dtype=np.int32)), "give codes uint8"),
     ):
         with pytest.raises(InputError, match=message):
             call()

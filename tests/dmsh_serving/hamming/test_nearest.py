@@ -349,6 +349,7 @@ def test_nothing_outside_the_codes_is_read():
         (np.zeros((1, 8), np.uint8), np.zeros((5, 4), np.uint8), 1, "8 bytes per code but the codes have 4"),
         (np.zeros((1, 8), np.int8), np.zeros((5, 8), np.uint8), 1, "queries must be uint8"),
         (np.zeros((1, 8), np.uint8), np.zeros(8, np.uint8), 1, "codes must be uint8"),
+        (np.zeros((1, 8, 1), np.uint8), np.zeros((5, 8), np.uint8), 1, "queries must be uint8"),
         (np.zeros((1, 129), np.uint8), np.zeros((5, 129), np.uint8), 1, "129 bytes"),
         (np.zeros((1, 0), np.uint8), np.zeros((5, 0), np.uint8), 1, "0 bytes"),
     ],

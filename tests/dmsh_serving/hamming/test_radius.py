@@ -69,3 +69,18 @@ def test_no_queries_and_no_codes_find_nothing():
 def test_a_negative_radius_is_refused():
     with pytest.raises(InputError, match="radius = -1"):
         search_radius(np.zeros((1, 8), np.uint8), np.zeros((4, 8), np.uint8), -1)
+
+
+def test_queries_of_another_width_or_type_are_refused():
+    codes = np.zeros((5, 8), np.uint8)
+    with pytest.raises(InputError, match="4 bytes per code"):
+        search_radius(codes[:1, :4], codes, 3)
+    with pytest.raises(InputError, match="queries must be uint8"):
+        search_radius(codes[:1].astype(np.int64), codes, 3)
+
+
+def test_the_more_is_compared_the_more_threads_take_part(monkeypatch):
+    asked = []
+    monkeypatch.setattr("dmsh_serving.hamming.radius.worthwhile_threads", lambda threads, work: asked.append(work) or 1)
+    search_radius(np.zeros((3, 8), np.uint8), np.ones((5, 8), np.uint8), 3)
+    assert asked == [3 * 5 * 8]

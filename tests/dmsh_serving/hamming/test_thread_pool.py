@@ -50,4 +50,5 @@ def test_helpers_that_were_lent_are_lent_again():
     with thread_pool.Helpers(2) as first:
         pass
     with thread_pool.Helpers(2) as second:
+        assert len(set(second)) == 2
         assert set(first) == set(second)
