@@ -82,3 +82,12 @@ def test_what_is_more_than_half_a_step_past_the_last_one_is_clipped():
 
 def test_a_dead_tensor_has_a_scale():
     assert statistics_of(torch.zeros(2, 3, 4, 4)).scale("mse") == 1.0
+
+
+def test_the_mse_policy_clips_an_outlier_by_half_if_that_costs_less_than_coarse_steps():
+    values = normal(640)
+    values[0, 0, 0, 0] = 100
+    statistics = statistics_of(values)
+    scale = statistics.scale("mse")
+    assert scale < 0.6 * 100 / 127
+    assert statistics.error(scale) <= min(statistics.error(0.8 * scale), statistics.error(1.25 * scale))
