@@ -95,6 +95,37 @@ def test_more_like_this_and_less_like_that_change_the_order(tab):
     assert shown(tab) == expected(CODES[7])
 
 
+def test_the_heading_says_what_is_shown_and_in_which_order(tab):
+    first, second, third = KEYS[7], KEYS[300], KEYS[40]
+    for query, heading in (
+        (f"like=key:{first}", f"Images like {first}, nearest first"),
+        (f"unlike=key:{first}", f"Images least like {first}, farthest first"),
+        (
+            f"like=key:{first}&like=key:{second}&unlike=key:{third}",
+            f"Images like {first} and {second} and unlike {third}, smallest difference of distances first",
+        ),
+    ):
+        tab.goto(f"/?{query}")
+        settled(tab)
+        assert tab.locator("#lead").inner_text() == heading
+    tab.goto(f"/?unlike=key:{first}")
+    farthest = in_order([], [CODES[7]])[0]
+    assert shown(tab, 1) == [[-farthest[0], KEYS[farthest[1]]]]
+
+
+def test_a_file_that_is_no_image_is_left_out_by_name_and_takes_nothing_away(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    before = shown(tab)
+    give(tab, b"")
+    until(tab, "/given-0.png is empty/.test(document.getElementById('status').textContent)")
+    assert shown(tab) == before
+    give(tab, png(IMAGES[300]), b"")
+    until(tab, "/left out: given-1.png is empty/.test(document.getElementById('status').textContent)")
+    assert shown(tab) == expected(CODES[300])
+    give(tab, b"no image")
+    until(tab, "/^given-0.png: /.test(document.getElementById('status').textContent)")
+
+
 def of_a_region(response):
     """Tell the answer to a region from those to the pages that scrolling asks for."""
     return response.url.endswith("/v1/search") and '"box"' in (response.request.post_data or "")

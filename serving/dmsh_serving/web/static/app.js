@@ -18,6 +18,7 @@ let browsed = null; // the code that the first look at the gallery is ordered by
 let answer = null;
 let aborter = new AbortController();
 let loading = false;
+let leftOut = ""; // what was given and is no image
 
 const grid = new Grid(byId("grid"), {
   onSearch: (card) => show({ ...view, like: [exampleOf(card)], unlike: [] }),
@@ -33,6 +34,7 @@ const exampleOf = ({ key, id, code, width, height }) => (key ? { key, id, code, 
 
 function show(next) {
   keepPlace();
+  leftOut = "";
   view = next;
   history.pushState({}, "", addressOf(view));
   run();
@@ -78,12 +80,22 @@ async function firstPage(k, signal) {
   const examples = [...view.like, ...view.unlike];
   if (!examples.length) return api.search({ ...filters(), like: [{ code: browseCode() }], k }, signal);
   const unknown = examples.filter((example) => example.file && !example.code);
-  if (examples.length === 1 && unknown.length && view.like.length) return api.searchFile(examples[0], { ...filters(), k, explain: true }, signal);
+  if (examples.length === 1 && unknown.length && view.like.length) return ofFile(examples[0], api.searchFile(examples[0], { ...filters(), k, explain: true }, signal));
   for (const example of unknown) {
-    const found = await api.encode(example, signal);
+    const found = await ofFile(example, api.encode(example, signal));
     Object.assign(example, { code: found.code, logits: found.logits });
   }
   return api.search({ ...filters(), like: view.like.map(askedOf), unlike: view.unlike.map(askedOf), k }, signal);
+}
+
+// The API knows no names of files.
+async function ofFile(example, answered) {
+  try {
+    return await answered;
+  } catch (error) {
+    if (error instanceof api.ApiError) error.message = error.message.replace(/^file: /, `${nameOf(example)}: `);
+    throw error;
+  }
 }
 
 function filters() {
@@ -131,7 +143,7 @@ async function nextPage() {
 function took(found, first = true) {
   grid.append(found.images, Boolean(found.next), found.total);
   const count = grid.cards.length;
-  say(found.next ? `${plural(count, "image")} so far` : plural(count, "image"));
+  say(`${plural(count, "image")}${found.next ? " so far" : ""}${leftOut}`);
   if (first) drawTimes(found);
   byId("end").textContent = found.next ? "" : ending(count, found);
 }
@@ -187,9 +199,17 @@ function drawControls() {
   byId("k").value = view.k;
   byId("radius").value = view.radius ?? "";
   const examples = [...view.like, ...view.unlike];
-  const score = examples.length > 1 ? "smallest sum of distances first" : "nearest first";
-  byId("lead").textContent = examples.length ? `Images like ${examples.length > 1 ? `${examples.length} examples` : nameOf(examples[0])}, ${score}` : "Or begin with one of these";
+  byId("lead").textContent = heading();
   document.title = examples.length ? `${nameOf(examples[0])} - search by image` : "Search by image";
+}
+
+function heading() {
+  const { like, unlike } = view;
+  const names = (examples) => (examples.length > 2 ? plural(examples.length, "example") : examples.map(nameOf).join(" and "));
+  if (!like.length && !unlike.length) return "Or begin with one of these";
+  if (!like.length) return `Images least like ${names(unlike)}, farthest first`;
+  if (!unlike.length) return `Images like ${names(like)}, ${like.length > 1 ? "smallest sum of distances" : "nearest"} first`;
+  return `Images like ${names(like)} and unlike ${names(unlike)}, smallest difference of distances first`;
 }
 
 function browseCode() {
@@ -215,7 +235,7 @@ function look(card) {
   const examples = [...view.like, ...view.unlike];
   const subject = { ...card };
   openDetails({
-    subject, bits: about.bits, distance: examples.length ? card.distance : undefined, attributes: card.attributes,
+    subject, bits: about.bits, distance: examples.length ? grid.distanceOf(card) : undefined, attributes: card.attributes,
     query: examples.length === 1 ? examples[0] : null,
     actions: {
       onSearch: () => show({ ...view, like: [exampleOf(card)], unlike: [] }),
@@ -239,8 +259,16 @@ function uploaded(example) {
 }
 
 listen((files) => {
-  const added = files.map((file) => uploaded({ file, url: URL.createObjectURL(file), label: file.name || "pasted image" }));
+  const fit = (file) => file.size && /^(image\/|$)/.test(file.type);
+  const wrong = files.filter((file) => !fit(file)).map((file) => `${file.name} is ${file.size ? "no image" : "empty"}`).join(", ");
+  const images = files.filter(fit);
+  if (!images.length) {
+    say(`Nothing to search by: ${wrong}.`, true);
+    return;
+  }
+  const added = images.map((file) => uploaded({ file, url: URL.createObjectURL(file), label: file.name || "pasted image" }));
   show({ ...view, like: added, unlike: [] });
+  leftOut = wrong ? `; left out: ${wrong}` : "";
 }, (text) => say(text, true));
 
 byId("random").addEventListener("click", async () => {
@@ -273,6 +301,10 @@ byId("filters").addEventListener("click", () => {
 });
 byId("copy").hidden = !navigator.clipboard;
 byId("copy").addEventListener("click", async () => {
+  if ([...view.like, ...view.unlike].some((example) => example.upload && !example.code)) {
+    say("There is no link to an image that has no code yet.", true);
+    return;
+  }
   await navigator.clipboard.writeText(location.href);
   byId("copy-label").textContent = "Copied";
   setTimeout(() => { byId("copy-label").textContent = "Copy link"; }, 1500);

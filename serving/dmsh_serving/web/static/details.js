@@ -28,7 +28,7 @@ export function openDetails({ subject, query, bits, distance, attributes, action
       h("div", {}, stage, canBox ? h("p", { class: "hint" }, "Drag on the image to choose a region, or press B on it and use the arrow keys.") : null),
       h("div", { class: "facts" },
         h("dl", {},
-          ...pair("Distance", distance === undefined ? null : `${distance}`),
+          ...pair(query ? "Distance" : "Sum of distances", distance === undefined ? null : `${distance}`),
           ...pair("Key", subject.key ? h("bdi", {}, subject.key) : null),
           ...pair("Id", subject.id),
           ...pair("Code", subject.code ? h("code", {}, subject.code) : null),

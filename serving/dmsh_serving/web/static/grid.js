@@ -181,7 +181,8 @@ export class Grid {
   cardElement(index, shownHeight) {
     const card = this.cards[index];
     const name = card.key || `id ${card.id}`;
-    const far = said(card.distance, this.examples);
+    const distance = this.distanceOf(card);
+    const far = said(distance, this.examples);
     const pick = h("button", {
       type: "button", class: "pick", tabindex: index === this.current ? 0 : -1,
       "aria-label": `${name}${far && `, ${far}`}: search by it`,
@@ -189,13 +190,18 @@ export class Grid {
     return h("li", { class: "card", "data-index": index, "aria-posinset": index + 1 },
       pick,
       matchMedia("(hover: none)").matches ? this.tools(name) : null,
-      h("div", { class: "caption" }, h("span", { class: `distance${this.examples === 1 && card.distance === 0 ? " same" : ""}`, title: far, hidden: !far }, String(card.distance)), named(name)));
+      h("div", { class: "caption" }, h("span", { class: `distance${this.examples === 1 && distance === 0 ? " same" : ""}`, title: far, hidden: !far }, String(distance)), named(name)));
+  }
+
+  // The API's score: of one example that is not to be like, its distance turned round.
+  distanceOf({ distance }) {
+    return this.examples === 1 ? Math.abs(distance) : distance;
   }
 
   // Made when a card is pointed at or focused: most cards never are.
   tools(name) {
     const tool = (act, symbol, label) => h("button", { type: "button", "data-act": act, tabindex: -1, title: label, "aria-label": `${label}: ${name}` }, icon(symbol));
-    return h("div", { class: "tools" }, tool("onMore", "plus", "More like this"), tool("onLess", "minus", "Less like this"), tool("onDetails", "info", "Why it was found"));
+    return h("div", { class: "tools" }, tool("onMore", "plus", "More like this"), tool("onLess", "minus", "Less like this"), tool("onDetails", "info", "Details: why it was found, and search by a part of it"));
   }
 
   equip(target) {
@@ -265,7 +271,7 @@ export class Grid {
 
 function said(distance, examples) {
   if (!examples) return "";
-  if (examples > 1) return `sum of distances ${distance}`;
+  if (examples > 1) return `sum of distances, those to unlike examples taken off: ${distance}`;
   return distance ? `${plural(distance, "bit")} of the code ${distance === 1 ? "differs" : "differ"}` : "the same code";
 }
 
