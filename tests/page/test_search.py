@@ -124,6 +124,7 @@ def test_a_file_that_is_no_image_is_left_out_by_name_and_takes_nothing_away(tab)
     assert shown(tab) == expected(CODES[300])
     give(tab, b"no image")
     until(tab, "/^given-0.png: /.test(document.getElementById('status').textContent)")
+    assert tab.locator("#lead").inner_text() == ""  # nothing is shown that it could be the heading of
 
 
 def of_a_region(response):

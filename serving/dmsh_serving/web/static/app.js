@@ -170,6 +170,7 @@ function failed(error, again) {
     byId("end").replaceChildren("The gallery has changed since this search began. ", h("button", { type: "button", onclick: () => run() }, "Search again"));
     return;
   }
+  if (!answer) byId("lead").textContent = "";
   say(error.message, true);
 }
 
@@ -307,7 +308,11 @@ byId("copy").addEventListener("click", async () => {
   }
   await navigator.clipboard.writeText(location.href);
   byId("copy-label").textContent = "Copied";
-  setTimeout(() => { byId("copy-label").textContent = "Copy link"; }, 1500);
+  byId("copy").classList.add("copied");
+  setTimeout(() => {
+    byId("copy-label").textContent = "Copy link";
+    byId("copy").classList.remove("copied");
+  }, 1500);
 });
 
 history.scrollRestoration = "manual";
