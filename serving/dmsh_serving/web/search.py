@@ -30,6 +30,7 @@ from dmsh_serving.web.steps import Nearest, TritonSteps
 __all__ = ["Page", "Resolved", "Searches", "Times"]
 
 _CUTS_AT_ONCE: Final = 2  # whole images in memory, of up to 200 MB each
+_MOST_RANKINGS: Final = 32  # an empty one has no bytes, but its question is kept
 _RANKINGS_BYTES: Final = 256 << 20  # of rankings that are kept while their readers scroll
 
 
@@ -272,7 +273,10 @@ class Searches:
         found = ranking_of(collection, examples, allowed)
         with self._lock:
             self._rankings[name] = found
-            while len(self._rankings) > 1 and sum(each.nbytes for each in self._rankings.values()) > _RANKINGS_BYTES:
+            while len(self._rankings) > 1 and (
+                len(self._rankings) > _MOST_RANKINGS
+                or sum(each.nbytes for each in self._rankings.values()) > _RANKINGS_BYTES
+            ):
                 self._rankings.popitem(last=False)
         return found
 

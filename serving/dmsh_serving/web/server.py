@@ -40,6 +40,7 @@ class WebServer:
                     proxy_headers=False,
                     ws="none",
                     timeout_graceful_shutdown=_STOP_SECONDS,
+                    http="h11",  # httptools, which uvicorn prefers, has no limit of a request's head
                     h11_max_incomplete_event_size=_LONGEST_HEAD,
                 )
             )

@@ -183,3 +183,6 @@ def test_orders_that_are_kept_are_bounded(originals, tmp_path, monkeypatch):
     for number in range(10):
         answer(searches, like=(*LIKE, Example(number=number)), k=1)
     assert len(searches._rankings) == 3
+    monkeypatch.setattr(search, "_MOST_RANKINGS", 2)
+    answer(searches, like=(*LIKE, Example(number=10)), k=1)
+    assert len(searches._rankings) == 2

@@ -1,5 +1,6 @@
 """The page's own server: TLS, names, a client that goes away."""
 
+import contextlib
 import socket
 import ssl
 import subprocess
@@ -81,3 +82,15 @@ def test_no_answer_in_time_is_504_and_no_server_503(web_world, web_triton):
         answer = ask(page, "/v1/search?k=1", png(IMAGES[0]))
         assert answer.status == 503
         assert answer.headers["retry-after"] == "2"
+
+
+def test_the_head_of_a_request_is_bounded(web_page):
+    parts = urlsplit(web_page.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+        with contextlib.suppress(ConnectionError):  # it may close before it has read all
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X: " + b"a" * (1 << 20) + b"\r\n\r\n")
+        try:
+            status = connection.recv(64).split(b" ")[1:2]
+        except ConnectionError:
+            status = []
+    assert status in ([], [b"400"])

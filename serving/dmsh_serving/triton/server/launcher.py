@@ -250,7 +250,8 @@ class TritonServer:
         """Return the body of the server's answer; raise OSError or HTTPException unless it is 200 OK."""
         connection = http.client.HTTPConnection(self.http_url, timeout=2)
         try:
-            connection.request(method, path, headers={_CONTROL_HEADER: self._control_key})
+            # Health needs no key, and is asked before Triton listens: another process may have taken the port.
+            connection.request(method, path, headers={} if method == "GET" else {_CONTROL_HEADER: self._control_key})
             answer = connection.getresponse()
             body = answer.read()
             if answer.status != http.HTTPStatus.OK:
