@@ -109,9 +109,7 @@ def deploy(
         run.step("quantise", made.source, lambda: made.quantise(checkpoint), lambda: dmsh_model.load(made.source))
     run.step("export", made.model, made.export, lambda: read_manifest(made.model))
     run.step("runtime", made.settings, made.choose_runtime, lambda: read_manifest(made.served))
-    run.step(
-        "gallery", made.gallery, made.encode, lambda: gallery.open_current(made.gallery, fingerprint=made.fingerprint)
-    )
+    run.step("gallery", made.gallery, made.encode, made.check_gallery)
     run.step("repository", made.repository, made.write_repository, made.check_repository)
     return tuple(run.steps)
 

@@ -1,5 +1,6 @@
 """One interface, ``with runner: runner.infer(images)``, for everything that turns images into codes."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -80,7 +81,7 @@ class TorchRunner(_Runner):
         return Encoded(pack(logits), logits)
 
 
-class _FileRunner(_Runner):
+class _FileRunner(_Runner, ABC):
     """An ONNX file in one runtime, opened in ``__enter__``.
 
     Parity counts every wrong bit itself, so the encoders are opened without their known answer, which would stop at the
@@ -89,8 +90,9 @@ class _FileRunner(_Runner):
 
     _encoder: Encoder
 
+    @abstractmethod
     def _open(self) -> Encoder:
-        raise NotImplementedError
+        """Open the runtime."""
 
     def __enter__(self) -> Self:
         self._encoder = self._open()

@@ -1,8 +1,8 @@
 """The folders that servers which were killed left in the temporary folder.
 
-The Python backend makes an empty ``python_env_XXXXXX`` at each start, for environments to unpack there, and removes it
-at an orderly end only. Nothing in a folder says whose it is, but its server is older than it is: a folder made before
-the oldest living server began has none.
+At each start the Python backend makes an empty folder, ``python_env_`` and six letters, for environments to unpack
+there, and removes it at an orderly end only. Nothing in a folder says whose it is, but its server is older than it is:
+a folder made before the oldest living server began has none.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ def _starts(processes: Path) -> list[float]:
     )
     for stat in processes.glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended meanwhile
-            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            name, _, rest = stat.read_text(errors="replace").partition("(")[2].rpartition(")")
             if name == _SERVER:
                 found.append(booted + int(rest.split()[19]) / ticks)  # starttime, the 22nd of proc_pid_stat(5)
     return found

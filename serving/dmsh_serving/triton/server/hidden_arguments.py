@@ -70,7 +70,7 @@ def start(
 
 def _lead_to_environment(pid: int, names: Mapping[str, str]) -> None:
     """Change the argument vector of a process that stands before its first instruction."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     stack, env_start, env_end = (int(fields[number]) for number in (_START_STACK, _ENV_START, _ENV_END))
     with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
         size = struct.calcsize("P")

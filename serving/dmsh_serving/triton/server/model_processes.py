@@ -38,7 +38,7 @@ def _stubs(server: int, processes: Path) -> list[tuple[int, str]]:
 def _state(stat: Path) -> str:
     """Return the letter of a stub's state, "" for what is none."""
     try:
-        text = stat.read_text()
+        text = stat.read_text(errors="replace")  # Linux cuts names at 15 bytes, also within a letter
     except (FileNotFoundError, ProcessLookupError):
         return ""
     name, rest = text[text.index("(") + 1 :].rsplit(")", 1)

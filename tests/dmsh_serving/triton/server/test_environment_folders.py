@@ -67,3 +67,11 @@ def test_what_is_new_or_not_empty_or_no_such_folder_or_anothers_is_left_alone(tm
 def test_what_is_older_than_the_machines_own_processes_is_removed(tmp_path):
     made = folder(tmp_path, "aB3dE6", 1.0)  # before any process began
     assert sweep(tmp_path) == [made.name]
+
+
+def test_a_process_whose_name_is_no_text_stops_nothing(tmp_path, processes):
+    folder(tmp_path, "aB3dE6", LONG_AGO)
+    process(processes, 7, "name", LONG_AGO)
+    stat = processes / "7" / "stat"
+    stat.write_bytes(stat.read_bytes().replace(b"name", b"name\xff"))
+    assert sweep(tmp_path, processes) == ["python_env_aB3dE6"]

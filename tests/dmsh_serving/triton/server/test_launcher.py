@@ -1,5 +1,7 @@
 """The launcher without a server; tests/live has the rest."""
 
+import socketserver
+import threading
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,22 @@ def test_a_server_that_cannot_run_is_an_error_before_anything_starts(tmp_path):
     with pytest.raises(MissingError, match="was not started"):
         _ = server.pid
     assert server.stop() is None
+
+
+def test_who_holds_the_port_before_triton_does_not_get_the_key(tmp_path):
+    server, heard = TritonServer(tmp_path), []
+
+    class Thief(socketserver.StreamRequestHandler):
+        def handle(self):
+            while line := self.rfile.readline().strip():
+                heard.append(line)
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+
+    with socketserver.TCPServer(("127.0.0.1", server.http_port), Thief) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        assert server._is_ready()
+        assert heard
+        assert not any(server._control_key.encode() in line for line in heard)
+        server._served_ensembles()
+        assert any(server._control_key.encode() in line for line in heard)
+        listener.shutdown()

@@ -1,5 +1,7 @@
 """A table beside the gallery: read, matched by key, counted."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,13 @@ def test_a_bad_table_is_refused_by_name(tmp_path, name, text, said):
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=said):
         Metadata(path)
+
+
+def test_the_memory_of_a_filter_is_that_of_its_values_also_if_one_is_long(csv):
+    metadata, values = Metadata(csv), ("red", "a" * 10_000, *map(str, range(5_000)))
+    tracemalloc.start()
+    try:
+        assert metadata.places(collection(), (("colour", values),)).tolist() == [0, 2]
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20  # padded to the longest, 200 MB
+    finally:
+        tracemalloc.stop()
