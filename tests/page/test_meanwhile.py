@@ -49,6 +49,21 @@ def test_a_page_that_is_on_its_way_is_not_asked_for_again(tab):
     assert len(set(bodies)) == len(bodies)
 
 
+@pytest.mark.parametrize("held", ["path === '/v1/search'", "body.after"], ids=["first page", "next page"])
+def test_what_is_no_image_is_said_until_something_is_done_whatever_answers_come(tab, held):
+    said = "Nothing to search by: given-0.png is empty."
+    tab.add_init_script(f"window.held = (path, body) => {held} && !window.released;")
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    until(tab, f"{SEARCHES}.length === {2 if held == 'body.after' else 1}")
+    give(tab, b"")
+    until(tab, f"document.getElementById('status').textContent === '{said}'")
+    do(tab, "window.released = true")
+    until(tab, f"document.querySelectorAll('.card').length >= {40 if held == 'body.after' else 20}")
+    assert tab.locator("#status").inner_text() == said
+    tab.locator(".card .pick").nth(3).click()
+    until(tab, "/^\\d+ images/.test(document.getElementById('status').textContent)")
+
+
 def test_an_outage_while_paging_does_not_keep_the_next_search_from_going_on(tab, banner):
     tab.add_init_script("window.broken = (path, body) => body.after;")
     tab.goto(f"/?like=key:{KEYS[7]}&k=20")

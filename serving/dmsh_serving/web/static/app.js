@@ -18,7 +18,8 @@ let browsed = null; // the code that the first look at the gallery is ordered by
 let answer = null;
 let aborter = new AbortController();
 let loading = false;
-let leftOut = ""; // what was given and is no image
+let leftOut = ""; // what was given beside images and is none
+let complaint = ""; // why nothing was done: it stays until something is, whatever answers come in between
 
 const grid = new Grid(byId("grid"), {
   onSearch: (card) => show({ ...view, like: [exampleOf(card)], unlike: [] }),
@@ -34,7 +35,7 @@ const exampleOf = ({ key, id, code, width, height }) => (key ? { key, id, code, 
 
 function show(next) {
   keepPlace();
-  leftOut = "";
+  leftOut = complaint = "";
   view = next;
   history.pushState({}, "", addressOf(view));
   run();
@@ -143,7 +144,7 @@ async function nextPage() {
 function took(found, first = true) {
   grid.append(found.images, Boolean(found.next), found.total);
   const count = grid.cards.length;
-  say(`${plural(count, "image")}${found.next ? " so far" : ""}${leftOut}`);
+  say(complaint || `${plural(count, "image")}${found.next ? " so far" : ""}${leftOut}`, Boolean(complaint));
   if (first) drawTimes(found);
   byId("end").textContent = found.next ? "" : ending(count, found);
 }
@@ -172,6 +173,11 @@ function failed(error, again) {
   }
   if (!answer) byId("lead").textContent = "";
   say(error.message, true);
+}
+
+function complain(text) {
+  complaint = text;
+  say(text, true);
 }
 
 function say(text, wrong = false) {
@@ -264,13 +270,13 @@ listen((files) => {
   const wrong = files.filter((file) => !fit(file)).map((file) => `${file.name} is ${file.size ? "no image" : "empty"}`).join(", ");
   const images = files.filter(fit);
   if (!images.length) {
-    say(`Nothing to search by: ${wrong}.`, true);
+    complain(`Nothing to search by: ${wrong}.`);
     return;
   }
   const added = images.map((file) => uploaded({ file, url: URL.createObjectURL(file), label: file.name || "pasted image" }));
   show({ ...view, like: added, unlike: [] });
   leftOut = wrong ? `; left out: ${wrong}` : "";
-}, (text) => say(text, true));
+}, complain);
 
 byId("random").addEventListener("click", async () => {
   if (!about) return;
@@ -303,7 +309,7 @@ byId("filters").addEventListener("click", () => {
 byId("copy").hidden = !navigator.clipboard;
 byId("copy").addEventListener("click", async () => {
   if ([...view.like, ...view.unlike].some((example) => example.upload && !example.code)) {
-    say("There is no link to an image that has no code yet.", true);
+    complain("There is no link to an image that has no code yet.");
     return;
   }
   await navigator.clipboard.writeText(location.href);
@@ -327,6 +333,7 @@ addEventListener("scroll", () => {
 addEventListener("pagehide", keepPlace);
 
 function arrive(state) {
+  leftOut = complaint = "";
   view = viewOf(location.search);
   for (const sign of ["like", "unlike"]) {
     for (const example of view[sign]) Object.assign(example, uploads.get(example.code ?? example.upload));
