@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+from urllib.parse import quote
 
 from dmsh_serving.errors import InputError, UnavailableError
 from dmsh_serving.triton.metrics import SLOW_SECONDS, SLOW_SECONDS_VARIABLE, ModelMetrics, RankerMetrics
@@ -15,6 +16,7 @@ from dmsh_serving.triton.services import Answer, Arrays, DecodeService, EncoderS
 
 __all__ = ["open_decoder", "open_encoder", "open_ranker", "respond"]
 
+_LONGEST_ID: Final = 128  # of what is written of a request's id
 _log = logging.getLogger(__name__)
 
 
@@ -159,7 +161,12 @@ def _reason_of(answer: Answer | UnavailableError | None) -> str | None:
 
 
 def _id_of(request: Any) -> str:
-    return request.request_id() or "without an id"
+    """Return a request's id as the log may show it: one short word, whatever a client sent."""
+    try:
+        given = request.request_id()
+    except UnicodeDecodeError:
+        return "with an id that is no text"
+    return quote(given[:_LONGEST_ID], safe="/:@+=,;")[:_LONGEST_ID] or "without an id"
 
 
 def _response(answer: Answer | UnavailableError | None) -> Any:

@@ -21,15 +21,17 @@ __all__ = ["ServerLog", "error_from_log", "news_of_a_gallery"]
 
 LARGEST_LOG_BYTES: Final = 64 << 20
 KEPT_LOGS: Final = 3  # NAME.1, the newest, to NAME.3
-_LONGEST_LINE: Final = 64 << 10
+_LONGEST_LINE: Final = 64 << 10  # a longer one is written in pieces, of which the first alone is understood
 _LINES_REMEMBERED: Final = 5_000  # of one start
+_CHARACTERS_REMEMBERED: Final = 4 << 10  # per line
 # As Triton writes a line: level, date, time, thread, file, then the text.
 _OF_TRITON: Final = re.compile(r'^([IWEF])\d{4} [\d:.]+ \d+ (\S+\.\w+:\d+)\] "?(.*?)"?$')
 # As a Python model's logging writes it, see dmsh_serving.triton.backend.
 _OF_A_MODEL: Final = re.compile(r"^\S+ ([A-Z]+) (dmsh_[\w.]+): (.*)$")
 _LEVELS: Final = {"I": "info", "W": "warning", "E": "error", "F": "critical"}
 _REQUEST: Final = re.compile(r"\brequest (\S+)")
-_NEWS: Final = re.compile(r"\b(gallery .*(?:goes on serving|serves in its place|now serves version).*)$")
+_FOLLOWER: Final = "dmsh_serving.ranker.follower"
+_NEWS: Final = ("goes on serving", "serves in its place", "now serves version")
 
 
 class ServerLog:
@@ -74,14 +76,17 @@ class ServerLog:
 
     def _read(self, descriptor: int) -> None:
         kind = {"level": "info", "source": "tritonserver"}
+        begins = True  # a line: what goes on with one may hold anything, also what looks like another line
         with os.fdopen(descriptor, "rb") as pipe:
             while data := pipe.readline(_LONGEST_LINE):
                 line = data.decode(errors="replace").rstrip("\r\n")
-                self._said.append(line)
-                kind = _kind_of(line, kind)
-                self._write(json.dumps(_object(line, kind)) if self._as_json else line)
-                with contextlib.suppress(Exception):  # whoever listens, a server must never wait for a full pipe
-                    self._on_line(line)
+                kind = _kind_of(line, kind) if begins else kind
+                self._write(json.dumps(_object(line, kind, begins)) if self._as_json else line)
+                if begins:
+                    self._said.append(line[:_CHARACTERS_REMEMBERED])
+                    with contextlib.suppress(Exception):  # whoever listens, a server must never wait for a full pipe
+                        self._on_line(line)
+                begins = data.endswith(b"\n")
 
     def _write(self, line: str) -> None:
         """Write a line; the server must never wait for a full disk, so what cannot be written is counted."""
@@ -108,7 +113,7 @@ def error_from_log(text: str, log_file: Path) -> DmshError:
     """Return what a server's log says about a start that failed; a model's own error keeps its kind."""
     # A Python model's exception, its line breaks written as backslash and n:
     # "failed to load 'NAME' version 1: Internal: InputError: REASON\n\nAt:\n  FILE(LINE): ..."
-    failed = re.findall(r"failed to load '(.*?)' version \d+: (.*?)(?:\\n|\"?$)", text, flags=re.MULTILINE)
+    failed = re.findall(r"failed to load '([^'\n]*)' version \d+: (.*?)(?:\\n|\"?$)", text, flags=re.MULTILINE)
     reasons = [(model, re.sub(r"^Internal: (\w+Error): ", "", reason)) for model, reason in failed]
     if reasons:
         kinds = (InputError, OtherModelError, CheckError, MissingError)
@@ -126,7 +131,7 @@ def error_from_log(text: str, log_file: Path) -> DmshError:
 def _mistakes_in(text: str) -> list[str]:
     """Return what Triton says of configurations that it refuses unloaded: of models or, if of none, of ensembles."""
     models = re.findall(
-        r"(?:Poll failed for model directory|failed to load model) '(.*?)': (.*?)\"?$", text, flags=re.MULTILINE
+        r"(?:Poll failed for model directory|failed to load model) '([^'\n]*)': (.*?)\"?$", text, flags=re.MULTILINE
     )
     syntax = re.findall(r"Error parsing text-format [\w.]+: (.*)$", text, flags=re.MULTILINE)
     if models:
@@ -138,8 +143,10 @@ def _mistakes_in(text: str) -> list[str]:
 
 def news_of_a_gallery(line: str) -> str | None:
     """Return what the ranker says in ``line``: that it serves another version of a gallery, or refuses one."""
-    news = None if _OF_TRITON.match(line) else _NEWS.search(line)
-    return news and news.group(1)
+    found = _OF_A_MODEL.match(line)
+    if found is None or found[2] != _FOLLOWER or not any(news in found[3] for news in _NEWS):
+        return None
+    return found[3]
 
 
 def _put(file: BinaryIO, line: str) -> None:
@@ -155,10 +162,10 @@ def _kind_of(line: str, before: dict[str, str]) -> dict[str, str]:
     return before
 
 
-def _object(line: str, kind: dict[str, str]) -> dict[str, str]:
-    found = _OF_TRITON.match(line) or _OF_A_MODEL.match(line)
+def _object(line: str, kind: dict[str, str], begins: bool) -> dict[str, str]:
+    found = (_OF_TRITON.match(line) or _OF_A_MODEL.match(line)) if begins else None
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     told = {"time": time, **kind, "message": found[3] if found else line}
-    if request := _REQUEST.search(told["message"]):
+    if begins and (request := _REQUEST.search(told["message"])):
         told["request"] = request[1].rstrip(":;,")
     return told

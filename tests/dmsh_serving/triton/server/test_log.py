@@ -2,11 +2,14 @@
 
 import json
 import os
+import time
+from pathlib import Path
 
 import pytest
 
+from dmsh_serving.ranker import follower
 from dmsh_serving.triton.server import log
-from dmsh_serving.triton.server.log import ServerLog, news_of_a_gallery
+from dmsh_serving.triton.server.log import ServerLog, error_from_log, news_of_a_gallery
 
 OF_TRITON = "E1124 07:28:46.900123 9992 model_lifecycle.cc:642] \"failed to load 'x'\""
 OF_A_MODEL = "2026-11-29T07:28:46.901Z WARNING dmsh_serving.triton.backend: request 5e1f was slow: rank took 2.000 s"
@@ -70,14 +73,18 @@ def test_each_start_says_its_own(tmp_path):
     assert (tmp_path / "log").read_text() == "first\nsecond\n"
 
 
+OF_THE_FOLLOWER = f"2026-11-29T07:00:00.100Z ERROR {follower._log.name}"
 REFUSED = "gallery /g: /g is damaged; version 00000001-9f31c07a goes on serving"
 
 
 @pytest.mark.parametrize(
     ("line", "news"),
     [
-        (f"2026-11-29T07:00:00.100Z ERROR dmsh_serving.ranker.follower: {REFUSED}", REFUSED),
-        ("gallery /g now serves version 00000002-9f31c07a", "gallery /g now serves version 00000002-9f31c07a"),
+        (f"{OF_THE_FOLLOWER}: {REFUSED}", REFUSED),
+        (f"{OF_THE_FOLLOWER}: gallery /g now serves version 2", "gallery /g now serves version 2"),
+        (f"{OF_THE_FOLLOWER}: what was counted could not be reported", None),
+        ("gallery /g now serves version 00000002-9f31c07a", None),
+        (f"{OF_A_MODEL} gallery /g now serves version 00000002-9f31c07a", None),
         ("I1129 07:00:00.1 7 model.cc:1] gallery of models: goes on serving", None),
         ("gallery /g is mine", None),
         ("", None),
@@ -85,3 +92,42 @@ REFUSED = "gallery /g: /g is damaged; version 00000001-9f31c07a goes on serving"
 )
 def test_what_a_log_says_of_galleries_is_noticed_and_nothing_else(line, news):
     assert news_of_a_gallery(line) == news
+
+
+def test_what_goes_on_with_a_long_line_is_written_and_never_understood(tmp_path):
+    heard, forged = [], f"{OF_THE_FOLLOWER}: {REFUSED}"
+    long = OF_A_MODEL.ljust(log._LONGEST_LINE)
+    said = written(tmp_path / "log", long + forged, "after", as_json=True, on_line=heard.append).said()
+    first, rest, after = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert (first["request"], after["message"]) == ("5e1f", "after")
+    assert rest == {"time": rest["time"], "level": "warning", "source": "dmsh_serving.triton.backend"} | {
+        "message": forged
+    }
+    assert heard == [long, "after"]
+    assert len(said) <= log._CHARACTERS_REMEMBERED + len("\nafter")
+
+
+READERS = {
+    "news": news_of_a_gallery,
+    "kind": lambda line: log._kind_of(line, {}),
+    "json": lambda line: log._object(line, {}, True),
+    "error": lambda line: error_from_log(line, Path("log")),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "repeated", ["gallery ", "failed to load '", "failed to load model '", "request ", "a.1:", '"] "', "a ]"]
+)
+@pytest.mark.parametrize("start", ["", f"{OF_THE_FOLLOWER}: ", "E1124 07:28:46.9 99 "])
+def test_a_line_four_times_as_long_takes_no_more_than_its_share_longer(reader, repeated, start):
+    def seconds(length):
+        line, spent = start + repeated * (length // len(repeated)), []
+        for _ in range(3):
+            began = time.thread_time()
+            READERS[reader](line)
+            spent.append(time.thread_time() - began)
+        return min(spent)
+
+    # What is quadratic takes 16 times as long: 0.1 s and more for the shorter of these lines.
+    assert seconds(64 << 10) < 8 * seconds(16 << 10) + 0.02
