@@ -120,9 +120,11 @@ class DMSH(nn.Module):
 
         With average pooling and no lateral activation, the pooled maps (N, C_i, 1, 1) give the same logits.
         """
-        scales = [lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)]
-        fused = self.fusion_activation(self.fusion(torch.cat(scales, 1)))
-        return cast(Tensor, self.hash(fused))
+        return self.fuse([lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)])
+
+    def fuse(self, scales: Sequence[Tensor]) -> Tensor:
+        """Pooled outputs of the laterals, (N, lateral_features) each -> logits [N, K]."""
+        return cast(Tensor, self.hash(self.fusion_activation(self.fusion(torch.cat(tuple(scales), 1)))))
 
     @torch.inference_mode()
     def logits(self, images: Images, batch_size: int | None = None) -> npt.NDArray[np.float32]:

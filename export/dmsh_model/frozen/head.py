@@ -1,14 +1,17 @@
 """The head of a network, trained on pooled taps: laterals, fusion, hash layer and classifier.
 
-Mean pooling commutes with a lateral's 1x1 convolution and BN, so the network's own layers run on taps as maps of one
-position (N, C, 1, 1), and what was trained is what the checkpoint holds. BN then normalises pooled values, whose
-variance is lower than that of positions: in eval mode, where both are the same linear map, that makes no difference.
+Mean pooling commutes with a lateral's 1x1 convolution and BN, so the network's own layers run on taps (N, C), and what
+was trained is what the checkpoint holds. BN then normalises pooled values, whose variance is lower than that of
+positions: in eval mode, where both are the same linear map, that makes no difference.
 """
 
+from typing import cast
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmsh_model.network import DMSH, laterals_of
+from dmsh_model.network import DMSH, Lateral, laterals_of
 from dmsh_model.training.losses import Losses, total_loss
 from dmsh_serving.errors import InputError
 
@@ -31,7 +34,9 @@ class PooledHead(nn.Module):
 
     def forward(self, taps: Tensor) -> Tensor:
         """Taps (N, F) -> logits (N, K)."""
-        return self._model[0].head([part[:, :, None, None] for part in torch.split(taps, self.channels, 1)])
+        model = self._model[0]
+        parts = torch.split(taps, self.channels, 1)
+        return model.fuse([_pooled(lateral, part) for lateral, part in zip(laterals_of(model), parts, strict=True)])
 
     def losses(self, taps: Tensor, labels: Tensor, noise: float, centres: Tensor | None) -> Losses:
         """Return the losses of a batch of standardised taps (N, F), moved by Gaussian noise of that deviation."""
@@ -57,6 +62,15 @@ class PooledHead(nn.Module):
             if lateral.norm.running_mean is not None:
                 lateral.norm.running_mean += (weight @ centre).to(torch.float32)
             lateral.conv.weight.copy_(weight.to(torch.float32)[:, :, None, None])
+
+
+def _pooled(lateral: Lateral, taps: Tensor) -> Tensor:
+    """Taps (N, C) of one stage -> its lateral's pooled output (N, lateral_features).
+
+    A matrix product: on maps of one position PyTorch's convolution takes 2.5 times as long.
+    """
+    projected = F.linear(taps, lateral.conv.weight.flatten(1))
+    return cast(Tensor, lateral.norm(projected[:, :, None, None])).flatten(1)
 
 
 def standardisation(taps: Tensor) -> tuple[Tensor, Tensor]:

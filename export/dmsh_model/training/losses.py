@@ -104,8 +104,7 @@ def pairwise_loss(relaxed: Tensor, similar: Tensor, weights: Tensor | None = Non
     likelihood = F.softplus(theta) - similar.to(theta.dtype) * theta
     if weights is not None:
         likelihood = likelihood * weights
-    other = ~torch.eye(count, dtype=torch.bool, device=relaxed.device)
-    return likelihood[other].mean()
+    return (likelihood.sum() - likelihood.diagonal().sum()) / (count * (count - 1))
 
 
 def quantisation_loss(relaxed: Tensor) -> Tensor:
