@@ -291,20 +291,23 @@ class TritonServer:
     def _run(self) -> None:
         """Start the server, watch it, end it: all in one thread, whose end would also end the server."""
         try:
-            self._launch()
-            addresses = self._addresses()
-            addresses.note()
-            self._launched.set()
-            self._keep_alive()
-            addresses.forget()
-            self._drain()
-        except (DmshError, OSError) as error:
-            self.failure = error if isinstance(error, DmshError) else MissingError(f"Triton cannot run: {error}")
+            for step in (self._serve, self._end_for_good, self._regions.release):  # each, whatever became of the others
+                try:
+                    step()
+                except Exception as error:  # whatever it is: who waits for this thread must hear of it
+                    self.failure = self.failure or _failure_from(error)
         finally:
-            self.exit_code = self._end(STOP_SECONDS + 5)
-            self._regions.release()
             self._ended.set()
             self._launched.set()
+
+    def _serve(self) -> None:
+        self._launch()
+        addresses = self._addresses()
+        addresses.note()
+        self._launched.set()
+        self._keep_alive()
+        addresses.forget()
+        self._drain()
 
     def _keep_alive(self) -> None:
         wait, began = 0.0, time.monotonic()
@@ -352,6 +355,9 @@ class TritonServer:
         self._stubs = living  # a newer Triton replaces a dead one itself
         return None
 
+    def _end_for_good(self) -> None:
+        self.exit_code = self._end(STOP_SECONDS + 5)
+
     def _end(self, seconds: float) -> int:
         """End the server, gently for ``seconds``, then it and every process of its session; return its exit code."""
         if self._vitals is not None:
@@ -374,6 +380,14 @@ def _backend_settings(repository: Path) -> list[str]:
     """Return what the encoder's backend needs; without it, Triton refuses an engine of an older TensorRT."""
     compatible = read_encoder_config(repository).version_compatible
     return ["--backend-config=tensorrt,version-compatible=true"] if compatible else []
+
+
+def _failure_from(error: Exception) -> DmshError:
+    if isinstance(error, DmshError):
+        return error
+    if not isinstance(error, OSError):
+        _log.error("the launcher of Triton failed", exc_info=error)
+    return MissingError(f"Triton cannot run: {error if isinstance(error, OSError) else repr(error)}")
 
 
 def _reached_at(host: str) -> str:

@@ -2,19 +2,30 @@
 
 Each server gets its own region prefix and a lock file of that name, whose lock its processes inherit: the kernel frees
 it when the last of them is gone, however it ended. Regions under a free lock belong to nobody and are removed.
+
+Every user of a machine may put files and links of any name beside ours: only our own plain files are touched, and what
+cannot be done to one of them is logged and hinders nothing.
 """
 
 import contextlib
 import fcntl
+import logging
 import os
+import re
 import secrets
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 __all__ = ["SHARED_MEMORY", "RegionPrefix", "sweep"]
 
-SHARED_MEMORY = Path("/dev/shm")
-_FAMILY = "dmsh-triton-"
-_LOCK = ".lock"
+SHARED_MEMORY: Final = Path("/dev/shm")
+_FAMILY: Final = "dmsh-triton-"
+_LOCK: Final = ".lock"
+# The whole name: one that is shorter would be the beginning of other servers' names too.
+_LOCK_NAME: Final = re.compile(rf"({_FAMILY}[0-9a-f]{{12}}-){re.escape(_LOCK)}")
+_log = logging.getLogger(__name__)
 
 
 class RegionPrefix:
@@ -28,9 +39,9 @@ class RegionPrefix:
 
     def close_to_others(self) -> None:
         """Let the owner alone open the regions; Triton makes them readable to all, whatever the umask."""
-        for region in self._folder.glob(f"{self.name}*"):
-            with contextlib.suppress(FileNotFoundError):  # its model ended meanwhile
-                region.chmod(0o600)
+        for region in _regions(self._folder, self.name):
+            with _alone(region), _opened(region, os.O_RDONLY) as descriptor:
+                os.fchmod(descriptor, 0o600)
 
     def remove_regions(self) -> None:
         """Remove the regions, when no process of the server lives any more."""
@@ -39,29 +50,69 @@ class RegionPrefix:
     def release(self) -> None:
         """Remove the regions and give the prefix up."""
         self.remove_regions()
-        (self._folder / f"{self.name}{_LOCK}").unlink(missing_ok=True)
+        lock = self._folder / f"{self.name}{_LOCK}"
+        with _alone(lock):
+            lock.unlink()
         os.close(self.descriptor)
 
 
 def sweep(folder: Path = SHARED_MEMORY) -> list[str]:
     """Remove what servers that no longer live left behind; return the names removed."""
     removed: list[str] = []
-    for lock in sorted(folder.glob(f"{_FAMILY}*{_LOCK}")):
-        with contextlib.suppress(FileNotFoundError, PermissionError):  # swept by another, or another user's
-            descriptor = os.open(lock, os.O_RDWR)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                removed += _remove_regions(folder, lock.name.removesuffix(_LOCK))
+    for lock in _own_files(folder, f"{_FAMILY}*{_LOCK}"):
+        if named := _LOCK_NAME.fullmatch(lock.name):
+            with _alone(lock), _opened(lock, os.O_RDWR) as descriptor, contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its server lives
+                removed += _remove_regions(folder, named[1])
                 lock.unlink()
-            except BlockingIOError:
-                pass  # its server lives
-            finally:
-                os.close(descriptor)
     return removed
 
 
 def _remove_regions(folder: Path, prefix: str) -> list[str]:
-    regions = [path for path in folder.glob(f"{prefix}*") if not path.name.endswith(_LOCK)]
-    for region in regions:
-        region.unlink(missing_ok=True)
-    return [region.name for region in regions]
+    removed = []
+    for region in _regions(folder, prefix):
+        with _alone(region):
+            region.unlink()
+            removed.append(region.name)
+    return removed
+
+
+def _regions(folder: Path, prefix: str) -> list[Path]:
+    return [path for path in _own_files(folder, f"{prefix}*") if not path.name.endswith(_LOCK)]
+
+
+def _own_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the plain files of this user, by name."""
+    found = []
+    for path in sorted(folder.glob(pattern)):
+        with _alone(path):
+            if _is_own_file(path.lstat()):
+                found.append(path)
+    return found
+
+
+def _is_own_file(found: os.stat_result) -> bool:
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """Open one of our own plain files: it may have become a link, or another user's, since it was looked for."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if not _is_own_file(os.fstat(descriptor)):
+            raise FileNotFoundError
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let what fails for ``path`` fail for it alone; that it is gone meanwhile is no failure."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        _log.warning("%s is left as it is: %s", path, error)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dmsh_serving.errors import CheckError, InputError, MissingError
+from dmsh_serving.errors import CheckError, DmshError, InputError, MissingError
 from dmsh_serving.triton.repository import write_repository
-from dmsh_serving.triton.server import launcher
+from dmsh_serving.triton.server import launcher, shared_memory
 from dmsh_serving.triton.server.launcher import TritonServer, free_ports
 from dmsh_serving.triton.server.log import error_from_log
 from dmsh_serving.triton.server.served_config import EncoderConfig, read_encoder_config
@@ -127,3 +127,47 @@ def test_who_holds_the_port_before_triton_does_not_get_the_key(tmp_path):
         server._served_ensembles()
         assert any(server._control_key.encode() in line for line in heard)
         listener.shutdown()
+
+
+@pytest.fixture
+def startable(tmp_path, monkeypatch):
+    """A server whose start comes to its thread, without a Triton on this machine."""
+    for name in ("check_repository", "check_ports", "check"):
+        monkeypatch.setattr(launcher.preflight, name, lambda *_: None)
+    monkeypatch.setattr(launcher.triton_home, "find", lambda *_: None)
+    monkeypatch.setattr(shared_memory, "sweep", lambda: None)
+    monkeypatch.setattr(shared_memory.RegionPrefix.__init__, "__defaults__", (tmp_path,))
+    return TritonServer(tmp_path, log_file=tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (InputError("no gallery there"), "no gallery there"),
+        (OSError(24, "Too many open files"), "Triton cannot run: [Errno 24] Too many open files"),
+        (ValueError("odd"), "Triton cannot run: ValueError('odd')"),
+    ],
+)
+@pytest.mark.parametrize("also", ["nothing", "_end", "release"])
+def test_a_start_says_what_failed_first_and_never_hangs(startable, monkeypatch, error, said, also):
+    def fail(failure):
+        raise failure
+
+    monkeypatch.setattr(startable, "_launch", lambda: fail(error))
+    if also == "release":
+        monkeypatch.setattr(shared_memory.RegionPrefix, also, lambda _: fail(PermissionError(1, "not permitted")))
+    elif also == "_end":
+        monkeypatch.setattr(startable, also, lambda _: fail(LookupError("odd as well")))
+    told = []
+
+    def start():
+        try:
+            startable.start()
+        except DmshError as failure:
+            told.append(str(failure))
+
+    starting = threading.Thread(target=start, daemon=True)
+    starting.start()
+    starting.join(60)
+    assert told == [said]
+    assert also != "_end" or not list(startable._regions._folder.glob("dmsh-triton-*")), "the regions are not released"

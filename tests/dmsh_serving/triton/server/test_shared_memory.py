@@ -1,8 +1,13 @@
 import fcntl
 import os
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from dmsh_serving.triton.server import shared_memory
 from dmsh_serving.triton.server.shared_memory import RegionPrefix, sweep
 
 HOLD_THE_LOCK = "import sys; sys.stdin.read()"
@@ -68,3 +73,108 @@ def test_the_lock_is_really_held(tmp_path):
         finally:
             prefix.release()
     raise AssertionError("a second process could take the lock")
+
+
+@pytest.mark.parametrize("name", ["", "0", "0123456789ab", "0123456789ab-x", "0123456789AB-", "../0123456789ab-"])
+def test_a_forged_lock_takes_no_region_from_a_living_server(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0123456789ab")
+    folder = tmp_path / "shm"
+    folder.mkdir()
+    used = region(folder, RegionPrefix(folder))
+    forged = folder / f"dmsh-triton-{name}.lock"
+    if "/" in name:
+        (folder / "dmsh-triton-..").mkdir()
+    forged.touch()
+    assert sweep(folder) == []
+    assert used.exists()
+    assert forged.exists()
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file elsewhere, which links in the shared memory may lead to, and that folder."""
+    path = tmp_path / "victim"
+    path.write_text("mine")
+    path.chmod(0o644)
+    folder = tmp_path / "shm"
+    folder.mkdir()
+    return path, folder
+
+
+def test_what_is_no_plain_file_is_neither_followed_nor_closed_nor_removed(victim):
+    path, folder = victim
+    prefix = RegionPrefix(folder)
+    used = region(folder, prefix)
+    used.chmod(0o666)
+    (folder / f"{prefix.name}link").symlink_to(path)
+    (folder / f"{prefix.name}broken").symlink_to(folder / "absent")
+    (folder / f"{prefix.name}folder").mkdir(0o755)
+    os.mkfifo(folder / f"{prefix.name}pipe", 0o644)
+    others = {
+        entry.name: entry.lstat().st_mode for entry in folder.iterdir() if not entry.is_file() or entry.is_symlink()
+    }
+    prefix.close_to_others()
+    assert (mode(used), mode(path)) == (0o600, 0o644)
+    prefix.release()
+    assert {entry.name: entry.lstat().st_mode for entry in folder.iterdir()} == others
+    assert len(others) == 4
+
+
+def test_a_region_that_becomes_a_link_after_it_was_looked_for_is_not_followed(victim, monkeypatch, caplog):
+    path, folder = victim
+    prefix = RegionPrefix(folder)
+    link = folder / f"{prefix.name}link"
+    link.symlink_to(path)
+    monkeypatch.setattr(shared_memory, "_own_files", lambda *_: [link])
+    prefix.close_to_others()
+    assert mode(path) == 0o644
+    assert caplog.text.count("is left as it is") == 1
+
+
+def test_a_lock_that_is_a_link_sweeps_nothing(victim):
+    path, folder = victim
+    (folder / "dmsh-triton-0123456789ab-.lock").symlink_to(path)
+    (folder / "dmsh-triton-0123456789ab-region").touch()
+    assert sweep(folder) == []
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_another_users_files_of_our_names_are_left_alone_and_stop_nothing(tmp_path):
+    prefix = RegionPrefix(tmp_path)
+    theirs = region(tmp_path, prefix)
+    swept = tmp_path / "dmsh-triton-0123456789ab-.lock"
+    swept.touch()
+    for path in (theirs, swept):
+        path.chmod(0o644)
+        os.chown(path, 65534, 65534)
+    prefix.close_to_others()
+    prefix.release()
+    assert sweep(tmp_path) == []
+    assert (mode(theirs), mode(swept)) == (0o644, 0o644)
+
+
+def test_a_file_that_cannot_be_removed_is_told_and_the_others_are_removed(tmp_path, monkeypatch, caplog):
+    prefix = RegionPrefix(tmp_path)
+    paths = [tmp_path / f"{prefix.name}{letter}" for letter in "abc"]
+    for path in paths:
+        path.touch()
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path.name.endswith(("b", ".lock")):
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    prefix.release()
+    lock = tmp_path / f"{prefix.name}.lock"
+    assert sorted(tmp_path.iterdir()) == [lock, paths[1]]
+    assert [f"{path} is left as it is" in caplog.text for path in (paths[1], lock)] == [True, True]
+    assert sweep(tmp_path) == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(prefix.descriptor)
