@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -20,7 +19,7 @@ from dmsh_serving.errors import DmshError, InputError
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.examination import Examinations
-from dmsh_serving.web.http.abandoned import AbandonedError, unless_abandoned
+from dmsh_serving.web.http.abandoned import AbandonedError, in_thread, unless_abandoned
 from dmsh_serving.web.http.files import OwnFiles
 from dmsh_serving.web.http.guard import Guard
 from dmsh_serving.web.http.problems import ProblemError, handle
@@ -133,7 +132,7 @@ class Web:
         if not ready:
             raise ProblemError(503, f"the Triton at {self.settings.triton} is not ready to search")
         await self.searches.check_model()
-        collection = None if self.gallery is None else await run_in_threadpool(self.gallery.current)
+        collection = None if self.gallery is None else await in_thread(self.gallery.current)
         return JSONResponse(
             {
                 "version": None if collection is None else collection.version,
@@ -156,8 +155,8 @@ class Web:
         for column, value in request.query_params.multi_items():
             chosen.setdefault(column, []).append(value)
         where = tuple((column, tuple(values)) for column, values in chosen.items())
-        collection = await run_in_threadpool(self.gallery.current)
-        return JSONResponse({"columns": await run_in_threadpool(self.metadata.counts, collection, where)})
+        collection = await in_thread(self.gallery.current)
+        return JSONResponse({"columns": await in_thread(self.metadata.counts, collection, where)})
 
     async def openapi(self, request: Request) -> Response:
         """GET /v1/openapi.json."""
@@ -189,7 +188,7 @@ class Web:
         if key not in self.originals:
             raise ProblemError(404, f"no image has the key {key!r}")
         async with self._rendering:
-            data = await run_in_threadpool(lambda: rendered(self.originals.read(key), VIEW_BOX, key))
+            data = await in_thread(lambda: rendered(self.originals.read(key), VIEW_BOX, key))
         return Response(data, headers={"cache-control": _SHOWN}, media_type=MEDIA_TYPE)
 
     async def thumbnail(self, request: Request) -> Response:
@@ -225,13 +224,13 @@ class Web:
         return Response(body, headers={"cache-control": "no-store"}, media_type="application/octet-stream")
 
     async def _read_thumbnail(self, key: str) -> tuple[str, bytes]:
-        tag = await run_in_threadpool(self.thumbnails.tag, key)
+        tag = await in_thread(self.thumbnails.tag, key)
         if tag is None:
             raise ProblemError(404, f"no image has the key {key!r}")
-        data = await run_in_threadpool(self.thumbnails.kept, tag)
+        data = await in_thread(self.thumbnails.kept, tag)
         if data is None:
             async with self._rendering:
-                data = await run_in_threadpool(self.thumbnails.made, key, tag)
+                data = await in_thread(self.thumbnails.made, key, tag)
         self.thumbnails.hold(key, tag, data)
         return tag, data
 
@@ -239,15 +238,18 @@ class Web:
         """Answer with what ``work`` returns, unless too many wait already or the client goes away."""
         if self._in_flight >= MOST_AT_ONCE:
             raise ProblemError(503, f"{MOST_AT_ONCE} searches are in flight already: try again")
+        working = asyncio.ensure_future(work())
         self._in_flight += 1
+        working.add_done_callback(self._ended)  # not with the request, whose work may be in a thread yet
         try:
             # Each step of a search has its own time; this ends what none of them would.
             async with asyncio.timeout(seconds or 4 * self.settings.timeout):
-                found = await unless_abandoned(request, work())
+                found = await unless_abandoned(request, working)
         except AbandonedError:
             return Response(status_code=_CLOSED)
         except TimeoutError:
             raise ProblemError(504, "the answer took too long") from None
-        finally:
-            self._in_flight -= 1
         return JSONResponse(found, headers={"cache-control": "no-store"})
+
+    def _ended(self, _: asyncio.Future[Any]) -> None:
+        self._in_flight -= 1

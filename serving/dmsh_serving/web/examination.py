@@ -6,10 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
-from starlette.concurrency import run_in_threadpool
-
 from dmsh_serving.web.codes import care
 from dmsh_serving.web.codes.collection import Collection, GalleryFolder
+from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.questions import json_id
 from dmsh_serving.web.pictures.originals import Originals
 
@@ -66,16 +65,12 @@ class Examinations:
     async def _kept(
         self, name: tuple[object, ...], examined: Callable[[Collection, threading.Event], dict[str, Any]]
     ) -> dict[str, Any]:
-        collection = await run_in_threadpool(self._gallery.current)
+        collection = await in_thread(self._gallery.current)
         name = (collection.version, *name)
         async with self._lock:
             if name not in self._found:
                 stop = threading.Event()
-                try:
-                    found = await run_in_threadpool(examined, collection, stop)
-                except asyncio.CancelledError:
-                    stop.set()
-                    raise
+                found = await in_thread(examined, collection, stop, stop=stop)
                 self._found[name] = {"gallery_version": collection.version, **found}
                 while len(self._found) > _KEPT:
                     self._found.popitem(last=False)

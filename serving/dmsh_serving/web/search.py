@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from starlette.concurrency import run_in_threadpool
 
 from dmsh_serving.codes import check_codes
 from dmsh_serving.contract import MAX_K
@@ -21,6 +20,7 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.web.codes.collection import Collection, GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.codes.ranking import Cursor, Examples, Ranking, ranking_of
+from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.http.questions import Box, Example, Question, json_id
 from dmsh_serving.web.pictures.originals import Originals
@@ -116,7 +116,7 @@ class Searches:
         """Raise :class:`ProblemError` if the gallery's codes are another model's than the one that Triton serves."""
         if self._gallery is None:
             return
-        collection = await run_in_threadpool(self._gallery.current)
+        collection = await in_thread(self._gallery.current)
         if collection.fingerprint != (await self._steps.code_space()).fingerprint:
             raise ProblemError(
                 409, f"{self._gallery.folder} belongs to another model than the Triton serves: give --gallery its own"
@@ -129,8 +129,8 @@ class Searches:
             return Resolved(example.code)
         collection = None
         if self._gallery is not None and example.file is None and example.box is None:
-            collection = await run_in_threadpool(self._gallery.current)
-            place = await run_in_threadpool(_place_of, collection, example)
+            collection = await in_thread(self._gallery.current)
+            place = await in_thread(_place_of, collection, example)
             if place is not None:
                 said = {"id": json_id(int(collection.ids[place])), "key": collection.key_at(place)}
                 return Resolved(collection.codes[place].tobytes(), said)
@@ -144,7 +144,7 @@ class Searches:
         if data is None:
             if example.key is None or example.key not in self._originals:
                 raise ProblemError(404, f"no image has the key {example.key!r}")
-            data = await run_in_threadpool(self._originals.read, example.key)
+            data = await in_thread(self._originals.read, example.key)
         started = time.perf_counter()
         if example.box is not None:
             data = await self._cut(data, example.box)
@@ -160,12 +160,12 @@ class Searches:
 
     async def _cut(self, data: bytes, box: Box) -> bytes:
         async with self._cutting:
-            return await run_in_threadpool(cut_out, data, box)
+            return await in_thread(cut_out, data, box)
 
     async def bits(self) -> int:
         """Return the bits of a code."""
         if self._gallery is not None:
-            return (await run_in_threadpool(self._gallery.current)).bits
+            return (await in_thread(self._gallery.current)).bits
         return (await self._steps.code_space()).bits
 
     async def _check_code(self, code: bytes) -> None:
@@ -234,9 +234,9 @@ class Searches:
         self, gallery: GalleryFolder, question: Question, like: list[Resolved], unlike: list[Resolved]
     ) -> Page:
         if question.version is None:
-            collection = await run_in_threadpool(gallery.current)
+            collection = await in_thread(gallery.current)
         else:
-            found = gallery.held(question.version) or await run_in_threadpool(gallery.at, question.version)
+            found = gallery.held(question.version) or await in_thread(gallery.at, question.version)
             if found is None:
                 raise ProblemError(410, _CHANGED)
             collection = found
@@ -244,7 +244,7 @@ class Searches:
             np.frombuffer(b"".join(each.code for each in examples), np.uint8).reshape(-1, collection.codes.shape[1])
             for examples in (like, unlike)
         ]
-        order = await run_in_threadpool(self._ranking, collection, Examples(*codes), question)
+        order = await in_thread(self._ranking, collection, Examples(*codes), question)
         start = 0 if question.after is None else order.after(question.after)
         total = order.within(question.radius)
         given = slice(start, max(start, min(start + question.k, total)))
@@ -285,12 +285,12 @@ class Searches:
     ) -> dict[str, Any]:
         if page.version != self._version:  # a new version may name new files
             self._version = page.version
-            await run_in_threadpool(self._originals.refresh)
+            await in_thread(self._originals.refresh)
         collection = None
         if self._gallery is not None:
-            collection = self._gallery.held(page.version) or await run_in_threadpool(self._gallery.at, page.version)
+            collection = self._gallery.held(page.version) or await in_thread(self._gallery.at, page.version)
         if not self._originals.are_sized(page.keys):
-            await run_in_threadpool(lambda: [self._originals.size(key) for key in page.keys])
+            await in_thread(lambda: [self._originals.size(key) for key in page.keys])
         codes: list[str | None] = [None] * len(page.ids)
         if collection is not None:
             places = [collection.place_of_id(number) for number in page.ids]

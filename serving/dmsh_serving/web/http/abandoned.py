@@ -1,23 +1,28 @@
-"""Work that ends when nobody waits for its answer any more."""
+"""Work that ends when nobody waits for its answer any more; a thread cannot be ended, so it keeps what it was given."""
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, TypeVarTuple
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 __all__ = ["AbandonedError"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class AbandonedError(Exception):
     """The client closed the connection before its answer was there."""
 
 
-async def unless_abandoned(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_abandoned(request: Request, work: Awaitable[T]) -> T:
     """Return what ``work`` returns, and cancel it when the client of ``request``, whose body was read, goes away.
+
+    A work that is cancelled is not waited for: it may be in a thread, see :func:`in_thread`.
 
     Raises:
         AbandonedError: it did.
@@ -30,10 +35,40 @@ async def unless_abandoned(request: Request, work: Coroutine[Any, Any, T]) -> T:
             return working.result()
         raise AbandonedError
     finally:
+        working.add_done_callback(_forget)
         for each in (working, left):
             each.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await each
+
+
+async def in_thread(work: Callable[[*Ts], T], *given: *Ts, stop: threading.Event | None = None) -> T:
+    """Return what ``work(*given)`` returns in a thread of Starlette's pool.
+
+    If the caller is cancelled, ``stop`` is set, a work that has not begun never does, and the cancellation goes on only
+    when the thread is done: the semaphores, locks and counters that the caller holds are held as long as the thread is
+    busy.
+    """
+    stop = stop or threading.Event()
+
+    def unless_stopped() -> T:
+        if stop.is_set():
+            raise AbandonedError
+        return work(*given)
+
+    running = asyncio.ensure_future(run_in_threadpool(unless_stopped))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop.set()
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({running})
+        raise
+
+
+def _forget(work: asyncio.Future[Any]) -> None:
+    """Look at an error that nobody waits for: asyncio would log it."""
+    if not work.cancelled():
+        work.exception()
 
 
 async def _left(request: Request) -> None:

@@ -1,20 +1,28 @@
 """A client that goes away ends its work."""
 
 import asyncio
+import threading
+from functools import partial
 
 import pytest
 
-from dmsh_serving.web.http.abandoned import AbandonedError, unless_abandoned
+from dmsh_serving.web import app
+from dmsh_serving.web.app import Web
+from dmsh_serving.web.http.abandoned import AbandonedError, in_thread, unless_abandoned
+from dmsh_serving.web.http.problems import ProblemError
+from dmsh_serving.web.settings import WebSettings
 
 
 class Client:
-    """A request whose client goes away after so many seconds."""
+    """A request whose client goes away after so many seconds, or once something has begun."""
 
-    def __init__(self, seconds):
-        self.seconds = seconds
+    def __init__(self, seconds=0, until=None):
+        self.seconds, self.until = seconds, until
 
     async def receive(self):
         await asyncio.sleep(self.seconds)
+        if self.until is not None:
+            await until(self.until)
         return {"type": "http.disconnect"}
 
 
@@ -63,3 +71,85 @@ def test_a_caller_that_is_cancelled_takes_its_work_along():
 
     asyncio.run(caller())
     assert ended == ["ended"]
+
+
+class Blocking:
+    """Work for a thread, which goes on until it is let go."""
+
+    def __init__(self):
+        self.begun, self.let_go, self.done = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self):
+        self.begun.set()
+        assert self.let_go.wait(60)
+        self.done.set()
+
+
+async def until(event):
+    while not event.is_set():
+        await asyncio.sleep(0.001)
+
+
+def test_what_a_cancelled_caller_holds_is_held_until_its_thread_is_done():
+    work = Blocking()
+
+    async def caller(slot):
+        async with slot:
+            await in_thread(work)
+
+    async def played():
+        slot = asyncio.Semaphore(1)
+        calling = asyncio.ensure_future(caller(slot))
+        await until(work.begun)
+        for _ in range(3):  # however often
+            calling.cancel()
+            await asyncio.sleep(0.01)
+            assert slot.locked()
+        work.let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        assert work.done.is_set()
+        assert not slot.locked()
+
+    asyncio.run(played())
+
+
+def test_a_thread_is_told_to_stop_and_one_that_waits_for_its_turn_never_begins():
+    ran = []
+
+    async def played():
+        first, stop = Blocking(), threading.Event()
+        busy = [asyncio.ensure_future(in_thread(first)) for _ in range(40)]  # all threads of the pool
+        await until(first.begun)
+        waiting = asyncio.ensure_future(in_thread(ran.append, 1, stop=stop))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await until(stop)
+        first.let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.gather(*busy)
+
+    asyncio.run(played())
+    assert ran == []
+
+
+def test_an_abandoned_search_keeps_its_place_until_its_thread_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "MOST_AT_ONCE", 2)
+    (tmp_path / "images").mkdir()
+    web = Web(WebSettings(triton="127.0.0.1:1", images=tmp_path / "images", cache=tmp_path / "cache"))
+    threads = [Blocking(), Blocking()]
+
+    async def played():
+        for each in threads:
+            answer = await web._working(Client(until=each.begun), partial(in_thread, each))
+            assert answer.status_code == 499
+        with pytest.raises(ProblemError, match="2 searches are in flight already"):
+            await web._working(Client(60), lambda: in_thread(int))
+        for each in threads:
+            each.let_go.set()
+        while web._in_flight:
+            await asyncio.sleep(0.001)
+        assert (await web._working(Client(60), lambda: in_thread(int))).body == b"0"
+
+    asyncio.run(played())
