@@ -20,6 +20,7 @@ MOST_CELLS: Final = 64  # of a side of the correlation plot
 _SAMPLE: Final = 100_000
 _SAMPLE_PAIRS: Final = 200_000
 _QUERIES_A_STEP: Final = 512
+_HITS_A_STEP: Final = 1 << 23  # some 300 MB, if every code is within the radius
 _STRONGEST: Final = 10
 
 
@@ -82,14 +83,16 @@ def duplicates(
 
     Args:
         collection: the images.
-        radius: at least 0.
+        radius: from 0 to the bits of a code.
         groups, members: how many groups are listed, and how many images of each.
         stop: set by whoever does not need the result any more.
 
     Raises:
-        InputError: too many different codes or pairs: choose a smaller radius.
+        InputError: a radius out of range, too many different codes, or too many pairs.
         StoppedError: ``stop`` was set.
     """
+    if not 0 <= radius <= collection.bits:
+        raise InputError(f"radius = {radius} is out of range: codes of {collection.bits} bits are 0 to that far apart")
     distinct, of = _distinct(collection.codes)
     labels = np.arange(len(distinct))
     if radius > 0:
@@ -140,17 +143,18 @@ def _pairs(distinct: Codes, radius: int, stop: threading.Event | None) -> npt.ND
     """Return every pair (P, 2) of different codes within ``radius``."""
     found: list[npt.NDArray[np.int64]] = []
     count = 0
-    for start in range(0, len(distinct), _QUERIES_A_STEP):
+    step = max(1, min(_QUERIES_A_STEP, _HITS_A_STEP // max(1, len(distinct))))
+    for start in range(0, len(distinct), step):
         if stop is not None and stop.is_set():
             raise StoppedError
-        queries = distinct[start : start + _QUERIES_A_STEP]
+        queries = distinct[start : start + step]
         hits = search_radius(queries, distinct, radius)
         first = np.repeat(np.arange(start, start + len(queries)), np.diff(hits.offsets))
         later = hits.rows > first
-        found.append(np.stack([first[later], hits.rows[later]], axis=1))
-        count += len(found[-1])
+        count += int(np.count_nonzero(later))
         if count > MOST_PAIRS:
             raise InputError(f"over {MOST_PAIRS:,} pairs are within {radius} bits: choose a smaller radius")
+        found.append(np.stack([first[later], hits.rows[later]], axis=1))
     return np.concatenate([np.empty((0, 2), np.int64), *found])
 
 

@@ -1,6 +1,7 @@
 """What is said of a gallery is true of every pair and every bit."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -62,6 +63,25 @@ def test_too_much_work_is_refused_with_what_to_do(monkeypatch):
     with pytest.raises(InputError, match="300 different codes are too many"):
         care.duplicates(held, 1, groups=1, members=1)
     assert care.duplicates(held, 0, groups=1, members=1).count == 0
+
+
+def test_the_memory_that_a_large_radius_takes_is_bounded():
+    held = collection(uniform_codes(60_000, 64, 0), 64)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="over 5,000,000 pairs are within 64 bits: choose a smaller radius"):
+            care.duplicates(held, 64, groups=1, members=1)
+        assert tracemalloc.get_traced_memory()[1] < 400 << 20  # with 512 queries at once, it is 745 MB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("radius", [-1, 66, 1024])
+def test_a_radius_that_no_two_codes_can_be_apart_is_refused(radius):
+    held = collection(uniform_codes(9, 65, 0), 65)
+    with pytest.raises(InputError, match=f"radius = {radius} is out of range: codes of 65 bits are 0 to that far"):
+        care.duplicates(held, radius, groups=1, members=1)
+    assert care.duplicates(held, 65, groups=1, members=9).groups[0].places.tolist() == list(range(9))
 
 
 def test_nobody_waiting_ends_the_work():
