@@ -21,7 +21,7 @@ machine. The rules, in order, of version 2; version 1 differs in rule 2 alone, a
 import contextlib
 import io
 import warnings
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ __all__ = [
     "image_from_bytes",
     "image_from_pixels",
     "rgb_from_bytes",
+    "size_from_header",
 ]
 
 # Rules 1 to 6 by version. Fingerprints are made of these texts: one that was used never changes.
@@ -76,6 +77,7 @@ _TRANSPOSE_OF_ORIENTATION: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING: Final = (5, 6, 7, 8)  # orientations that exchange width and height
 _REFUSED_FORMATS: Final = (
     (0, b"%PDF", "PDF"),
     (0, b"8BPS", "Photoshop"),
@@ -174,6 +176,37 @@ def image_from_pixels(
 ) -> npt.NDArray[np.uint8]:
     """Bring decoded pixels (H, W, 3) uint8, RGB, to (image_size, image_size, 3) by rule 7 of this module."""
     return np.asarray(_framed(Image.fromarray(pixels), image_size, framing))
+
+
+def size_from_header(file: BinaryIO, name: str) -> tuple[int, int]:
+    """Return width and height in pixels of an image file, upright, as its header states them: no pixel is decoded.
+
+    Raises:
+        InputError: too large to be decoded; whatever else is wrong with it may raise nearly any error.
+    """
+    kind = file.read(4)
+    file.seek(0)
+    data = file.read() if kind in (b"\x89PNG", b"GIF8") else b""
+    check_blocks(data, name)
+    with Image.open(file, formats=FORMATS) as image:
+        check_size(image.size, name)
+        if late := _last_exif_of_png(data):
+            image.info["exif"] = late
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)  # a PNG's own method decodes it to find all
+        width, height = image.size
+        return (height, width) if orientation in _LYING else (width, height)
+
+
+def _last_exif_of_png(data: bytes) -> bytes | None:
+    """Return the EXIF block that Pillow has once it has read all of a PNG; None for anything else."""
+    found, position = None, 8
+    while data.startswith(b"\x89PNG") and position < len(data):
+        start = position + 8
+        end = start + int.from_bytes(data[position : position + 4])
+        if data[position + 4 : start] == b"eXIf":
+            found = data[start:end]
+        position = end + 4
+    return found
 
 
 def _open(data: bytes, name: str) -> Image.Image:

@@ -6,17 +6,13 @@ import time
 from pathlib import Path
 from typing import Final
 
-from PIL import Image
-
 from dmsh_serving.errors import InputError
-from dmsh_serving.images.decode import FORMATS, MAX_FILE_BYTES
+from dmsh_serving.images.decode import MAX_FILE_BYTES, size_from_header
 from dmsh_serving.images.read import image_paths
 
 __all__ = ["Originals", "Size"]
 
-_ORIENTATION: Final = 0x0112
 _FRESH_SECONDS: Final = 1.0
-_TURNED: Final = (5, 6, 7, 8)
 
 Size = tuple[int, int]
 """Width and height in pixels, upright."""
@@ -75,7 +71,7 @@ class Originals:
         """Return the size that the image's header states, or None if there is no such image."""
         if key not in self._sizes:
             path = self.path(key)
-            self._sizes[key] = None if path is None else _size_of(path)
+            self._sizes[key] = None if path is None else _size_of(path, key)
         return self._sizes[key]
 
     def are_sized(self, keys: list[str]) -> bool:
@@ -86,11 +82,11 @@ class Originals:
         return {path.relative_to(self._folder).as_posix(): path for path in image_paths(self._folder)}
 
 
-def _size_of(path: Path) -> Size | None:
+def _size_of(path: Path, key: str) -> Size | None:
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
-            return (height, width) if turned else (width, height)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            return None
+        with path.open("rb") as file:
+            return size_from_header(file, key)
     except Exception:  # a decoder fed hostile bytes raises nearly anything; such a file is shown as missing
         return None

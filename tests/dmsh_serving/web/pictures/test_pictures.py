@@ -2,12 +2,14 @@
 
 import io
 import os
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.decode import rgb_from_bytes
 from dmsh_serving.web.pictures import originals as originals_module
 from dmsh_serving.web.pictures import thumbnails as thumbnails_module
 from dmsh_serving.web.pictures.originals import Originals
@@ -64,6 +66,41 @@ def test_sizes_are_upright_and_what_is_no_image_has_none(folder):
     assert [originals.size(key) for key in keys] == [(800, 400), (400, 800), None, None]
     assert originals.are_sized(keys)
     assert originals.known_size("a/wide.jpg") == (800, 400)
+
+
+def chunk(kind, data):
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+
+def png(width, height, pixels, *after):
+    """A PNG, grey; ``pixels`` are compressed, ``after`` are chunks behind them."""
+    header = chunk(b"IHDR", width.to_bytes(4) + height.to_bytes(4) + bytes([8, 0, 0, 0, 0]))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join([chunk(b"IDAT", pixels), *after, chunk(b"IEND", b"")])
+
+
+def test_a_size_is_read_from_a_png_s_header_and_its_exif_wherever_that_is_without_decoding_a_pixel(folder, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = png(3, 2, zlib.compress(bytes(2 * 4)), chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    assert rgb_from_bytes(turned).size == (2, 3)
+    (folder / "turned.png").write_bytes(turned)
+    Image.new("L", (3, 2)).save(folder / "early.png", exif=exif)
+    (folder / "plain.png").write_bytes(png(3, 2, zlib.compress(bytes(2 * 4))))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    originals = Originals(folder)
+    sizes = [originals.size(key) for key in ("turned.png", "early.png", "plain.png", "a/turned.jpg")]
+    assert sizes == [(2, 3), (2, 3), (3, 2), (400, 800)]
+
+
+def test_a_decompression_bomb_has_no_size_and_is_refused_in_one_line(folder, tmp_path):
+    (folder / "bomb.png").write_bytes(png(9000, 9000, zlib.compress(bytes(9001 * 9000), 1)))  # 81 MB in 0.4 MB
+    (folder / "flood.png").write_bytes(png(1, 1, zlib.compress(bytes(2)), chunk(b"tEXt", b"") * 70_000))
+    originals = Originals(folder)
+    thumbnails = Thumbnails(originals, tmp_path / "cache", 1 << 20)
+    for key, said in (("bomb.png", "9000 x 9000 pixels is too large"), ("flood.png", "more than 65536 blocks")):
+        assert originals.size(key) is None
+        with pytest.raises(InputError, match=rf"^{key}: .*{said}.*$"):
+            thumbnails.made(key, thumbnails.tag(key))
 
 
 def test_new_files_are_seen_after_a_refresh_and_a_folder_that_breaks_changes_nothing(folder, monkeypatch):
