@@ -95,6 +95,7 @@ def pull(
         contents.keys,
         bits=version.bits,
         fingerprint=version.fingerprint,
+        next_id=version.next_id,
         overwrite=overwrite,
     )
     typer.echo(f"wrote {snapshot.count:,} codes of version {version.version} to {out}, version {snapshot.version}")

@@ -17,6 +17,7 @@ __all__ = ["PASSWORD", "Address", "is_address"]
 PASSWORD: Final = "DMSH_CLICKHOUSE_PASSWORD"
 _SERVER, _EMBEDDED = "clickhouse", "chdb"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,47}")
+_LOCAL: Final = "_local"
 _OPTIONS: Final = {"secure", "ca", "cluster", "timeout"}
 _FORM: Final = "clickhouse://[user@]host[:port]/database/gallery"
 _DEFAULT_TIMEOUT_SECONDS: Final = 30
@@ -71,6 +72,10 @@ class Address:
             raise InputError(f"{wrong}: write {_FORM}")
         for name in names:
             _check_name(name, wrong)
+        if names[1].endswith(_LOCAL):
+            raise InputError(
+                f"{wrong}: {names[1]!r} ends in {_LOCAL}, which names another gallery's tables on a cluster"
+            )
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         if unknown := sorted(options.keys() - _OPTIONS):
             raise InputError(f"{wrong}: it has no option {unknown[0]}, it has {', '.join(sorted(_OPTIONS))}")

@@ -15,7 +15,18 @@ from dmsh_serving.clickhouse.connection import Connection
 from dmsh_serving.clickhouse.schema import Tables
 from dmsh_serving.errors import InputError
 
-__all__ = ["Published", "Segment", "current", "history", "publish", "quoted", "sweep", "synced"]
+__all__ = [
+    "GRACE_SECONDS",
+    "Published",
+    "Segment",
+    "current",
+    "history",
+    "publish",
+    "quoted",
+    "superseded_seconds",
+    "sweep",
+    "synced",
+]
 
 GRACE_SECONDS: Final = 600
 """A version that was superseded this long ago has no readers left; see :mod:`dmsh_serving.clickhouse.search`."""
@@ -102,6 +113,21 @@ def history(connection: Connection, tables: Tables) -> list[Published]:
     return _rows(connection, tables, "ORDER BY number DESC") if exists else []
 
 
+def superseded_seconds(connection: Connection, tables: Tables, version: Published) -> float:
+    """Return for how long ``version`` has been neither the one that serves nor the one before it; 0 if it is.
+
+    Raises:
+        InputError: it is no version of the gallery any more.
+    """
+    (newest,), (milliseconds,) = connection.columns(
+        f"SELECT max(number), dateDiff('millisecond', minIf(published, number = {version.number + 1}), now64(3)) "
+        f"FROM {tables.galleries} WHERE gallery = {quoted(tables.address.gallery)} AND number >= {version.number}"
+    )
+    if newest < version.number:
+        raise InputError(f"{tables.address} has no version {version.version} any more: push the gallery again")
+    return 0.0 if newest <= version.number + 1 else milliseconds / 1000
+
+
 def publish(connection: Connection, tables: Tables, version: Published, *, after: Published | None) -> Published:
     """Publish ``version`` as the one that follows ``after``, by one insert; return it with its number.
 
@@ -119,7 +145,15 @@ def publish(connection: Connection, tables: Tables, version: Published, *, after
     )
     found = _rows(connection, tables, f"AND number = {number}")
     if [each.version for each in found] != [name]:
-        raise InputError(f"{tables.address} was changed by another process meanwhile: do it again")
+        raise InputError(
+            f"{tables.address} was changed by another process meanwhile: do it again"
+            + (
+                ""
+                if found
+                else f"; if nothing else changes it, rows of {tables.galleries} were deleted by hand, and "
+                "the server takes a number that it saw before for a repetition: push under another name"
+            )
+        )
     return found[0]
 
 
@@ -160,7 +194,15 @@ def synced(connection: Connection, tables: Tables) -> None:
 
 
 def quoted(text: str) -> str:
-    """Return a string as SQL."""
+    """Return a string as SQL.
+
+    Raises:
+        InputError: not text, such as half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{text!r} is not text: UTF-8 cannot hold it") from None
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

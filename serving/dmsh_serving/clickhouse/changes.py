@@ -1,5 +1,6 @@
 """Change a gallery in ClickHouse, or bring it back: remove, rollback, compact, pull."""
 
+import contextlib
 import secrets
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from dmsh_serving.clickhouse.address import Address
 from dmsh_serving.clickhouse.catalogue import Published, Segment, current, history, publish, quoted, sweep, synced
 from dmsh_serving.clickhouse.connection import PATIENT_SECONDS, Connection
 from dmsh_serving.clickhouse.lease import Lease
-from dmsh_serving.clickhouse.push import MAX_REMOVED, Progress, check_rows
+from dmsh_serving.clickhouse.push import MAX_REMOVED, Progress, check_rows, copy_removed
 from dmsh_serving.clickhouse.rows import numbers_sql
 from dmsh_serving.clickhouse.schema import Tables
 from dmsh_serving.clickhouse.search import ids_sql, live_sql
@@ -20,7 +21,7 @@ from dmsh_serving.gallery.keys import Keys, joined_keys
 from dmsh_serving.gallery.part import Ids, ascending_ids
 from dmsh_serving.gallery.snapshot import Contents
 
-__all__ = ["compact", "ids_of_remote_keys", "pull", "remove", "rollback"]
+__all__ = ["checked", "compact", "ids_of_remote_keys", "pull", "remove", "rollback"]
 
 _QUERY_BYTES = 1 << 16  # of a statement, beside its list of ids
 _SHOWN = 5
@@ -48,11 +49,7 @@ def remove(address: Address, ids: Ids) -> Published:
             raise InputError(f"{address} has no id {shown}" + (" and others" if len(unknown) > _SHOWN else ""))
         batch, count = secrets.randbits(63) or 1, old.removed_count + len(wanted)
         connection.run(f"INSERT INTO {tables.removed} SELECT {batch}, segment, id {found}", **size)
-        if old.removed_count:
-            connection.run(
-                f"INSERT INTO {tables.removed} SELECT {batch}, segment, id FROM {tables.removed} "
-                f"WHERE batch = {old.removed}"
-            )
+        copy_removed(connection, tables, old.removed, batch)
         synced(connection, tables)
         written = connection.value(f"SELECT count() FROM {tables.removed} WHERE batch = {batch}")
         if written != count:
@@ -65,6 +62,20 @@ def remove(address: Address, ids: Ids) -> Published:
         published = publish(connection, tables, changed, after=old)
         sweep(connection, tables)
         return published
+
+
+def checked(address: Address) -> Published:
+    """Return the version that serves, once the checksums of its codes and the number of removed ids are right.
+
+    Raises:
+        InputError: there is none.
+        CheckError: rows are missing, or others than were pushed.
+    """
+    tables = Tables(address)
+    with Connection(address, timeout=PATIENT_SECONDS) as connection:
+        version = current(connection, tables)
+        _check_whole(connection, tables, version)
+        return version
 
 
 def rollback(address: Address) -> Published:
@@ -80,8 +91,12 @@ def rollback(address: Address) -> Published:
             raise InputError(f"{address} has no published version: make one with dmsh-serve gallery push")
         serving = versions[0]
         for version in versions[1:]:
-            if version.content == version.number < serving.content and _whole(connection, tables, version):
-                return publish(connection, tables, version, after=serving)
+            if version.content != version.number or version.number >= serving.content:
+                continue
+            with contextlib.suppress(CheckError):
+                _check_whole(connection, tables, version)
+                back = replace(version, next_id=serving.next_id)  # an id that was given out does not come back
+                return publish(connection, tables, back, after=serving)
         raise InputError(f"{address} has no whole version before {serving.version}: push the gallery again")
 
 
@@ -112,9 +127,10 @@ def ids_of_remote_keys(address: Address, keys: list[str]) -> Ids:
         version = current(connection, tables)
         if not version.has_keys:
             raise InputError(f"{address} has no keys: remove codes by id")
+        listed = ", ".join(map(quoted, keys))
         ids, found = connection.columns(
-            f"SELECT id, key FROM {tables.codes} WHERE {live_sql(tables, version)} AND key IN "
-            f"({', '.join(map(quoted, keys))}) ORDER BY id"
+            f"SELECT id, key FROM {tables.codes} WHERE {live_sql(tables, version)} AND key IN ({listed}) ORDER BY id",
+            max_query_size=_QUERY_BYTES + 2 * len(listed.encode()),
         ) or [(), ()]
     if unknown := sorted(set(keys).difference(found)):
         raise InputError(f"{address} has no key {', '.join(unknown[:_SHOWN])}")
@@ -168,15 +184,13 @@ def _keys(array: Any) -> Keys:
     return Keys(own - own[0], data)
 
 
-def _whole(connection: Connection, tables: Tables, version: Published) -> bool:
-    """Say whether every row of a version is still there."""
-    try:
-        for segment in version.segments:
-            check_rows(connection, tables, segment, numbers_sql(version.bits, dict(version.columns)))
-    except CheckError:
-        return False
+def _check_whole(connection: Connection, tables: Tables, version: Published) -> None:
+    """Raise :class:`CheckError` unless every row of a version is still there."""
+    for segment in version.segments:
+        check_rows(connection, tables, segment, numbers_sql(version.bits, dict(version.columns)))
     found = connection.value(f"SELECT count() FROM {tables.removed} WHERE batch = {version.removed}")
-    return bool(found == version.removed_count)
+    if found != version.removed_count:
+        raise CheckError(f"{tables.address}: {found:,} of {version.removed_count:,} removed ids are there: push again")
 
 
 def _compacted(connection: Connection, tables: Tables, version: Published) -> Published:

@@ -33,6 +33,17 @@ _NOT_NOW: Final = {
     999: "its Keeper is away",
 }
 _GONE: Final = {60, 81}  # unknown table, unknown database
+_OTHER_COLUMNS: Final = {8, 10, 16, 47}  # no such column in a table, in a file, in a block, in a query
+# A profile's limits must be errors too: some of these may say ``break``, which cuts an answer short. An asynchronous
+# insert, newer servers' default, is not told apart from its repetition.
+_ALWAYS: Final = {
+    "skip_unavailable_shards": 0,
+    "async_insert": 0,
+    "insert_deduplicate": 1,
+    **dict.fromkeys(
+        (f"{limit}_overflow_mode" for limit in ("timeout", "read", "set", "sort", "result", "transfer")), "throw"
+    ),
+}
 _FORBIDDEN: Final = {192, 193, 194, 497, 516}
 
 
@@ -97,8 +108,7 @@ class Connection:
             yield from stream
 
     def _settings(self, **own: object) -> dict[str, Any]:
-        # A shard that is missing must be an error, never a shorter answer.
-        always: dict[str, object] = {"skip_unavailable_shards": 0, "max_execution_time": self.timeout}
+        always: dict[str, object] = {**_ALWAYS, "max_execution_time": self.timeout}
         if self.address.cluster is not None:
             always |= {"max_replica_delay_for_distributed_queries": 1, "distributed_foreground_insert": 1}
             always |= {"fallback_to_stale_replicas_for_distributed_queries": 0}
@@ -119,6 +129,9 @@ class Connection:
                 if tries and time.monotonic() < start + _AGAIN_SECONDS:  # else its deadline is over
                     continue
                 self._breaker.failed(str(error.__cause__ or error))
+                raise
+            except DmshError:
+                self._breaker.answered()  # that it refuses
                 raise
             self._breaker.answered()
             return answer
@@ -143,6 +156,11 @@ class Connection:
         text = " ".join(str(error).split())[:300]
         if code in _GONE:
             return InputError(f"{self.address} is not there, or was dropped: make it with dmsh-serve gallery push")
+        if code in _OTHER_COLUMNS:
+            return InputError(
+                f"{self.address}: a table there has other columns than are needed, from another tool or from a push of "
+                f"other codes that was not finished ({text.partition(' In scope ')[0]}): drop it, or use another name"
+            )
         if code in _FORBIDDEN:
             return InputError(f"{self.address} refuses the user {self.address.user}: give it rights, or set {PASSWORD}")
         if code is None or code in _NOT_NOW:

@@ -17,7 +17,7 @@ from dmsh_serving.clickhouse.schema import Tables
 from dmsh_serving.clickhouse.search import live_sql
 from dmsh_serving.errors import CheckError, InputError
 
-__all__ = ["MAX_REMOVED", "Progress", "check_rows", "push"]
+__all__ = ["MAX_REMOVED", "Progress", "check_rows", "copy_removed", "push"]
 
 MAX_REMOVED: Final = 1 << 20
 """Removed codes that a version may have: each statement looks at them, so there must not be many."""
@@ -63,10 +63,9 @@ def push(
                 segments.append(checked.segment(incoming))
             lease.renew()
             synced(connection, tables)
-            removed, removed_count = _remove(connection, tables, source)
-            kept = old.segments if append and old is not None else ()
-            if append and old is not None:
-                removed, removed_count = old.removed, old.removed_count
+            base = old if append else None
+            kept = () if base is None else base.segments
+            removed, removed_count = _remove(connection, tables, source, base)
             new = [segment for segment in segments if segment.name not in {each.name for each in kept}]
             version = Published(
                 number=0, version="", content=0, bits=source.bits, fingerprint=source.fingerprint,
@@ -74,7 +73,7 @@ def push(
                 next_id=0, has_keys=source.has_keys, segments=(*kept, *new), removed=removed,
                 removed_count=removed_count, columns=tuple(source.kinds.items()), source=source.name,
             )  # fmt: skip
-            if not source.unique:
+            if kept or not source.unique:
                 _check_unique(connection, tables, version)
             version = _with_next_id(connection, tables, version, source, old)
             published = publish(connection, tables, version, after=old)
@@ -136,7 +135,7 @@ def check_rows(connection: Connection, tables: Tables, segment: Segment, numbers
     )
     if (count, checksum) != (segment.count, segment.checksum):
         raise CheckError(
-            f"{tables.address}: {count:,} of {segment.count:,} rows arrived"
+            f"{tables.address}: {count:,} of {segment.count:,} rows are there"
             + ("" if count != segment.count else ", and their checksum differs")
             + ": push again, which sends what is missing"
         )
@@ -153,29 +152,42 @@ def _check_fits(address: Address, source: Source, old: Published, append: bool) 
         )
 
 
-def _remove(connection: Connection, tables: Tables, source: Source) -> tuple[int, int]:
-    """Write the batch of what the source's version has removed; return its name and its rows."""
+def _remove(connection: Connection, tables: Tables, source: Source, base: Published | None) -> tuple[int, int]:
+    """Write the batch of what the source, and the version it is added to, have removed; return its name and rows."""
     import pyarrow as pa
 
+    there = () if base is None else [segment.name for segment in base.segments]
+    added = [each for each in source.segments if each.name not in there]
     segments = np.concatenate(
-        [np.empty(0, np.uint64), *(np.full(len(each.removed), each.name, np.uint64) for each in source.segments)]
+        [np.empty(0, np.uint64), *(np.full(len(each.removed), each.name, np.uint64) for each in added)]
     )
+    before, count = (0, 0) if base is None else (base.removed, base.removed_count)
     if not len(segments):
-        return 0, 0
-    if len(segments) > MAX_REMOVED:
+        return before, count
+    count += len(segments)
+    if count > MAX_REMOVED:
         raise InputError(
-            f"{source.name} has {len(segments):,} removed codes, a version in ClickHouse at most {MAX_REMOVED:,}: "
+            f"{source.name} would make {count:,} removed codes, a version in ClickHouse has at most {MAX_REMOVED:,}: "
             "run dmsh-serve gallery compact first"
         )
     batch = secrets.randbits(63) or 1
-    ids = np.concatenate([each.removed for each in source.segments])
+    ids = np.concatenate([each.removed for each in added])
     columns = {"batch": np.full(len(ids), batch, np.uint64), "segment": segments, "id": ids}
     connection.insert(tables.removed, pa.table({name: pa.array(column) for name, column in columns.items()}))
+    copy_removed(connection, tables, before, batch)
     synced(connection, tables)
     found = connection.value(f"SELECT count() FROM {tables.removed} WHERE batch = {batch}")
-    if found != len(ids):
-        raise CheckError(f"{tables.address}: {found:,} of {len(ids):,} removed ids arrived: push again")
-    return batch, len(ids)
+    if found != count:
+        raise CheckError(f"{tables.address}: {found:,} of {count:,} removed ids arrived: push again")
+    return batch, count
+
+
+def copy_removed(connection: Connection, tables: Tables, before: int, batch: int) -> None:
+    """Add what the batch ``before`` holds, 0 for none, to another batch."""
+    if before:
+        connection.run(
+            f"INSERT INTO {tables.removed} SELECT {batch}, segment, id FROM {tables.removed} WHERE batch = {before}"
+        )
 
 
 def _check_unique(connection: Connection, tables: Tables, version: Published) -> None:

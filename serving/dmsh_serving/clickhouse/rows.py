@@ -134,6 +134,7 @@ def source_of_parquet(path: Path, columns: tuple[str, ...], bits: int | None, fi
         InputError: not such a file, no such columns, or a code space that is unknown or another.
     """
     paths = shard_paths(path) if path.is_dir() else [path]
+    stamps = [_stamp(each) for each in paths]
     spaces = [parquet_space(each) for each in paths]
     space = spaces[0]
     for name, said, asked in (("bits", space.bits, bits), ("fingerprint", space.fingerprint, fingerprint)):
@@ -152,7 +153,11 @@ def source_of_parquet(path: Path, columns: tuple[str, ...], bits: int | None, fi
         kinds[name] = space.kinds[name]
     content = " ".join([*map(sha256_of_file, paths), *columns])
     digest = hashlib.sha256(content.encode()).hexdigest()
-    blocks = (block for each in paths for block in _blocks_of_parquet(each, kinds, bits))
+    blocks = (
+        block
+        for each, stamp in zip(paths, stamps, strict=True)
+        for block in _unchanged(each, stamp, _blocks_of_parquet(each, kinds, bits))
+    )
     count = sum(each.count for each in spaces)
     segments = (Incoming(int(digest[:16], 16), count, blocks),) if count else ()
     return Source(path.name, bits, fingerprint, space.has_keys, kinds, segments)
@@ -194,6 +199,21 @@ def _blocks_of_parquet(path: Path, kinds: Mapping[str, str], bits: int) -> Itera
                 )
         values = {name: column.cast(types[kinds[name]]) for name, column in columns.items()}
         yield Block(table.ids.astype(np.int64), table.codes, table.keys, values)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _unchanged(path: Path, stamp: tuple[int, int, int] | None, blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yield the blocks of a file while it is the one whose hash names the segment."""
+    for block in blocks:
+        if _stamp(path) != stamp:
+            raise InputError(f"{path} was changed while it was read: push it again once it is written whole")
+        yield block
 
 
 def _texts(keys: Keys) -> Iterator[bytes]:

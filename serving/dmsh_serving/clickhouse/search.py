@@ -5,8 +5,9 @@ within which the k nearest should lie, the *cut*, is guessed from a sample of th
 sorted. If fewer than k come back, the cut is raised, at last to no cut at all. A guess costs time alone.
 What was tried beside this, and what each part saves, is in ``docs/scale.md``.
 
-A version's segments stay for 10 minutes after it was superseded (:func:`dmsh_serving.clickhouse.catalogue.sweep`). So a
-version answers only if it was confirmed within the last minute; it confirms itself when half of that is over.
+A version's segments stay for 10 minutes after it was superseded (:func:`dmsh_serving.clickhouse.catalogue.sweep`). A
+version confirms every second that it may answer: that this time is not half over, and that its rows are there.
+An answer of fewer than k codes is confirmed at once, whatever the reason.
 """
 
 import base64
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from dmsh_serving import hamming
 from dmsh_serving.checks import check_model, checked_k
 from dmsh_serving.clickhouse.address import Address
-from dmsh_serving.clickhouse.catalogue import Published, current
+from dmsh_serving.clickhouse.catalogue import GRACE_SECONDS, Published, current, superseded_seconds
 from dmsh_serving.clickhouse.conditions import Condition, conditions_sql
 from dmsh_serving.clickhouse.connection import Connection
 from dmsh_serving.clickhouse.schema import Tables
@@ -36,7 +37,7 @@ from dmsh_serving.hamming.inputs import checked_radius
 
 __all__ = ["RemoteVersion", "ids_sql", "live_sql", "open_remote"]
 
-_CONFIRMED_SECONDS: Final = 30.0
+_CONFIRMED_SECONDS: Final = 1.0
 _SAMPLE: Final = 1 << 20  # codes; the larger it is, the closer is the first cut
 _TOGETHER: Final = 4  # queries per statement; one scan for all of them was tried, and is no faster
 _MORE: Final = 8  # how many times as many codes of the sample the next cut lets in
@@ -124,9 +125,10 @@ class RemoteVersion:
             few = wanted is not None and len(wanted) <= _FEW * self.count
             cuts = [[farthest]] * len(queries[part]) if few else self._cuts(queries[part], k, farthest)
             self._search(queries[part], k, cuts, where, settings, ids[part], distances[part])
-        every = wanted is None and not conditions and farthest == self.bits
-        if every and (ids[:, : min(k, self.count)] == PAD_ID).any():
-            raise CheckError(f"{self._named} gives fewer codes than it holds: push it again")
+        if (ids[:, : min(k, self.count)] == PAD_ID).any():
+            self._confirm_rows()
+            if wanted is None and not conditions and farthest == self.bits:
+                raise CheckError(f"{self._named} gives fewer codes than it holds: push it again")
         return SearchResult(ids, distances, ids.copy())
 
     def codes_of(self, rows: npt.NDArray[np.int64]) -> Codes:
@@ -224,21 +226,28 @@ class RemoteVersion:
         return codes_of_words(words, self.bits)
 
     def _confirm(self) -> None:
-        """Check now and then that this version's segments are there, and stay for a while."""
-        if time.monotonic() < self._confirmed + _CONFIRMED_SECONDS:
-            return
+        """Check now and then that this version's rows are there, and stay for a while."""
         with self._lock:
             asked = time.monotonic()
-            newest = current(self._connection, self._tables)
-            if newest.number > self.published.number + 1:
-                raise CheckError(f"{self._named} was superseded: open the gallery again")
-            held = sum(segment.count for segment in self.published.segments)
-            found = self._connection.value(
-                f"SELECT count() FROM {self._tables.codes} WHERE _partition_id IN ({self.published.partitions})"
-            )
-            if found != held:
-                raise CheckError(f"{self._named} has {found:,} of {held:,} rows: push it again")
+            if asked < self._confirmed + _CONFIRMED_SECONDS:
+                return
+            if superseded_seconds(self._connection, self._tables, self.published) > GRACE_SECONDS / 2:
+                raise CheckError(f"{self._named} was superseded long ago: open the gallery again")
+            self._confirm_rows()
             self._confirmed = asked
+
+    def _confirm_rows(self) -> None:
+        """Check that all rows of this version are there, and those that say which were removed."""
+        tables, published = self._tables, self.published
+        counted = f"SELECT count() FROM {tables.codes} WHERE {_held_sql(tables, published)}"
+        gone = f"SELECT count() FROM {tables.removed} WHERE batch = {published.removed}"
+        (found,), (removed,) = self._connection.columns(f"SELECT ({counted}), ({gone})")
+        held = sum(segment.count for segment in published.segments)
+        if (found, removed) != (held, published.removed_count):
+            raise CheckError(
+                f"{self._named} has {found:,} of {held:,} rows and {removed:,} of {published.removed_count:,} removed "
+                "ids: push it again"
+            )
 
 
 def open_remote(
@@ -260,12 +269,16 @@ def open_remote(
 
 def live_sql(tables: Tables, published: Published) -> str:
     """Return the condition that a row belongs to a version."""
-    where = f"_partition_id IN ({published.partitions})" + (f" AND {tables.share}" if tables.share else "")
+    where = _held_sql(tables, published)
     if published.removed_count:
         where += (
             f" AND (segment, id) NOT IN (SELECT segment, id FROM {tables.removed} WHERE batch = {published.removed})"
         )
     return where
+
+
+def _held_sql(tables: Tables, published: Published) -> str:
+    return f"_partition_id IN ({published.partitions})" + (f" AND {tables.share}" if tables.share else "")
 
 
 def ids_sql(ids: Ids) -> str:

@@ -38,6 +38,7 @@ def build(
     *,
     bits: int,
     fingerprint: str,
+    next_id: int = 0,
     overwrite: bool = False,
 ) -> Snapshot:
     """Make a gallery (or, with ``overwrite``, a new version that replaces all of an existing one).
@@ -49,12 +50,14 @@ def build(
         keys: N names, or None for a gallery without keys.
         bits: bits per code.
         fingerprint: names the model that made the codes.
+        next_id: larger than every id that was ever given out, if that is more than the ids given here say.
         overwrite: replace an existing gallery, even if its pointer is damaged.
 
     Raises:
         InputError: bad codes, ids or keys, an existing gallery, or another writer at work.
     """
-    return _build(folder, _part(codes, ids, 0, keys, bits, fingerprint), overwrite)
+    part = _part(codes, ids, 0, keys, bits, fingerprint)
+    return _build(folder, replace(part, next_id=max(part.next_id, next_id)), overwrite)
 
 
 def _build(folder: Path, part: Part, overwrite: bool) -> Snapshot:

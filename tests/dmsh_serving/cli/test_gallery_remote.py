@@ -11,6 +11,7 @@ from clickhouse_world import F
 from dmsh_serving import gallery, program
 from dmsh_serving.cli import gallery_remote  # noqa: F401  # its commands join gallery_app
 from dmsh_serving.cli.gallery import gallery_app
+from dmsh_serving.clickhouse.connection import Connection
 from dmsh_serving.codes import uniform_codes
 
 pytest.importorskip("chdb")
@@ -58,6 +59,19 @@ def test_a_gallery_is_pushed_changed_and_pulled(command, folder, tmp_path):
     assert set(range(100)) - set(contents.ids.tolist()) == {7, 8}
     np.testing.assert_array_equal(contents.codes[:7], uniform_codes(100, 64, 1)[:7])
     assert contents.keys[7] == "key-9"
+    assert gallery.open_current(tmp_path / "pulled").next_id == 100
+
+
+def test_info_checks_what_is_there(command, folder):
+    address = clickhouse_world.address()
+    assert command("push", folder, address)[0] == 0
+    with Connection(address) as connection:
+        connection.run(f"ALTER TABLE {address.database}.codes_photos UPDATE w0 = 0 WHERE id = 5", mutations_sync=2)
+    code, _, err = command("info", address)
+    assert code == 1
+    assert err.endswith(
+        "100 of 100 rows are there, and their checksum differs: push again, which sends what is missing\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def test_an_address_says_itself(text):
         ("clickhouse://localhost:99999/images/photos", "[Pp]ort"),
         ("clickhouse://localhost/images/Photos", "lower-case"),
         ("clickhouse://localhost/images/p-1", "lower-case"),
+        ("clickhouse://localhost/images/photos_local", "ends in _local"),
         ("clickhouse://localhost/images/x;drop", "lower-case"),
         ("clickhouse://localhost/images/photos?sekure=1", "no option sekure"),
         ("clickhouse://localhost/images/photos?timeout=0", "timeout=0"),

@@ -101,6 +101,23 @@ def test_the_servers_own_deadline_is_set(server):
         connection.value("SELECT sum(sipHash64(number)) FROM numbers(1000000000000)")
 
 
+def test_a_profiles_limits_cut_no_answer_short_and_inserts_are_not_queued(server):
+    with Connection(server.address()) as connection:
+        for setting, value in (("async_insert", "0"), ("insert_deduplicate", "1"), ("skip_unavailable_shards", "0")):
+            assert str(int(connection.value(f"SELECT getSetting('{setting}')"))) == value
+        for limit in ("timeout", "read", "set", "sort", "result", "transfer"):
+            assert connection.value(f"SELECT getSetting('{limit}_overflow_mode')") == "throw"
+
+
+def test_a_server_that_answers_with_a_refusal_is_not_down(server):
+    with Connection(server.address()) as connection:
+        connection._breaker.failed("it was down")
+        connection._breaker._again = 0.0
+        for _ in range(2):
+            with pytest.raises(InputError, match="is not there"):
+                connection.value("SELECT * FROM nowhere.nothing")
+
+
 def test_a_dropped_table_is_named(server, folder):
     address = server.address()
     publish(folder, address)

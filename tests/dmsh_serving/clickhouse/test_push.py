@@ -8,7 +8,7 @@ import pytest
 from clickhouse_world import F
 
 from dmsh_serving import gallery
-from dmsh_serving.clickhouse import catalogue, rows
+from dmsh_serving.clickhouse import catalogue, changes, rows
 from dmsh_serving.clickhouse.catalogue import current, history, publish
 from dmsh_serving.clickhouse.changes import ids_of_remote_keys, pull, remove, rollback
 from dmsh_serving.clickhouse.connection import Connection
@@ -77,7 +77,7 @@ def test_what_arrives_otherwise_than_it_was_sent_is_not_published(folder, monkey
     monkeypatch.setattr(
         Connection, "insert", lambda self, table, block, **own: insert(self, table, block.slice(1), **own)
     )
-    with pytest.raises(CheckError, match="990 of 1,000 rows arrived"):
+    with pytest.raises(CheckError, match="990 of 1,000 rows are there"):
         push(source(folder), address)
     with Connection(address) as connection, pytest.raises(InputError, match="no published version"):
         current(connection, Tables(address))
@@ -144,6 +144,74 @@ def test_ids_are_unique_and_never_come_back(tmp_path, folder, address):
             push(table(np.array(ids, np.uint64 if ids[0] > 0 else np.int64)), address)
 
 
+def other_gallery(folder, ids, removed=()):
+    gallery.build(
+        folder, uniform_codes(len(ids), 64, 4), ids, [f"other-{each}" for each in ids], bits=64, fingerprint=F
+    )
+    if len(removed):
+        gallery.remove(folder, np.array(removed))
+    return source(folder)
+
+
+def test_a_gallery_with_ids_that_are_there_is_not_appended(tmp_path, address):
+    with pytest.raises(InputError, match="ids more than once, such as 998, 999"):
+        push(other_gallery(tmp_path / "other", np.arange(998, 1010)), address, append=True)
+    assert open_remote(address).count == COUNT
+
+
+def test_what_either_gallery_has_removed_stays_removed_after_an_append(tmp_path, address):
+    remove(address, np.array([7]))
+    version, _ = push(other_gallery(tmp_path / "other", np.arange(2000, 2010), [2003, 2004]), address, append=True)
+    assert (version.count, version.removed_count) == (COUNT + 7, 3)
+    assert {7, 2003, 2004}.isdisjoint(pull(address)[0].ids.tolist())
+
+
+def test_a_file_that_changes_while_it_is_pushed_does_not_touch_what_serves(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 100)
+    address, path = clickhouse_world.address(), tmp_path / "codes.parquet"
+
+    def write(seed):
+        codes = pa.array([row.tobytes() for row in uniform_codes(COUNT, 64, seed)])
+        parquet.write_table(pa.table({"id": np.arange(COUNT), "code": codes}), tmp_path / "new")
+        (tmp_path / "new").rename(path)
+
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    write(1)
+    push(source_of_parquet(path, (), 64, F), address)
+    again = source_of_parquet(path, (), 64, F)
+    write(2)
+    with pytest.raises(InputError, match="was changed while it was read"):
+        push(again, address)
+    np.testing.assert_array_equal(pull(address)[0].codes, uniform_codes(COUNT, 64, 1))
+
+
+def test_tables_of_other_columns_are_named(folder, address):
+    unfinished = clickhouse_world.address()
+    with Connection(unfinished) as connection:
+        for statement in Tables(unfinished).statements(32, {"price": "Int64"}):
+            connection.run(statement)
+        connection.run(f"ALTER TABLE {unfinished.database}.codes_photos DROP COLUMN block")
+        with pytest.raises(
+            InputError, match=r"a table there has other columns.*`block`.*drop it, or use another name$"
+        ):
+            push(source(folder), unfinished)
+
+
+def test_rows_deleted_by_hand_are_given_as_a_reason(folder, address):
+    with Connection(address) as connection:
+        connection.run(f"DELETE FROM {address.database}.galleries WHERE gallery = 'photos'")
+    with pytest.raises(InputError, match=r"deleted by hand.*push under another name"):
+        push(source(folder), address)
+
+
+def test_a_gallery_whose_tables_were_dropped_is_pushed_again(folder, address):
+    with Connection(address) as connection:  # as docs/scale.md says
+        for table in ("codes_photos", "removed_photos"):
+            connection.run(f"DROP TABLE {address.database}.{table} SYNC")
+    version, sent = push(source(folder), address)
+    assert (version.number, sent) == (2, COUNT)
+
+
 def test_a_pulled_gallery_is_the_one_that_was_pushed(folder, address):
     contents, version = pull(address)
     expected = gallery.open_current(folder).contents()
@@ -164,11 +232,32 @@ def test_removal_by_id_and_key_and_its_rollback(address):
     assert (first.count, second.count) == (COUNT - 2, COUNT - 3)
     with pytest.raises(InputError, match="has no id 5"):
         remove(address, np.array([5]))
-    assert rollback(address).count == COUNT - 2
+    first = rollback(address)
+    assert (first.count, first.next_id) == (COUNT - 2, second.next_id)
     back = rollback(address)
     assert (back.count, back.number) == (COUNT, 5)
     with pytest.raises(InputError, match="no whole version before"):
         rollback(address)
+
+
+def test_a_rolled_back_or_pulled_gallery_gives_no_id_out_twice(tmp_path, address):
+    push(other_gallery(tmp_path / "other", np.arange(2000, 2010)), address, append=True)
+    back = rollback(address)
+    assert (back.count, back.next_id) == (COUNT, 2010)
+
+
+def test_as_many_keys_as_there_are_can_be_looked_up(address, monkeypatch):
+    keys = [f"key-{number}" for number in range(COUNT)]
+    monkeypatch.setattr(changes, "_QUERY_BYTES", 1000)  # beside the list, which is longer than a server's limit
+    monkeypatch.setattr(Connection, "_settings", small_queries(Connection._settings))
+    assert len(ids_of_remote_keys(address, keys)) == COUNT
+    with pytest.raises(InputError, match="is not text"):
+        ids_of_remote_keys(address, ["key-1", "\udcff"])
+
+
+def small_queries(settings):
+    """As on a server that takes statements of 8 KiB unless told otherwise."""
+    return lambda self, **own: settings(self, **({"max_query_size": 8192} | own))
 
 
 def test_much_removal_compacts(address):

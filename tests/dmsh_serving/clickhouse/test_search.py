@@ -1,6 +1,7 @@
 """Answers of ClickHouse are those of the gallery folder and of the oracle, whatever holds the rows."""
 
 import dataclasses
+import time
 
 import clickhouse_world
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from clickhouse_world import F
 
 from dmsh_serving import gallery
+from dmsh_serving.clickhouse import search
 from dmsh_serving.clickhouse.catalogue import current
 from dmsh_serving.clickhouse.changes import compact, remove
 from dmsh_serving.clickhouse.conditions import Condition
@@ -197,19 +199,33 @@ def test_a_version_that_has_lost_rows_is_an_error_and_never_a_shorter_answer(tmp
         tables = Tables(address)
         segment = current(connection, tables).segments[0].name
         connection.run(f"ALTER TABLE {tables.local_codes} DROP PARTITION {segment}")
-    with pytest.raises(CheckError, match="gives fewer codes than it holds"):
-        remote.search(uniform_codes(1, 64, 1), 5)
-    remote._confirmed -= 100
-    with pytest.raises(CheckError, match="has 0 of 1,500 rows"):
+    for narrowed in ({}, {"radius": 40}, {"allowed": np.arange(20)}):
+        remote._confirmed = time.monotonic() + 100  # an answer that is short is looked into at once
+        with pytest.raises(CheckError, match="has 0 of 1,500 rows"):
+            remote.search(uniform_codes(1, 64, 1), 5, **narrowed)
+
+
+@pytest.mark.parametrize("table", ["codes_photos", "removed_photos"])
+def test_rows_that_were_lost_in_part_are_noticed_within_a_second(tmp_path, table):
+    address = pushed(tmp_path / "g", tied_codes(COUNT, 64))
+    remove(address, np.array([3, 4]))
+    remote = open_remote(address)
+    with Connection(address) as connection:
+        connection.run(f"ALTER TABLE {address.database}.{table} DELETE WHERE id = 3", mutations_sync=2)
+    remote._confirmed -= 1
+    with pytest.raises(CheckError, match=r"1,499 of 1,500 rows|1 of 2 removed ids"):
         remote.search(uniform_codes(1, 64, 1), 5)
 
 
-def test_a_version_that_was_superseded_twice_says_so(tmp_path):
+def test_a_version_that_was_superseded_long_ago_says_so(tmp_path, monkeypatch):
     address = pushed(tmp_path / "g", tied_codes(100, 64))
     remote = open_remote(address)
     for number in (1, 2):
         assert remote.search(uniform_codes(1, 64, 1), 5).ids.shape == (1, 5)
         remove(address, np.array([number]))
+        remote._confirmed -= 100
+    assert remote.search(uniform_codes(1, 64, 1), 5).ids.shape == (1, 5)  # changes in a row are no reason
+    monkeypatch.setattr(search, "GRACE_SECONDS", -1)
     remote._confirmed -= 100
     with pytest.raises(CheckError, match="was superseded"):
         remote.search(uniform_codes(1, 64, 1), 5)
