@@ -103,10 +103,14 @@ def append(
     if images is not None and keys is None and not again:
         refuse_known_keys(folder, names_of_images(images))  # before they are encoded
     given = given_codes(model, images, codes, bits, fingerprint, ids, keys, batch, skip_bad)
-    if given.keys is not None and not again:
-        refuse_known_keys(folder, given.keys)
     snapshot = gallery.append(
-        folder, given.codes, given.ids, given.keys, bits=given.bits, fingerprint=given.fingerprint
+        folder,
+        given.codes,
+        given.ids,
+        given.keys,
+        bits=given.bits,
+        fingerprint=given.fingerprint,
+        new_keys=not again,  # once more, and for sure: another writer may have been at work meanwhile
     )
     _report(f"{len(given.codes)} codes appended", folder, snapshot, json, given.bad, others=given.others)
 

@@ -25,7 +25,7 @@ from dmsh_serving.gallery.snapshot import Snapshot
 
 GivenIds = npt.NDArray[np.integer]
 
-__all__ = ["append", "build", "compact", "ids_of_keys", "merge", "refuse_known_keys", "remove"]
+__all__ = ["append", "build", "compact", "exchange", "ids_of_keys", "merge", "refuse_known_keys", "remove"]
 
 _SHOWN_KEYS: Final = 3  # in an error
 
@@ -82,10 +82,12 @@ def append(
     *,
     bits: int | None = None,
     fingerprint: str | None = None,
+    new_keys: bool = False,
 ) -> Snapshot:
     """Add codes as a new version; arguments as in :func:`build`.
 
     ids None continue after the largest id that was ever given out, so that the id of a removed code never comes back.
+    With ``new_keys``, keys that the gallery has already are an error.
 
     Raises:
         InputError: also when an id is already there, keys are given to a gallery without (or the reverse), or
@@ -98,10 +100,11 @@ def append(
             raise InputError(
                 f"{folder} has {'' if old.has_keys else 'no '}keys: append {'with' if old.has_keys else 'without'} keys"
             )
-        next_id = next_id_of(folder)
-        if ids is None and next_id + len(codes) > 2**63:
-            raise InputError(f"{folder} has given out id {next_id - 1}: no {len(codes)} ids are left, give your own")
-        new = _part(codes, ids, next_id if len(codes) else 0, keys, old.bits, old.fingerprint)
+        if keys is not None and new_keys:
+            _refuse_known_keys(folder, old, keys)
+        new = _part(
+            codes, ids, 0 if ids is not None else _first_id(folder, len(codes)), keys, old.bits, old.fingerprint
+        )
         if not old.count:
             return publish(folder, laid_out(new), old)
         own = new.ids_of(np.arange(new.count))
@@ -127,6 +130,28 @@ def remove(folder: Path, ids: GivenIds) -> Snapshot:
             raise InputError(f"{folder} has no {_some(unknown)}")
         nothing = Part(old.bits, old.fingerprint, np.empty((0, old.parts[0].codes.shape[1]), np.uint8))
         return publish(folder, grown(old, nothing, np.sort(rows)), old)
+
+
+def exchange(folder: Path, known: Snapshot, codes: Codes, keys: Sequence[str], removed: GivenIds) -> Snapshot | None:
+    """Add codes under new ids and drop those of other ids, in one version; do nothing if another is served than known.
+
+    Args:
+        folder: the gallery.
+        known: its version in which the change was thought out; None is returned if it serves no more.
+        codes: (N, ceil(bits/8)) uint8.
+        keys: N names.
+        removed: (M,) integers, ids of ``known``.
+
+    Raises:
+        InputError: bad codes or keys, or another writer is at work.
+    """
+    with writing(folder):
+        if current_version(folder) != known.version:
+            return None
+        new = _part(codes, None, _first_id(folder, len(codes)), keys, known.bits, known.fingerprint)
+        if not known.count:
+            return publish(folder, laid_out(new), known)
+        return publish(folder, grown(known, new, np.sort(known.rows_of(ascending_ids(removed)))), known)
 
 
 def compact(folder: Path) -> Snapshot:
@@ -179,8 +204,11 @@ def merge(folders: Sequence[Path], out: Path, *, renumber: bool = False, overwri
 
 def refuse_known_keys(folder: Path, keys: Iterable[str]) -> None:
     """Raise :class:`InputError` if the gallery has a code under one of ``keys``."""
-    contents = open_current(folder).contents()
-    known = set(keys).intersection(contents.keys or ())
+    _refuse_known_keys(folder, open_current(folder), keys)
+
+
+def _refuse_known_keys(folder: Path, snapshot: Snapshot, keys: Iterable[str]) -> None:
+    known = set(keys).intersection(snapshot.contents().keys or ())
     if known:
         raise InputError(
             f"{folder} already has {_some_keys(sorted(known))}: gallery sync brings it up to date, --again adds them a "
@@ -202,6 +230,14 @@ def ids_of_keys(folder: Path, keys: Iterable[str]) -> Ids:
     if unknown := wanted.difference(contents.keys[row] for row in rows):
         raise InputError(f"{folder} has no {_some_keys(sorted(unknown))}: see gallery list")
     return np.asarray(contents.ids[rows])
+
+
+def _first_id(folder: Path, count: int) -> int:
+    """Return the first of ``count`` ids that were never given out."""
+    next_id = next_id_of(folder)
+    if next_id + count > 2**63:
+        raise InputError(f"{folder} has given out id {next_id - 1}: no {count} ids are left, give your own")
+    return next_id if count else 0
 
 
 def _part(

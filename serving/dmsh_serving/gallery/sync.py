@@ -10,17 +10,18 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from dmsh_serving.codes import Codes
+from dmsh_serving.codes import Codes, bytes_per_code
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.encoder.codes_of_images import codes_of_set
 from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import write_atomically
-from dmsh_serving.gallery.changes import append, remove
+from dmsh_serving.gallery.changes import exchange
 from dmsh_serving.gallery.folder import open_current
 from dmsh_serving.gallery.snapshot import Snapshot
 from dmsh_serving.images.read import Progress, image_paths, iter_listed_batches
@@ -62,7 +63,8 @@ def sync(
 ) -> Synced:
     """Make the gallery in ``folder`` hold the images of the folder ``images``; their keys are paths below it.
 
-    New codes are appended before old ones are removed, in two versions: no image is missing in between.
+    All changes come in one version. The gallery is not locked while images are encoded: if another writer changes it
+    meanwhile, what it holds is looked up again, and only what is missing then is encoded.
 
     Args:
         folder: the gallery, with keys.
@@ -80,43 +82,37 @@ def sync(
     paths = image_paths(images)
     if not paths:
         raise InputError(f"{images} holds no images: a sync would empty {folder}; build a new gallery instead")
+    names = [path.relative_to(images).as_posix() for path in paths]
+    digests = dict(zip(names, _digests(paths), strict=True))
+    codes: dict[str, bytes] = {}
+    bad: list[str] = []
+    tried: set[str] = set()
     with open_encoder(model) as encoder:
-        old = open_current(folder, fingerprint=encoder.fingerprint, bits=encoder.bits)
-        if old.count and not old.has_keys:
-            raise InputError(f"{folder} has no keys, which tell its images apart: build it again from images")
-        names = [path.relative_to(images).as_posix() for path in paths]
-        held, repeated = _held(old)
-        digests = dict(zip(names, _digests(paths), strict=True))
-        known = _read_record(folder, encoder.fingerprint)
-        unknown = [name for name in names if name not in held or known.get(name) != (digests[name], held[name][1])]
-        codes: dict[str, bytes] = {}
-        bad: list[str] = []
-        for part in iter_listed_batches(
-            images,
-            unknown,
-            encoder.image_size,
-            batch,
-            encoder.framing,
-            skip_bad=skip_bad,
-            need_one=False,
-            on_progress=on_progress,
-        ):
-            bad += part.bad
-            if len(part.images):
-                codes |= dict(zip(part.names, _rows(codes_of_set(encoder, part)), strict=True))
         fingerprint = encoder.fingerprint
-    unreadable = set(unknown) - set(codes)
-    added = [name for name in codes if name not in held]
-    changed = [name for name, code in codes.items() if name in held and held[name][1] != code]
-    gone = [name for name in held if name not in digests or name in unreadable]
-    snapshot = old
-    if added or changed:
-        new = [*added, *changed]
-        block = np.frombuffer(b"".join(codes[name] for name in new), np.uint8).reshape(len(new), -1)
-        snapshot = append(folder, block, None, new)
-    ids = [held[name][0] for name in (*changed, *gone)] + [number for _, number in repeated]
-    if ids:
-        snapshot = remove(folder, np.array(ids, np.int64))
+        known = _read_record(folder, fingerprint)
+        snapshot: Snapshot | None = None
+        while snapshot is None:
+            old = open_current(folder, fingerprint=fingerprint, bits=encoder.bits)
+            if old.count and not old.has_keys:
+                raise InputError(f"{folder} has no keys, which tell its images apart: build it again from images")
+            held, repeated = _held(old)
+            unknown = [name for name in names if name not in held or known.get(name) != (digests[name], held[name][1])]
+            untried = [name for name in unknown if name not in tried]
+            read = partial(iter_listed_batches, skip_bad=skip_bad, need_one=False, on_progress=on_progress)
+            for part in read(images, untried, encoder.image_size, batch, encoder.framing):
+                bad += part.bad
+                if len(part.images):
+                    codes |= dict(zip(part.names, _rows(codes_of_set(encoder, part)), strict=True))
+            tried.update(untried)
+            unreadable = set(unknown) - set(codes)
+            added = [name for name in codes if name not in held]
+            changed = [name for name, code in codes.items() if name in held and held[name][1] != code]
+            gone = [name for name in held if name not in digests or name in unreadable]
+            ids = [held[name][0] for name in (*changed, *gone)] + [number for _, number in repeated]
+            new = [*added, *changed]
+            block = np.frombuffer(b"".join(codes[name] for name in new), np.uint8)
+            block = block.reshape(len(new), bytes_per_code(old.bits))
+            snapshot = exchange(folder, old, block, new, np.array(ids, np.int64)) if new or ids else old
     current = {name: codes.get(name) or held[name][1] for name in names if name not in unreadable}
     _write_record(folder, fingerprint, {name: (digests[name], code) for name, code in current.items()})
     removed = [*gone, *(name for name, _ in repeated)]

@@ -12,6 +12,7 @@ from dmsh_serving.cli.bench import bench
 from dmsh_serving.cli.gallery import gallery_app
 from dmsh_serving.commands import make_app
 from dmsh_serving.encoder import codes_of_images as encoding
+from dmsh_serving.gallery.changes import append, remove
 from dmsh_serving.gallery.folder import open_current
 from dmsh_serving.images.framing import Framing
 
@@ -301,6 +302,25 @@ def test_images_that_are_there_already_are_not_appended_again_by_mistake(command
     assert open_current(out).version == version
     assert command("append", out, *of_images, "--again")[0] == 0
     assert open_current(out).count == 14
+
+
+def test_an_image_that_another_writer_appends_meanwhile_is_not_appended_twice(command, images, tmp_path, monkeypatch):
+    out, infer = tmp_path / "g", FakeEncoder.infer
+    of_images = ("--model", "m.onnx", "--images", images, "--batch", 3)
+    assert command("build", *of_images, "--out", out)[0] == 0
+    remove(out, np.array([0, 1]))
+    (tmp_path / "more").mkdir()
+    for name in ("0.png", "1.png"):
+        (images / name).rename(tmp_path / "more" / name)
+
+    def interrupted(encoder, given):
+        append(out, np.zeros((1, 2), np.uint8), None, ["1.png"])
+        return infer(encoder, given)
+
+    monkeypatch.setattr(FakeEncoder, "infer", interrupted)
+    code, _, error = command("append", out, "--model", "m.onnx", "--images", tmp_path / "more")
+    assert (code, "already has key 1.png: " in error) == (2, True)
+    assert open_current(out).count == 6
 
 
 def test_codes_are_removed_by_key_and_listed_with_it(command, images, tmp_path):

@@ -111,6 +111,62 @@ def test_a_key_that_is_there_twice_is_there_once_afterwards(world):
     assert held(root) == expected(range(6))
 
 
+def meanwhile(monkeypatch, *changes):
+    """Let other writers do ``changes``, each while one round of images is encoded; return what is encoded in all."""
+    encoded, coming = count_encoded(monkeypatch), iter(changes)
+    counted = module.iter_listed_batches
+
+    def interrupted(*arguments, **options):
+        next(coming, lambda: None)()
+        return counted(*arguments, **options)
+
+    monkeypatch.setattr(module, "iter_listed_batches", interrupted)
+    return encoded
+
+
+def test_two_syncs_at_the_same_time_add_each_image_once(world, monkeypatch):
+    root, run = world
+    (root / "images" / key(1)).unlink()
+    save(root, 2, IMAGES[7])
+    encoded = meanwhile(monkeypatch, run)
+    done = run()
+    assert held(root) == expected([0, 3, 4, 5]) | {key(2): tiny_model.codes_of(IMAGES[7:])[0].tobytes()}
+    assert (done.added, done.changed, done.removed, done.unchanged) == ([], [], [], 5)
+    assert sorted(encoded) == sorted(2 * [key(n) for n in (0, 2, 3, 4, 5)])  # and nothing a third time
+
+
+def test_what_other_writers_change_while_images_are_encoded_is_seen_before_anything_is_written(world, monkeypatch):
+    root, run = world
+    run()
+    save(root, 5, IMAGES[6])
+    folder = root / "g"
+    ids = dict(zip(*(gallery.open_current(folder).contents().__dict__[name] for name in ("keys", "ids")), strict=True))
+    encoded = meanwhile(
+        monkeypatch,
+        lambda: gallery.remove(folder, np.array([ids[key(0)], ids[key(5)]])),
+        lambda: gallery.append(folder, tiny_model.codes_of(IMAGES[:2]), None, [key(3), "gone.png"]),
+    )
+    done = run()
+    assert held(root) == expected(range(5)) | {key(5): tiny_model.codes_of(IMAGES[6:7])[0].tobytes()}
+    assert encoded == [key(5), key(0), key(3)]  # in three rounds, each what the one before could not know
+    assert (sorted(done.added), done.changed) == ([key(0), key(5)], [key(3)])
+    assert sorted(done.removed) == [key(3), "gone.png"]
+
+
+def test_a_sync_makes_one_version_and_gives_no_id_twice(world):
+    root, run = world
+    (root / "images" / key(3)).unlink()
+    before = gallery.current_version(root / "g")
+    assert int(run().snapshot.version[:8]) == int(before[:8]) + 1
+    assert gallery.open_current(root / "g").contents().ids.tolist() == [0, 1, 2, 4, 5]
+
+
+def test_a_sync_of_an_emptied_gallery_fills_it(world):
+    root, run = world
+    gallery.remove(root / "g", np.arange(4))
+    assert (len(run().added), held(root)) == (6, expected(range(6)))
+
+
 def test_a_damaged_image_ends_a_sync_before_anything_changes_unless_it_is_skipped(world):
     root, run = world
     version = gallery.current_version(root / "g")
