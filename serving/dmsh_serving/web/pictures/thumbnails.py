@@ -1,10 +1,13 @@
 """Small copies of images to look at: decoded anew, so that nothing of a file but its pixels is ever sent.
 
-They are kept on disk, in a folder with a bound: the ones that were not looked at for the longest time go first.
+They are kept on disk, in a folder with a bound: the ones that were not looked at for the longest time go first. One
+that cannot be kept, for a full disk, is made anew each time.
 """
 
+import contextlib
 import hashlib
 import io
+import logging
 import os
 import tempfile
 import threading
@@ -28,6 +31,7 @@ _RECIPE: Final = f"webp {_QUALITY}"
 SHOWN_SECONDS: Final = 600  # until a browser asks again whether a file has changed
 _MOST_HELD_BYTES: Final = 64 << 20
 _SUFFIX: Final = ".webp"
+_log = logging.getLogger(__name__)
 _SWEEP_TO: Final = 0.9  # of the bound, so that not every new file sweeps
 
 
@@ -54,6 +58,7 @@ class Thumbnails:
         self._lock = threading.Lock()
         self._held: dict[str, tuple[float, str, bytes]] = {}
         self._held_bytes = 0
+        self._keeps = True  # what was last made
         self._bytes = sum(_file_size(path) for path in folder.glob(f"*{_SUFFIX}"))
 
     def tag(self, key: str) -> str | None:
@@ -86,10 +91,11 @@ class Thumbnails:
         path = self._path(tag)
         try:
             data = path.read_bytes()
-            os.utime(path)  # looked at just now
         except OSError:
             return None
-        return data
+        with contextlib.suppress(OSError):
+            os.utime(path)  # looked at just now
+        return data or None  # a crash may leave the name without the data
 
     def made(self, key: str, tag: str) -> bytes:
         """Make and keep the thumbnail of ``key``, WebP; ``tag`` is :meth:`tag`'s.
@@ -105,11 +111,23 @@ class Thumbnails:
         return self._folder / f"{tag}{_SUFFIX}"  # a digest: no part of a key reaches the file system
 
     def _keep(self, path: Path, data: bytes) -> None:
-        handle, temporary = tempfile.mkstemp(dir=self._folder)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)  # no fsync: what a crash takes is made again
-        Path(temporary).replace(path)
+        try:
+            handle, name = tempfile.mkstemp(dir=self._folder)
+            temporary = Path(name)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)  # no fsync: what a crash takes is made again
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            if self._keeps:
+                _log.warning("thumbnails are not kept in %s: %s", self._folder, error.strerror or error)
+            self._keeps = False
+            return
         with self._lock:
+            self._keeps = True
             self._bytes += len(data)
             if self._bytes > self._most_bytes:
                 self._sweep()

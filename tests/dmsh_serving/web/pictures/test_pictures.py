@@ -1,7 +1,9 @@
 """Images to look at: found by key alone, made small, free of metadata, kept within a bound."""
 
+import errno
 import io
 import os
+import resource
 import zlib
 
 import numpy as np
@@ -172,6 +174,39 @@ def test_the_cache_stays_within_its_bound_and_keeps_what_was_looked_at_last(fold
     assert thumbnails.kept(thumbnails.tag("39.png")) is not None
     assert Thumbnails(Originals(folder), cache, most)._bytes == sum(file.stat().st_size for file in cache.iterdir())
     assert oct(cache.stat().st_mode & 0o777) == "0o700"
+
+
+def test_a_thumbnail_that_a_full_disk_cannot_take_is_made_all_the_same_and_leaves_nothing(folder, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    thumbnails = Thumbnails(Originals(folder), cache, 1 << 20)
+    tag = thumbnails.tag("a/wide.jpg")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # a write that ends in the middle of a file
+    try:
+        made = [thumbnails.made("a/wide.jpg", tag) for _ in range(3)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert all(data == rendered(jpeg(), THUMBNAIL_BOX, "x") for data in made)
+    assert list(cache.iterdir()) == []
+    (told,) = caplog.messages  # once
+    assert told == f"thumbnails are not kept in {cache}: File too large"
+    assert thumbnails.made("a/wide.jpg", tag) == thumbnails.kept(tag) == made[0]
+    cache.rename(tmp_path / "gone")
+    assert thumbnails.made("a/wide.jpg", tag) == made[0]
+
+
+def test_a_thumbnail_is_given_if_its_time_cannot_be_set_and_an_empty_one_is_made_again(folder, tmp_path, monkeypatch):
+    thumbnails = Thumbnails(Originals(folder), tmp_path / "cache", 1 << 20)
+    tag = thumbnails.tag("a/wide.jpg")
+    made = thumbnails.made("a/wide.jpg", tag)
+
+    def read_only(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", read_only)
+    assert thumbnails.kept(tag) == made
+    (tmp_path / "cache" / f"{tag}.webp").write_bytes(b"")
+    assert thumbnails.kept(tag) is None
 
 
 def test_a_region_is_cut_from_the_upright_image_to_whole_pixels():
