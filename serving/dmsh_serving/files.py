@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ __all__ = [
     "fsync_folder",
     "move_durably",
     "naming",
+    "open_regular",
+    "read_regular",
     "replace_folder",
     "sha256_of_file",
     "umask",
@@ -31,6 +34,32 @@ __all__ = [
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2  # https://man7.org/linux/man-pages/man2/renameat2.2.html
 _CANNOT_EXCHANGE: Final = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read it; a pipe or a device, of which a read may wait or go on for ever, is refused.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file; ``strerror`` says why.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else a pipe is opened once somebody writes to it
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """Return the bytes of a file that :func:`open_regular` opens.
+
+    Raises:
+        OSError: it does not open it, or the file is larger than ``most_bytes``; ``strerror`` says why.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
+        return file.read(size)
 
 
 @contextlib.contextmanager

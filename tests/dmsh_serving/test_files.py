@@ -4,10 +4,11 @@ import stat
 from pathlib import Path
 
 import pytest
+from named_pipe import pipe_at
 
 from dmsh_serving import files
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import replace_folder, sha256_of_file, write_atomically
+from dmsh_serving.files import open_regular, read_regular, replace_folder, sha256_of_file, write_atomically
 
 
 @pytest.fixture
@@ -83,3 +84,27 @@ def test_a_checksum_is_that_of_the_bytes_and_a_missing_file_is_named(tmp_path):
     assert sha256_of_file(tmp_path / "file") == hashlib.sha256(b"data").hexdigest()
     with pytest.raises(InputError, match="absent does not exist"):
         sha256_of_file(tmp_path / "absent")
+
+
+def test_only_a_regular_file_is_opened_and_nothing_else_is_waited_for(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with open_regular(tmp_path / name) as file:
+            assert file.read() == b"content"
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    with pipe_at(tmp_path / "pipe"):
+        for name in ("endless", "folder", "pipe"):
+            with pytest.raises(OSError, match="not a regular file") as refused:
+                open_regular(tmp_path / name)
+            assert refused.value.filename == str(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "nowhere")
+
+
+def test_a_file_is_read_up_to_a_size(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    assert read_regular(tmp_path / "file", 7) == b"content"
+    with pytest.raises(OSError, match="larger than 6 bytes"):
+        read_regular(tmp_path / "file", 6)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from dmsh_serving.errors import InputError, MissingError, UnavailableError
+from dmsh_serving.files import read_regular
 from dmsh_serving.images.decode import MAX_FILE_BYTES
 from dmsh_serving.images.read import image_paths, is_no_image
 
@@ -210,7 +211,7 @@ class _Objects:
         for number, (name, size, _) in enumerate(self._objects[start:stop], start):
             data: bytes | str
             if size > MAX_FILE_BYTES:
-                data = f"larger than {MAX_FILE_BYTES} bytes"
+                data = f"larger than {MAX_FILE_BYTES:,} bytes"
             else:
                 try:
                     with system.open_input_stream(f"{root.rstrip('/')}/{name}") as stream:
@@ -224,11 +225,9 @@ class _Objects:
 
 def _read(path: Path) -> bytes | str:
     try:
-        if not path.is_file():
-            return "not a regular file" if path.exists() or path.is_symlink() else "does not exist"
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return f"larger than {MAX_FILE_BYTES} bytes"
-        return path.read_bytes()
+        return read_regular(path, MAX_FILE_BYTES)
+    except FileNotFoundError:
+        return "does not exist"
     except OSError as error:
         return error.strerror or str(error)
 

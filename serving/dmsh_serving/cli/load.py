@@ -107,6 +107,8 @@ def load(
 def _content(images: Path | None) -> "Content":
     import numpy as np
 
+    from dmsh_serving.files import read_regular
+    from dmsh_serving.images.decode import MAX_FILE_BYTES
     from dmsh_serving.images.read import image_paths, load_npy
 
     if images is None:
@@ -118,7 +120,7 @@ def _content(images: Path | None) -> "Content":
     paths = image_paths(images)
     if not paths:
         raise InputError(f"{images} holds no images")
-    return [path.read_bytes() for path in paths[:1024]]
+    return [read_regular(path, MAX_FILE_BYTES) for path in paths[:1024]]
 
 
 def _measured(

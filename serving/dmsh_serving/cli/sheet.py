@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import write_atomically
-from dmsh_serving.images.decode import rgb_from_bytes
+from dmsh_serving.files import read_regular, write_atomically
+from dmsh_serving.images.decode import MAX_FILE_BYTES, rgb_from_bytes
 
 __all__ = ["write_sheet"]
 
@@ -45,7 +45,7 @@ def _picture_of_key(images: Path, key: str) -> str | None:
 def _picture(path: Path) -> str | None:
     """Return the image, made small, as a data URL; None if it cannot be read."""
     try:
-        picture = rgb_from_bytes(path.read_bytes(), name=str(path), at_least=_SIDE)
+        picture = rgb_from_bytes(read_regular(path, MAX_FILE_BYTES), name=str(path), at_least=_SIDE)
     except (InputError, OSError):
         return None
     picture.thumbnail((_SIDE, _SIDE))

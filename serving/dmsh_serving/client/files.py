@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.files import open_regular
+
 __all__ = ["rows_of_files"]
 
 
@@ -13,8 +15,13 @@ def rows_of_files(files: Sequence[bytes | Path]) -> npt.NDArray[np.object_]:
     """Return files, given as bytes or path, as (N, 1) object, bytes.
 
     Raises:
-        OSError: a path that cannot be read.
+        OSError: a path that cannot be read, or is of a pipe or a device.
     """
     data = np.empty((len(files), 1), dtype=np.object_)
-    data[:, 0] = [file.read_bytes() if isinstance(file, Path) else file for file in files]
+    data[:, 0] = [_content(file) if isinstance(file, Path) else file for file in files]
     return data
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()

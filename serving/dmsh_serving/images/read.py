@@ -13,6 +13,7 @@ import numpy.typing as npt
 from dmsh_serving.checks import check_images
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
+from dmsh_serving.files import read_regular
 from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes
 from dmsh_serving.images.framing import Framing
 
@@ -254,14 +255,11 @@ def _read(path: Path, folder: Path, image_size: int, framing: Framing) -> npt.ND
     """Return the image, or one line that says why there is none."""
     name = path.relative_to(folder).as_posix()
     try:
-        if not path.is_file():
-            there = path.exists() or path.is_symlink()
-            return f"{name}: " + ("not a regular file" if there else "does not exist")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return f"{name}: larger than {MAX_FILE_BYTES} bytes"
-        return image_from_bytes(path.read_bytes(), image_size, framing, name=name)
+        return image_from_bytes(read_regular(path, MAX_FILE_BYTES), image_size, framing, name=name)
     except InputError as error:
         return str(error)
+    except FileNotFoundError:
+        return f"{name}: does not exist"
     except OSError as error:
         return f"{name}: {error.strerror or error}"
 

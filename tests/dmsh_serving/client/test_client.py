@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from fake_triton import SIZE, FakeTriton
+from named_pipe import pipe_at
 
 from dmsh_serving.client import AsyncSearchClient, Retries, SearchClient
 from dmsh_serving.contract import FILTER, PAD_ID, RADIUS, K
@@ -95,6 +96,11 @@ def test_files_are_given_as_bytes_or_paths(server, client, tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     assert client.search_files([b"other", tmp_path / "file"], 2).ids.shape == (2, 2)
     assert server.rows == [2]
+
+
+def test_a_pipe_is_no_file_and_not_waited_for(client, tmp_path):
+    with pipe_at(tmp_path / "pipe"), pytest.raises(OSError, match="not a regular file"):
+        client.search_files([tmp_path / "pipe"], 1)
 
 
 def test_a_radius_and_allowed_ids_are_sent_for_each_image_and_only_if_given(server, client):

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from named_pipe import pipe_at
 from PIL import Image
 
 from dmsh_serving.errors import InputError
@@ -108,13 +109,20 @@ def test_listed_files_come_in_the_order_of_the_list_and_an_absent_one_is_named(f
 
 def test_a_link_to_nowhere_is_a_bad_file(folder):
     (folder / "link.png").symlink_to("missing.png")
-    assert load_images(folder, 8, skip_bad=True).bad == ["link.png: not a regular file"]
+    assert load_images(folder, 8, skip_bad=True).bad == ["link.png: does not exist"]
+
+
+def test_a_pipe_or_a_device_among_the_images_is_a_bad_file_that_nobody_waits_for(folder):
+    (folder / "endless.png").symlink_to("/dev/zero")
+    with pipe_at(folder / "pipe.png"):
+        bad = load_images(folder, 8, skip_bad=True).bad
+    assert bad == ["endless.png: not a regular file", "pipe.png: not a regular file"]
 
 
 def test_a_file_larger_than_any_image_is_is_not_read(folder):
     with (folder / "large.png").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
-    assert load_images(folder, 8, skip_bad=True).bad == [f"large.png: larger than {MAX_FILE_BYTES} bytes"]
+    assert load_images(folder, 8, skip_bad=True).bad == [f"large.png: larger than {MAX_FILE_BYTES:,} bytes"]
 
 
 def test_an_array_of_images_is_read_as_it_is(tmp_path):

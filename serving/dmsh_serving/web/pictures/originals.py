@@ -1,12 +1,14 @@
 """The files that the gallery's keys name. A key is looked up in an index of the folder, and never joined to a path."""
 
 import contextlib
+import os
 import threading
 import time
 from pathlib import Path
 from typing import Final
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.files import open_regular, read_regular
 from dmsh_serving.images.decode import MAX_FILE_BYTES, size_from_header
 from dmsh_serving.images.read import image_paths
 
@@ -51,15 +53,13 @@ class Originals:
         """Return the bytes of the file that ``key`` names.
 
         Raises:
-            InputError: there is none, it is gone, or it is larger than any image that is decoded.
+            InputError: there is none, it is gone or no regular file, or it is larger than any image that is decoded.
         """
         path = self.path(key)
         if path is None:
             raise InputError(f"no image has the key {key!r}")
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise InputError(f"{key}: larger than {MAX_FILE_BYTES:,} bytes")
-            return path.read_bytes()
+            return read_regular(path, MAX_FILE_BYTES)
         except OSError as error:
             raise InputError(f"{key}: {error.strerror or 'cannot be read'}") from error
 
@@ -84,9 +84,7 @@ class Originals:
 
 def _size_of(path: Path, key: str) -> Size | None:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return None
-        with path.open("rb") as file:
-            return size_from_header(file, key)
+        with open_regular(path) as file:
+            return size_from_header(file, key) if os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES else None
     except Exception:  # a decoder fed hostile bytes raises nearly anything; such a file is shown as missing
         return None

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+from named_pipe import pipe_at
 from PIL import Image, ImageFile
 
 from dmsh_serving.errors import InputError
@@ -122,6 +123,16 @@ def test_a_file_that_is_gone_is_an_error(folder):
     (folder / "a" / "wide.jpg").unlink()
     with pytest.raises(InputError, match=r"a/wide\.jpg: No such file"):
         originals.read("a/wide.jpg")
+
+
+def test_a_pipe_or_a_device_among_the_images_has_no_size_and_is_refused_in_one_line(folder):
+    (folder / "endless.png").symlink_to("/dev/zero")
+    with pipe_at(folder / "pipe.png"):
+        originals = Originals(folder)
+        for key in ("endless.png", "pipe.png"):
+            assert originals.size(key) is None
+            with pytest.raises(InputError, match=f"^{key}: not a regular file$"):
+                originals.read(key)
 
 
 def test_what_is_shown_fits_its_box_is_upright_and_tells_nothing_but_pixels():
