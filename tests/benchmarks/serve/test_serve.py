@@ -55,15 +55,16 @@ def bench():
     def latency(name, p50):
         return Latency(name, 1, 100, p50, 2 * p50, 3 * p50, 1e3 / p50)
 
-    lone = (latency(serve.IN_PROCESS, 0.25), latency(serve.ENSEMBLE, 1.0), latency(serve.IDLE, 0.7))
+    medians = {serve.ENCODER: 0.2, serve.IN_PROCESS: 0.25, serve.ENSEMBLE: 1.0, serve.IDLE: 0.64}
+    lone = tuple(latency(name, p50) for name, p50 in medians.items())
     speeds = {serve.ENCODER: 1000.0, serve.IN_PROCESS: 900.0, serve.ENSEMBLE: 960.0}
     return serve.ServeBench("a machine", 0.1, 1000, (serve.Served("demo", lone, 8, speeds),))
 
 
 def test_the_tables_say_what_serving_adds_and_what_share_is_left():
     text = serve.markdown(bench())
-    assert "| demo | Triton: the search | 1.00 | 2.00 | 3.00 | +0.75 |" in text
-    assert "| demo | Triton: models that do nothing | 0.70 | 1.40 | 2.10 |  |" in text
+    assert "| demo | Triton: the search | 1.00 | 2.00 | 3.00 | +0.75 | **1.25x** |" in text
+    assert "| demo | Triton: models that do nothing | 0.64 | 1.28 | 1.92 |  |  |" in text
     assert "| demo | Triton: the search, 4 clients, 8 images per call | 960.0 | 96% |" in text
 
 
@@ -77,7 +78,7 @@ def test_a_short_run_with_real_tritons_writes_figures(tmp_path, monkeypatch, cap
     serve.serve(quick=True, codes=500, json=tmp_path / "figures.json")
     (served,) = json.loads((tmp_path / "figures.json").read_text())["served"]
     medians = {each["target"]: each["p50_ms"] for each in served["lone"]}
-    assert set(medians) == {serve.IN_PROCESS, serve.ENSEMBLE, serve.IDLE, serve.PING}
+    assert set(medians) == {serve.ENCODER, serve.IN_PROCESS, serve.ENSEMBLE, serve.IDLE, serve.PING}
     assert medians[serve.PING] < medians[serve.IDLE]
     assert all(speed > 0 for speed in served["images_per_s"].values())
     assert "ms over in process" in capsys.readouterr().out
