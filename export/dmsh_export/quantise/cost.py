@@ -19,7 +19,7 @@ from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.codes import pack, unpack
 
-__all__ = ["CodeCost", "LayerCost", "code_cost", "layer_costs", "signal_to_noise_db"]
+__all__ = ["CodeCost", "LayerCost", "code_cost", "decibels", "layer_costs", "signal_to_noise_db"]
 
 
 @dataclass(frozen=True)

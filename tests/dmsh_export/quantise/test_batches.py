@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmsh_export.quantise.batches import batch_size, spread_images
+from dmsh_export.quantise.batches import batch_size, first_images, spread_batches, spread_images
 from dmsh_export.quantise.run import PADDING_IMAGES, quantise
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import iter_image_batches
@@ -102,3 +102,54 @@ def test_nothing_to_look_at_is_none_and_an_array_of_something_else_is_refused(tm
     np.save(tmp_path / "other.npy", np.zeros((3, 9, 9, 3), np.uint8))
     with pytest.raises(InputError, match=r"\[N, 8, 8, 3\]"):
         spread_images(tmp_path / "other.npy", 8, 16)
+
+
+def batches_of(source, size, most, **named):
+    """Return (values, names, sizes) of what is read, and the progress that was told."""
+    progress = []
+    found = list(spread_batches(source, 8, size, most, on_progress=lambda *done: progress.append(done), **named))
+    values = [value for batch in found for value in batch.images[:, 0, 0, 0].tolist()]
+    return values, [name for batch in found for name in batch.names], [len(batch.images) for batch in found], progress
+
+
+def test_batches_of_a_folder_are_spread_over_it_and_no_more_than_asked_for(tmp_path):
+    write(tmp_path, 20)
+    values, names, sizes, progress = batches_of(tmp_path, 2, 5)
+    assert values == [2, 6, 10, 14, 18]
+    assert [int(name[-7:-4]) for name in names] == values
+    assert sizes == [2, 2, 1]
+    assert progress[-1] == (5, 5)
+    for most in (20, 21):
+        assert batches_of(tmp_path, 8, most)[0] == list(range(20))
+
+
+def test_batches_of_an_array_are_spread_over_it_too(tmp_path):
+    path = tmp_path / "some.npy"
+    np.save(path, np.arange(20, dtype=np.uint8).repeat(8 * 8 * 3).reshape(20, 8, 8, 3))
+    values, names, sizes, progress = batches_of(path, 2, 5)
+    assert values == [2, 6, 10, 14, 18]
+    assert names == [f"some.npy[{value}]" for value in values]
+    assert sizes == [2, 2, 1]
+    assert progress == [(2, 5), (4, 5), (5, 5)]
+    assert batches_of(path, 8, 99)[0] == list(range(20))
+
+
+def test_a_file_that_cannot_be_read_ends_spread_batches_unless_it_may_be_skipped(tmp_path):
+    write(tmp_path, 20)
+    (tmp_path / "00" / "002.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"002\.png"):
+        batches_of(tmp_path, 2, 5)
+    assert batches_of(tmp_path, 2, 5, skip_bad=True)[0] == [6, 10, 14, 18]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 9, 30])
+def test_the_first_images_are_looked_at_and_not_lost(tmp_path, count):
+    write(tmp_path, 10)
+    first, every = first_images(iter_image_batches(tmp_path, 8, 3), count)
+    assert (first[:, 0, 0, 0].tolist() if len(first) else []) == list(range(min(count, 10)))
+    assert [value for batch in every for value in batch.images[:, 0, 0, 0].tolist()] == list(range(10))
+
+
+def test_of_no_batches_there_are_no_first_images():
+    first, every = first_images(iter(()), 4)
+    assert (first.shape, list(every)) == ((0, 1, 1, 3), [])

@@ -18,7 +18,7 @@ from dmsh_export.quantise.scales import ScaleOptions, added_together, chosen_sca
 from dmsh_model.config import HashConfig
 from dmsh_model.integer import reference
 from dmsh_model.integer.bounds import FLOAT32_LIMIT
-from dmsh_model.integer.layers import HIGHEST, Add, Convolution
+from dmsh_model.integer.layers import HIGHEST, MAX_SHIFT, Add, Convolution
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError
@@ -184,6 +184,27 @@ def test_a_layer_whose_sums_could_reach_2_to_the_24_gives_up_a_bit_of_its_weight
     assert (network.layers[1].weight == 60).all()
 
 
+def of_one_weight(weight):
+    """A network whose first layer multiplies each channel by ``weight``, all steps 1."""
+    layers = (
+        FloatLayer("image", floats.Image(8), ()),
+        FloatLayer(
+            "times", floats.Affine(torch.diag(weight).view(3, 3, 1, 1), torch.tensor([0.5, -3, 0]).double()), (0,)
+        ),
+        FloatLayer("pooled", floats.GlobalMax(), (1,)),
+        FloatLayer("logits", floats.Affine(torch.eye(3).double(), torch.zeros(3).double()), (2,)),
+    )
+    graph = FloatGraph(layers, ((3, 8, 8), (3, 8, 8), (3,), (3,)))
+    return integer_from_float(graph, tuple(torch.ones(3).double() for _ in layers)).network.layers[1]
+
+
+def test_a_weight_has_as_many_fractional_bits_as_fit_from_none_to_the_most_that_a_shift_may_be():
+    layer = of_one_weight(torch.tensor([100, 1.5, 1e-12]).double())
+    assert layer.shift.tolist() == [0, 6, MAX_SHIFT]
+    assert np.diagonal(layer.weight[:, :, 0, 0]).tolist() == [100, 96, 0]
+    assert layer.bias.tolist() == [0, -3 << 6, 0]  # the bias has as many; a half is rounded to even
+
+
 def test_bias_correction_moves_the_mean_of_a_layer_towards_the_float_networks():
     _, calibration = calibrated("efficientnet_lite0")
     errors = {}
@@ -232,6 +253,21 @@ def test_a_backbone_with_another_operator_is_refused_by_node_and_operator(backbo
     with pytest.raises(InputError) as error:
         float_graph(DMSH(HashConfig(backbone, image_size=64)))
     assert f"backbone {backbone} has no integer form: node {node} is {operation}, supported are" in str(error.value)
+
+
+def test_a_backbone_that_decides_by_its_values_is_refused_with_the_reason():
+    class Deciding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 64, 3)
+
+        def forward(self, image):
+            return [self.conv(image if image.sum() > 0 else -image)]
+
+    model = network("vgg_small", taps=(2,))
+    model.backbone = Deciding().eval()
+    with pytest.raises(InputError, match=r"backbone vgg_small has no integer form: .*control flow"):
+        float_graph(model)
 
 
 def test_an_average_over_windows_that_hang_over_the_edge_is_refused():
