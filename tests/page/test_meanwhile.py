@@ -4,7 +4,8 @@ import pytest
 from visitor import expected, give, settled, shown, until
 from web_world import CODES, IMAGES, KEYS, png
 
-# What the page sends is noted in ``asked``; ``broken`` answers 503 to what it chooses, and ``held`` keeps it waiting.
+# What the page sends is noted in ``asked``; ``broken`` answers 503 to what it chooses, or 400 if it says so, and
+# ``held`` keeps it waiting.
 # After an outage the page looks every 2 s; here it looks every 100 ms.
 BETWEEN = """
 const later = setTimeout;
@@ -14,11 +15,14 @@ window.asked = [];
 window.fetch = async (path, options = {}) => {
   const body = typeof options.body === "string" ? JSON.parse(options.body) : {};
   asked.push([path, options.body]);
-  if (window.broken?.(path, body)) return Response.json({ detail: "it is broken" }, { status: 503 });
+  const broken = window.broken?.(path, body);
+  if (broken) return Response.json({ detail: "it is broken" }, { status: broken === 400 ? 400 : 503 });
   while (window.held?.(path, body)) await new Promise((done) => later(done, 20));
   return send(path, options);
 };"""
+HERE = KEYS[7].replace("/", "%2F")  # as an address says it
 SEARCHES = "asked.filter(([path]) => path === '/v1/search')"
+FIRST_PAGES = SEARCHES + ".filter(([, body]) => !JSON.parse(body).after)"
 PICTURES = "[...document.querySelectorAll('.card img')].filter((each) => each.naturalWidth).length"
 
 
@@ -97,6 +101,178 @@ def test_pictures_that_an_outage_kept_away_come_after_it(tab, banner):
     until(tab, f"{PICTURES} >= 20")
 
 
+def test_pictures_that_an_outage_kept_away_come_with_the_next_answer(tab, banner):
+    tab.add_init_script(
+        "window.broken = (path) => path === '/v1/thumbnails';"
+        "window.held = (path, body) => body.after && !window.released;"
+    )
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    until(tab, f"{SEARCHES}.length === 2")
+    banner.wait_for()
+    do(tab, "window.broken = (path) => path === '/v1/gallery'; window.released = true")  # the look never ends it
+    until(tab, f"{PICTURES} >= 30 && {PICTURES} === document.querySelectorAll('.card').length")
+    assert banner.is_hidden()
+
+
+def test_filters_that_an_outage_kept_away_come_after_it_and_the_reader_stays_where_he_is(tab, banner):
+    tab.add_init_script("window.broken = (path) => path.startsWith('/v1/facets');")
+    tab.goto(f"/?like=key:{KEYS[7]}&k=100")
+    banner.wait_for()
+    until(tab, "(scrollTo(0, 1500), scrollY === 1500) && document.querySelector('.card[data-index=\"110\"]')")
+    do(tab, "window.broken = null")
+    tab.locator("#columns input").first.wait_for(state="attached")
+    assert len(tab.evaluate(FIRST_PAGES)) == 1
+    assert tab.evaluate("Math.abs(scrollY - 1500) < 250")
+
+
+def test_why_there_are_no_filters_is_said_whatever_answers_come(tab):
+    tab.add_init_script(
+        "window.broken = (path) => path.startsWith('/v1/facets') && 400;"
+        "window.held = (path, body) => body.after && !window.released;"
+    )
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    tab.locator(".status.wrong", has_text="it is broken").wait_for()
+    do(tab, "window.released = true")
+    until(tab, "document.querySelectorAll('.card').length >= 40")
+    assert tab.locator(".status.wrong").inner_text() == "it is broken"
+
+
+def test_who_goes_on_from_a_card_by_keyboard_is_at_the_first_one_after_an_outage_too(tab, banner):
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    settled(tab)
+    tab.locator(".card .pick").nth(3).focus()
+    do(tab, "window.broken = (path) => path === '/v1/search'")
+    tab.keyboard.press("Enter")
+    banner.wait_for()
+    do(tab, "window.broken = null")
+    until(tab, "document.activeElement.closest('.card')?.dataset.index === '0'")
+
+
+def test_an_answer_takes_nobody_away_from_what_he_does_by_then(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    settled(tab)
+    tab.locator(".card .pick").nth(3).focus()
+    do(tab, "window.held = (path) => path === '/v1/search'")
+    tab.keyboard.press("Enter")
+    tab.locator("#radius").focus()
+    do(tab, "window.held = null")
+    until(tab, "document.querySelector('.card')")
+    settled(tab)
+    assert tab.evaluate("document.activeElement.id") == "radius"
+
+
+def test_what_is_typed_and_looked_at_during_an_outage_stays_when_it_ends(tab, banner):
+    tab.add_init_script("window.broken = (path) => path === '/v1/search';")
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    banner.wait_for()
+    tab.locator(".example .face").click()
+    tab.locator("dialog[open]").wait_for()
+    do(tab, "document.getElementById('radius').value = '12'")  # typed, and Enter not yet pressed
+    do(tab, "window.broken = null")
+    until(tab, "document.querySelector('.card')")
+    settled(tab)
+    assert tab.locator("#radius").input_value() == "12"
+    assert tab.locator("dialog[open]").count() == 1
+
+
+@pytest.mark.parametrize("example", [f"key:{KEYS[7]}", "id:7"], ids=["as it was", "with a picture now"])
+def test_an_answer_leaves_the_focus_in_the_tray(tab, example):
+    tab.add_init_script("window.held = (path, body) => path === '/v1/search' && !window.released;")
+    tab.goto(f"/?like={example}&unlike=id:300&k=20")
+    tab.locator(".example .sign").first.focus()
+    do(tab, "window.released = true")
+    until(tab, "document.querySelector('.card')")
+    settled(tab)
+    assert tab.evaluate("document.activeElement === document.querySelector('.example .sign')")
+    tab.locator(".example .remove").first.focus()
+    tab.keyboard.press("Enter")
+    until(tab, "document.querySelectorAll('.example').length === 1")
+    assert tab.evaluate("document.activeElement === document.querySelector('.example .remove')")
+
+
+def test_a_surprise_comes_though_the_gallery_was_not_known_yet(tab):
+    tab.add_init_script("window.held = (path, body) => path === '/v1/gallery' && !window.released;")
+    tab.goto("/")
+    tab.get_by_role("button", name="Surprise me").click()
+    do(tab, "window.released = true")
+    tab.wait_for_url("**/?like=key*")
+    assert shown(tab, 1)[0][0] == 0
+
+
+def test_the_details_of_an_example_need_no_answer(tab):
+    tab.add_init_script("window.held = (path) => path === '/v1/gallery';")
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    tab.locator(".example .face").click()
+    tab.locator(".bits .logit").first.wait_for()
+    assert tab.locator(".bits .bit").count() == 64
+
+
+def test_a_box_waits_for_its_image_and_stays_on_its_place(tab):
+    coming = []
+    tab.route("**/v1/images/**", lambda route: coming.append(route))
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    settled(tab)
+    tab.locator(".card .pick").first.focus()
+    tab.keyboard.press("i")
+    stage = tab.locator(".stage").bounding_box()
+    tab.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + 20)
+    tab.mouse.down()
+    tab.mouse.move(stage["x"] + stage["width"] / 2 + 40, stage["y"] + 90)
+    tab.mouse.up()
+    assert tab.locator(".box").is_hidden()
+    tab.locator(".stage").focus()
+    tab.keyboard.press("b")
+    while not coming:
+        tab.wait_for_timeout(20)
+    coming[0].continue_()
+    for width in (1280, 390):
+        tab.set_viewport_size({"width": width, "height": 844})
+        until(
+            tab,
+            """(() => {
+              const place = (selector) => document.querySelector(selector).getBoundingClientRect();
+              const [box, image] = [place(".box"), place(".stage img")];
+              const near = (one, other) => Math.abs(one - other) < 2;
+              return near(box.left, image.left + image.width / 4) && near(box.bottom, image.bottom - image.height / 4);
+            })()""",
+        )
+
+
+def test_the_second_click_of_a_double_one_does_nothing_to_what_came_after_the_first(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}&like=key:{KEYS[40]}&like=key:{KEYS[300]}&k=20")
+    settled(tab)
+    for target in (tab.locator(".example .remove").first, tab.locator(".card .pick").nth(3)):
+        place = target.bounding_box()
+        tab.mouse.move(place["x"] + 8, place["y"] + 8)
+        addresses = [tab.url]
+        for count in (1, 2):
+            tab.mouse.down(click_count=count)
+            tab.mouse.up(click_count=count)
+            settled(tab)
+            addresses.append(tab.evaluate("location.href"))
+        before, first, second = addresses
+        assert before != first == second
+
+
+def test_the_invitation_to_drop_goes_away_though_cards_were_drawn_under_what_is_dragged(tab):
+    tab.goto("/")
+    do(
+        tab,
+        """const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File(["x"], "x.png"));
+        document.body.dispatchEvent(new DragEvent("dragover", { dataTransfer, bubbles: true, cancelable: true }));""",
+    )
+    until(tab, "document.getElementById('dropping').hidden")
+
+
+def test_a_browser_that_does_not_copy_is_no_success(tab):
+    tab.goto("/")
+    settled(tab)
+    do(tab, "navigator.clipboard.writeText = () => Promise.reject(new DOMException('no', 'NotAllowedError'))")
+    tab.get_by_role("button", name="Copy the link").click()
+    tab.locator(".status.wrong", has_text="does not let this page copy").wait_for()
+
+
 def test_two_filters_that_are_chosen_at_once_both_count(tab):
     tab.goto(f"/?like=key:{KEYS[7]}&k=20")
     settled(tab)
@@ -158,7 +334,7 @@ def test_the_way_forward_leads_to_the_same_place(tab):
     tab.goto(f"/?like=key:{KEYS[7]}&k=100")
     settled(tab)
     tab.locator(".card .pick").nth(5).click()
-    tab.wait_for_url(lambda url: KEYS[7] not in url)
+    tab.wait_for_url(lambda url: HERE not in url)
     settled(tab)
     until(tab, "(scrollTo(0, 1200), scrollY === 1200)")
     until(tab, "Math.abs((history.state?.y ?? 0) - 1200) < 5")
@@ -168,28 +344,37 @@ def test_the_way_forward_leads_to_the_same_place(tab):
     until(tab, "Math.abs(scrollY - 1200) < 250 && document.querySelector('.card')")
 
 
-def test_the_way_to_the_images_is_no_search(tab):
-    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+@pytest.mark.parametrize("address", [f"/?like=key:{KEYS[7]}&k=20", "/?k=50"], ids=["usual", "longer than it need be"])
+def test_the_way_to_the_images_is_no_search(tab, address):
+    tab.goto(address)
     settled(tab)
-    before = len(tab.evaluate(SEARCHES + ".filter(([, body]) => !JSON.parse(body).after)"))
+    before = len(tab.evaluate(FIRST_PAGES))
     tab.locator(".skip").focus()
     tab.keyboard.press("Enter")
     until(tab, "location.hash === '#main' && document.activeElement.id === 'main'")
-    assert len(tab.evaluate(SEARCHES + ".filter(([, body]) => !JSON.parse(body).after)")) == before
+    assert len(tab.evaluate(FIRST_PAGES)) == before
 
 
 def test_the_way_back_closes_the_details(tab):
     tab.goto(f"/?like=key:{KEYS[7]}&k=20")
     settled(tab)
     tab.locator(".card .pick").nth(3).click()
-    tab.wait_for_url(lambda url: KEYS[7] not in url)
+    tab.wait_for_url(lambda url: HERE not in url)
     settled(tab)
     tab.locator(".card .pick").first.focus()
     tab.keyboard.press("i")
     tab.locator("dialog[open]").wait_for()
     tab.go_back()
-    tab.wait_for_url(f"**{KEYS[7].replace('/', '%2F')}*")
+    tab.wait_for_url(f"**{HERE}*")
     until(tab, "!document.querySelector('dialog[open]')")
+
+
+def test_the_page_gallery_leads_on_though_the_gallery_was_not_known_yet(tab):
+    tab.add_init_script("window.held = (path, body) => path === '/v1/gallery' && !window.released;")
+    tab.goto("/gallery")
+    tab.get_by_role("button", name="Browse from a random code").click()
+    do(tab, "window.released = true")
+    tab.wait_for_url("**/?like=code*")
 
 
 def test_an_outage_on_the_page_gallery_is_said_and_passes(tab, banner):

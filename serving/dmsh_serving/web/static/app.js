@@ -9,22 +9,25 @@ import { listen } from "./inputs.js";
 import { forget, outage, over } from "./outage.js";
 import { drawFacets } from "./facets.js";
 import { drawTray, nameOf } from "./tray.js";
-import { addressOf, askedOf, emptyView, idsOf, viewOf } from "./view.js";
+import { addressOf, askedOf, emptyView, idsOf, signed, viewOf } from "./view.js";
 
 const uploads = new Map(); // by code, and by name until that is known: what was uploaded, while the page is open
 let about = null;
 let view = emptyView();
 let browsed = null; // the code that the first look at the gallery is ordered by
 let answer = null;
+let fromCard = false; // the visitor went on from a card by keyboard
 let aborter = new AbortController();
 let loading = false;
 let leftOut = ""; // what was given beside images and is none
 let complaint = ""; // why nothing was done: it stays until something is, whatever answers come in between
 
+const by = (...examples) => show({ ...view, examples });
+const and = (example) => by(...view.examples, example);
 const grid = new Grid(byId("grid"), {
-  onSearch: (card) => show({ ...view, like: [exampleOf(card)], unlike: [] }),
-  onMore: (card) => show({ ...view, like: [...view.like, exampleOf(card)] }),
-  onLess: (card) => show({ ...view, unlike: [...view.unlike, exampleOf(card)] }),
+  onSearch: (card) => by(exampleOf(card)),
+  onMore: (card) => and(exampleOf(card)),
+  onLess: (card) => and({ ...exampleOf(card), unlike: true }),
   onDetails: look,
   onEnd: () => nextPage(),
   onMissed: (error) => failed(error, askAgain),
@@ -35,10 +38,18 @@ const exampleOf = ({ key, id, code, width, height }) => (key ? { key, id, code, 
 
 function show(next) {
   keepPlace();
+  history.pushState({}, "", addressOf(next));
+  begin(next);
+}
+
+function begin(next, wanted, y) {
   leftOut = complaint = "";
   view = next;
-  history.pushState({}, "", addressOf(view));
-  run();
+  byId("details").close();
+  const focused = document.activeElement;
+  fromCard = grid.list.contains(focused) || (fromCard && focused === document.body);
+  drawControls();
+  run(wanted, y);
 }
 
 // Where the reader is, for the way back and forward; while cards are on their way, the place kept before stays.
@@ -50,43 +61,51 @@ async function run(wanted = view.k, y = 0) {
   aborter.abort();
   aborter = new AbortController();
   const { signal } = aborter;
-  const onCard = grid.list.contains(document.activeElement);
   forget();
-  byId("details").close();
   answer = null;
-  grid.clear(view.like.length + view.unlike.length);
+  grid.clear(view.examples.length);
   say("Searching…");
   byId("end").textContent = "";
-  drawControls();
+  byId("lead").textContent = heading();
   drawTray(view, tray);
   loading = true;
   try {
     about ??= await api.gallery(signal);
     drawAbout();
     answer = await firstPage(wanted, signal);
-    if (view.like.length + view.unlike.length) remember();
+    remember();
     loading = false; // only here: a next page may be on its way before the rest is drawn
-    over();
     took(answer);
+    over();
     scrollTo(0, y);
-    if (onCard) grid.enter();
+    if (fromCard && document.activeElement === document.body) grid.enter(); // whoever is elsewhere by now stays there
+    fromCard = false;
     drawTray(view, tray);
-    if (about.facets) await drawFacets(view, chooseWhere, signal);
+    filter(signal);
   } catch (error) {
     failed(error, () => run(wanted, y));
   }
 }
 
+async function filter(signal) {
+  try {
+    if (about.facets) await drawFacets(view, chooseWhere, signal);
+  } catch (error) {
+    failed(error, () => filter(signal));
+  }
+}
+
 async function firstPage(k, signal) {
-  const examples = [...view.like, ...view.unlike];
+  const { examples } = view;
   if (!examples.length) return api.search({ ...filters(), like: [{ code: browseCode() }], k }, signal);
   const unknown = examples.filter((example) => example.file && !example.code);
-  if (examples.length === 1 && unknown.length && view.like.length) return ofFile(examples[0], api.searchFile(examples[0], { ...filters(), k, explain: true }, signal));
+  if (examples.length === 1 && unknown.length && !examples[0].unlike) return ofFile(examples[0], api.searchFile(examples[0], { ...filters(), k, explain: true }, signal));
   for (const example of unknown) {
     const found = await ofFile(example, api.encode(example, signal));
     Object.assign(example, { code: found.code, logits: found.logits });
   }
-  return api.search({ ...filters(), like: view.like.map(askedOf), unlike: view.unlike.map(askedOf), k }, signal);
+  const { like, unlike } = signed(view);
+  return api.search({ ...filters(), like: like.map(askedOf), unlike: unlike.map(askedOf), k }, signal);
 }
 
 // The API knows no names of files.
@@ -109,9 +128,10 @@ function filters() {
 
 // The codes that were found for the examples: pages after the first are asked for by them, and so is a link.
 function remember() {
-  for (const sign of ["like", "unlike"]) {
+  if (!view.examples.length) return; // a first look
+  for (const [sign, examples] of Object.entries(signed(view))) {
     answer.query[sign].forEach((found, place) => {
-      const example = view[sign][place];
+      const example = examples[place];
       if (!example.file && found.key !== undefined && !example.box) {
         example.id ??= found.id;
         if (example.key === undefined) example.shownKey = found.key; // its picture and its name; its address stays the id
@@ -134,8 +154,8 @@ async function nextPage() {
     const next = await api.search({ ...filters(), like: codes(like), unlike: codes(unlike), k: view.k, after: answer.next, version: answer.gallery_version }, signal);
     answer = { ...next, times: answer.times };
     loading = false;
-    over();
     took(answer, false);
+    over();
   } catch (error) { // until then, scrolling asks for nothing more
     failed(error, () => { loading = false; nextPage(); });
   }
@@ -172,7 +192,7 @@ function failed(error, again) {
     return;
   }
   if (!answer) byId("lead").textContent = "";
-  say(error.message, true);
+  complain(error.message);
 }
 
 function complain(text) {
@@ -205,13 +225,12 @@ function drawAbout() {
 function drawControls() {
   byId("k").value = view.k;
   byId("radius").value = view.radius ?? "";
-  const examples = [...view.like, ...view.unlike];
-  byId("lead").textContent = heading();
+  const { examples } = view;
   document.title = examples.length ? `${nameOf(examples[0])} - search by image` : "Search by image";
 }
 
 function heading() {
-  const { like, unlike } = view;
+  const { like, unlike } = signed(view);
   const names = (examples) => (examples.length > 2 ? plural(examples.length, "example") : examples.map(nameOf).join(" and "));
   if (!like.length && !unlike.length) return "Or begin with one of these";
   if (!like.length) return `Images least like ${names(unlike)}, farthest first`;
@@ -224,30 +243,28 @@ function browseCode() {
   return browsed;
 }
 
-const turned = { like: "unlike", unlike: "like" };
-const without = (sign, example) => ({ ...view, [sign]: view[sign].filter((each) => each !== example) });
 const tray = {
-  onRemove: (example, sign) => show(without(sign, example)),
-  onTurn(example, sign) {
-    const next = without(sign, example);
-    show({ ...next, [turned[sign]]: [...next[turned[sign]], example] });
+  onRemove: (place) => by(...view.examples.toSpliced(place, 1)),
+  onTurn: (place) => by(...view.examples.with(place, { ...view.examples[place], unlike: !view.examples[place].unlike })),
+  onOpen(place) {
+    const example = view.examples[place];
+    openDetails({
+      subject: example, query: null, bits: about?.bits,
+      actions: { onRegion: region(example), onSearch: view.examples.length > 1 ? () => by({ ...example, unlike: false }) : null },
+    });
   },
-  onOpen: (example) => openDetails({
-    subject: example, query: null, bits: about?.bits ?? 0,
-    actions: { onRegion: region(example), onSearch: view.like.length + view.unlike.length > 1 ? () => show({ ...view, like: [example], unlike: [] }) : null },
-  }),
 };
 
 function look(card) {
-  const examples = [...view.like, ...view.unlike];
+  const { examples } = view;
   const subject = { ...card };
   openDetails({
     subject, bits: about.bits, distance: examples.length ? grid.distanceOf(card) : undefined, attributes: card.attributes,
     query: examples.length === 1 ? examples[0] : null,
     actions: {
-      onSearch: () => show({ ...view, like: [exampleOf(card)], unlike: [] }),
-      onMore: () => show({ ...view, like: [...view.like, exampleOf(card)] }),
-      onLess: () => show({ ...view, unlike: [...view.unlike, exampleOf(card)] }),
+      onSearch: () => by(exampleOf(card)),
+      onMore: () => and(exampleOf(card)),
+      onLess: () => and({ ...exampleOf(card), unlike: true }),
       onRegion: region(subject),
     },
   });
@@ -256,7 +273,7 @@ function look(card) {
 function region(example) {
   if (!example.file && !example.key) return null;
   const { file, url, label, key } = example;
-  return (box) => show({ ...view, like: [file ? uploaded({ file, url, label, box }) : { key, box }], unlike: [] });
+  return (box) => by(file ? uploaded({ file, url, label, box }) : { key, box });
 }
 
 function uploaded(example) {
@@ -273,17 +290,17 @@ listen((files) => {
     complain(`Nothing to search by: ${wrong}.`);
     return;
   }
-  const added = images.map((file) => uploaded({ file, url: URL.createObjectURL(file), label: file.name || "pasted image" }));
-  show({ ...view, like: added, unlike: [] });
+  by(...images.map((file) => uploaded({ file, url: URL.createObjectURL(file), label: file.name || "pasted image" })));
   leftOut = wrong ? `; left out: ${wrong}` : "";
 }, complain);
 
 byId("random").addEventListener("click", async () => {
-  if (!about) return;
+  const { signal } = aborter;
   try {
-    const found = await api.search({ like: [{ code: randomCode(about.bits) }], k: 200 }, aborter.signal);
+    about ??= await api.gallery(signal);
+    const found = await api.search({ like: [{ code: randomCode(about.bits) }], k: 200 }, signal);
     const picked = found.images[Math.floor(Math.random() * found.images.length)];
-    if (picked) show({ ...view, like: [exampleOf(picked)], unlike: [] });
+    if (picked) by(exampleOf(picked));
   } catch (error) {
     failed(error, () => byId("random").click());
   }
@@ -308,11 +325,16 @@ byId("filters").addEventListener("click", () => {
 });
 byId("copy").hidden = !navigator.clipboard;
 byId("copy").addEventListener("click", async () => {
-  if ([...view.like, ...view.unlike].some((example) => example.upload && !example.code)) {
+  if (view.examples.some((example) => example.upload && !example.code)) {
     complain("There is no link to an image that has no code yet.");
     return;
   }
-  await navigator.clipboard.writeText(location.href);
+  try {
+    await navigator.clipboard.writeText(location.href);
+  } catch {
+    complain("The browser does not let this page copy. The address above is the link.");
+    return;
+  }
   byId("copy-label").textContent = "Copied";
   byId("copy").classList.add("copied");
   setTimeout(() => {
@@ -333,14 +355,12 @@ addEventListener("scroll", () => {
 addEventListener("pagehide", keepPlace);
 
 function arrive(state) {
-  leftOut = complaint = "";
-  view = viewOf(location.search);
-  for (const sign of ["like", "unlike"]) {
-    for (const example of view[sign]) Object.assign(example, uploads.get(example.code ?? example.upload));
-    view[sign] = view[sign].filter((example) => !example.upload || example.file);
-  }
+  const next = viewOf(location.search);
+  for (const example of next.examples) Object.assign(example, uploads.get(example.code ?? example.upload));
+  next.examples = next.examples.filter((example) => !example.upload || example.file);
+  history.replaceState(history.state, "", addressOf(next) + location.hash);
   browsed = state?.browsed ?? browsed;
-  run(Math.min(1000, Math.max(view.k, state?.cards ?? 0)), state?.y);
+  begin(next, Math.min(1000, Math.max(next.k, state?.cards ?? 0)), state?.y);
 }
 
 arrive(history.state);

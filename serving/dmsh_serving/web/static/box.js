@@ -4,12 +4,13 @@ import { h } from "./dom.js";
 
 const STEP = 0.02;
 
-// Returns a function that gives [left, top, width, height] as shares of the image, or null.
+// The image is alone in a frame of its size. Returns a function that gives [left, top, width, height] as shares of the
+// image, or null.
 export function boxOn(stage, image, onChange) {
   let box = null;
   let from = null;
   const mark = h("div", { class: "box", hidden: true });
-  stage.append(mark);
+  image.after(mark);
   stage.tabIndex = 0;
   stage.setAttribute("role", "group");
   stage.setAttribute("aria-label", "Region: press B to begin, arrow keys move it, Shift and arrow keys change its size");
@@ -17,13 +18,7 @@ export function boxOn(stage, image, onChange) {
   const set = (next) => {
     box = next;
     mark.hidden = !box;
-    if (box) {
-      const [frame, inside] = [stage.getBoundingClientRect(), image.getBoundingClientRect()];
-      mark.style.left = `${inside.left - frame.left + box[0] * inside.width}px`;
-      mark.style.top = `${inside.top - frame.top + box[1] * inside.height}px`;
-      mark.style.width = `${box[2] * inside.width}px`;
-      mark.style.height = `${box[3] * inside.height}px`;
-    }
+    if (box) ["left", "top", "width", "height"].forEach((side, place) => { mark.style[side] = `${100 * box[place]}%`; });
     onChange(box);
   };
   const at = (event) => {
@@ -31,7 +26,7 @@ export function boxOn(stage, image, onChange) {
     return [(event.clientX - left) / width, (event.clientY - top) / height].map((share) => Math.min(1, Math.max(0, share)));
   };
   stage.addEventListener("pointerdown", (event) => {
-    if (event.button) return;
+    if (event.button || !image.naturalWidth) return; // nobody sees yet what would be in it
     from = at(event);
     stage.setPointerCapture(event.pointerId);
   });
@@ -42,7 +37,7 @@ export function boxOn(stage, image, onChange) {
     const [width, height] = [Math.abs(from[0] - to[0]), Math.abs(from[1] - to[1])];
     set(width > 0.02 && height > 0.02 ? [left, top, width, height] : null);
   });
-  stage.addEventListener("pointerup", () => { from = null; });
+  stage.addEventListener("lostpointercapture", () => { from = null; }); // at its end, however that comes
   stage.addEventListener("keydown", (event) => {
     const moves = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] };
     if (event.key.toLowerCase() === "b") set([0.25, 0.25, 0.5, 0.5]);

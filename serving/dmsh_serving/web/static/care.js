@@ -8,14 +8,19 @@ import { bars, labelEvery, square } from "./plots.js";
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 let aborter = new AbortController();
+let about = null;
+
+async function known() {
+  about ??= await api.gallery();
+  over();
+  return about;
+}
 
 async function start() {
   try {
-    const about = await api.gallery();
-    over();
+    await known();
     byId("about").textContent = about.count === null ? `${about.bits} bits` : `${plural(about.count, "image")}, ${about.bits} bits`;
     byId("near-radius").max = about.bits;
-    byId("browse").addEventListener("click", () => { location.href = `/?like=code:${randomCode(about.bits)}`; });
     if (!about.codes) {
       byId("near-status").textContent = "Start the page with --gallery FOLDER to see this.";
       return;
@@ -23,10 +28,23 @@ async function start() {
     drawBits(await api.examined("bits"));
     await Promise.all([drawShared(), drawDuplicates()]);
   } catch (error) {
-    if (!(error instanceof api.ApiError)) throw error;
-    if (error.isOutage) outage(error.message, start);
-    else byId("near-status").textContent = error.message;
+    failed(error, start);
   }
+}
+
+async function browse() {
+  try {
+    location.href = `/?like=code:${randomCode((await known()).bits)}`;
+  } catch (error) {
+    failed(error, browse);
+  }
+}
+
+function failed(error, again) {
+  if (error.name === "AbortError") return;
+  if (!(error instanceof api.ApiError)) throw error;
+  byId("near-status").textContent = error.isOutage ? "" : error.message;
+  if (error.isOutage) outage(error.message, again);
 }
 
 function drawBits(found) {
@@ -68,12 +86,11 @@ async function drawDuplicates() {
   byId("near-status").textContent = "Comparing every pair…";
   try {
     const found = await api.examined(`duplicates?radius=${radius.value}`, aborter.signal);
+    over();
     byId("near-status").textContent = found.groups ? `${plural(found.images, "image")} in ${plural(found.groups, "group")}` : "None";
     byId("duplicates").replaceChildren(...found.largest.map(group));
   } catch (error) {
-    if (error.name === "AbortError") return;
-    byId("near-status").textContent = error.isOutage ? "" : error.message;
-    if (error.isOutage) outage(error.message, drawDuplicates);
+    failed(error, drawDuplicates);
   }
 }
 
@@ -96,6 +113,7 @@ function member({ id, key, code, width, height }) {
   return h("a", { class: "member", href: `/?${like}`, title: name, "aria-label": `Search by ${name}` }, image);
 }
 
+byId("browse").addEventListener("click", browse);
 byId("near").addEventListener("submit", (event) => event.preventDefault());
 byId("near-radius").addEventListener("change", drawDuplicates);
 start();

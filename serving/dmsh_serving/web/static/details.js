@@ -16,7 +16,7 @@ export function openDetails({ subject, query, bits, distance, attributes, action
   const act = (run) => () => { close(); run(); };
   const button = (symbol, label, run, kind) => h("button", { type: "button", class: kind, onclick: act(run) }, icon(symbol), h("span", {}, label));
   const image = source ? h("img", { src: source, alt: `The image ${name}`, draggable: "false" }) : null;
-  const stage = h("div", { class: "stage" }, image ?? (subject.code ? glyph(subject.code) : null));
+  const stage = h("div", { class: "stage" }, image ? h("div", { class: "frame" }, image) : subject.code ? glyph(subject.code) : null);
   const bitsPlace = h("div", {});
   const region = h("button", { type: "button", disabled: true }, icon("box"), h("span", {}, "Search this region"));
   const canBox = image && !subject.box && actions.onRegion;
@@ -40,7 +40,8 @@ export function openDetails({ subject, query, bits, distance, attributes, action
           canBox ? region : null))),
     bitsPlace);
   const draw = (first, second) => {
-    if (first.code || second.code) bitsPlace.replaceChildren(...legend(Boolean(query), first.logits || second.logits), comparison(first, second, bits));
+    const count = bits ?? (first.logits ?? second.logits)?.length; // before the gallery is known
+    if (count && (first.code || second.code)) bitsPlace.replaceChildren(...legend(Boolean(query), first.logits || second.logits), comparison(first, second, count));
   };
   const [first, second] = query ? [query, { code: subject.code }] : [subject, {}];
   draw(first, second);

@@ -24,4 +24,7 @@ function filled(element, attributes, children) {
   return element;
 }
 
+// The second click of a double one would mean what has come in the meantime to where the first was.
+export const once = (run) => (event) => { if (event.detail < 2) run(event); };
+
 export const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;

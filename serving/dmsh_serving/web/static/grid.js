@@ -1,6 +1,6 @@
 // A justified grid of any number of cards: rows fill the width, and only cards near the window are in the document.
 
-import { h, icon, plural } from "./dom.js";
+import { h, icon, once, plural } from "./dom.js";
 import { thumbnails } from "./api.js";
 import { glyph } from "./bits.js";
 
@@ -18,7 +18,7 @@ export class Grid {
     addEventListener("scroll", () => this.soon(), { passive: true });
     new ResizeObserver(() => { if (this.list.clientWidth !== this.width) this.layOut(0); }).observe(list);
     list.addEventListener("keydown", (event) => this.pressed(event));
-    list.addEventListener("click", (event) => this.clicked(event));
+    list.addEventListener("click", once((event) => this.clicked(event)));
     list.addEventListener("focusin", (event) => { this.focused(event); this.equip(event.target); });
     list.addEventListener("pointerover", (event) => this.equip(event.target));
   }

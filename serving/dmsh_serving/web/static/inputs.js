@@ -4,23 +4,20 @@ import { byId } from "./dom.js";
 
 export function listen(onFiles, onNothing) {
   const dropping = byId("dropping");
-  let depth = 0;
-  const shown = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-  addEventListener("dragenter", (event) => {
-    if (!shown(event)) return;
+  let gone;
+  const hide = () => { dropping.hidden = true; };
+  // A browser says again and again that something is over the page, but not that it left if cards were drawn under it.
+  addEventListener("dragover", (event) => {
     event.preventDefault();
-    depth += 1;
+    if (!event.dataTransfer?.types.includes("Files")) return;
     dropping.hidden = false;
+    clearTimeout(gone);
+    gone = setTimeout(hide, 500);
   });
-  addEventListener("dragleave", () => {
-    depth = Math.max(0, depth - 1);
-    if (!depth) dropping.hidden = true;
-  });
-  addEventListener("dragover", (event) => event.preventDefault());
   addEventListener("drop", (event) => {
     event.preventDefault();
-    depth = 0;
-    dropping.hidden = true;
+    clearTimeout(gone);
+    hide();
     take(event.dataTransfer.files, "dropped");
   });
   addEventListener("paste", (event) => {

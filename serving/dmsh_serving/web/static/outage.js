@@ -24,6 +24,9 @@ export function over() {
   waiting = null;
   byId("banner").hidden = true;
   byId("banner").replaceChildren();
+  const all = [...unanswered];
+  unanswered.clear();
+  for (const again of all) again();
 }
 
 function told(detail) {
@@ -42,7 +45,4 @@ async function look() {
     return;
   }
   over();
-  const all = [...unanswered];
-  forget();
-  for (const again of all) again();
 }

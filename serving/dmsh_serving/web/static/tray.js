@@ -1,21 +1,30 @@
 // The examples that are searched by: each with its sign, to turn, to look at, to remove.
 
-import { h, icon, byId } from "./dom.js";
+import { h, icon, byId, once } from "./dom.js";
 import { thumbnailUrl } from "./api.js";
 import { glyph } from "./bits.js";
 
-export function drawTray(view, { onTurn, onRemove, onOpen }) {
-  const chips = ["like", "unlike"].flatMap((sign) => view[sign].map((example) => chip(example, sign)));
-  byId("examples").replaceChildren(...chips);
-  document.body.classList.toggle("searching", chips.length > 0);
+let drawn = ""; // what the tray shows: who is about to press a button there keeps it unless something has changed
 
-  function chip(example, sign) {
+// The actions take an example's place.
+export function drawTray({ examples }, { onTurn, onRemove, onOpen }) {
+  const shown = JSON.stringify(examples.map((example) => [example.unlike, nameOf(example), sourceOf(example) ?? example.code, example.box]));
+  if (shown === drawn) return;
+  drawn = shown;
+  const list = byId("examples");
+  const buttons = () => [...list.querySelectorAll("button")];
+  const focused = buttons().indexOf(document.activeElement);
+  list.replaceChildren(...examples.map(chip));
+  document.body.classList.toggle("searching", examples.length > 0);
+  if (focused >= 0) (buttons()[focused] ?? buttons().at(-1) ?? byId("choose")).focus();
+
+  function chip(example, place) {
     const name = nameOf(example);
-    const like = sign === "like";
-    return h("li", { class: `example ${sign}` },
-      h("button", { type: "button", class: "face", title: name, "aria-label": `Look at ${name}`, onclick: () => onOpen(example, sign) }, face(example)),
-      h("button", { type: "button", class: "sign", "aria-label": `${like ? "More" : "Less"} like ${name}: turn around`, title: like ? "More like this" : "Less like this", onclick: () => onTurn(example, sign) }, icon(like ? "plus" : "minus")),
-      h("button", { type: "button", class: "remove", "aria-label": `Remove ${name}`, title: "Remove", onclick: () => onRemove(example, sign) }, icon("close")));
+    const like = !example.unlike;
+    return h("li", { class: `example ${like ? "like" : "unlike"}` },
+      h("button", { type: "button", class: "face", title: name, "aria-label": `Look at ${name}`, onclick: () => onOpen(place) }, face(example)),
+      h("button", { type: "button", class: "sign", "aria-label": `${like ? "More" : "Less"} like ${name}: turn around`, title: like ? "More like this" : "Less like this", onclick: () => onTurn(place) }, icon(like ? "plus" : "minus")),
+      h("button", { type: "button", class: "remove", "aria-label": `Remove ${name}`, title: "Remove", onclick: once(() => onRemove(place)) }, icon("close")));
   }
 }
 
@@ -24,8 +33,10 @@ export function nameOf({ key, shownKey, id, code, label, box }) {
   return box ? `a region of ${name}` : name;
 }
 
+const sourceOf = (example) => example.url ?? thumbnailUrl(example.key ?? example.shownKey);
+
 function face(example) {
-  const source = example.url ?? thumbnailUrl(example.key ?? example.shownKey);
+  const source = sourceOf(example);
   if (!source) return example.code ? glyph(example.code) : h("span", { class: "absent" }, "…");
   const image = h("img", { src: source, alt: "", draggable: "false" });
   image.addEventListener("error", () => image.replaceWith(example.code ? glyph(example.code) : h("span", { class: "absent" }, "no image")));

@@ -3,14 +3,17 @@
 
 export const DEFAULT_K = 50;
 
-export const emptyView = () => ({ like: [], unlike: [], k: DEFAULT_K, radius: undefined, ids: undefined, where: {} });
+// examples: in the order in which they were given; unlike is true of those to be unlike.
+export const emptyView = () => ({ examples: [], k: DEFAULT_K, radius: undefined, ids: undefined, where: Object.create(null) });
+
+export const signed = ({ examples }) => ({ like: examples.filter((each) => !each.unlike), unlike: examples.filter((each) => each.unlike) });
 
 export function viewOf(text) {
   const view = emptyView();
   for (const [name, value] of new URLSearchParams(text)) {
     if (name === "like" || name === "unlike") {
       const example = exampleOf(value);
-      if (example) view[name].push(example);
+      if (example) view.examples.push(name === "unlike" ? { ...example, unlike: true } : example);
     } else if (name === "k" && isWhole(value)) view.k = Math.min(1000, Math.max(1, Number(value)));
     else if (name === "radius" && isWhole(value)) view.radius = Number(value);
     else if (name === "ids") view.ids = idsOf(value);
@@ -21,7 +24,7 @@ export function viewOf(text) {
 
 export function addressOf(view) {
   const query = new URLSearchParams();
-  for (const name of ["like", "unlike"]) for (const example of view[name]) query.append(name, textOf(example));
+  for (const example of view.examples) query.append(example.unlike ? "unlike" : "like", textOf(example));
   if (view.k !== DEFAULT_K) query.append("k", view.k);
   if (view.radius !== undefined) query.append("radius", view.radius);
   if (view.ids) query.append("ids", view.ids.join(","));
