@@ -4,7 +4,6 @@ import errno
 import json
 import pickle
 import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import naming, replace_folder, umask
+from dmsh_serving.files import naming, replace_folder, temporary_beside
 
 __all__ = [
     "CONFIG_FILE",
@@ -65,12 +64,12 @@ def save(model: DMSH, folder: Path, *, training: dict[str, Any] | None = None, o
 
 def write_folder(folder: Path, header: dict[str, Any], weights: bytes) -> None:
     """Write ``config.json`` and ``model.safetensors`` to ``folder``, whole or not at all, replacing what it was."""
-    fresh = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
+    fresh = temporary_beside(folder.absolute())
+    fresh.mkdir()
     try:
         with naming(folder):
             (fresh / WEIGHTS_FILE).write_bytes(weights)
             (fresh / CONFIG_FILE).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n")
-        fresh.chmod(0o777 & ~umask())
         replace_folder(fresh, folder)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -9,9 +9,9 @@ import ctypes
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -26,7 +26,7 @@ __all__ = [
     "read_regular",
     "replace_folder",
     "sha256_of_file",
-    "umask",
+    "temporary_beside",
     "whole_file",
     "write_atomically",
 ]
@@ -75,13 +75,13 @@ def whole_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is not a folder: create it, or write elsewhere")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary = temporary_beside(path)
+    # Made with its permissions: whoever asks for the umask, to apply it later, sets another one for a moment.
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
     try:
         with naming(path), os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fchmod(file.fileno(), mode & ~umask())  # before the fsync, which makes the permissions last too
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
@@ -155,11 +155,9 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def umask() -> int:
-    """Return the permissions that this process takes from what it creates; temporary files ignore them."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def temporary_beside(path: Path) -> Path:
+    """Return a name in the folder of ``path`` that nothing has, for what is to be ``path`` once it is whole."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def fsync_folder(folder: Path) -> None:

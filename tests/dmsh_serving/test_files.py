@@ -8,7 +8,7 @@ from named_pipe import pipe_at
 
 from dmsh_serving import files
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import open_regular, read_regular, replace_folder, sha256_of_file, write_atomically
+from dmsh_serving.files import open_regular, read_regular, replace_folder, sha256_of_file, whole_file, write_atomically
 
 
 @pytest.fixture
@@ -77,6 +77,14 @@ def test_a_file_is_written_with_the_permissions_that_the_umask_allows(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"data"
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_file_that_another_thread_makes_meanwhile_is_open_to_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask of the whole process was changed"))
+    write_atomically(tmp_path / "file", b"data")
+    with whole_file(tmp_path / "part", mode=0o444) as file:
+        file.write(b"data")
+    assert stat.S_IMODE((tmp_path / "part").stat().st_mode) == 0o444
 
 
 def test_a_checksum_is_that_of_the_bytes_and_a_missing_file_is_named(tmp_path):

@@ -104,7 +104,7 @@ class TritonServer:
         self._log_json, self._slow_seconds, self._canary = log_json, slow_seconds, canary
         self._launched, self._stopping, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._watch = threading.Thread(target=self._run, name="triton-watch", daemon=True)
-        self._control_key = secrets.token_hex(16)
+        self._control_key = ""  # a new one for each start: a port that a dead server leaves may become another's
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: frozenset[int] = frozenset()
         self._vitals: Vitals | None = None
@@ -209,7 +209,8 @@ class TritonServer:
             self._vitals.start()
 
     def _control_options(self) -> dict[str, str]:
-        """Return by a name for each the options that the process list must not show."""
+        """Make a new key; return by a name for each the options that the process list must not show."""
+        self._control_key = secrets.token_hex(16)
         closed = f"{_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}"
         return {
             "DMSH_CLOSED_OVER_HTTP": f"--http-restricted-api={closed}",

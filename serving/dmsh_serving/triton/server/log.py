@@ -6,6 +6,7 @@ written as JSON, and news can be noticed in the moment that they are written.
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import re
@@ -38,7 +39,10 @@ class ServerLog:
     """The log at ``path`` of one server after another; ``on_line`` is given every line.
 
     With ``as_json`` a line is an object: ``time`` (UTC), ``level``, ``source``, ``message`` and, if it names one,
-    ``request``. Else it is what was written.
+    ``request``. Else it is what was written. The file is its owner's, and readable to the owner's group.
+
+    Raises:
+        InputError: ``path`` is a link: in a folder that others may write to, it could lead to any file.
     """
 
     def __init__(
@@ -50,7 +54,12 @@ class ServerLog:
         self._reader: threading.Thread | None = None
         self._lost = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        try:
+            os.close(_opened(path))
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise InputError(f"the log file {path} is a link: name the file that it leads to") from None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[int]:
@@ -94,11 +103,17 @@ class ServerLog:
             if self.path.exists() and self.path.stat().st_size > LARGEST_LOG_BYTES:
                 _rotate(self.path)
             missing = f"{self._lost} lines are missing here: they could not be written\n" if self._lost else ""
-            with self.path.open("ab") as file:
+            with os.fdopen(_opened(self.path), "ab") as file:
                 _put(file, missing + line)
             self._lost = 0
         except OSError:
             self._lost += 1
+
+
+def _opened(path: Path) -> int:
+    """Return a descriptor that appends to a log, never to what a link leads to, and waits for no reader of a pipe."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(path, flags, 0o640)
 
 
 def _rotate(path: Path) -> None:

@@ -112,6 +112,7 @@ def test_a_server_that_cannot_run_is_an_error_before_anything_starts(tmp_path):
 
 def test_who_holds_the_port_before_triton_does_not_get_the_key(tmp_path):
     server, heard = TritonServer(tmp_path), []
+    server._control_options()
 
     class Thief(socketserver.StreamRequestHandler):
         def handle(self):
@@ -127,6 +128,17 @@ def test_who_holds_the_port_before_triton_does_not_get_the_key(tmp_path):
         server._served_ensembles()
         assert any(server._control_key.encode() in line for line in heard)
         listener.shutdown()
+
+
+def test_each_start_has_a_control_key_of_its_own(tmp_path):
+    server = TritonServer(tmp_path)
+    keys = []
+    for _ in range(3):
+        options = server._control_options()
+        keys.append(server._control_key)
+        assert all(option.endswith(f"={keys[-1]}") for option in options.values())
+    assert len(set(keys)) == 3
+    assert min(map(len, keys)) == 32
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dmsh_serving.errors import InputError
 from dmsh_serving.ranker import follower
 from dmsh_serving.triton.server import log
 from dmsh_serving.triton.server.log import ServerLog, error_from_log, news_of_a_gallery
@@ -74,6 +75,42 @@ def test_each_start_says_its_own(tmp_path):
 
 
 OF_THE_FOLLOWER = f"2026-11-29T07:00:00.100Z ERROR {follower._log.name}"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_log_follows_no_link_and_is_not_everybodys(tmp_path, there):
+    victim = tmp_path / "victim"
+    if there:
+        victim.write_text("mine")
+    (tmp_path / "log").symlink_to(victim)
+    with pytest.raises(InputError, match="log is a link"):
+        ServerLog(tmp_path / "log")
+    (tmp_path / "log").unlink()
+    before = os.umask(0)
+    try:
+        server_log = written(tmp_path / "log", "one")
+        (tmp_path / "log").rename(tmp_path / "moved")
+        (tmp_path / "log").symlink_to(victim)
+        with server_log.listening() as descriptor:
+            os.write(descriptor, b"two\n")
+        server_log.finish()
+        (tmp_path / "log").unlink()
+        with server_log.listening() as descriptor:
+            os.write(descriptor, b"three\n")
+        server_log.finish()
+    finally:
+        os.umask(before)
+    assert (victim.read_text() if there else victim.exists()) == ("mine" if there else False)
+    assert (tmp_path / "log").read_text() == "1 lines are missing here: they could not be written\nthree\n"
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("moved", "log")] == [0o640, 0o640]
+
+
+def test_a_log_that_is_a_pipe_without_a_reader_keeps_no_server_waiting(tmp_path):
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(OSError, match="No such device"):
+        ServerLog(tmp_path / "log")
+
+
 REFUSED = "gallery /g: /g is damaged; version 00000001-9f31c07a goes on serving"
 
 
