@@ -91,7 +91,13 @@ def test_the_proxy_of_the_documents_lets_searches_with_its_token_through_and_not
                         assert time.monotonic() < deadline, (tmp_path / "error.log").read_text()
                         time.sleep(0.05)
                 assert answer.distances[0, 0] == 0
-            for token, code in (("CHANGE-ME", 0), ("another", 1)):
+            for token, code in (
+                ("CHANGE-ME", 0),
+                ("change-me", 1),
+                ("CHANGE-ME2", 1),
+                ("2CHANGE-ME", 1),
+                ("another", 1),
+            ):
                 (tmp_path / "token").write_text(f"{token}\n")
                 shown = ["--tls-ca", files / "ca.pem", "--token-file", tmp_path / "token"]
                 done = subprocess.run([TOOL, "check", url, *shown], capture_output=True, text=True)

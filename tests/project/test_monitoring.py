@@ -87,3 +87,11 @@ def test_every_figure_of_ours_is_in_the_documents(exported):
         name for name in exported if name not in text and re.sub(r"_(decode|encode|rank)_", "_STEP_", name) not in text
     ]
     assert missing == []
+
+
+def test_the_proxy_compares_its_token_letter_by_letter_and_whole():
+    (keys,) = re.findall(
+        r"map \$http_authorization \$known \{\n(.*?)\n  \}", (FOLDER / "nginx.conf").read_text(), re.DOTALL
+    )
+    # What begins with ~ regards case; what is between \Q and \E is taken literally; ^ and $ leave nothing around it.
+    assert [line.strip() for line in keys.splitlines()] == ["default 0;", r'"~^Bearer \QCHANGE-ME\E$" 1;']
