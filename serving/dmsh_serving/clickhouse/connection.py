@@ -1,9 +1,13 @@
 """One ClickHouse, asked in SQL: deadlines, retries of what only reads, a breaker, and errors that say what to do."""
 
+import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http.client import RemoteDisconnected
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from dmsh_serving.clickhouse.address import PASSWORD, Address
@@ -128,7 +132,7 @@ class Connection:
             except UnavailableError as error:
                 if tries and time.monotonic() < start + _AGAIN_SECONDS:  # else its deadline is over
                     continue
-                self._breaker.failed(str(error.__cause__ or error))
+                self._breaker.failed(_reason(error.__cause__ or error))
                 raise
             except DmshError:
                 self._breaker.answered()  # that it refuses
@@ -153,7 +157,7 @@ class Connection:
 
     def _error(self, error: Exception) -> DmshError:
         code = getattr(error, "code", None)
-        text = " ".join(str(error).split())[:300]
+        text = _reason(error)
         if code in _GONE:
             return InputError(f"{self.address} is not there, or was dropped: make it with dmsh-serve gallery push")
         if code in _OTHER_COLUMNS:
@@ -176,7 +180,10 @@ class Connection:
     def _open(self) -> Any:
         import clickhouse_connect
 
+        logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # it raises what it logs, and so do we
         address = self.address
+        if address.ca is not None and not Path(address.ca).is_file():
+            raise InputError(f"{address}: {address.ca} is not there: ca names a file of certificates to trust")
         if address.folder is not None:
             client = clickhouse_connect.get_client(interface="chdb", path=str(address.folder))
         else:
@@ -197,3 +204,16 @@ class Connection:
             needed = ".".join(map(str, OLDEST))
             raise InputError(f"{address} is ClickHouse {client.server_version}: {needed} or later is needed")
         return client
+
+
+def _reason(error: BaseException) -> str:
+    """Return what is beneath a client's error, in one line: its own text holds all settings of the request."""
+    cause: BaseException | None = error if getattr(error, "code", None) is None else None  # else the server's answer
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    text = getattr(cause, "strerror", None) or str(cause or error)
+    if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+        text = "it speaks no TLS on this port: leave out secure=1, or name its port for HTTPS"
+    if isinstance(cause, RemoteDisconnected):
+        text += " (if this is a port for HTTPS, add ?secure=1)"
+    return " ".join(text.split())[:300]

@@ -4,6 +4,7 @@ A lease is a row with a term. A writer takes the next term by an insert whose to
 server keeps one. A writer that was killed is in nobody's way for longer than its lease.
 """
 
+import contextlib
 import secrets
 import time
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Final
 from dmsh_serving.clickhouse.catalogue import quoted
 from dmsh_serving.clickhouse.connection import Connection
 from dmsh_serving.clickhouse.schema import Tables
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import DmshError, InputError
 
 __all__ = ["Lease"]
 
@@ -48,7 +49,9 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._write(0)
+        # What was done is done, and what went wrong is told already: a lease that cannot be given back runs out.
+        with contextlib.suppress(DmshError):
+            self._write(0)
 
     def renew(self) -> None:
         """Extend the lease if it is due."""

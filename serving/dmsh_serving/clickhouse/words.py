@@ -36,7 +36,7 @@ def words_of_codes(codes: Codes) -> Words:
 
 def codes_of_words(words: Words, bits: int) -> Codes:
     """Return words (N, W) uint64 as codes (N, ceil(bits/8)) uint8."""
-    flat = np.ascontiguousarray(words, "<u8").view(np.uint8).reshape(len(words), -1)
+    flat = np.ascontiguousarray(words, "<u8").view(np.uint8).reshape(len(words), 8 * words.shape[1])
     return np.ascontiguousarray(flat[:, : bytes_per_code(bits)])
 
 

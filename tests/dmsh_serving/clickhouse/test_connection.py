@@ -3,14 +3,18 @@
 import datetime
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 from clickhouse_world import F, Server, free_port, wait_until
 
 from dmsh_serving import gallery
-from dmsh_serving.clickhouse.address import Address
+from dmsh_serving.clickhouse import rows
+from dmsh_serving.clickhouse.address import PASSWORD, Address
 from dmsh_serving.clickhouse.breaker import Breaker
 from dmsh_serving.clickhouse.connection import Connection
 from dmsh_serving.clickhouse.push import push
@@ -80,6 +84,28 @@ def test_a_server_that_is_down_is_unavailable_at_once_and_is_found_again_by_itse
         newer = publish(folder, address)
         wait_until(lambda: ranker.version == newer)
         assert ranker.search(query, 3).gallery_version == newer
+
+
+def test_a_server_that_dies_in_a_push_is_told_in_one_line_and_the_push_goes_on(server, folder, monkeypatch):
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 100)
+    address, insert, arrived = server.address(), Connection.insert, []
+
+    def dying(self, table, block, **settings):
+        if len(arrived) == 2:
+            server.kill()
+        insert(self, table, block, **settings)
+        arrived.append(block.num_rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "insert", dying)
+        with pytest.raises(UnavailableError, match=r"does not answer: [^?]{5,60}$"):
+            publish(folder, address)
+    server.start()
+    with Connection(address) as connection:
+        connection.run(f"TRUNCATE TABLE {address.database}.leases")  # the dead writer's runs out in a minute
+    assert push(source_of_gallery(folder, gallery.open_current(folder)), address)[1] == 300
+    expected = gallery.open_current(folder).search(uniform_codes(2, 64, 2), 500)
+    np.testing.assert_array_equal(open_remote(address).search(uniform_codes(2, 64, 2), 500).ids, expected.ids)
 
 
 def test_a_server_that_hangs_is_given_up_at_the_deadline(server, folder):
@@ -168,10 +194,47 @@ def test_an_expired_certificate_is_refused(tmp_path):
         server.kill()
 
 
-def test_nobody_listens():
-    address = Address("images", "photos", host="127.0.0.1", port=free_port())
-    with pytest.raises(UnavailableError, match="does not answer"):
-        open_remote(address)
+def test_nobody_listens_and_the_error_is_one_line(tmp_path):
+    address = f"clickhouse://127.0.0.1:{free_port()}/images/photos"
+    command = [Path(sys.executable).with_name("dmsh-serve"), "gallery", "info", address]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == f"error: {address} does not answer: Connection refused\n"
+
+
+def test_a_port_without_tls_and_a_file_that_is_not_there_are_named(server):
+    with pytest.raises(UnavailableError, match="speaks no TLS on this port: leave out secure=1"):
+        open_remote(server.address(secure=True))
+    with pytest.raises(InputError, match=r"nowhere\.pem is not there"):
+        open_remote(server.address(secure=True, ca="/nowhere.pem"))
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """What a server answers to a wrong password."""
+
+    def do_POST(self):
+        text = (
+            b"Code: 516. DB::Exception: reader: Authentication failed: password is incorrect. (AUTHENTICATION_FAILED)"
+        )
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(403)
+        self.send_header("X-ClickHouse-Exception-Code", "516")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_wrong_password_is_named(monkeypatch):
+    monkeypatch.setenv(PASSWORD, "wrong")
+    with HTTPServer(("127.0.0.1", 0), Refusing) as refusing:
+        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+        address = Address("images", "photos", host="127.0.0.1", port=refusing.server_port, user="reader")
+        with pytest.raises(InputError, match=f"refuses the user reader: give it rights, or set {PASSWORD}"):
+            open_remote(address)
+        refusing.shutdown()
 
 
 def test_a_breaker_lets_one_caller_try_and_waits_longer_each_time(monkeypatch):

@@ -10,7 +10,7 @@ from clickhouse_world import F
 from dmsh_serving import gallery
 from dmsh_serving.clickhouse import catalogue, changes, rows
 from dmsh_serving.clickhouse.catalogue import current, history, publish
-from dmsh_serving.clickhouse.changes import ids_of_remote_keys, pull, remove, rollback
+from dmsh_serving.clickhouse.changes import compact, ids_of_remote_keys, pull, remove, rollback
 from dmsh_serving.clickhouse.connection import Connection
 from dmsh_serving.clickhouse.lease import Lease
 from dmsh_serving.clickhouse.push import push
@@ -219,6 +219,14 @@ def test_a_pulled_gallery_is_the_one_that_was_pushed(folder, address):
     np.testing.assert_array_equal(contents.codes, expected.codes)
     assert list(contents.keys) == list(expected.keys)
     assert version.count == COUNT
+
+
+def test_an_empty_gallery_can_be_pushed_pulled_and_compacted(tmp_path):
+    address = clickhouse_world.address()
+    gallery.build(tmp_path / "g", np.empty((0, 8), np.uint8), None, None, bits=64, fingerprint=F)
+    push(source(tmp_path / "g"), address)
+    assert pull(address)[0].codes.shape == (0, 8)
+    assert compact(address).count == 0
 
 
 def test_removal_by_id_and_key_and_its_rollback(address):
