@@ -273,6 +273,24 @@ def test_hostile_keys_are_text(tab):
         assert tab.evaluate("document.querySelectorAll('main img[onerror], dialog img[onerror]').length") == 0
 
 
+def test_a_filter_may_have_any_name_also_one_that_scripts_know(tab, web_world, web_triton, tmp_path):
+    tab.goto(f"/?like=key:{KEYS[7]}&where.__proto__=x&where.constructor=y")
+    settled(tab)
+    assert "'__proto__' is no filter" in tab.locator("#status").text_content()
+    rows = [f'"{key.replace(chr(34), chr(34) * 2)}",{n % 2},{n % 3}' for n, key in enumerate(KEYS)]
+    (tmp_path / "names.csv").write_text("key,__proto__,constructor\n" + "\n".join(rows) + "\n")
+    with web_world.page(web_triton.url, metadata=tmp_path / "names.csv") as page:
+        tab.goto(f"{page.url}?like=key:{KEYS[7]}&where.__proto__=1")
+        assert shown(tab) == expected(CODES[7], allowed=range(1, COUNT, 2))
+        tab.locator("[data-value='constructor=2']").check()
+        tab.wait_for_url("**where.__proto__=1&where.constructor=2*")
+        assert shown(tab) == expected(CODES[7], allowed=range(5, COUNT, 6))
+        tab.locator("[data-value='__proto__=1']").uncheck()
+        tab.wait_for_url("**7.png&where.constructor=2")
+        assert shown(tab) == expected(CODES[7], allowed=range(2, COUNT, 3))
+        tab.goto("about:blank")  # the page goes before the tab does
+
+
 def test_a_surprise_is_an_image_of_the_gallery(tab):
     tab.goto("/")
     settled(tab)

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from dmsh_serving import gallery
 from dmsh_serving.codes import Codes
 from dmsh_serving.contract import PAD_KEY
+from dmsh_serving.errors import InputError
 from dmsh_serving.gallery.folder import current_version, open_version
+from dmsh_serving.gallery.header import is_version
 from dmsh_serving.gallery.keys import Keys
 
 __all__ = ["Collection", "GalleryFolder", "Places", "Words", "words_of"]
@@ -127,7 +129,13 @@ class GalleryFolder:
         return self._held.get(version)
 
     def at(self, version: str) -> Collection | None:
-        """Return one version, or None if its files are gone."""
+        """Return one version, or None if its files are gone.
+
+        Raises:
+            InputError: ``version`` can name none: it becomes a part of a path.
+        """
+        if not is_version(version):
+            raise InputError(f"{version!r} is no version of a gallery")
         held = self._held.get(version)
         if held is not None:
             return held

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from dmsh_serving.contract import MAX_K
+from dmsh_serving.gallery.header import is_version
 from dmsh_serving.hamming.inputs import checked_radius
 from dmsh_serving.web.codes.ranking import Cursor
 from dmsh_serving.web.http.problems import ProblemError
@@ -194,8 +195,8 @@ def _question(body: Mapping[str, Any], *, like: tuple[Example, ...], unlike: tup
     if not isinstance(explain, bool):
         raise ProblemError(400, "explain is true or false")
     version = body.get("version")
-    if version is not None and not isinstance(version, str):
-        raise ProblemError(400, "version is a text")
+    if version is not None and not (isinstance(version, str) and is_version(version)):
+        raise ProblemError(400, "version is the gallery_version of the answer before")
     return Question(
         like=like,
         unlike=unlike,

@@ -9,7 +9,7 @@ import { listen } from "./inputs.js";
 import { forget, outage, over } from "./outage.js";
 import { drawFacets } from "./facets.js";
 import { drawTray, nameOf } from "./tray.js";
-import { addressOf, askedOf, emptyView, idsOf, signed, viewOf } from "./view.js";
+import { addressOf, askedOf, emptyView, idsOf, signed, viewOf, whereWith } from "./view.js";
 
 const uploads = new Map(); // by code, and by name until that is known: what was uploaded, while the page is open
 let about = null;
@@ -313,11 +313,10 @@ byId("controls").addEventListener("change", () => {
   show({ ...view, k: Number(k.value) || 50, radius: radius.value === "" ? undefined : Number(radius.value) });
 });
 function chooseWhere(column, values) {
-  const { [column]: _, ...rest } = view.where;
-  show({ ...view, where: values.length ? { ...rest, [column]: values } : rest });
+  show({ ...view, where: whereWith(view.where, column, values) });
 }
 byId("ids").addEventListener("change", () => show({ ...view, ids: byId("ids").value.trim() ? idsOf(byId("ids").value) : undefined }));
-byId("clear").addEventListener("click", () => show({ ...view, where: {}, ids: undefined }));
+byId("clear").addEventListener("click", () => show({ ...view, where: emptyView().where, ids: undefined }));
 byId("filters").addEventListener("click", () => {
   const open = byId("facets").hidden;
   byId("facets").hidden = !open;

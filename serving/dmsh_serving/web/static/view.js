@@ -3,10 +3,21 @@
 
 export const DEFAULT_K = 50;
 
+// A column may have any name, also __proto__: where has no prototype.
+const emptyWhere = () => Object.create(null);
+
 // examples: in the order in which they were given; unlike is true of those to be unlike.
-export const emptyView = () => ({ examples: [], k: DEFAULT_K, radius: undefined, ids: undefined, where: Object.create(null) });
+export const emptyView = () => ({ examples: [], k: DEFAULT_K, radius: undefined, ids: undefined, where: emptyWhere() });
 
 export const signed = ({ examples }) => ({ like: examples.filter((each) => !each.unlike), unlike: examples.filter((each) => each.unlike) });
+
+// Where, with other values for one column; without any, the column is free.
+export function whereWith(where, column, values) {
+  const found = Object.assign(emptyWhere(), where);
+  if (values.length) found[column] = values;
+  else delete found[column];
+  return found;
+}
 
 export function viewOf(text) {
   const view = emptyView();

@@ -56,6 +56,9 @@ def test_a_new_version_is_followed_and_the_one_before_stays_open(tmp_path):
 def test_a_version_that_is_gone_is_none(tmp_path):
     gallery.build(tmp_path / "g", uniform_codes(3, 64, 0), None, None, **SPACE)
     assert GalleryFolder(tmp_path / "g").at("00000007-01234567") is None
+    for no_version in ("", "../g/gallery-00000001-01234567", "00000007-01234567/..", "00000007-01234567\0"):
+        with pytest.raises(InputError, match="is no version of a gallery"):
+            GalleryFolder(tmp_path / "g").at(no_version)
     with pytest.raises(InputError, match="is not a gallery"):
         GalleryFolder(tmp_path)
 

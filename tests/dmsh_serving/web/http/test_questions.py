@@ -113,7 +113,10 @@ def test_a_form_and_bytes_say_the_same():
         ({"key": "a", "where": {"c": []}}, "for each column a list"),
         ({"key": "a", "after": {"distance": 1}}, "the distance and the id"),
         ({"key": "a", "after": {"distance": 10**30, "id": 1}}, "the distance and the id"),
-        ({"key": "a", "version": 5}, "version is a text"),
+        *[
+            ({"key": "a", "version": each}, "version is the gallery_version of the answer before")
+            for each in (5, "", "../gallery", "00000001-0000000G", "00000001-00000000\n", "0000001-00000000", "*")
+        ],
         ({"key": "a", "explain": 1}, "explain is true or false"),
         ({"key": "a", "rerank": "x"}, "a search has no 'rerank'"),
     ],
