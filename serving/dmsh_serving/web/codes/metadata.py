@@ -21,14 +21,14 @@ __all__ = ["MOST_VALUES", "SHOWN_VALUES", "Metadata", "Where"]
 MOST_VALUES: Final = 1000  # different ones that a filter may have
 SHOWN_VALUES: Final = 50
 _KEY: Final = "key"
-_NONE: Final = -1  # an image that the table says nothing of
+_NONE: Final = -1  # the row of an image that the table says nothing of, which is one more row of each column
 
 Where = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its different values, and which of them each row has, (R,) int32."""
+    """One column: its different values, and which of them each row has, (R + 1,) int32; the last row has none: -1."""
 
     name: str
     values: list[str]
@@ -37,7 +37,7 @@ class Column:
     @property
     def is_filter(self) -> bool:
         """Whether it has few different values."""
-        return len(self.values) <= MOST_VALUES and len(self.values) < max(2, len(self.numbers))
+        return len(self.values) <= MOST_VALUES and len(self.values) < max(2, len(self.numbers) - 1)
 
 
 class Metadata:
@@ -86,7 +86,7 @@ class Metadata:
         for column in self.columns:
             if not column.is_filter:
                 continue
-            numbers = np.where(rows == _NONE, _NONE, column.numbers[rows])
+            numbers = column.numbers[rows]
             kept = numbers != _NONE
             for name, mask in masks.items():
                 if name != column.name:
@@ -108,8 +108,8 @@ class Metadata:
             if column is None:
                 raise InputError(f"{name!r} is no filter: there are {', '.join(map(repr, filters)) or 'none'}")
             chosen = set(values)  # np.isin would pad each value to the longest one of the request
-            wanted = np.fromiter((value in chosen for value in column.values), np.bool_, len(column.values))
-            masks[name] = (rows != _NONE) & wanted[column.numbers[rows]]
+            wanted = np.array([*(value in chosen for value in column.values), False])
+            masks[name] = wanted[column.numbers[rows]]
         return masks
 
     def _rows_of(self, collection: Collection) -> npt.NDArray[np.int64]:
@@ -125,7 +125,7 @@ class Metadata:
 def _column(name: str, values: list[str]) -> Column:
     number: dict[str, int] = {}
     numbers = np.fromiter((number.setdefault(value, len(number)) for value in values), np.int32, len(values))
-    return Column(name, list(number), numbers)
+    return Column(name, list(number), np.append(numbers, np.int32(_NONE)))
 
 
 def _read(path: Path) -> Mapping[str, list[str]]:

@@ -53,6 +53,25 @@ def test_a_value_is_counted_as_if_only_the_other_columns_were_chosen(csv):
     assert size["values"] == [{"value": "1", "count": 2}, {"value": "2", "count": 1}]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_without_rows_has_filters_without_values(tmp_path, kind):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / f"table.{kind}"
+    if kind == "csv":
+        path.write_text("key,colour\n")
+    else:
+        parquet.write_table(
+            pyarrow.table({"key": pyarrow.array([], "string"), "colour": pyarrow.array([], "string")}), path
+        )
+    metadata, red = Metadata(path), (("colour", ("red",)),)
+    for where in ((), red):
+        assert metadata.counts(collection(), where) == [{"name": "colour", "values": [], "others": 0}]
+    assert metadata.places(collection(), red).tolist() == []
+    assert metadata.attributes("a.png") == {}
+
+
 def test_only_columns_with_few_values_are_filters_and_a_chosen_value_is_always_shown(tmp_path):
     path = tmp_path / "table.csv"
     keys = [f"{number}.png" for number in range(2 * MOST_VALUES)]
