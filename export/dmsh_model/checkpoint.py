@@ -38,6 +38,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "dmsh-checkpoint"
 FORMAT_VERSION = 1
+_ZIP = b"PK\x03\x04"  # by which torch.load knows one
 FLOAT, INTEGER = "float", "integer"  # kinds of checkpoint; a config that names none is a float one's
 
 
@@ -177,11 +178,14 @@ def read_torch_file(path: Path) -> Any:
     """Return what ``torch.save`` wrote to ``path``, on the CPU; no code in it is run.
 
     Raises:
-        InputError: damaged, or holds more than tensors and plain values.
+        InputError: damaged, packed to less than its size, or holds more than tensors and plain values.
     """
     try:
-        if zipfile.is_zipfile(path):  # else as versions of torch before 1.6 wrote it, without checksums
+        with path.open("rb") as file:
+            is_zip = file.read(len(_ZIP)) == _ZIP  # else as versions of torch before 1.6 wrote it, without checksums
+        if is_zip:
             with zipfile.ZipFile(path) as archive:
+                _check_unpacked(path, archive.infolist())
                 if damaged := archive.testzip():  # torch.load does not look
                     raise InputError(f"{path} is damaged: the checksum of {damaged} in it does not match")
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -195,6 +199,15 @@ def read_torch_file(path: Path) -> Any:
         raise InputError(f"{path} is damaged, or holds more than tensors, and is refused") from error
     except Exception as error:  # an unpickler fed hostile bytes raises nearly anything
         raise InputError(f"{path} is damaged, or was not written by torch.save ({type(error).__name__})") from error
+
+
+def _check_unpacked(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that takes more memory than it has bytes: some kilobytes can be packed gigabytes."""
+    size = path.stat().st_size
+    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(member.file_size for member in members) > size:
+        what = f"{packed[0]} in it is compressed" if packed else f"what is in it is larger than its {size:,} bytes"
+        raise InputError(f"{path} is refused: {what}; torch.save writes no such file, so save the weights anew")
 
 
 def _check_state(path: Path, expected: dict[str, Tensor], given: dict[str, Tensor]) -> None:

@@ -1,6 +1,8 @@
+import copy
 import json
 import os
 import stat
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,32 @@ def test_a_damaged_state_dict_is_refused(folder, content):
     (folder / "weights.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"weights\.pt is damaged"):
         dmsh_model.load(folder / "weights.pt")
+
+
+def test_a_state_dict_that_unpacks_to_more_than_the_file_is_refused_before_it_takes_the_memory(folder):
+    path = folder / "weights.pt"
+    torch.save({"w": torch.zeros(1 << 24)}, path)  # 64 MiB
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(InputError, match=r"weights\.pt is refused: weights/data\.pkl in it is compressed; torch\.save"):
+        dmsh_model.load(path)
+
+
+def test_a_state_dict_whose_members_share_their_bytes_is_refused(folder):
+    path = folder / "weights.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights/data/0", bytes(1 << 20))
+        (first,) = archive.infolist()
+        for number in range(1, 8):
+            another = copy.copy(first)
+            another.filename = f"weights/data/{number}"
+            archive.filelist.append(another)
+    with pytest.raises(InputError, match=r"weights\.pt is refused: what is in it is larger than its 1,0\d\d,\d* bytes"):
+        dmsh_model.load(path)
 
 
 def test_a_state_dict_with_more_than_tensors_is_refused(folder):
