@@ -24,11 +24,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         cancelled: set when a client has cancelled a request.
         budgets: seconds that each request's client gives it.
         said: the id and the header "authorization" of each request.
+        parameters: those in the configuration of every model.
     """
 
     def __init__(self, *, seconds=0.0, max_batch=4, threads=8):
         self.refusals, self.seconds, self.max_batch = [], seconds, max_batch
-        self.rows, self.asked, self.budgets, self.said = [], [], [], []
+        self.rows, self.asked, self.budgets, self.said, self.parameters = [], [], [], [], {}
         self.cancelled = threading.Event()
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(threads))
@@ -46,6 +47,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         config = service_pb2.ModelConfigResponse()
         config.config.name = request.name
         config.config.max_batch_size = self.max_batch
+        for name, value in self.parameters.items():
+            config.config.parameters[name].string_value = value
         if request.name.endswith("_file"):
             config.config.input.add(name=FILE, dims=[1])
         elif request.name == "other":

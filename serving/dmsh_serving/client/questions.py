@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.client.answers import Answer, CodeSpace, Tensor, code_space_of, strings_of
+from dmsh_serving.client.answers import Answer, CodeSpace, Tensor, code_space_of, joined, strings_of
 from dmsh_serving.client.failures import error_of, status_of
 from dmsh_serving.client.retries import Retries
 from dmsh_serving.codes import Encoded
@@ -181,7 +181,7 @@ class Questions:
         for part in _batches(inputs, size):
             answer = yield from self._attempts(limit, Infer(model, part, outputs, 0))
             parts.append(answer)
-        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+        return joined(parts, outputs, self.url)
 
     def _max_batch(self, model: str, limit: _Time) -> Steps[int]:
         return max(1, int((yield from self._config(model, limit)).max_batch_size))

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import re
 import time
 
 import grpc
@@ -9,9 +10,22 @@ import numpy as np
 import pytest
 from fake_triton import SIZE, FakeTriton
 from named_pipe import pipe_at
+from tritonclient.grpc import service_pb2
 
-from dmsh_serving.client import AsyncSearchClient, Retries, SearchClient
-from dmsh_serving.contract import FILTER, PAD_ID, RADIUS, K
+from dmsh_serving.client import AsyncSearchClient, CodeSpace, Retries, SearchClient
+from dmsh_serving.client.answers import code_space_of
+from dmsh_serving.contract import (
+    CODE,
+    DISTANCES,
+    FILTER,
+    GALLERY_VERSION,
+    IDS,
+    IMAGE,
+    KEYS,
+    PAD_ID,
+    RADIUS,
+    K,
+)
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.triton.server.launcher import free_ports
 
@@ -181,6 +195,90 @@ def test_a_server_that_was_away_is_asked_anew_what_it_serves(server, client):
         client.search(images(1))
     client.search(images(4))
     assert server.rows[-2:] == [2, 2]
+
+
+SPACE = {"bits": "64", "fingerprint": "ab" * 32}
+
+
+@pytest.mark.parametrize("more", [{}, {"parent_fingerprint": "cd" * 32}])
+def test_an_encoder_tells_its_code_space(client, server, more):
+    server.parameters = SPACE | more
+    assert client.code_space() == CodeSpace("ab" * 32, 64, SIZE, more.get("parent_fingerprint"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        *({"bits": bits} for bits in ("", "many", "6.4", "-64", "0", "٦٤", "64\n", "1025", "9" * 5000)),
+        *({"fingerprint": text} for text in ("", "ab", "xy" * 32, "ab" * 32 + "\n", "AB" * 32)),
+        {"parent_fingerprint": "no\nhex"},
+    ],
+)
+def test_an_encoder_that_tells_no_code_space_is_one_clear_error(client, server, said):
+    server.parameters = SPACE | said if said else {}
+    with pytest.raises(InputError, match=r"^dmsh_encoder at \S+ is no encoder made by dmsh-export repository$"):
+        client.code_space()
+
+
+@pytest.mark.parametrize("dims", [None, [], [0, 4, 3], [-1, 4, 3]])
+def test_an_encoder_without_a_size_of_images_is_one_clear_error(dims):
+    config = service_pb2.ModelConfigResponse().config
+    config.name = "dmsh_encoder"
+    if dims is not None:
+        config.input.add(name=IMAGE, dims=dims)
+    for name, value in SPACE.items():
+        config.parameters[name].string_value = value
+    with pytest.raises(InputError, match="is no encoder made by"):
+        code_space_of(config, "host:1")
+
+
+@pytest.mark.parametrize(
+    ("name", "datatype", "shape", "content", "said"),
+    [
+        (IDS, "INT64", [1, 0], b"", "gave ids as int64 [1, 0]"),
+        (IDS, "FP64", [1, 2], bytes(16), "gave ids as float64 [1, 2]"),
+        (IDS, "INT64", [1, 2, 1], bytes(16), "gave ids as int64 [1, 2, 1]"),
+        (DISTANCES, "INT32", [1, 3], bytes(12), "gave ids, distances, keys of different numbers"),
+        (KEYS, "UINT8", [1, 2], bytes(2), "gave keys as uint8 [1, 2]"),
+        (GALLERY_VERSION, "BYTES", [1, 0], b"", "gave gallery_version as object [1, 0]"),
+        (CODE, "INT8", [1, 8], bytes(8), "gave code as int8 [1, 8]"),
+        (CODE, "NONSENSE", [1, 8], bytes(8), "answer"),
+        (IDS, "INT64", [1, 2], bytes(9), "gave an answer that cannot be read"),
+        (IDS, "INT64", [2, 2], bytes(32), "gave an answer without 1 rows"),
+    ],
+)
+def test_an_answer_that_no_model_of_ours_gives_is_one_clear_error(client, server, name, datatype, shape, content, said):
+    answer = server._answer
+
+    def lying(request):
+        found = answer(request)
+        place = [output.name for output in found.outputs].index(name)
+        found.outputs[place].datatype = datatype
+        found.outputs[place].shape[:] = shape
+        found.raw_output_contents[place] = content
+        return found
+
+    server._answer = lying
+    with pytest.raises(MissingError, match=re.escape(said)) as raised:
+        client.search(images(1), 2)
+    assert "\n" not in str(raised.value)
+
+
+def test_answers_of_different_widths_are_one_clear_error(client, server):
+    answer, widths = server._answer, iter((8, 4))
+
+    def lying(request):
+        found, width = answer(request), next(widths)
+        place = [output.name for output in found.outputs].index(CODE)
+        rows = found.outputs[place].shape[0]
+        found.outputs[place].shape[:] = [rows, width]
+        found.raw_output_contents[place] = bytes(rows * width)
+        return found
+
+    server._answer = lying
+    with pytest.raises(MissingError, match="gave code of another width in each of two answers"):
+        client.search(images(6), 2)
 
 
 def test_what_a_model_takes_is_asked_once(client, server):
