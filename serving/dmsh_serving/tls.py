@@ -54,6 +54,14 @@ class ClientTls:
         files = {"root_certificates": self.ca, "certificate_chain": self.cert, "private_key": self.key}
         return {"ssl": True, **{name: None if file is None else str(file) for name, file in files.items()}}
 
+    def credentials(self) -> Any:
+        """Return what grpc's own channels take."""
+        import grpc
+
+        return grpc.ssl_channel_credentials(
+            *(None if file is None else file.read_bytes() for file in (self.ca, self.key, self.cert))
+        )
+
 
 def client_tls(wanted: bool, ca: Path | None, cert: Path | None, key: Path | None) -> ClientTls | None:
     """Return what the options of a command ask for: TLS if it is ``wanted`` or a file of it is given."""

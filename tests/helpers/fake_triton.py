@@ -27,14 +27,16 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         parameters: those in the configuration of every model.
     """
 
-    def __init__(self, *, seconds=0.0, max_batch=4, threads=8):
+    def __init__(self, *, seconds=0.0, max_batch=4, threads=8, credentials=None):
         self.refusals, self.seconds, self.max_batch = [], seconds, max_batch
         self.rows, self.asked, self.budgets, self.said, self.parameters = [], [], [], [], {}
         self.cancelled = threading.Event()
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(threads))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        any_port = "127.0.0.1:0"
+        secured = credentials and self._server.add_secure_port(any_port, credentials)
+        self.url = f"127.0.0.1:{secured or self._server.add_insecure_port(any_port)}"
 
     def __enter__(self):
         self._server.start()

@@ -106,6 +106,10 @@ def test_the_proxy_of_the_documents_lets_searches_with_its_token_through_and_not
             assert subprocess.run([TOOL, "query", tmp_path / "photo.png", "--url", url, *shown]).returncode == 3
             (tmp_path / "token").write_text("CHANGE-ME")
             assert subprocess.run([TOOL, "query", tmp_path / "photo.png", "--url", url, *shown]).returncode == 0
+            measured = subprocess.run(
+                [TOOL, "load", url, "--warm-up", "0", "--window", "0.2", "--windows", "3", *shown]
+            )
+            assert measured.returncode == 0
             refused(url, tls)
             with SearchClient(url, timeout=3, tls=tls, token="another") as client, pytest.raises(MissingError):
                 client.search(IMAGES[:1], 5)

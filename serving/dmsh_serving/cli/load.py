@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from dmsh_serving.cli.tls import CaOption, CertOption, KeyOption, TlsOption, TokenOption
 from dmsh_serving.console import JsonOption, console, print_table, progress, write_json
 from dmsh_serving.contract import DEFAULT_K, SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import CheckError, InputError
@@ -66,6 +67,11 @@ def load(
         list[str] | None, typer.Option(help="An objective, such as p99=5ms; if it is missed, the exit code is 1.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw latency over throughput to this .svg file.")] = None,
+    tls: TlsOption = False,
+    tls_ca: CaOption = None,
+    tls_cert: CertOption = None,
+    tls_key: KeyOption = None,
+    token_file: TokenOption = None,
     json: JsonOption = None,
 ) -> None:
     """Put a load on a server; measure latency, throughput and errors.
@@ -79,6 +85,7 @@ def load(
     from dmsh_serving.load.plot import checked_plot_path, write_plot
     from dmsh_serving.load.send import Closed, Open
     from dmsh_serving.load.triton import TritonTarget, parse_target
+    from dmsh_serving.tls import client_tls, read_token
 
     if sweep and (concurrency or rate):
         raise InputError("--sweep chooses the loads: leave --concurrency and --rate out")
@@ -91,7 +98,10 @@ def load(
         checked_plot_path(plot)
     url, model = parse_target(target, SEARCH_FILE_MODEL if images is not None and images.is_dir() else SEARCH_MODEL)
     measuring = Measuring(warm_up, window, windows)
-    with TritonTarget(url, model, _content(images), batch=batch, k=k, timeout=timeout) as opened:
+    files, token = client_tls(tls, tls_ca, tls_cert, tls_key), read_token(token_file)
+    with TritonTarget(
+        url, model, _content(images), batch=batch, k=k, timeout=timeout, tls=files, token=token
+    ) as opened:
         done = (
             _swept(opened, batch, measuring, timeout) if sweep else _measured(opened, loads, batch, measuring, timeout)
         )

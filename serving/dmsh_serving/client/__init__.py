@@ -7,7 +7,7 @@ from dmsh_serving.client.answers import Answer, CodeSpace, Tensor, strings_of
 from dmsh_serving.client.asynchronous import AsyncSearchClient
 from dmsh_serving.client.blocking import SearchClient
 from dmsh_serving.client.failures import error_of_status
-from dmsh_serving.client.questions import CHANNEL_OPTIONS, DEFAULT_URL
+from dmsh_serving.client.questions import CHANNEL_OPTIONS, DEFAULT_URL, token_headers
 from dmsh_serving.client.retries import Retries
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "Tensor",
     "error_of_status",
     "strings_of",
+    "token_headers",
 ]

@@ -8,10 +8,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_serving.client import CHANNEL_OPTIONS, DEFAULT_URL, error_of_status
+from dmsh_serving.client import CHANNEL_OPTIONS, DEFAULT_URL, error_of_status, token_headers
 from dmsh_serving.contract import CODE, FILE, IMAGE, K
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.load.split import ModelCounts
+from dmsh_serving.tls import ClientTls
 
 __all__ = ["Content", "TritonTarget", "parse_target"]
 
@@ -43,31 +44,49 @@ class TritonTarget:
         batch: images per request.
         k: results per query, for a model that searches.
         timeout: seconds that a request may take.
+        tls: the files for a server that speaks TLS.
+        token: shown to a proxy that asks for one.
 
     Raises:
         MissingError: there is no server, or it does not serve ``model``.
         InputError: ``model`` takes something else than ``content``, or less at once than ``batch``.
     """
 
-    def __init__(self, url: str, model: str, content: Content, *, batch: int, k: int, timeout: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        content: Content,
+        *,
+        batch: int,
+        k: int,
+        timeout: float,
+        tls: ClientTls | None = None,
+        token: str | None = None,
+    ) -> None:
         try:
             import grpc
             from tritonclient.grpc import service_pb2, service_pb2_grpc
         except ImportError as error:
             raise MissingError("tritonclient is not installed: pip install 'dmsh-toolkit[client]'") from error
-        self.url, self.model, self._timeout = url, model, timeout
+        self.url, self.model = url, model
+        self._asking = {"timeout": timeout, "metadata": tuple(token_headers(token).items())}
+        self._timeout = timeout
         self._errors = grpc.RpcError
         self._messages = service_pb2
-        self._channel = grpc.insecure_channel(url, CHANNEL_OPTIONS)
+        if tls is None:
+            self._channel = grpc.insecure_channel(url, CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(url, tls.credentials(), CHANNEL_OPTIONS)
         self._server = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._infer = self._channel.unary_unary(_INFER)
         config = self._asked(
-            lambda: self._server.ModelConfig(service_pb2.ModelConfigRequest(name=model), timeout=timeout).config
+            lambda: self._server.ModelConfig(service_pb2.ModelConfigRequest(name=model), **self._asking).config
         )
         requests = _requests(config, content, batch, k)
         self.distinct_requests = len(requests)
         self._turns = itertools.cycle(requests)
-        self._asked(lambda: self._infer(requests[0], timeout=timeout))  # a load of refusals measures nothing
+        self._asked(lambda: self._infer(requests[0], **self._asking))  # a load of refusals measures nothing
 
     def __enter__(self) -> "TritonTarget":
         return self
@@ -80,20 +99,20 @@ class TritonTarget:
     def call(self) -> str | None:
         """Send the next request and wait; return the gRPC status of one that failed."""
         try:
-            self._infer(next(self._turns), timeout=self._timeout)
+            self._infer(next(self._turns), **self._asking)
         except self._errors as error:
             return str(error.code().name)
         return None
 
     def start(self, done: Callable[[str | None], None]) -> None:
         """Send the next request without waiting; ``done`` gets the gRPC status of one that failed."""
-        call = self._infer.future(next(self._turns), timeout=self._timeout)
+        call = self._infer.future(next(self._turns), **self._asking)
         call.add_done_callback(lambda ended: done(None if ended.code().value[0] == 0 else ended.code().name))
 
     def counts(self) -> Mapping[str, ModelCounts]:
         """Return what each model of the server has done so far."""
         said = self._asked(
-            lambda: self._server.ModelStatistics(self._messages.ModelStatisticsRequest(), timeout=self._timeout)
+            lambda: self._server.ModelStatistics(self._messages.ModelStatisticsRequest(), **self._asking)
         )
         return {stats.name: _counts(stats) for stats in said.model_stats}
 

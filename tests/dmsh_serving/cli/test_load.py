@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from fake_triton import SIZE, FakeTriton
@@ -51,6 +52,46 @@ def test_images_of_an_npy_file_are_sent(server, tmp_path):
     assert "2 image(s) per request, 3 different requests" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory):
+    """A server that answers over TLS those alone whose certificate it made, its file of certificate, and of key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    made = [
+        "-x509",
+        "-nodes",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-keyout",
+        key,
+        "-out",
+        cert,
+    ]
+    named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    subprocess.run(["openssl", "req", *map(str, made), *named], check=True, capture_output=True)
+    pair = [(key.read_bytes(), cert.read_bytes())]
+    with FakeTriton(credentials=grpc.ssl_server_credentials(pair, cert.read_bytes(), True)) as running:
+        yield running, cert, key
+
+
+def test_a_server_behind_tls_and_a_token_is_measured(secured, tmp_path):
+    running, cert, key = secured
+    (tmp_path / "token").write_text("secret\n")
+    shown = ["--tls-ca", cert, "--tls-cert", cert, "--tls-key", key, "--token-file", tmp_path / "token"]
+    done = run(running.url, "--concurrency", 2, "--rate", 50, *FAST, *shown)
+    assert done.returncode == 0, done.stderr
+    assert {token for _, token in running.said} == {"Bearer secret"}
+    assert "secret" not in done.stdout + done.stderr
+
+
+def test_a_server_that_this_client_may_not_ask_is_one_error_and_exit_code_3(secured):
+    running, cert, _ = secured
+    done = run(running.url, *FAST, "--timeout", 5, "--tls-ca", cert)
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith("error: no Triton at ")) == (3, True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -59,6 +100,7 @@ def test_images_of_an_npy_file_are_sent(server, tmp_path):
         (["--fixed"], "--fixed is for an open loop"),
         (["--rate", "0"], "more than 0 requests per second"),
         (["--concurrency", "0"], "concurrency 0"),
+        (["--token-file", "absent"], "--token-file absent is not a file"),
         (["--images", "absent"], "give a folder of image files"),
         (["--plot", "load.png"], r"ends in .svg"),
     ],
