@@ -12,9 +12,11 @@ import pytest
 import yaml
 from project import ROOT
 
+from dmsh_serving import __version__
 from dmsh_serving.clickhouse.address import PASSWORD
 from dmsh_serving.contract import DEFAULT_GRPC_PORT
 from dmsh_serving.triton.server.home import HOME_VARIABLE
+from dmsh_serving.triton.server.launcher import STOP_SECONDS
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILES = sorted(DEPLOY.rglob("Dockerfile"))
@@ -137,6 +139,13 @@ def test_the_extras_that_a_dockerfile_installs_are_declared(path):
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_a_dockerfile_installs_the_wheel_that_it_was_given_and_no_namesake(path):
+    installed = re.findall(r'"dmsh-toolkit\[[^"]*"', path.read_text())
+    assert installed
+    assert [each for each in installed if not each.endswith(' @ file://$(echo /tmp/wheels/*.whl)"')] == []
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_hadolint_finds_nothing_in_a_dockerfile(path):
     hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if hadolint is None:
@@ -202,6 +211,31 @@ def test_a_container_is_locked_down_and_mounts_what_the_image_writes(name):
         assert container["readinessProbe"]["grpc"]["port"] in ports
         variables = {each["name"] for each in container.get("env", [])}
         assert variables <= {PASSWORD, HOME_VARIABLE}
+
+
+def test_whoever_ends_a_server_waits_until_it_has_answered():
+    longest = 2 * STOP_SECONDS  # its searches in flight, and then Triton's own end
+    services = DOCUMENTS["compose/compose.yaml#0"]["services"]
+    assert int(services["triton"]["stop_grace_period"].removesuffix("s")) > longest
+    pod = DOCUMENTS["kubernetes/base/triton.yaml#0"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    sleep, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert sleep == "sleep"
+    assert pod["terminationGracePeriodSeconds"] > longest + int(seconds)
+
+
+def test_every_container_has_a_limit_of_memory_and_every_service_comes_back():
+    limits = [each["resources"]["limits"] for document in DOCUMENTS.values() for each, _ in containers(document)]
+    assert len(limits) == 2
+    assert all("memory" in each for each in limits)
+    assert {each["restart"] for each in DOCUMENTS["compose/compose.yaml#0"]["services"].values()} == {"unless-stopped"}
+
+
+def test_the_manifests_name_the_image_of_this_version():
+    (image,) = DOCUMENTS["kubernetes/base/kustomization.yaml#0"]["images"]
+    (container,) = DOCUMENTS["kserve/inference-service.yaml#0"]["spec"]["predictor"]["containers"]
+    assert image["newTag"] == __version__
+    assert container["image"] == f"{image['newName']}:{__version__}"
 
 
 def test_services_and_policies_name_ports_that_the_container_has():

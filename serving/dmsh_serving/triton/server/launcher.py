@@ -35,7 +35,7 @@ from dmsh_serving.triton.server.served_config import read_encoder_config
 from dmsh_serving.triton.server.tracing import Tracing
 from dmsh_serving.triton.server.vitals import Vitals
 
-__all__ = ["LOOPBACK", "TritonServer", "free_ports"]
+__all__ = ["LOOPBACK", "STOP_SECONDS", "TritonServer", "free_ports"]
 
 READY_SECONDS = 120.0
 STOP_SECONDS = 30  # how long requests in flight may take once the server is told to stop
