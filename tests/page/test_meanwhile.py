@@ -355,7 +355,7 @@ def test_the_way_to_the_images_is_no_search(tab, address):
     assert len(tab.evaluate(FIRST_PAGES)) == before
 
 
-def test_the_way_back_closes_the_details(tab):
+def test_the_way_back_closes_the_details_and_then_leads_back(tab):
     tab.goto(f"/?like=key:{KEYS[7]}&k=20")
     settled(tab)
     tab.locator(".card .pick").nth(3).click()
@@ -364,9 +364,11 @@ def test_the_way_back_closes_the_details(tab):
     tab.locator(".card .pick").first.focus()
     tab.keyboard.press("i")
     tab.locator("dialog[open]").wait_for()
-    tab.go_back()
+    do(tab, "history.back()")
+    tab.locator("dialog[open]").wait_for(state="detached")
+    assert HERE not in tab.url
+    do(tab, "history.back()")
     tab.wait_for_url(f"**{HERE}*")
-    until(tab, "!document.querySelector('dialog[open]')")
 
 
 def test_the_page_gallery_leads_on_though_the_gallery_was_not_known_yet(tab):

@@ -82,6 +82,20 @@ def test_the_gallery_page_leads_to_a_search(tab):
     settled(tab)
 
 
+def test_the_rest_of_a_group_is_shown_where_it_was_left_out(tab):
+    tab.goto("/gallery")
+    tab.locator("#near-radius").fill("4")
+    tab.locator("#near-radius").blur()
+    until(tab, "document.querySelectorAll('#duplicates li:first-child .member').length === 24")
+    group = tab.locator("#duplicates li").first
+    count = int(group.locator(".count").inner_text())
+    group.get_by_role("button", name=f"and {count - 24} more").click()
+    group.get_by_role("button").wait_for(state="detached")
+    shown = group.locator(".member").evaluate_all("(members) => members.map((each) => each.title)")
+    assert len(set(shown)) == len(shown) == count
+    assert tab.evaluate("document.activeElement.title") == shown[24]
+
+
 def test_without_the_gallery_s_folder_the_page_searches_and_says_what_is_missing(browser, web_world, web_triton):
     with web_world.page(web_triton.url, gallery=None) as page:
         tab = browser.new_page(base_url=page.url)

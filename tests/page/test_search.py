@@ -87,12 +87,12 @@ def test_more_like_this_and_less_like_that_change_the_order(tab):
     tab.wait_for_url("**like=*like=*")
     added = KEYS.index(expected(CODES[7])[5][1])
     assert shown(tab) == expected(CODES[7], CODES[added])
-    tab.locator(".example .sign").nth(1).click()
-    tab.wait_for_url("**unlike=*")
-    assert shown(tab) == expected(CODES[7], unlike=[CODES[added]])
-    tab.locator(".example .remove").nth(1).click()
+    tab.locator(".example .sign").first.click()
+    tab.wait_for_url("**?unlike=*&like=*")  # each keeps its place
+    assert shown(tab) == expected(CODES[added], unlike=[CODES[7]])
+    tab.locator(".example .remove").first.click()
     until(tab, "!location.search.includes('unlike')")
-    assert shown(tab) == expected(CODES[7])
+    assert shown(tab) == expected(CODES[added])
 
 
 def test_the_heading_says_what_is_shown_and_in_which_order(tab):
@@ -184,6 +184,53 @@ def test_details_say_which_bits_differ(tab):
     assert tab.locator(".bits .logit").count() == 2 * 64
     tab.keyboard.press("Escape")
     tab.locator("dialog[open]").wait_for(state="detached")
+
+
+def test_details_say_how_a_sum_of_distances_comes_about(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}&unlike=key:{KEYS[40]}&like=id:300")
+    score, key = shown(tab)[4]
+    tab.locator(".card .pick").nth(4).focus()
+    tab.keyboard.press("i")
+    codes = [int.from_bytes(CODES[number]) for number in (KEYS.index(key), 7, 40, 300)]
+    first, second, third = [(codes[0] ^ code).bit_count() for code in codes[1:]]
+    assert first - second + third == score
+    assert tab.locator("dialog table tr").all_inner_texts() == [
+        f"like {KEYS[7]}\t+ {first}",
+        f"unlike {KEYS[40]}\t− {second}",
+        f"like {KEYS[300]}\t+ {third}",
+        f"Sum\t{score}",
+    ]
+
+
+def test_more_like_this_means_the_region_that_is_drawn(tab):
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    settled(tab)
+    tab.get_by_text("Click an example to search by a part of it.").wait_for()
+    tab.locator(".card .pick").nth(3).focus()
+    tab.keyboard.press("i")
+    tab.locator(".stage").focus()
+    tab.keyboard.press("b")
+    tab.get_by_role("button", name="Less like this region").wait_for()
+    with tab.expect_response(of_a_region) as sent:
+        tab.get_by_role("button", name="More like this region").click()
+    whole, part = sent.value.request.post_data_json["like"]
+    assert "box" not in whole
+    assert part["box"] == [0.25, 0.25, 0.5, 0.5]
+    tab.wait_for_url("**like=key*&like=box*")
+    settled(tab)
+
+
+def test_bits_fit_on_a_phone(tab):
+    tab.set_viewport_size({"width": 375, "height": 700})
+    tab.goto(f"/?like=key:{KEYS[7]}")
+    settled(tab)
+    tab.locator(".card .pick").nth(4).focus()
+    tab.keyboard.press("i")
+    tab.locator(".bits .logit").first.wait_for()
+    assert tab.locator(".bits svg").count() == 2
+    assert tab.evaluate("document.querySelector('dialog').scrollWidth <= document.querySelector('dialog').clientWidth")
+    bits = tab.evaluate("[...document.querySelectorAll('.bit')].map((bit) => bit.getBoundingClientRect().toJSON())")
+    assert all(bit["left"] > 0 and bit["right"] < 375 and bit["width"] > 5 for bit in bits)
 
 
 def test_filters_keep_what_they_say_and_count_the_rest(tab):

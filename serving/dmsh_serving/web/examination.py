@@ -15,7 +15,8 @@ from dmsh_serving.web.pictures.originals import Originals
 __all__ = ["Examinations"]
 
 GROUPS: Final = 60
-MEMBERS: Final = 24
+MEMBERS: Final = 24  # of a group that are described
+MEMBERS_NAMED: Final = 1000  # by their ids
 _KEPT: Final = 16
 
 
@@ -31,7 +32,7 @@ class Examinations:
         """Return groups of images within ``radius`` of each other, as plain JSON types."""
 
         def examined(collection: Collection, stop: threading.Event) -> dict[str, Any]:
-            found = care.duplicates(collection, radius, groups=GROUPS, members=MEMBERS, stop=stop)
+            found = care.duplicates(collection, radius, groups=GROUPS, members=MEMBERS_NAMED, stop=stop)
             return {"radius": radius, **self._told(collection, found)}
 
         return await self._kept(("duplicates", radius), examined)
@@ -40,7 +41,7 @@ class Examinations:
         """Return groups of images with the same code, as plain JSON types."""
 
         def examined(collection: Collection, _: threading.Event) -> dict[str, Any]:
-            return self._told(collection, care.shared(collection, groups=GROUPS, members=MEMBERS))
+            return self._told(collection, care.shared(collection, groups=GROUPS, members=MEMBERS_NAMED))
 
         return await self._kept(("shared",), examined)
 
@@ -81,7 +82,11 @@ class Examinations:
             "groups": found.count,
             "images": found.images,
             "largest": [
-                {"count": group.count, "images": [self._image(collection, place) for place in group.places.tolist()]}
+                {
+                    "count": group.count,
+                    "ids": [json_id(number) for number in collection.ids[group.places].tolist()],
+                    "images": [self._image(collection, place) for place in group.places[:MEMBERS].tolist()],
+                }
                 for group in found.groups
             ],
         }

@@ -157,5 +157,8 @@ def test_examinations_are_kept_for_their_version(web_page):
     first = ask(web_page, "/v1/gallery/duplicates?radius=1").json()
     assert ask(web_page, "/v1/gallery/duplicates?radius=1").json() == first
     assert first["groups"] > 0
+    (largest, *_) = ask(web_page, "/v1/gallery/duplicates?radius=4").json()["largest"]
+    assert [each["id"] for each in largest["images"]] == largest["ids"][:24]
+    assert len(largest["ids"]) == largest["count"] > 24
     assert ask(web_page, "/v1/gallery/duplicates?radius=-1").status == 400
     assert ask(web_page, "/v1/gallery/shared").json()["groups"] <= first["groups"]

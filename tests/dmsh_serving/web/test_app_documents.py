@@ -46,7 +46,8 @@ def test_every_route_of_the_api_is_described_and_has_an_example(web_world, tmp_p
 def test_an_example_runs_and_its_answer_fits_the_schema(web_page, tmp_path, example):
     (tmp_path / "query.png").write_bytes(png(IMAGES[3]))
     command = example.replace("http://127.0.0.1:8080/", web_page.url)
-    command = command.replace("3/1508.png", KEYS[10]).replace("3%2F1508.png", KEYS[10].replace("/", "%2F"))
+    for slash in ("/", "%2F"):  # a key of the demo
+        command = command.replace(f"animals-birds{slash}000.webp", KEYS[10].replace("/", slash))
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
     (template,) = [path for path in DOCUMENT["paths"] if matches(path_of(example), path)]
     ((_, operation),) = DOCUMENT["paths"][template].items()

@@ -249,32 +249,27 @@ const tray = {
   onOpen(place) {
     const example = view.examples[place];
     openDetails({
-      subject: example, query: null, bits: about?.bits,
-      actions: { onRegion: region(example), onSearch: view.examples.length > 1 ? () => by({ ...example, unlike: false }) : null },
+      subject: example, bits: about?.bits,
+      actions: { onRegion: canCut(example) ? (box) => by(partOf(example, box)) : null, onSearch: view.examples.length > 1 ? () => by({ ...example, unlike: false }) : null },
     });
   },
 };
 
 function look(card) {
-  const { examples } = view;
-  const subject = { ...card };
+  const chosen = (box) => (box ? partOf(card, box) : exampleOf(card));
   openDetails({
-    subject, bits: about.bits, distance: examples.length ? grid.distanceOf(card) : undefined, attributes: card.attributes,
-    query: examples.length === 1 ? examples[0] : null,
+    subject: { ...card }, examples: view.examples, bits: about.bits, distance: grid.distanceOf(card), attributes: card.attributes,
     actions: {
       onSearch: () => by(exampleOf(card)),
-      onMore: () => and(exampleOf(card)),
-      onLess: () => and({ ...exampleOf(card), unlike: true }),
-      onRegion: region(subject),
+      onMore: (box) => and(chosen(box)),
+      onLess: (box) => and({ ...chosen(box), unlike: true }),
+      onRegion: canCut(card) ? (box) => by(partOf(card, box)) : null,
     },
   });
 }
 
-function region(example) {
-  if (!example.file && !example.key) return null;
-  const { file, url, label, key } = example;
-  return (box) => by(file ? uploaded({ file, url, label, box }) : { key, box });
-}
+const canCut = ({ file, key, shownKey }) => Boolean(file || key || shownKey);
+const partOf = ({ file, url, label, key, shownKey }, box) => (file ? uploaded({ file, url, label, box }) : { key: key || shownKey, box });
 
 function uploaded(example) {
   example.upload = `upload:${uploads.size}`;

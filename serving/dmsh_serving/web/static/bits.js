@@ -20,20 +20,26 @@ export function randomCode(count) {
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-const LINE = 64; // bits in a line
+// The places at which two codes differ.
+export function differing(one, other, count) {
+  const bits = bitsOf(other, count);
+  return bitsOf(one, count).flatMap((bit, place) => (bit === bits[place] ? [] : [place]));
+}
+
 const [CELL, HIGH, BAR] = [10, 14, 34];
 
-// Returns a figure: per 64 bits the query's logits (if known), its bits, the result's bits, its logits (if known).
+// Returns a figure: per 64 bits, or 32 on a narrow window, the query's logits (if known), its bits, the result's bits, its logits (if known).
 export function comparison(query, result, count) {
   const [first, second] = [query.code, result.code].map((hex) => (hex ? bitsOf(hex, count) : null));
-  const differing = first && second ? first.map((bit, place) => (bit === second[place] ? -1 : place)).filter((place) => place >= 0) : [];
+  const places = first && second ? differing(query.code, result.code, count) : [];
+  const long = innerWidth < 700 ? 32 : 64;
   const lines = [];
-  for (let start = 0; start < count; start += LINE) lines.push(line(start, Math.min(count, start + LINE), first, second, query.logits, result.logits));
-  const said = second ? `${differing.length} of ${count} bits differ${differing.length ? `: ${differing.join(", ")}` : ""}` : `${count} bits`;
+  for (let start = 0; start < count; start += long) lines.push(line(start, Math.min(count, start + long), long, first, second, query.logits, result.logits));
+  const said = second ? `${places.length} of ${count} bits differ${places.length ? `: ${places.join(", ")}` : ""}` : `${count} bits`;
   return h("figure", { class: "bits" }, ...lines, h("figcaption", {}, said));
 }
 
-function line(start, end, first, second, above, below) {
+function line(start, end, long, first, second, above, below) {
   const parts = [];
   let y = 0;
   const put = (shape) => parts.push(shape);
@@ -64,5 +70,5 @@ function line(start, end, first, second, above, below) {
   }
   if (second) row(second);
   if (below) { y += 4; bars(below, true); }
-  return svg("svg", { viewBox: `0 0 ${LINE * CELL} ${y}`, "aria-hidden": "true" }, ...parts);
+  return svg("svg", { viewBox: `0 0 ${long * CELL} ${y}`, "aria-hidden": "true" }, ...parts);
 }

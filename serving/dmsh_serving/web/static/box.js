@@ -4,8 +4,7 @@ import { h } from "./dom.js";
 
 const STEP = 0.02;
 
-// The image is alone in a frame of its size. Returns a function that gives [left, top, width, height] as shares of the
-// image, or null.
+// The image is alone in a frame of its size. onChange is given [left, top, width, height] as shares of the image, or null.
 export function boxOn(stage, image, onChange) {
   let box = null;
   let from = null;
@@ -49,5 +48,4 @@ export function boxOn(stage, image, onChange) {
     } else return;
     event.preventDefault();
   });
-  return () => box;
 }

@@ -100,9 +100,27 @@ async function drawShared() {
   byId("shared").replaceChildren(...found.largest.map(group));
 }
 
-function group({ count, images }) {
-  const rest = count - images.length;
-  return h("li", {}, h("span", { class: "count" }, count.toLocaleString("en")), ...images.map(member), rest ? h("span", { class: "hint" }, `and ${rest.toLocaleString("en")} more`) : "");
+const more = (count) => `and ${count.toLocaleString("en")} more`;
+
+function group({ count, ids, images }) {
+  const rest = h("button", { type: "button", class: "rest", hidden: count === images.length, onclick: () => showRest(rest, count, ids, images) }, more(count - images.length));
+  return h("li", {}, h("span", { class: "count" }, count.toLocaleString("en")), ...images.map(member), rest);
+}
+
+// In the place of the button: the images that ids names beyond those that are shown, nearest to the first.
+async function showRest(button, count, ids, [{ code }, ...others]) {
+  const rest = ids.slice(others.length + 1);
+  button.disabled = true;
+  try {
+    const found = await api.search({ like: [{ code }], ids: rest, k: rest.length });
+    over();
+    const members = found.images.map(member);
+    button.replaceWith(...members, count > ids.length ? h("span", { class: "hint" }, more(count - ids.length)) : "");
+    members[0]?.focus();
+  } catch (error) {
+    button.disabled = false;
+    failed(error, () => button.click());
+  }
 }
 
 function member({ id, key, code, width, height }) {

@@ -2,24 +2,36 @@
 
 import { h, icon, byId } from "./dom.js";
 import { encode, imageUrl } from "./api.js";
-import { comparison, glyph } from "./bits.js";
+import { comparison, differing, glyph } from "./bits.js";
 import { boxOn } from "./box.js";
+import { nameOf } from "./tray.js";
 
 let aborter = new AbortController();
 
-// subject: a card or an example; query: the one example it is compared with, or null.
-export function openDetails({ subject, query, bits, distance, attributes, actions }) {
+// The way back from open details leads to what is below them, in browsers that let a page say so.
+window.navigation?.addEventListener("navigate", (event) => {
+  if (event.navigationType !== "traverse" || !event.cancelable || !byId("details").open) return;
+  event.preventDefault();
+  byId("details").close();
+});
+
+// subject: a card, with the examples that it was found by and its distance, or one of these itself. The actions but the
+// first are also given the region that is drawn, if one is.
+export function openDetails({ subject, examples = [], bits, distance, attributes, actions }) {
   const dialog = byId("details");
-  const name = subject.key || subject.shownKey || subject.label || (subject.id === undefined ? `code ${subject.code}` : `id ${subject.id}`);
+  const name = nameOf(subject);
+  const query = examples.length === 1 ? examples[0] : null;
   const source = subject.url ?? (subject.box || subject.width === null ? null : imageUrl(subject.key ?? subject.shownKey));
   const close = () => dialog.close();
-  const act = (run) => () => { close(); run(); };
-  const button = (symbol, label, run, kind) => h("button", { type: "button", class: kind, onclick: act(run) }, icon(symbol), h("span", {}, label));
+  let box = null;
+  const button = (symbol, label, run, kind) => h("button", { type: "button", class: kind, onclick: () => { close(); run(box); } }, icon(symbol), h("span", {}, label));
   const image = source ? h("img", { src: source, alt: `The image ${name}`, draggable: "false" }) : null;
   const stage = h("div", { class: "stage" }, image ? h("div", { class: "frame" }, image) : subject.code ? glyph(subject.code) : null);
   const bitsPlace = h("div", {});
-  const region = h("button", { type: "button", disabled: true }, icon("box"), h("span", {}, "Search this region"));
   const canBox = image && !subject.box && actions.onRegion;
+  const ofRegion = canBox ? button("box", "Search this region", actions.onRegion) : null;
+  const more = actions.onMore ? button("plus", "More like this", actions.onMore) : null;
+  const less = actions.onLess ? button("minus", "Less like this", actions.onLess) : null;
   dialog.replaceChildren(
     h("form", { method: "dialog", class: "head" },
       h("h2", { id: "details-title" }, h("bdi", {}, name)),
@@ -28,16 +40,15 @@ export function openDetails({ subject, query, bits, distance, attributes, action
       h("div", {}, stage, canBox ? h("p", { class: "hint" }, "Drag on the image to choose a region, or press B on it and use the arrow keys.") : null),
       h("div", { class: "facts" },
         h("dl", {},
-          ...pair(query ? "Distance" : "Sum of distances", distance === undefined ? null : `${distance}`),
+          ...pair("Distance", query ? `${distance}` : null),
           ...pair("Key", subject.key ? h("bdi", {}, subject.key) : null),
           ...pair("Id", subject.id),
           ...pair("Code", subject.code ? h("code", {}, subject.code) : null),
           ...Object.entries(attributes ?? {}).flatMap(([column, value]) => pair(column, h("bdi", {}, value)))),
+        examples.length > 1 ? sum(examples, subject.code, distance) : null,
         h("div", { class: "acts" },
           actions.onSearch ? button("image", "Search by this", actions.onSearch, "primary") : null,
-          actions.onMore ? button("plus", "More like this", actions.onMore) : null,
-          actions.onLess ? button("minus", "Less like this", actions.onLess) : null,
-          canBox ? region : null))),
+          more, less, ofRegion))),
     bitsPlace);
   const draw = (first, second) => {
     const count = bits ?? (first.logits ?? second.logits)?.length; // before the gallery is known
@@ -46,8 +57,12 @@ export function openDetails({ subject, query, bits, distance, attributes, action
   const [first, second] = query ? [query, { code: subject.code }] : [subject, {}];
   draw(first, second);
   if (canBox) {
-    const box = boxOn(stage, image, (drawn) => { region.disabled = !drawn; });
-    region.addEventListener("click", act(() => actions.onRegion(box())));
+    ofRegion.disabled = true;
+    boxOn(stage, image, (drawn) => {
+      box = drawn;
+      ofRegion.disabled = !box;
+      for (const each of [more, less]) if (each) each.lastChild.textContent = each.lastChild.textContent.replace(/this.*/, box ? "this region" : "this");
+    });
   }
   if (!dialog.open) dialog.showModal();
   aborter.abort();
@@ -61,6 +76,13 @@ export function openDetails({ subject, query, bits, distance, attributes, action
     into.logits = found.logits;
     if (!into.code) into.code = found.code;
   })).then(() => { if (!signal.aborted && asked.length) draw(first, second); });
+}
+
+// How a distance from several examples comes about.
+function sum(examples, code, distance) {
+  const row = (name, said) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, said));
+  const terms = examples.map((example) => row(h("bdi", {}, `${example.unlike ? "unlike" : "like"} ${nameOf(example)}`), `${example.unlike ? "−" : "+"} ${differing(example.code, code).length}`));
+  return h("table", {}, h("caption", {}, "Sum of distances"), h("tbody", {}, ...terms), h("tfoot", {}, row("Sum", `${distance}`)));
 }
 
 function pair(term, value) {

@@ -16,6 +16,7 @@ export function drawTray({ examples }, { onTurn, onRemove, onOpen }) {
   const focused = buttons().indexOf(document.activeElement);
   list.replaceChildren(...examples.map(chip));
   document.body.classList.toggle("searching", examples.length > 0);
+  byId("part").hidden = !examples.some((example) => sourceOf(example) && !example.box);
   if (focused >= 0) (buttons()[focused] ?? buttons().at(-1) ?? byId("choose")).focus();
 
   function chip(example, place) {
