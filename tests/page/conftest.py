@@ -26,15 +26,19 @@ def browser():
         running.close()
 
 
+@pytest.fixture(scope="session")
+def window(browser, web_page):
+    return browser.new_context(viewport={"width": 1280, "height": 800}, base_url=web_page.url)
+
+
 @pytest.fixture
-def tab(browser, web_page):
+def tab(window):
     """A fresh page; an error in its scripts, or anything its policy refuses, fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, base_url=web_page.url)
-    tab = context.new_page()
+    tab = window.new_page()
     wrong = []
     tab.on("pageerror", lambda error: wrong.append(str(error)))
     tab.on("console", lambda message: wrong.append(message.text) if "Security Policy" in message.text else None)
     tab.set_default_timeout(60_000)
     yield tab
-    context.close()
+    tab.close()
     assert wrong == []

@@ -65,6 +65,7 @@ def test_the_theme_is_kept(tab):
     assert light != dark
     tab.goto("/gallery")
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == dark
+    tab.evaluate("localStorage.clear()")  # for the other tests
 
 
 def test_the_gallery_page_leads_to_a_search(tab):

@@ -22,7 +22,7 @@ export async function drawFacets(view, onWhere, signal) {
   [...place.querySelectorAll("input")].find((each) => each.dataset.value === focused)?.focus({ preventScroll: true });
 
   function fieldset({ name, values, others }) {
-    const picked = new Set(view.where[name] ?? []);
+    const picked = new Set(Object.hasOwn(view.where, name) ? view.where[name] : []);
     const box = ({ value, count }) => {
       const input = h("input", { type: "checkbox", checked: picked.has(value), "data-value": `${name}=${value}` });
       input.addEventListener("change", () => {
