@@ -21,7 +21,15 @@ from dmsh_serving.console import JsonOption, console, write_json
 from dmsh_serving.program import run
 
 app = make_app("Measure what scale costs.")
-FolderOption = Annotated[Path, typer.Option(help="Where temporary files go; they are removed.")]
+
+
+def made(folder: Path) -> Path:
+    """Make a folder unless it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+FolderOption = Annotated[Path, typer.Option(help="Where temporary files go; they are removed.", callback=made)]
 
 
 def say(line: str) -> None:
@@ -56,7 +64,7 @@ def encode(
 
 @app.command()
 def local(
-    codes: Annotated[int, typer.Option(help="Number of codes.")] = 1_000_000_000,
+    codes: Annotated[int, typer.Option(help="Number of codes.", min=300_000)] = 1_000_000_000,
     folder: FolderOption = Path("build"),
     json: JsonOption = None,
 ) -> None:
@@ -68,7 +76,7 @@ def local(
 @app.command("plot")
 def plot_(
     measured: Annotated[Path, typer.Option(help="JSON of the command clickhouse.")],
-    out: Annotated[Path, typer.Option(help="Folder of the plots.")] = Path("docs/img"),
+    out: Annotated[Path, typer.Option(help="Folder of the plots.", callback=made)] = Path("docs/img"),
     json: JsonOption = None,
 ) -> None:
     """Draw what 1 to 64 shards cost and how long the slowest of them takes, from one measured shard."""

@@ -15,7 +15,19 @@ if TYPE_CHECKING:
 
 gallery_app = make_app("Build and change a gallery: the codes that are searched.")
 
-GalleryArgument = Annotated[Path, typer.Argument(help="Gallery folder.", show_default=False)]
+
+def _on_this_machine(folder: Path) -> Path:
+    from dmsh_serving.clickhouse.address import is_address
+
+    if is_address(str(folder)):
+        raise InputError(
+            f"{folder} is in ClickHouse, and this command reads folders: dmsh-serve gallery pull writes one, and "
+            "dmsh-serve gallery info checks what is there"
+        )
+    return folder
+
+
+GalleryArgument = Annotated[Path, typer.Argument(help="Gallery folder.", show_default=False, callback=_on_this_machine)]
 PlaceArgument = Annotated[
     str, typer.Argument(help="Gallery folder, or an address in ClickHouse.", metavar="GALLERY", show_default=False)
 ]

@@ -1,9 +1,13 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from benchmarks.scale.billion import measure_local
 from benchmarks.scale.fan_out import plot, simulated
 from benchmarks.scale.remote import measure_remote
+from project import ROOT
 
 
 def test_the_local_engine_is_measured_step_by_step(tmp_path):
@@ -12,6 +16,17 @@ def test_the_local_engine_is_measured_step_by_step(tmp_path):
     assert found["seconds"].keys() == found["memory_mib"].keys()
     assert len(lines) == len(found["seconds"]) > 12
     assert all(each > 0 for each in found["memory_mib"].values())
+
+
+def test_the_folders_that_are_written_to_are_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # as in a fresh clone, which has no build
+    (tmp_path / "measured.json").write_text(json.dumps({"codes": 1000, "every_millisecond": [1.0, 2.0]}))
+    program = [sys.executable, "-m", "benchmarks.scale"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for command in (["local", "--codes", "300000"], ["plot", "--measured", "measured.json", "--out", "new/plots"]):
+        subprocess.run([*program, *command], check=True, env=environment)
+    assert (tmp_path / "build").is_dir()
+    assert (tmp_path / "new/plots/scale-shards.png").exists()
 
 
 def test_clickhouse_is_measured_beside_the_kernels(tmp_path, monkeypatch):

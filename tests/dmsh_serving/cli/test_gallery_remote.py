@@ -81,6 +81,7 @@ def test_info_checks_what_is_there(command, folder):
         (("push", "FOLDER", "ADDRESS", "--bits", "64"), 2, "go with a Parquet file"),
         (("push", "missing.parquet", "ADDRESS"), 2, "does not exist"),
         (("info", "ADDRESS"), 2, "dmsh-serve gallery push"),
+        (("verify", "ADDRESS"), 2, "is in ClickHouse, and this command reads folders: dmsh-serve gallery pull"),
         (("rollback", "ADDRESS"), 2, "dmsh-serve gallery push"),
         (("remove", "ADDRESS"), 2, "say what to remove"),
         (("pull", "ADDRESS", "--out", "FOLDER"), 2, "already holds a gallery"),
