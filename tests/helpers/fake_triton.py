@@ -25,11 +25,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         budgets: seconds that each request's client gives it.
         said: the id and the header "authorization" of each request.
         parameters: those in the configuration of every model.
+        shapes: {model: the shape of the images that it says it takes}, for models that are not as they should be.
     """
 
     def __init__(self, *, seconds=0.0, max_batch=4, threads=8, credentials=None):
         self.refusals, self.seconds, self.max_batch = [], seconds, max_batch
-        self.rows, self.asked, self.budgets, self.said, self.parameters = [], [], [], [], {}
+        self.rows, self.asked, self.budgets, self.said, self.parameters, self.shapes = [], [], [], [], {}, {}
         self.cancelled = threading.Event()
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(threads))
@@ -53,6 +54,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             config.config.parameters[name].string_value = value
         if request.name.endswith("_file"):
             config.config.input.add(name=FILE, dims=[1])
+        elif request.name in self.shapes:
+            config.config.input.add(name=IMAGE, dims=self.shapes[request.name])
         elif request.name == "other":
             config.config.input.add(name="audio", dims=[1])
         else:

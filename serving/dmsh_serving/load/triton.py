@@ -1,6 +1,7 @@
 """A Triton as what is loaded: requests are serialised once, and sent as they are, so that it alone is measured."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
@@ -21,6 +22,7 @@ Content = Sequence[bytes] | npt.NDArray[np.uint8] | None
 _INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 _MOST_REQUESTS: Final = 256  # different ones, which are sent in turns
 _MOST_BYTES: Final = 256 << 20
+_RANDOM_ROWS: Final = 64
 
 
 def parse_target(text: str, default_model: str) -> tuple[str, str]:
@@ -174,8 +176,13 @@ def _rows(config: Any, content: Content) -> _Rows:
     name = next((name for name in (IMAGE, CODE) if name in shapes), None)
     if name is None:
         raise InputError(f"{config.name} takes none of {IMAGE}, {FILE} and {CODE}: it is no model of a search")
+    if min(shapes[name], default=0) < 1:
+        raise InputError(f"{config.name} takes {name} of shape {list(shapes[name])}: it is no model of a search")
     if content is None:
-        return _Rows(name, "UINT8", np.random.default_rng(0).integers(0, 256, (64, *shapes[name]), np.uint8))
+        if _RANDOM_ROWS * math.prod(shapes[name]) > _MOST_BYTES:
+            raise InputError(f"{config.name} takes {name} of shape {list(shapes[name])}: give --images FILE.npy")
+        random = np.random.default_rng(0).integers(0, 256, (_RANDOM_ROWS, *shapes[name]), np.uint8)
+        return _Rows(name, "UINT8", random)
     if not isinstance(content, np.ndarray) or content.shape[1:] != shapes[name] or not len(content):
         raise InputError(f"{config.name} takes uint8 {list(shapes[name])}: give --images FILE.npy with such images")
     return _Rows(name, "UINT8", content)

@@ -116,6 +116,15 @@ def test_what_a_model_does_not_take_is_refused_before_the_load(server, model, co
         target(server, model, content, **options)
 
 
+@pytest.mark.parametrize("shape", [[], [0, 4, 3], [-1, -1, 3], [2**31, 2**31, 3], [1200, 1200, 3]])
+def test_a_model_whose_images_have_no_size_that_could_be_sent_is_refused(server, shape):
+    server.shapes["odd"] = shape
+    with pytest.raises(InputError, match="odd takes image of shape"):
+        target(server, "odd")
+    with pytest.raises(InputError, match="odd takes"):
+        target(server, "odd", np.zeros((2, 4, 4, 3), np.uint8))
+
+
 def test_no_server_and_a_refusing_one_are_errors_of_one_line(server):
     server.refusals = [(grpc.StatusCode.INVALID_ARGUMENT, "k = 3 is too many")]
     with pytest.raises(InputError, match="k = 3 is too many"):

@@ -329,7 +329,7 @@ class TritonServer:
             self.restarts += 1
             try:
                 self._launch()
-            except DmshError as error:
+            except (DmshError, OSError) as error:  # of the system: no memory or no descriptor was left, for a moment
                 self._end(1)
                 self._on_event(f"{lost}, and Triton could not be started again: {error}")
                 continue

@@ -19,6 +19,8 @@ __all__ = ["Vitals"]
 EVERY_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 15.0  # a full batch of the costliest images takes about as long to decode
 _STEPS: Final = (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL)
+# A server that is gone; or another program on its port, which may answer anything: the watch must go on.
+_NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError)
 _Counts = dict[str, int]
 
 
@@ -59,18 +61,18 @@ class Vitals:
             canary = Canary.from_parameters(_texts(self._json("GET", f"/v2/models/{DECODE_MODEL}/config")))
         except TimeoutError:
             return f"tritonserver gave no answer for {PATIENCE_SECONDS:g} s"
-        except (OSError, http.client.HTTPException, ValueError, DmshError):
+        except (*_NO_ANSWER, DmshError):
             return None  # it is gone, which the launcher sees by itself
         try:
             headers, body = _request(canary.file)
             found = self._json("POST", f"/v2/models/{SEARCH_FILE_MODEL}/infer", body, headers)
+            (code,) = [bytes(output["data"]) for output in found["outputs"] if output["name"] == CODE]
         except TimeoutError:
             return self._without_progress(before)
-        except (OSError, http.client.HTTPException, ValueError):
+        except _NO_ANSWER:
             return None  # refused, by a full queue for one: so it lives
-        (code,) = [output["data"] for output in found["outputs"] if output["name"] == CODE]
         self.searches += 1
-        bits = canary.differing_bits(bytes(code))
+        bits = canary.differing_bits(code)
         if bits and not self._told:
             self._on_event(
                 f"a search for the known image gives a code of which {bits} bits are wrong: stop this server"
@@ -81,7 +83,7 @@ class Vitals:
     def _without_progress(self, before: _Counts) -> str | None:
         try:
             after = self._finished()
-        except (OSError, http.client.HTTPException, ValueError):
+        except _NO_ANSWER:
             return f"tritonserver gave no answer for {PATIENCE_SECONDS:g} s"
         hanging = [model for model in _STEPS if after.get(model) == before.get(model)]
         return f"{hanging[0]} finished no request for {PATIENCE_SECONDS:g} s" if hanging else None

@@ -2,6 +2,7 @@
 
 import socketserver
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,29 @@ def test_a_start_says_what_failed_first_and_never_hangs(startable, monkeypatch, 
     starting.join(60)
     assert told == [said]
     assert also != "_end" or not list(startable._regions._folder.glob("dmsh-triton-*")), "the regions are not released"
+
+
+def test_a_start_again_that_the_system_refuses_for_a_moment_is_tried_again(startable, monkeypatch):
+    monkeypatch.setattr(launcher, "RETRY_SECONDS", 0.01)
+    attempts, lost, told = iter([None, OSError(24, "Too many open files"), None]), iter(["it died"] * 2), []
+    done = threading.Event()
+
+    def launch():
+        if failure := next(attempts):
+            raise failure
+
+    def tell(event):
+        told.append(event)
+        if "was started again" in event:
+            done.set()
+
+    addresses = types.SimpleNamespace(note=lambda: None, forget=lambda: None)
+    for name, act in {
+        "_launch": launch, "_what_is_lost": lambda: next(lost, None), "_drain": lambda: None, "_on_event": tell,
+        "_addresses": lambda: addresses,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(startable, name, act)
+    with startable:
+        assert done.wait(60), told
+    assert told[0] == "it died, and Triton could not be started again: [Errno 24] Too many open files"
+    assert (startable.restarts, startable.failure) == (2, None)

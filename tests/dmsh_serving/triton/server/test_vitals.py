@@ -87,6 +87,22 @@ def test_a_search_that_is_answered_is_a_sign_of_life(server):
     assert head["inputs"][0]["parameters"]["binary_data_size"] == len(file)
 
 
+@pytest.mark.parametrize("answer", [[], 7, None, {}, {"model_stats": [7]}, {"model_stats": [], "parameters": [7]}])
+@pytest.mark.parametrize("asked", ["do_GET", "do_POST"])
+def test_another_program_on_the_port_does_not_end_the_watch(server, monkeypatch, asked, answer):
+    monkeypatch.setattr(Handler, asked, lambda self: self.say(answer))
+    told = []
+    assert Vitals(server.url, told.append)._look() is None
+    assert told == []
+
+
+@pytest.mark.parametrize("outputs", [7, [], [{"name": "code"}], [{"name": "code", "data": ["x"]}], [{"name": 1}]])
+def test_an_answer_without_a_code_does_not_end_the_watch(server, monkeypatch, outputs):
+    monkeypatch.setattr(Handler, "do_POST", lambda self: self.say({"outputs": outputs}))
+    looked = Vitals(server.url, pytest.fail)
+    assert (looked._look(), looked.searches) == (None, 0)
+
+
 @pytest.mark.parametrize(("moving", "hanging"), [(MODELS[:2], "dmsh_ranker"), (MODELS[:0], "dmsh_decode")])
 def test_fault_36_a_model_that_finishes_nothing_while_a_search_waits_hangs(server, moving, hanging):
     server.answers, server.moving = False, set(moving)
