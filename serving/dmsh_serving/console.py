@@ -20,6 +20,7 @@ __all__ = [
     "SkipBadOption",
     "console",
     "print_table",
+    "printable",
     "progress",
     "write_json",
 ]
@@ -50,16 +51,21 @@ def console() -> "Console":
     return stdout
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with escapes for what steers a terminal: a key, or what a server says, may hold anything."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print one table of formatted cells; columns of numbers are right-aligned, of words left-aligned."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=printable(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         numbers = all(row[index][:1].isdigit() or row[index][:1] in "-<>~" for row in rows)
         table.add_column(column, justify="right" if index and numbers else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console().print(table)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import typer
 
+from dmsh_serving.console import printable
 from dmsh_serving.errors import DmshError, InputError, MissingError
 
 __all__ = ["let_openmp_sleep", "run"]
@@ -104,7 +105,7 @@ def _fail(message: str, code: int, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    sys.stderr.write("error: " + printable(" ".join(message.split())) + "\n")
     sys.exit(code)
 
 

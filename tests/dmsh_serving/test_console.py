@@ -4,6 +4,7 @@ import pytest
 
 from dmsh_serving.commands import make_app
 from dmsh_serving.console import JsonOption, console, print_table
+from dmsh_serving.errors import MissingError
 from dmsh_serving.program import run
 
 NAMES = ["cat[old].png", "a[/b].png", "[bold]loud[/bold].png", ":smile:.png", "C:\\[red]"]
@@ -18,6 +19,32 @@ def test_a_name_is_printed_as_it_is_whatever_its_brackets_mean_to_rich(name, cap
     assert f"a column {name} " in lines[2]
     assert f" {name} " in lines[4]
     assert lines[-1] == f"wrote {name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("\x1b[2Jé.png", r"\x1b[2Jé.png"),
+        ("\x07\x08.png", r"\x07\x08.png"),
+        ("\x9b31m\u202egnp.exe", r"\x9b31m\u202egnp.exe"),
+        ("\udcff.png", r"\udcff.png"),
+    ],
+)
+def test_what_steers_a_terminal_is_shown_and_not_obeyed(name, shown, capsys, monkeypatch):
+    print_table(f"a title {name}", ["a column"], [[name]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"a title {shown}"
+    assert shown in lines[4]
+    app = make_app("A tool that asks a server.")
+
+    @app.command()
+    def ask() -> None:
+        raise MissingError(f"the server said {name}")
+
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(SystemExit):
+        run(app)
+    assert capsys.readouterr().err == f"error: the server said {shown}\n"
 
 
 @pytest.mark.parametrize("place", ["absent/result.json", "."])
