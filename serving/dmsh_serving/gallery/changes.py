@@ -28,6 +28,7 @@ GivenIds = npt.NDArray[np.integer]
 __all__ = ["append", "build", "compact", "exchange", "ids_of_keys", "merge", "refuse_known_keys", "remove"]
 
 _SHOWN_KEYS: Final = 3  # in an error
+_PATIENCE_SECONDS: Final = 60.0  # what is exchanged may have taken hours to encode
 
 
 def build(
@@ -143,9 +144,9 @@ def exchange(folder: Path, known: Snapshot, codes: Codes, keys: Sequence[str], r
         removed: (M,) integers, ids of ``known``.
 
     Raises:
-        InputError: bad codes or keys, or another writer is at work.
+        InputError: bad codes or keys, or another writer is at work, which is waited for a while.
     """
-    with writing(folder):
+    with writing(folder, _PATIENCE_SECONDS):
         if current_version(folder) != known.version:
             return None
         new = _part(codes, None, _first_id(folder, len(codes)), keys, known.bits, known.fingerprint)

@@ -12,6 +12,7 @@ Readers map the files; deleting an old file does not disturb them. :mod:`dmsh_se
 
 import contextlib
 import fcntl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -121,14 +122,25 @@ def open_version(folder: Path, version: str, known: Snapshot | None = None) -> S
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Hold the gallery's lock; the system releases it when the process ends in any way."""
+def writing(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the gallery's lock; the system releases it when the process ends in any way.
+
+    Raises:
+        InputError: another process still holds it after ``patience`` seconds.
+    """
+    deadline = time.monotonic() + patience
     with (folder / LOCK).open("ab") as lock:
-        try:
-            with naming(folder / LOCK):  # a file system that has no locks, as NFS without its lock service
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder} is being changed by another process: try again when it is done") from None
+        while True:
+            try:
+                with naming(folder / LOCK):  # a file system that has no locks, as NFS without its lock service
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise InputError(
+                        f"{folder} is being changed by another process: try again when it is done"
+                    ) from None
+            time.sleep(0.05)
         yield
 
 

@@ -1,5 +1,6 @@
 """A sync: what is new is added, what is gone is removed, what changed is encoded again, and nothing else is."""
 
+import contextlib
 import shutil
 
 import numpy as np
@@ -8,6 +9,8 @@ from PIL import Image
 
 from dmsh_serving import gallery
 from dmsh_serving.errors import InputError
+from dmsh_serving.gallery import changes
+from dmsh_serving.gallery import folder as gallery_folder
 from dmsh_serving.gallery import sync as module
 from dmsh_serving.gallery.sync import sync
 
@@ -151,6 +154,20 @@ def test_what_other_writers_change_while_images_are_encoded_is_seen_before_anyth
     assert encoded == [key(5), key(0), key(3)]  # in three rounds, each what the one before could not know
     assert (sorted(done.added), done.changed) == ([key(0), key(5)], [key(3)])
     assert sorted(done.removed) == [key(3), "gone.png"]
+
+
+def test_a_sync_that_has_encoded_waits_for_the_writer_that_is_just_at_work(world, monkeypatch):
+    root, run = world
+    with contextlib.ExitStack() as writer:
+        meanwhile(monkeypatch, lambda: writer.enter_context(gallery_folder.writing(root / "g")))
+        monkeypatch.setattr(gallery_folder.time, "sleep", lambda _: writer.close())
+        assert run().added == [key(4), key(5)]
+        assert held(root) == expected(range(6))
+    with gallery_folder.writing(root / "g"):
+        monkeypatch.setattr(changes, "_PATIENCE_SECONDS", 0.0)
+        save(root, 0, IMAGES[7])
+        with pytest.raises(InputError, match="is being changed by another process"):
+            run()
 
 
 def test_a_sync_makes_one_version_and_gives_no_id_twice(world):
