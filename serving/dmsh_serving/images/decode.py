@@ -21,6 +21,7 @@ machine. The rules, in order, of version 2; version 1 differs in rule 2 alone, a
 import contextlib
 import io
 import warnings
+import zlib
 from typing import BinaryIO, Final
 
 import numpy as np
@@ -29,7 +30,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.framing import Framing
-from dmsh_serving.images.jpeg import check_work, load_whole, scans_of
+from dmsh_serving.images.jpeg import check_work, load_whole, scans_of, shows_first_scan
 from dmsh_serving.images.limits import DEEP_GREY, MAX_PIXELS, check_blocks, check_memory, check_size
 
 __all__ = [
@@ -77,6 +78,10 @@ _TRANSPOSE_OF_ORIENTATION: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_HEAD_BYTES: Final = 1 << 20
+_JPEG: Final = b"\xff\xd8"
+_BLOCKS: Final = (b"\x89PNG", b"GIF8")
+_DESCRIBING: Final = (b"IHDR", b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 _LYING: Final = (5, 6, 7, 8)  # orientations that exchange width and height
 _REFUSED_FORMATS: Final = (
     (0, b"%PDF", "PDF"),
@@ -184,29 +189,29 @@ def size_from_header(file: BinaryIO, name: str) -> tuple[int, int]:
     Raises:
         InputError: too large to be decoded; whatever else is wrong with it may raise nearly any error.
     """
-    kind = file.read(4)
+    head = file.read(_HEAD_BYTES)
+    if head.startswith(_BLOCKS) or (head.startswith(_JPEG) and not shows_first_scan(head, name)):
+        head += file.read()
+        check_blocks(head, name)
+        scans_of(head, name)
     file.seek(0)
-    data = file.read() if kind in (b"\x89PNG", b"GIF8") else b""
-    check_blocks(data, name)
-    with Image.open(file, formats=FORMATS) as image:
+    is_png = head.startswith(b"\x89PNG")
+    with Image.open(io.BytesIO(_without_pixels(head)) if is_png else file, formats=FORMATS) as image:
         check_size(image.size, name)
-        if late := _last_exif_of_png(data):
-            image.info["exif"] = late
-        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)  # a PNG's own method decodes it to find all
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)  # a PNG's own method looks behind its pixels
         width, height = image.size
         return (height, width) if orientation in _LYING else (width, height)
 
 
-def _last_exif_of_png(data: bytes) -> bytes | None:
-    """Return the EXIF block that Pillow has once it has read all of a PNG; None for anything else."""
-    found, position = None, 8
-    while data.startswith(b"\x89PNG") and position < len(data):
-        start = position + 8
-        end = start + int.from_bytes(data[position : position + 4])
-        if data[position + 4 : start] == b"eXIf":
-            found = data[start:end]
-        position = end + 4
-    return found
+def _without_pixels(png: bytes) -> bytes:
+    """Return a PNG with its header and metadata alone, also those that stand behind its pixels."""
+    kept, position = [png[:8]], 8
+    while position < len(png):
+        end = position + 12 + int.from_bytes(png[position : position + 4])
+        if png[position + 4 : position + 8] in _DESCRIBING:
+            kept.append(png[position:end])
+        position = end
+    return b"".join([*kept, bytes(4), b"IDAT", zlib.crc32(b"IDAT").to_bytes(4)])
 
 
 def _open(data: bytes, name: str) -> Image.Image:

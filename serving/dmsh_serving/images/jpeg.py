@@ -13,11 +13,22 @@ from PIL import Image, JpegImagePlugin
 
 from dmsh_serving.errors import InputError
 
-__all__ = ["MAX_SCANNED_PIXELS", "MAX_SCANS", "MAX_SEGMENTS", "Scans", "check_work", "load_whole", "scans_of"]
+__all__ = [
+    "MAX_SCANNED_PIXELS",
+    "MAX_SCANS",
+    "MAX_SEGMENTS",
+    "MAX_STRAY_BYTES",
+    "Scans",
+    "check_work",
+    "load_whole",
+    "scans_of",
+    "shows_first_scan",
+]
 
 MAX_SCANS: Final = 64  # libjpeg writes 10, MozJPEG at most about 20; each scan visits every block of the image
 MAX_SCANNED_PIXELS: Final = 1 << 30  # pixels x scans: 16 scans of the largest image
 MAX_SEGMENTS: Final = 4096  # files have tens; extended metadata of 64 KiB a segment reaches hundreds
+MAX_STRAY_BYTES: Final = 65_536  # of no segment, before the first scan: Pillow looks at each in Python, 0.5 us a byte
 
 _MARKER: Final = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # not a stuffed zero, not a restart: those are scan data
 _RESTART: Final = re.compile(rb"\xff[\xd0-\xd7]")
@@ -49,7 +60,8 @@ def scans_of(data: bytes, name: str) -> Scans | None:
     """Walk the markers of ``data`` as libjpeg does, decoding nothing; None if it is no JPEG.
 
     Raises:
-        InputError: arithmetic coding, or more than ``MAX_SCANS`` scans or ``MAX_SEGMENTS`` marker segments.
+        InputError: arithmetic coding, or more than ``MAX_SCANS`` scans, ``MAX_SEGMENTS`` marker segments or
+            ``MAX_STRAY_BYTES`` bytes of none.
     """
     if not data.startswith(b"\xff\xd8"):
         return None
@@ -74,11 +86,27 @@ def scans_of(data: bytes, name: str) -> Scans | None:
     return Scans(count, last, end, complete=not missing)
 
 
+def shows_first_scan(head: bytes, name: str) -> bool:
+    """Say whether all that stands before the pixels is in ``head``, the first bytes of a JPEG; else give more of it.
+
+    Raises:
+        InputError: as of :func:`scans_of`, what stands there is slow to read.
+    """
+    return any(kind == _SCAN for kind, _, _ in _segments(head, name))
+
+
 def _segments(data: bytes, name: str) -> Iterator[tuple[int, int, bytes]]:
     """Yield each marker: its kind, its offset, and the body of its segment; nothing after the end marker."""
-    position = 2
+    position, stray, scanning = 2, 0, False
     for _ in range(MAX_SEGMENTS):
-        marker = _MARKER.search(data, position)
+        end = len(data) if scanning else min(len(data), position + MAX_STRAY_BYTES + 2)
+        marker = _MARKER.search(data, position, end)
+        if not scanning:
+            stray += max(0, (marker.start() if marker else end) - position)
+            if stray > MAX_STRAY_BYTES:
+                raise InputError(
+                    f"{name}: more than {MAX_STRAY_BYTES} stray bytes before the JPEG's image: save it again"
+                )
         if marker is None:
             return
         kind, position = marker[1][0], marker.end()
@@ -88,6 +116,7 @@ def _segments(data: bytes, name: str) -> Iterator[tuple[int, int, bytes]]:
             body = data[position + 2 : position + length]
             position += length
         yield kind, marker.start(), body
+        scanning = scanning or kind == _SCAN
         if kind == _END:
             return
     raise InputError(f"{name}: the JPEG has more than {MAX_SEGMENTS} marker segments: save it again without metadata")

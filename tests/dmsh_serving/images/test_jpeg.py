@@ -6,7 +6,16 @@ from PIL import Image
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import rgb_from_bytes
-from dmsh_serving.images.jpeg import MAX_SCANNED_PIXELS, MAX_SCANS, MAX_SEGMENTS, Scans, check_work, scans_of
+from dmsh_serving.images.jpeg import (
+    MAX_SCANNED_PIXELS,
+    MAX_SCANS,
+    MAX_SEGMENTS,
+    MAX_STRAY_BYTES,
+    Scans,
+    check_work,
+    scans_of,
+    shows_first_scan,
+)
 from dmsh_serving.images.limits import MAX_PIXELS
 
 
@@ -55,6 +64,10 @@ def test_a_progressive_file_cut_between_two_scans_is_incomplete():
     (b"\xff\xda\0\2" * (MAX_SCANS + 1), None),
     (b"\xff\xda\0\3\0" * (MAX_SCANS + 1), "more than 64 scans"),
     (b"\xff\xfe\0\2" * MAX_SEGMENTS, "more than 4096 marker segments"),
+    (b"\xff" * MAX_STRAY_BYTES, None),
+    (b"\xff" * (MAX_STRAY_BYTES + 1), "more than 65536 stray bytes before the JPEG's image"),
+    (b"\0" * 10_000_000, "more than 65536 stray bytes before the JPEG's image"),
+    ((b"\xff\xfe\0\2" + b"\xff\xd0" * 100) * 400, "more than 65536 stray bytes before the JPEG's image"),
     (b"\xff\xc9\0\10\0\0\0\0\0\0", "arithmetic-coded JPEG is not accepted"),
 ])  # fmt: skip
 def test_what_costs_too_much_or_cannot_be_checked_is_refused(body, message):
@@ -64,6 +77,14 @@ def test_what_costs_too_much_or_cannot_be_checked_is_refused(body, message):
         return
     with pytest.raises(InputError, match=f"^x: .*{message}"):
         scans_of(data, "x")
+
+
+def test_what_stands_behind_the_first_scan_s_marker_is_not_counted_before_it():
+    data = jpeg()
+    cut = data.index(b"\xff\xda")
+    assert not shows_first_scan(data[:cut], "x")
+    assert shows_first_scan(data[: cut + 2], "x")
+    assert scans_of(data[:-2] + bytes(2 * MAX_STRAY_BYTES), "x").count == 1
 
 
 @pytest.mark.parametrize("cut", range(0, 700, 3))

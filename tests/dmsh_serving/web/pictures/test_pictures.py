@@ -89,18 +89,32 @@ def test_a_size_is_read_from_a_png_s_header_and_its_exif_wherever_that_is_withou
     (folder / "turned.png").write_bytes(turned)
     Image.new("L", (3, 2)).save(folder / "early.png", exif=exif)
     (folder / "plain.png").write_bytes(png(3, 2, zlib.compress(bytes(2 * 4))))
+    described = b"XML:com.adobe.xmp\0\0\0\0\0" + b'<rdf tiff:Orientation="6"/>'
+    (folder / "xmp.png").write_bytes(png(3, 2, zlib.compress(bytes(2 * 4)), chunk(b"iTXt", described)))
+    assert rgb_from_bytes((folder / "xmp.png").read_bytes()).size == (2, 3)
+    comment = b"\xff\xfe\xff\xff" + bytes(65_533)
+    (folder / "a" / "long.jpg").write_bytes(jpeg(orientation=6).replace(b"\xff\xdb", comment * 20 + b"\xff\xdb", 1))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
     originals = Originals(folder)
-    sizes = [originals.size(key) for key in ("turned.png", "early.png", "plain.png", "a/turned.jpg")]
-    assert sizes == [(2, 3), (2, 3), (3, 2), (400, 800)]
+    sizes = [
+        originals.size(key) for key in ("turned.png", "early.png", "xmp.png", "plain.png", "a/turned.jpg", "a/long.jpg")
+    ]
+    assert sizes == [(2, 3), (2, 3), (2, 3), (3, 2), (400, 800), (400, 800)]
 
 
 def test_a_decompression_bomb_has_no_size_and_is_refused_in_one_line(folder, tmp_path):
     (folder / "bomb.png").write_bytes(png(9000, 9000, zlib.compress(bytes(9001 * 9000), 1)))  # 81 MB in 0.4 MB
     (folder / "flood.png").write_bytes(png(1, 1, zlib.compress(bytes(2)), chunk(b"tEXt", b"") * 70_000))
+    (folder / "flood.jpg").write_bytes(jpeg().replace(b"\xff\xdb", b"\xff\xfe\0\2" * 5000 + b"\xff\xdb", 1))
+    (folder / "stray.jpg").write_bytes(jpeg().replace(b"\xff\xdb", bytes(70_000) + b"\xff\xdb", 1))
     originals = Originals(folder)
     thumbnails = Thumbnails(originals, tmp_path / "cache", 1 << 20)
-    for key, said in (("bomb.png", "9000 x 9000 pixels is too large"), ("flood.png", "more than 65536 blocks")):
+    for key, said in (
+        ("bomb.png", "9000 x 9000 pixels is too large"),
+        ("flood.png", "more than 65536 blocks"),
+        ("flood.jpg", "more than 4096 marker segments"),
+        ("stray.jpg", "more than 65536 stray bytes before the JPEG's image"),
+    ):
         assert originals.size(key) is None
         with pytest.raises(InputError, match=rf"^{key}: .*{said}.*$"):
             thumbnails.made(key, thumbnails.tag(key))
