@@ -43,22 +43,25 @@ async def unless_abandoned(request: Request, work: Awaitable[T]) -> T:
 async def in_thread(work: Callable[[*Ts], T], *given: *Ts, stop: threading.Event | None = None) -> T:
     """Return what ``work(*given)`` returns in a thread of Starlette's pool.
 
-    If the caller is cancelled, ``stop`` is set, a work that has not begun never does, and the cancellation goes on only
-    when the thread is done: the semaphores, locks and counters that the caller holds are held as long as the thread is
-    busy.
+    If the caller is cancelled, ``stop`` is set, and a work that has not begun never does. One that has is waited for:
+    the semaphores, locks and counters that the caller holds are held as long as the thread is busy.
     """
-    stop = stop or threading.Event()
+    stop, begun = stop or threading.Event(), threading.Event()
 
     def unless_stopped() -> T:
+        begun.set()
         if stop.is_set():
             raise AbandonedError
         return work(*given)
 
     running = asyncio.ensure_future(run_in_threadpool(unless_stopped))
+    running.add_done_callback(_forget)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         stop.set()
+        if not begun.is_set():
+            running.cancel()  # a thread that begins just now sees stop
         while not running.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({running})

@@ -1,6 +1,7 @@
 """A client that goes away ends its work."""
 
 import asyncio
+import gc
 import threading
 from functools import partial
 
@@ -124,14 +125,40 @@ def test_a_thread_is_told_to_stop_and_one_that_waits_for_its_turn_never_begins()
         waiting = asyncio.ensure_future(in_thread(ran.append, 1, stop=stop))
         await asyncio.sleep(0.01)
         waiting.cancel()
-        await until(stop)
-        first.let_go.set()
         with pytest.raises(asyncio.CancelledError):
-            await waiting
+            await waiting  # while no thread is free
+        assert stop.is_set()
+        first.let_go.set()
         await asyncio.gather(*busy)
 
     asyncio.run(played())
     assert ran == []
+
+
+def test_an_error_that_nobody_waits_for_any_more_is_not_logged(caplog):
+    work = Blocking()
+
+    def fail():
+        work()
+        raise ValueError("no")
+
+    async def played():
+        for caller in (in_thread(fail), unless_abandoned(Client(60), in_thread(fail))):
+            work.begun.clear()
+            work.let_go.clear()
+            calling = asyncio.ensure_future(caller)
+            await until(work.begun)
+            calling.cancel()
+            await asyncio.sleep(0.01)
+            work.let_go.set()
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+            await asyncio.sleep(0.01)
+            gc.collect()
+
+    asyncio.run(played())
+    gc.collect()
+    assert caplog.messages == []
 
 
 def test_an_abandoned_search_keeps_its_place_until_its_thread_is_done(tmp_path, monkeypatch):
