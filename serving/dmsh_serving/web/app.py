@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -194,7 +194,9 @@ class Web:
     async def thumbnail(self, request: Request) -> Response:
         """GET /v1/thumbnails/{key}."""
         key = request.path_params["key"]
-        tag, data = self.thumbnails.at_hand(key) or await self._read_thumbnail(key)
+        tag, data = self.thumbnails.at_hand(key) or await self._thumbnail(
+            key, await in_thread(self.thumbnails.looked_up, [key])
+        )
         headers = {"cache-control": _SHOWN, "etag": f'"{tag}"'}
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
@@ -207,13 +209,17 @@ class Web:
         """
         keys = await keys_of(request)
 
-        async def read(key: str) -> bytes:
-            try:
-                return (self.thumbnails.at_hand(key) or await self._read_thumbnail(key))[1]
-            except (ProblemError, InputError):  # no such image, or one that cannot be read
-                return b""
-
         async def together() -> bytes:
+            held = {key: found for key in keys if (found := self.thumbnails.at_hand(key)) is not None}
+            absent = [key for key in keys if key not in held]
+            on_disk = await in_thread(self.thumbnails.looked_up, absent) if absent else {}
+
+            async def read(key: str) -> bytes:
+                try:
+                    return (held.get(key) or await self._thumbnail(key, on_disk))[1]
+                except (ProblemError, InputError):  # no such image, or one that cannot be read
+                    return b""
+
             parts = await asyncio.gather(*map(read, keys))
             return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
@@ -223,11 +229,10 @@ class Web:
             return Response(status_code=_CLOSED)
         return Response(body, headers={"cache-control": "no-store"}, media_type="application/octet-stream")
 
-    async def _read_thumbnail(self, key: str) -> tuple[str, bytes]:
-        tag = await in_thread(self.thumbnails.tag, key)
-        if tag is None:
+    async def _thumbnail(self, key: str, on_disk: Mapping[str, tuple[str, bytes | None]]) -> tuple[str, bytes]:
+        if key not in on_disk:
             raise ProblemError(404, f"no image has the key {key!r}")
-        data = await in_thread(self.thumbnails.kept, tag)
+        tag, data = on_disk[key]
         if data is None:
             async with self._rendering:
                 data = await in_thread(self.thumbnails.made, key, tag)

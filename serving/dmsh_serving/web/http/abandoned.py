@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, TypeVarTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar, TypeVarTuple
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 __all__ = ["AbandonedError"]
+
+_THREADS: Final = ThreadPoolExecutor(40, "web")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -41,30 +43,23 @@ async def unless_abandoned(request: Request, work: Awaitable[T]) -> T:
 
 
 async def in_thread(work: Callable[[*Ts], T], *given: *Ts, stop: threading.Event | None = None) -> T:
-    """Return what ``work(*given)`` returns in a thread of Starlette's pool.
+    """Return what ``work(*given)`` returns in a thread of its own.
 
     If the caller is cancelled, ``stop`` is set, and a work that has not begun never does. One that has is waited for:
     the semaphores, locks and counters that the caller holds are held as long as the thread is busy.
     """
-    stop, begun = stop or threading.Event(), threading.Event()
-
-    def unless_stopped() -> T:
-        begun.set()
-        if stop.is_set():
-            raise AbandonedError
-        return work(*given)
-
-    running = asyncio.ensure_future(run_in_threadpool(unless_stopped))
-    running.add_done_callback(_forget)
+    running = _THREADS.submit(work, *given)
     try:
-        return await asyncio.shield(running)
+        return await asyncio.wrap_future(running)
     except asyncio.CancelledError:
-        stop.set()
-        if not begun.is_set():
-            running.cancel()  # a thread that begins just now sees stop
-        while not running.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({running})
+        if stop is not None:
+            stop.set()
+        if not running.cancel():
+            over = asyncio.wrap_future(running)
+            over.add_done_callback(_forget)
+            while not over.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({over})
         raise
 
 

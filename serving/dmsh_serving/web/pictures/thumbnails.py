@@ -12,6 +12,7 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -96,6 +97,11 @@ class Thumbnails:
         with contextlib.suppress(OSError):
             os.utime(path)  # looked at just now
         return data or None  # a crash may leave the name without the data
+
+    def looked_up(self, keys: Iterable[str]) -> dict[str, tuple[str, bytes | None]]:
+        """Return :meth:`tag` and :meth:`kept` of each of ``keys`` that has a file."""
+        tags = {key: self.tag(key) for key in keys}
+        return {key: (tag, self.kept(tag)) for key, tag in tags.items() if tag is not None}
 
     def made(self, key: str, tag: str) -> bytes:
         """Make and keep the thumbnail of ``key``, WebP; ``tag`` is :meth:`tag`'s.
