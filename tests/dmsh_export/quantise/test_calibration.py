@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmsh_export.quantise import calibration
 from dmsh_export.quantise.calibration import TensorStatistics
 
 
@@ -91,3 +92,11 @@ def test_the_mse_policy_clips_an_outlier_by_half_if_that_costs_less_than_coarse_
     scale = statistics.scale("mse")
     assert scale < 0.6 * 100 / 127
     assert statistics.error(scale) <= min(statistics.error(0.8 * scale), statistics.error(1.25 * scale))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_no_value_is_copied_to_be_sampled_whatever_the_layout(layout):
+    values = normal(2).contiguous(memory_format=layout)
+    found = calibration._in_memory_order(values)
+    assert found.data_ptr() == values.data_ptr()
+    assert torch.equal(found.sort().values, values.flatten().sort().values)

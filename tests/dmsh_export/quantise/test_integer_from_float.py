@@ -285,6 +285,19 @@ def test_an_average_that_divides_by_another_number_than_its_windows_size_is_refu
         float_graph(model)
 
 
+def test_windows_may_differ_in_height_and_width():
+    model = network("vgg_small", taps=(2,))
+    model.backbone = nn.Sequential(
+        nn.Conv2d(3, 64, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
+        nn.MaxPool2d((3, 2), (1, 2), (1, 0), (2, 1)),
+        nn.AvgPool2d((1, 2), (2, 1)),
+    ).eval()
+    model.backbone.register_forward_hook(lambda module, inputs, feature: [feature])
+    images = generated_images(3, 48)
+    *_, (_, logits) = floats.outputs(float_graph(model), images)
+    assert signal_to_noise(model.logits(images), logits.numpy()) > 80
+
+
 def test_feature_maps_are_joined_by_channel_and_by_no_other_axis():
     class Joined(nn.Module):
         def __init__(self, axis):
