@@ -1,5 +1,6 @@
 """What a running server's health and metrics say, as figures with names."""
 
+import contextlib
 import http.client
 import re
 import time
@@ -31,10 +32,17 @@ class Seen:
         """Ask the server whose HTTP and metrics are at these host:port.
 
         Raises:
-            MissingError: it does not answer.
+            MissingError: it does not answer, or its metrics cannot be read.
         """
         text = _asked(metrics_url, "/metrics")[1]
-        return cls(_asked(http_url, "/v2/health/ready")[0] == http.HTTPStatus.OK, samples_of(text))
+        try:
+            seen = cls(_asked(http_url, "/v2/health/ready")[0] == http.HTTPStatus.OK, samples_of(text))
+            seen.to_dict()
+        except (ValueError, LookupError, OverflowError, StopIteration):
+            raise MissingError(
+                f"the metrics at http://{metrics_url}/metrics are not those of a server of ours"
+            ) from None
+        return seen
 
     def value(self, name: str) -> float | None:
         """Return the one value of a metric without labels; None if the server has none."""
@@ -121,12 +129,10 @@ def _whole(value: float | None) -> int | None:
 
 
 def _asked(url: str, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(url, timeout=_SECONDS)
     try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
+        with contextlib.closing(http.client.HTTPConnection(url, timeout=_SECONDS)) as connection:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
         raise MissingError(f"nothing answers at http://{url}{path}: {error or type(error).__name__}") from error
-    finally:
-        connection.close()

@@ -1,5 +1,8 @@
 """A server's metrics, read."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 
 from dmsh_serving.errors import MissingError
@@ -54,6 +57,55 @@ def test_a_quantile_is_the_edge_of_its_bucket(buckets, share, edge):
 def test_nothing_there_is_said():
     with pytest.raises(MissingError, match=r"nothing answers at http://127\.0\.0\.1:1/metrics"):
         Seen.of("127.0.0.1:1", "127.0.0.1:1")
+
+
+@pytest.fixture
+def says():
+    """An HTTP server whose every answer is the text that it is given."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = self.server.text.encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dmsh_restarts many",
+        "dmsh_restarts NaN",
+        "dmsh_gallery_codes +Inf",
+        "dmsh_rank_refused_total 3",
+        'dmsh_rank_seconds_bucket{le="soon"} 1',
+        "dmsh_rank_seconds_bucket 1",
+        'dmsh_decode_seconds_bucket{le="+Inf"} NaN',
+    ],
+)
+def test_metrics_that_no_server_of_ours_has_are_one_clear_error(says, line):
+    url = f"127.0.0.1:{says.server_port}"
+    says.text = TEXT
+    assert Seen.of(url, url).ready
+    says.text = f"{line}\n{TEXT}"
+    with pytest.raises(MissingError, match=f"the metrics at http://{url}/metrics are not those of a server of ours"):
+        Seen.of(url, url)
+
+
+@pytest.mark.parametrize("url", ["localhost:port", "http://localhost:8000", "a" * 70 + ".example:80", "a b:80"])
+def test_an_address_that_is_none_is_one_clear_error(url):
+    with pytest.raises(MissingError, match="nothing answers at"):
+        Seen.of(url, url)
 
 
 def test_where_a_server_is_reached_is_noted_until_it_ends(tmp_path, monkeypatch):
