@@ -7,7 +7,7 @@ import { openDetails } from "./details.js";
 import { Grid } from "./grid.js";
 import { listen } from "./inputs.js";
 import { forget, outage, over } from "./outage.js";
-import { drawFacets } from "./facets.js";
+import { drawFacets, markFacets } from "./facets.js";
 import { drawTray, nameOf } from "./tray.js";
 import { addressOf, askedOf, emptyView, idsOf, signed, viewOf, whereWith } from "./view.js";
 
@@ -89,7 +89,7 @@ async function run(wanted = view.k, y = 0) {
 
 async function filter(signal) {
   try {
-    if (about.facets) await drawFacets(view, chooseWhere, signal);
+    if (about.facets) await drawFacets(view, pickFacet, signal);
   } catch (error) {
     failed(error, () => filter(signal));
   }
@@ -225,6 +225,7 @@ function drawAbout() {
 function drawControls() {
   byId("k").value = view.k;
   byId("radius").value = view.radius ?? "";
+  markFacets(view);
   const { examples } = view;
   document.title = examples.length ? `${nameOf(examples[0])} - search by image` : "Search by image";
 }
@@ -307,8 +308,9 @@ byId("controls").addEventListener("change", () => {
   if (!k.checkValidity() || !radius.checkValidity()) return;
   show({ ...view, k: Number(k.value) || 50, radius: radius.value === "" ? undefined : Number(radius.value) });
 });
-function chooseWhere(column, values) {
-  show({ ...view, where: whereWith(view.where, column, values) });
+function pickFacet(column, value, chosen) {
+  const others = (view.where[column] ?? []).filter((each) => each !== value);
+  show({ ...view, where: whereWith(view.where, column, chosen ? [...others, value] : others) });
 }
 byId("ids").addEventListener("change", () => show({ ...view, ids: byId("ids").value.trim() ? idsOf(byId("ids").value) : undefined }));
 byId("clear").addEventListener("click", () => show({ ...view, where: emptyView().where, ids: undefined }));

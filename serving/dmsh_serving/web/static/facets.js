@@ -3,7 +3,10 @@
 import { byId, h } from "./dom.js";
 import { facets } from "./api.js";
 
-export async function drawFacets(view, onWhere, signal) {
+const picked = (view, { column, facet }) => (view.where[column] ?? []).includes(facet);
+
+// Shows what is chosen; the counts come later, by drawFacets.
+export function markFacets(view) {
   const chosen = Object.values(view.where).flat().length + (view.ids ? 1 : 0);
   byId("filters-label").textContent = chosen ? `Filters (${chosen})` : "Filters";
   byId("clear").hidden = !chosen;
@@ -12,26 +15,37 @@ export async function drawFacets(view, onWhere, signal) {
     byId("filters").setAttribute("aria-expanded", true);
   }
   if (document.activeElement !== byId("ids")) byId("ids").value = (view.ids ?? []).join(", ");
+  for (const input of byId("columns").querySelectorAll("input")) input.checked = picked(view, input);
+}
+
+// onPick is given a column, a value, and whether it is chosen. A value that is shown stays where it is: a visitor may be
+// about to press it.
+export async function drawFacets(view, onPick, signal) {
   const { columns } = await facets(view.where, signal);
   const place = byId("columns");
-  // Who chose by keyboard, or far down a list, goes on from there.
-  const scrolled = [...place.children].map((each) => each.scrollTop);
-  const focused = place.contains(document.activeElement) ? document.activeElement.dataset.value : null;
-  place.replaceChildren(...columns.map(fieldset));
-  scrolled.forEach((top, column) => { place.children[column].scrollTop = top; });
-  [...place.querySelectorAll("input")].find((each) => each.dataset.value === focused)?.focus({ preventScroll: true });
+  const names = JSON.stringify(columns.map(({ name }) => name));
+  if (place.dataset.names !== names) {
+    place.dataset.names = names;
+    place.replaceChildren(...columns.map(({ name }) => h("fieldset", {}, h("legend", {}, name), h("p", { class: "hint" }))));
+  }
+  columns.forEach(({ name, values, others }, column) => {
+    const fieldset = place.children[column];
+    const hint = fieldset.lastChild;
+    const gone = new Map([...fieldset.querySelectorAll("label")].map((label) => [label.firstChild.facet, label]));
+    for (const { value, count } of values) {
+      const label = gone.get(value) ?? box(name, value);
+      if (!gone.delete(value)) hint.before(label);
+      label.firstChild.checked = picked(view, label.firstChild);
+      label.lastChild.textContent = count.toLocaleString("en");
+    }
+    for (const label of gone.values()) label.remove();
+    hint.textContent = `and ${others} more values`;
+    hint.hidden = !others;
+  });
 
-  function fieldset({ name, values, others }) {
-    const picked = new Set(Object.hasOwn(view.where, name) ? view.where[name] : []);
-    const box = ({ value, count }) => {
-      const input = h("input", { type: "checkbox", checked: picked.has(value), "data-value": `${name}=${value}` });
-      input.addEventListener("change", () => {
-        if (input.checked) picked.add(value);
-        else picked.delete(value);
-        onWhere(name, [...picked]);
-      });
-      return h("label", { class: "facet" }, input, h("bdi", {}, value || "(empty)"), h("span", { class: "count" }, count.toLocaleString("en")));
-    };
-    return h("fieldset", {}, h("legend", {}, name), ...values.map(box), others ? h("p", { class: "hint" }, `and ${others} more values`) : "");
+  function box(column, facet) {
+    const input = Object.assign(h("input", { type: "checkbox", "data-value": `${column}=${facet}` }), { column, facet });
+    input.addEventListener("change", () => onPick(column, facet, input.checked));
+    return h("label", { class: "facet" }, input, h("bdi", {}, facet || "(empty)"), h("span", { class: "count" }));
   }
 }
