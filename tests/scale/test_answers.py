@@ -1,6 +1,7 @@
 """A folder, one ClickHouse and the plan over two shards give the same answers, at length and by random histories."""
 
 import dataclasses
+import shutil
 
 import clickhouse_world
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from clickhouse_world import F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import ROOT
 
+from dmsh_export.encode.run import encode, on_processes
 from dmsh_serving import gallery
 from dmsh_serving.clickhouse.connection import Connection
 from dmsh_serving.clickhouse.push import push
@@ -17,6 +20,7 @@ from dmsh_serving.clickhouse.schema import Tables
 from dmsh_serving.clickhouse.search import RemoteVersion, open_remote
 from dmsh_serving.codes import uniform_codes
 from dmsh_serving.contract import MAX_K
+from dmsh_serving.gallery.tables import read_table
 
 
 def two_shards(address):
@@ -59,6 +63,21 @@ def test_a_million_codes_with_thousands_of_ties(tmp_path):
     found = engines(tmp_path / "g", clickhouse_world.address())
     for k in (10, 1000, MAX_K):
         assert_alike(found, np.concatenate([codes[:2], uniform_codes(2, 64, 2)]), k)
+
+
+def test_the_demos_queries(tmp_path):
+    service = ROOT / "build/demo/service"
+    if not (service / "gallery").is_dir():
+        pytest.skip("there is no demo: make demo makes it")
+    shutil.copytree(service / "gallery", tmp_path / "g")
+    found = engines(tmp_path / "g", clickhouse_world.address())
+    encode(service / "model.onnx", str(service.parent / "queries"), tmp_path / "codes", workers=1, engine=on_processes)
+    queries = read_table(tmp_path / "codes").codes
+    assert len(queries) > 100
+    assert_alike(found, queries, 10)
+    assert_alike(found, queries[:20], 3000)
+    assert_alike(found, queries[:20], 100, radius=12)
+    assert_alike(found, queries[:20], 100, allowed=np.arange(0, 2000, 5))
 
 
 changes = st.lists(

@@ -6,8 +6,8 @@ sorted. If fewer than k come back, the cut is raised, at last to no cut at all. 
 What was tried beside this, and what each part saves, is in ``docs/scale.md``.
 
 A version's segments stay for 10 minutes after it was superseded (:func:`dmsh_serving.clickhouse.catalogue.sweep`). A
-version confirms every second that it may answer: that this time is not half over, and that its rows are there.
-An answer of fewer than k codes is confirmed at once, whatever the reason.
+version confirms that it may answer: every 30 seconds that this time is not half over, and every second that
+its rows are there. An answer of fewer than k codes is confirmed at once.
 """
 
 import base64
@@ -37,7 +37,8 @@ from dmsh_serving.hamming.inputs import checked_radius
 
 __all__ = ["RemoteVersion", "ids_sql", "live_sql", "open_remote"]
 
-_CONFIRMED_SECONDS: Final = 1.0
+_CONFIRMED_SECONDS: Final = 30.0
+_COUNTED_SECONDS: Final = 1.0
 _SAMPLE: Final = 1 << 20  # codes; the larger it is, the closer is the first cut
 _TOGETHER: Final = 4  # queries per statement; one scan for all of them was tried, and is no faster
 _MORE: Final = 8  # how many times as many codes of the sample the next cut lets in
@@ -58,7 +59,7 @@ class RemoteVersion:
         self.published = published
         self._connection, self._tables = connection, tables
         self._lock = threading.Lock()
-        self._confirmed = -math.inf
+        self._confirmed = self._counted = -math.inf
         self._confirm()
         self._sample = self._sampled()
 
@@ -228,20 +229,22 @@ class RemoteVersion:
     def _confirm(self) -> None:
         """Check now and then that this version's rows are there, and stay for a while."""
         with self._lock:
-            asked = time.monotonic()
-            if asked < self._confirmed + _CONFIRMED_SECONDS:
-                return
-            if superseded_seconds(self._connection, self._tables, self.published) > GRACE_SECONDS / 2:
-                raise CheckError(f"{self._named} was superseded long ago: open the gallery again")
-            self._confirm_rows()
-            self._confirmed = asked
+            now = time.monotonic()
+            if now >= self._confirmed + _CONFIRMED_SECONDS:
+                if superseded_seconds(self._connection, self._tables, self.published) > GRACE_SECONDS / 2:
+                    raise CheckError(f"{self._named} was superseded long ago: open the gallery again")
+                self._confirmed = now
+            if now >= self._counted + _COUNTED_SECONDS:
+                self._confirm_rows()
+                self._counted = now
 
     def _confirm_rows(self) -> None:
         """Check that all rows of this version are there, and those that say which were removed."""
         tables, published = self._tables, self.published
         counted = f"SELECT count() FROM {tables.codes} WHERE {_held_sql(tables, published)}"
         gone = f"SELECT count() FROM {tables.removed} WHERE batch = {published.removed}"
-        (found,), (removed,) = self._connection.columns(f"SELECT ({counted}), ({gone})")
+        both = f"SELECT ({counted}), {f'({gone})' if published.removed_count else 0}"
+        (found,), (removed,) = self._connection.columns(both)
         held = sum(segment.count for segment in published.segments)
         if (found, removed) != (held, published.removed_count):
             raise CheckError(

@@ -200,7 +200,7 @@ def test_a_version_that_has_lost_rows_is_an_error_and_never_a_shorter_answer(tmp
         segment = current(connection, tables).segments[0].name
         connection.run(f"ALTER TABLE {tables.local_codes} DROP PARTITION {segment}")
     for narrowed in ({}, {"radius": 40}, {"allowed": np.arange(20)}):
-        remote._confirmed = time.monotonic() + 100  # an answer that is short is looked into at once
+        remote._counted = time.monotonic() + 100  # an answer that is short is looked into at once
         with pytest.raises(CheckError, match="has 0 of 1,500 rows"):
             remote.search(uniform_codes(1, 64, 1), 5, **narrowed)
 
@@ -212,7 +212,7 @@ def test_rows_that_were_lost_in_part_are_noticed_within_a_second(tmp_path, table
     remote = open_remote(address)
     with Connection(address) as connection:
         connection.run(f"ALTER TABLE {address.database}.{table} DELETE WHERE id = 3", mutations_sync=2)
-    remote._confirmed -= 1
+    remote._counted -= 1
     with pytest.raises(CheckError, match=r"1,499 of 1,500 rows|1 of 2 removed ids"):
         remote.search(uniform_codes(1, 64, 1), 5)
 
