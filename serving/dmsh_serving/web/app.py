@@ -54,6 +54,7 @@ class Web:
         self.metadata = None if settings.metadata is None else Metadata(settings.metadata)
         self._in_flight = 0
         self._rendering = asyncio.Semaphore(available_cpus())  # a large image takes up to 200 MB while it is decoded
+        self._counting = asyncio.Semaphore(available_cpus())
         self._templates = Environment(
             loader=PackageLoader("dmsh_serving.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
@@ -156,7 +157,8 @@ class Web:
             chosen.setdefault(column, []).append(value)
         where = tuple((column, tuple(values)) for column, values in chosen.items())
         collection = await in_thread(self.gallery.current)
-        return JSONResponse({"columns": await in_thread(self.metadata.counts, collection, where)})
+        async with self._counting:
+            return JSONResponse({"columns": await in_thread(self.metadata.counts, collection, where)})
 
     async def openapi(self, request: Request) -> Response:
         """GET /v1/openapi.json."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from dmsh_serving.codes import check_codes
 from dmsh_serving.contract import MAX_K
+from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
 from dmsh_serving.web.codes.collection import Collection, GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
@@ -87,6 +88,7 @@ class Searches:
         self._version: str | None = None
         self._lock = threading.Lock()
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
+        self._ordering = asyncio.Semaphore(available_cpus())  # more at once take more memory, and no less time
         self._rankings: OrderedDict[object, Ranking] = OrderedDict()
 
     async def answer(self, question: Question) -> dict[str, Any]:
@@ -244,7 +246,8 @@ class Searches:
             np.frombuffer(b"".join(each.code for each in examples), np.uint8).reshape(-1, collection.codes.shape[1])
             for examples in (like, unlike)
         ]
-        order = await in_thread(self._ranking, collection, Examples(*codes), question)
+        async with self._ordering:
+            order = await in_thread(self._ranking, collection, Examples(*codes), question)
         start = 0 if question.after is None else order.after(question.after)
         total = order.within(question.radius)
         given = slice(start, max(start, min(start + question.k, total)))
@@ -290,7 +293,8 @@ class Searches:
         if self._gallery is not None:
             collection = self._gallery.held(page.version) or await in_thread(self._gallery.at, page.version)
         if not self._originals.are_sized(page.keys):
-            await in_thread(lambda: [self._originals.size(key) for key in page.keys])
+            stop = threading.Event()
+            await in_thread(self._originals.read_sizes, page.keys, stop, stop=stop)
         codes: list[str | None] = [None] * len(page.ids)
         if collection is not None:
             places = [collection.place_of_id(number) for number in page.ids]

@@ -1,22 +1,26 @@
 """Pages without the gallery's folder, versions that change, codes that are looked up: over a Triton made of numpy."""
 
 import asyncio
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from starlette.datastructures import QueryParams
 
 from dmsh_serving import gallery
 from dmsh_serving.codes import Encoded, uniform_codes
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming.oracle import search_oracle
-from dmsh_serving.web import search
+from dmsh_serving.web import app, search
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.ranking import Cursor
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.http.questions import Example, Question
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.search import Searches, Times
+from dmsh_serving.web.settings import WebSettings
 from dmsh_serving.web.steps import Nearest
 
 CODES = uniform_codes(300, 64, 0)
@@ -186,3 +190,60 @@ def test_orders_that_are_kept_are_bounded(originals, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "_MOST_RANKINGS", 2)
     answer(searches, like=(*LIKE, Example(number=10)), k=1)
     assert len(searches._rankings) == 2
+
+
+class AtOnce:
+    """Work that counts how often it is done at once."""
+
+    def __init__(self, answer):
+        self.answer, self.now, self.most, self.lock = answer, 0, 0, threading.Lock()
+
+    def __call__(self, *asked):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.05)
+        with self.lock:
+            self.now -= 1
+        return self.answer(*asked)
+
+
+def test_only_as_many_orders_are_made_at_once_as_there_are_cpus(originals, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "available_cpus", lambda: 2)
+    ordering = AtOnce(search.ranking_of)
+    monkeypatch.setattr(search, "ranking_of", ordering)
+    gallery.build(tmp_path / "gallery", CODES, None, None, **SPACE)
+    searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
+
+    async def together():
+        questions = [Question(like=(*LIKE, Example(number=number)), k=1) for number in range(8)]
+        await asyncio.gather(*map(searches.answer, questions))
+
+    asyncio.run(together())
+    assert ordering.most == 2
+
+
+def test_only_as_many_filters_are_counted_at_once_as_there_are_cpus(originals, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "available_cpus", lambda: 2)
+    gallery.build(tmp_path / "gallery", CODES, None, None, **SPACE)
+    (tmp_path / "table.csv").write_text("key,colour\n")
+    given = {"gallery": tmp_path / "gallery", "metadata": tmp_path / "table.csv", "cache": tmp_path / "cache"}
+    web = app.Web(WebSettings(triton="127.0.0.1:1", images=tmp_path / "images", **given))
+    counting = AtOnce(web.metadata.counts)
+    monkeypatch.setattr(web.metadata, "counts", counting)
+
+    async def together():
+        await asyncio.gather(*(web.facets(SimpleNamespace(query_params=QueryParams())) for _ in range(8)))
+
+    asyncio.run(together())
+    assert counting.most == 2
+
+
+def test_sizes_that_nobody_waits_for_are_not_read(originals):
+    stop = threading.Event()
+    stop.set()
+    originals.read_sizes(["a.png"], stop)
+    assert originals._sizes == {}
+    stop.clear()
+    originals.read_sizes(["a.png"], stop)
+    assert originals._sizes == {"a.png": None}

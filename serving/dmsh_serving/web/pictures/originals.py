@@ -74,6 +74,13 @@ class Originals:
             self._sizes[key] = None if path is None else _size_of(path, key)
         return self._sizes[key]
 
+    def read_sizes(self, keys: list[str], stop: threading.Event) -> None:
+        """Get to know the sizes of all ``keys``, unless ``stop`` is set before."""
+        for key in keys:
+            if stop.is_set():
+                return
+            self.size(key)
+
     def are_sized(self, keys: list[str]) -> bool:
         """Say whether the sizes of all ``keys`` are known, so that the disk need not be asked."""
         return all(key in self._sizes or key not in self._files for key in keys)
