@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from dmsh_serving.errors import InputError
 
@@ -98,7 +98,7 @@ class Address:
             names[1],
             host=parts.hostname,
             port=port,
-            user=parts.username or "default",
+            user=unquote(parts.username or "default"),
             secure=options.get("secure") == "1",
             ca=options.get("ca"),
             cluster=cluster,
@@ -116,7 +116,7 @@ class Address:
             return _text(f"{_EMBEDDED}://{self.folder}/{self.database}/{self.gallery}", options)
         options |= {"secure": "1"} if self.secure else {}
         options |= {name: value for name, value in (("ca", self.ca), ("cluster", self.cluster)) if value}
-        user = "" if self.user == "default" else f"{self.user}@"
+        user = "" if self.user == "default" else f"{quote(self.user, safe='')}@"
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port is None else f":{self.port}"
         return _text(f"{_SERVER}://{user}{host}{port}/{self.database}/{self.gallery}", options)

@@ -10,6 +10,7 @@ from dmsh_serving.errors import InputError
         "clickhouse://localhost/images/photos",
         "clickhouse://reader@db.example.org:8443/images/photos?timeout=5&secure=1&ca=/etc/ca.pem&cluster=main",
         "clickhouse://[::1]:8123/images/photos",
+        "clickhouse://me%40example.org@localhost/images/photos",
         "chdb:///tmp/folder/images/photos",
         "chdb:///tmp/folder/images/photos?timeout=3",
     ],
@@ -52,6 +53,10 @@ def test_a_password_in_an_address_is_refused_and_not_repeated():
 def test_the_password_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("DMSH_CLICKHOUSE_PASSWORD", "word")
     assert Address.parse("clickhouse://me@localhost/images/photos").password == "word"
+
+
+def test_a_user_with_an_at_sign_is_written_as_in_any_address():
+    assert Address.parse("clickhouse://me%40example.org@localhost/images/photos").user == "me@example.org"
 
 
 def test_a_folder_is_no_address():
