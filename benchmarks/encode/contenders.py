@@ -71,6 +71,7 @@ class Compiled:
     """torch.compile, once for all settings; if it fails, ``failure`` is one line with the reason."""
 
     def __init__(self, model: DMSH) -> None:
+        torch.compiler.reset()  # networks before count towards the recompilations after which it silently runs eager
         self._module: Any = torch.compile(copy.deepcopy(model))
         self.failure: str | None = None
 

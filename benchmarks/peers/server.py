@@ -7,6 +7,7 @@ ENCODER is a checkpoint folder (PyTorch) or an ONNX file. `POST /search` takes a
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,11 @@ def encoder_of(path: Path, threads: int) -> tuple[Callable[[Any], Any], Callable
         torch.set_num_threads(threads)
         model = dmsh_model.load(path)
         config = model.config
-        return model.codes, lambda data: image_from_bytes(data, config.image_size, config.framing)
+        # One thread asks PyTorch: its OpenMP starts threads of its own for each that does, and they wait by spinning.
+        asking = ThreadPoolExecutor(1)
+        return lambda images: asking.submit(model.codes, images).result(), lambda data: image_from_bytes(
+            data, config.image_size, config.framing
+        )
     from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 
     encoder = OnnxEncoder(path, threads=threads)

@@ -1,5 +1,6 @@
 """The comparison with FastAPI: the same answers, senders that tell errors, rates that stop at the budget."""
 
+import contextlib
 import http.server
 import threading
 
@@ -13,6 +14,9 @@ from live_world import png
 from starlette.testclient import TestClient
 
 from dmsh_serving.hamming.oracle import search_oracle
+from dmsh_serving.load import measure as measuring
+from dmsh_serving.load.measure import Measured
+from dmsh_serving.load.send import Closed, Open
 
 
 @pytest.fixture
@@ -66,33 +70,35 @@ def test_the_hand_written_server_finds_what_the_oracle_finds(tmp_path):
     assert answer["ids"][0] == ids[0, 0] == 7
 
 
-def test_the_rate_is_raised_until_p99_leaves_the_budget(monkeypatch):
-    from dmsh_serving.load import measure as measuring
-    from dmsh_serving.load.measure import Measured
-    from dmsh_serving.load.send import Closed
-
+@pytest.mark.parametrize(
+    ("holds", "rate", "refused"),
+    [(130, 50 * 1.25**4, 50 * 1.25**5), (11, 6.25 * 1.25**2, 6.25 * 1.25**3)],
+    ids=["above the first rate", "below it"],
+)
+def test_the_highest_rate_whose_p99_is_in_the_budget_is_found(monkeypatch, holds, rate, refused):
     asked = []
 
     def measure(sender, load, **_):
         rate = 100.0 if isinstance(load, Closed) else load.rate
         asked.append(rate)
-        ms = 10 if rate < 130 else 500
+        ms = 10 if rate < holds else 500
         return Measured(load, 1, True, 10.0, np.full(int(rate * 10), ms / 1000), int(rate * 10))
 
     monkeypatch.setattr(measuring, "measure", measure)
     monkeypatch.setattr(peers, "memory_mib", lambda _: 5.0)
 
-    class Opened:
-        def __enter__(self):
-            return None, 1
-
-        def __exit__(self, *_):
-            pass
-
-    found = peers.measured("it", Opened, budget=100, seconds=0.1)
-    assert found.requests_per_s == pytest.approx(122, abs=1), "50 x 1.25^4"
+    found = peers.measured("it", lambda: contextlib.nullcontext((None, 1)), budget=100, seconds=0.1)
+    assert found.requests_per_s == pytest.approx(rate, rel=0.03)
     assert (found.p99_ms, found.memory_mib) == (10, 5)
-    assert asked[-1] == pytest.approx(152.6, abs=0.1)
+    assert asked[-1] == pytest.approx(refused)
+
+
+def test_a_service_that_holds_no_rate_is_said_to_hold_none(monkeypatch):
+    slow = Measured(Open(1.0), 1, True, 10.0, np.full(10, 0.5), 10)
+    monkeypatch.setattr(measuring, "measure", lambda *_, **__: slow)
+    monkeypatch.setattr(peers, "memory_mib", lambda _: 5.0)
+    found = peers.measured("it", lambda: contextlib.nullcontext((None, 1)), budget=100, seconds=0.1)
+    assert (found.requests_per_s, found.p99_ms) == (0.0, float("inf"))
 
 
 def test_the_table_is_against_pytorch():
