@@ -214,7 +214,8 @@ def test_fault_46_the_start_command_serves_until_it_is_told_to_end_and_exits_0(o
     before = signal.signal(ending, signal.SIG_DFL)  # nohup may have made this process ignore it, and so its children
     process = start_command(own_world, port)
     signal.signal(ending, before)
-    assert process.stdout.readline().startswith(f"Triton is ready: gRPC 127.0.0.1:{port}")
+    said = process.stdout.readline()
+    assert said.startswith(f"Triton is ready: gRPC 127.0.0.1:{port}"), said or process.communicate(timeout=60)[1]
     wait_until_answered(f"127.0.0.1:{port}")
     prefix = prefix_of(triton_of(process).pid)
     process.send_signal(ending)
