@@ -1,44 +1,17 @@
-"""Something else happens before an answer comes: another question, the way back, an outage."""
+"""Something else happens before an answer comes: another question, the way back, another place on the page."""
 
 import pytest
+from between import BETWEEN, FIRST_PAGES, SEARCHES, do
 from visitor import expected, give, settled, shown, until
 from web_world import CODES, IMAGES, KEYS, png
 
-# What the page sends is noted in ``asked``; ``broken`` answers 503 to what it chooses, or 400 if it says so, and
-# ``held`` keeps it waiting.
-# After an outage the page looks every 2 s; here it looks every 100 ms.
-BETWEEN = """
-const later = setTimeout;
-window.setTimeout = (run, wait) => later(run, wait === 2000 ? 100 : wait);
-const send = fetch;
-window.asked = [];
-window.fetch = async (path, options = {}) => {
-  const body = typeof options.body === "string" ? JSON.parse(options.body) : {};
-  asked.push([path, options.body]);
-  const broken = window.broken?.(path, body);
-  if (broken) return Response.json({ detail: "it is broken" }, { status: broken === 400 ? 400 : 503 });
-  while (window.held?.(path, body)) await new Promise((done) => later(done, 20));
-  return send(path, options);
-};"""
 HERE = KEYS[7].replace("/", "%2F")  # as an address says it
-SEARCHES = "asked.filter(([path]) => path === '/v1/search')"
-FIRST_PAGES = SEARCHES + ".filter(([, body]) => !JSON.parse(body).after)"
-PICTURES = "[...document.querySelectorAll('.card img')].filter((each) => each.naturalWidth).length"
 
 
 @pytest.fixture
 def tab(tab):
     tab.add_init_script(BETWEEN)
     return tab
-
-
-@pytest.fixture
-def banner(tab):
-    return tab.get_by_role("alert").filter(has_text="No answer: it is broken")
-
-
-def do(tab, script):
-    tab.evaluate(f"() => {{ {script} }}")
 
 
 def test_a_page_that_is_on_its_way_is_not_asked_for_again(tab):
@@ -68,63 +41,6 @@ def test_what_is_no_image_is_said_until_something_is_done_whatever_answers_come(
     until(tab, "/^\\d+ images/.test(document.getElementById('status').textContent)")
 
 
-def test_an_outage_while_paging_does_not_keep_the_next_search_from_going_on(tab, banner):
-    tab.add_init_script("window.broken = (path, body) => body.after;")
-    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
-    found = shown(tab)
-    banner.wait_for()
-    do(tab, "window.broken = (path) => path === '/v1/search' || path === '/v1/gallery'")
-    tab.locator(".card .pick").nth(3).click()
-    until(tab, "!document.querySelector('.card')")
-    do(tab, "window.broken = null")
-    banner.wait_for(state="hidden")
-    assert shown(tab) == expected(CODES[KEYS.index(found[3][1])])
-
-
-def test_an_answer_ends_the_outage(tab, banner):
-    tab.add_init_script("window.broken = (path, body) => body.after;")
-    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
-    settled(tab)
-    banner.wait_for()
-    do(tab, "window.broken = (path) => path === '/v1/gallery'")  # the look whether it is back never ends it
-    tab.locator(".card .pick").nth(3).click()
-    banner.wait_for(state="hidden")
-
-
-def test_pictures_that_an_outage_kept_away_come_after_it(tab, banner):
-    tab.add_init_script("window.broken = (path) => path === '/v1/thumbnails';")
-    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
-    settled(tab)
-    banner.wait_for()
-    assert tab.evaluate(PICTURES) == 0
-    do(tab, "window.broken = null")
-    until(tab, f"{PICTURES} >= 20")
-
-
-def test_pictures_that_an_outage_kept_away_come_with_the_next_answer(tab, banner):
-    tab.add_init_script(
-        "window.broken = (path) => path === '/v1/thumbnails';"
-        "window.held = (path, body) => body.after && !window.released;"
-    )
-    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
-    until(tab, f"{SEARCHES}.length === 2")
-    banner.wait_for()
-    do(tab, "window.broken = (path) => path === '/v1/gallery'; window.released = true")  # the look never ends it
-    until(tab, f"{PICTURES} >= 30 && {PICTURES} === document.querySelectorAll('.card').length")
-    assert banner.is_hidden()
-
-
-def test_filters_that_an_outage_kept_away_come_after_it_and_the_reader_stays_where_he_is(tab, banner):
-    tab.add_init_script("window.broken = (path) => path.startsWith('/v1/facets');")
-    tab.goto(f"/?like=key:{KEYS[7]}&k=100")
-    banner.wait_for()
-    until(tab, "(scrollTo(0, 1500), scrollY === 1500) && document.querySelector('.card[data-index=\"110\"]')")
-    do(tab, "window.broken = null")
-    tab.locator("#columns input").first.wait_for(state="attached")
-    assert len(tab.evaluate(FIRST_PAGES)) == 1
-    assert tab.evaluate("Math.abs(scrollY - 1500) < 250")
-
-
 def test_why_there_are_no_filters_is_said_whatever_answers_come(tab):
     tab.add_init_script(
         "window.broken = (path) => path.startsWith('/v1/facets') && 400;"
@@ -135,17 +51,6 @@ def test_why_there_are_no_filters_is_said_whatever_answers_come(tab):
     do(tab, "window.released = true")
     until(tab, "document.querySelectorAll('.card').length >= 40")
     assert tab.locator(".status.wrong").inner_text() == "it is broken"
-
-
-def test_who_goes_on_from_a_card_by_keyboard_is_at_the_first_one_after_an_outage_too(tab, banner):
-    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
-    settled(tab)
-    tab.locator(".card .pick").nth(3).focus()
-    do(tab, "window.broken = (path) => path === '/v1/search'")
-    tab.keyboard.press("Enter")
-    banner.wait_for()
-    do(tab, "window.broken = null")
-    until(tab, "document.activeElement.closest('.card')?.dataset.index === '0'")
 
 
 def test_an_answer_takes_nobody_away_from_what_he_does_by_then(tab):
@@ -159,20 +64,6 @@ def test_an_answer_takes_nobody_away_from_what_he_does_by_then(tab):
     until(tab, "document.querySelector('.card')")
     settled(tab)
     assert tab.evaluate("document.activeElement.id") == "radius"
-
-
-def test_what_is_typed_and_looked_at_during_an_outage_stays_when_it_ends(tab, banner):
-    tab.add_init_script("window.broken = (path) => path === '/v1/search';")
-    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
-    banner.wait_for()
-    tab.locator(".example .face").click()
-    tab.locator("dialog[open]").wait_for()
-    do(tab, "document.getElementById('radius').value = '12'")  # typed, and Enter not yet pressed
-    do(tab, "window.broken = null")
-    until(tab, "document.querySelector('.card')")
-    settled(tab)
-    assert tab.locator("#radius").input_value() == "12"
-    assert tab.locator("dialog[open]").count() == 1
 
 
 @pytest.mark.parametrize("example", [f"key:{KEYS[7]}", "id:7"], ids=["as it was", "with a picture now"])
@@ -401,15 +292,3 @@ def test_the_page_gallery_leads_on_though_the_gallery_was_not_known_yet(tab):
     tab.get_by_role("button", name="Browse from a random code").click()
     do(tab, "window.released = true")
     tab.wait_for_url("**/?like=code*")
-
-
-def test_an_outage_on_the_page_gallery_is_said_and_passes(tab, banner):
-    tab.goto("/gallery")
-    until(tab, "document.querySelector('#duplicates li')")
-    do(tab, "window.broken = (path) => path.includes('duplicates')")
-    tab.locator("#near-radius").fill("3")
-    tab.locator("#near-radius").blur()
-    banner.wait_for()
-    do(tab, "window.broken = null")
-    banner.wait_for(state="hidden")
-    tab.locator("#near-status", has_text="group").wait_for()
