@@ -67,7 +67,7 @@ class WebBench:
         """Return what was measured, the figure, and what is to be reached."""
         steps = ", ".join(f"{name} {ms:.2f}" for name, ms in self.steps_ms.items())
         return [
-            ["a search of one file through the API, p50", f"{self.api_ms:.2f} ms", "3 ms"],
+            ["a search of one file through the API, p50", f"{self.api_ms:.2f} ms", ""],
             ["  with explain, each step by itself", f"{steps} ms", ""],
             ["  the same over gRPC, without the page", f"{self.grpc_ms:.2f} ms", ""],
             ["  what the API adds", f"{self.api_ms - self.grpc_ms:.2f} ms", "3 ms"],
