@@ -145,7 +145,7 @@ def remove(
     from dmsh_serving import gallery
     from dmsh_serving.cli.clickhouse_results import removed_remotely, report_remote
     from dmsh_serving.clickhouse.address import is_address
-    from dmsh_serving.gallery.changes import ids_of_keys
+    from dmsh_serving.gallery.changes import remove_keys
     from dmsh_serving.gallery.part import ascending_ids
     from dmsh_serving.gallery.tables import read_ids
 
@@ -159,8 +159,10 @@ def remove(
         report_remote("Codes removed", place, removed_remotely(place, dropped, key or []), json)
         return
     folder = Path(place)
-    dropped = ids_of_keys(folder, key or []) if dropped is None else dropped
-    snapshot = gallery.remove(folder, dropped)
+    if dropped is None:
+        snapshot, dropped = remove_keys(folder, key or [])
+    else:
+        snapshot = gallery.remove(folder, dropped)
     _report(f"{len(ascending_ids(dropped))} codes removed", folder, snapshot, json)
 
 

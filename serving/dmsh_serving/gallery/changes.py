@@ -25,7 +25,7 @@ from dmsh_serving.gallery.snapshot import Snapshot
 
 GivenIds = npt.NDArray[np.integer]
 
-__all__ = ["append", "build", "compact", "exchange", "ids_of_keys", "merge", "refuse_known_keys", "remove"]
+__all__ = ["append", "build", "compact", "exchange", "merge", "refuse_known_keys", "remove", "remove_keys"]
 
 _SHOWN_KEYS: Final = 3  # in an error
 _PATIENCE_SECONDS: Final = 60.0  # what is exchanged may have taken hours to encode
@@ -123,14 +123,31 @@ def remove(folder: Path, ids: GivenIds) -> Snapshot:
     """
     current_version(folder)  # refused before anything is written to it
     with writing(folder):
+        return _without(folder, open_current(folder), ids)
+
+
+def remove_keys(folder: Path, keys: Iterable[str]) -> tuple[Snapshot, Ids]:
+    """Drop all codes under ``keys`` in a new version; return it and the ids (M,) int64, ascending, that are gone.
+
+    Raises:
+        InputError: a gallery without keys, a key that it does not have (then nothing is removed), or another writer
+            is at work.
+    """
+    current_version(folder)  # refused before anything is written to it
+    with writing(folder):
         old = open_current(folder)
-        wanted = ascending_ids(ids)
-        rows = old.rows_of(wanted)
-        unknown = wanted[rows == PAD_ID]
-        if unknown.size:
-            raise InputError(f"{folder} has no {_some(unknown)}")
-        nothing = Part(old.bits, old.fingerprint, np.empty((0, old.parts[0].codes.shape[1]), np.uint8))
-        return publish(folder, grown(old, nothing, np.sort(rows)), old)
+        ids = _ids_of_keys(folder, old, keys)
+        return _without(folder, old, ids), ids
+
+
+def _without(folder: Path, old: Snapshot, ids: GivenIds) -> Snapshot:
+    wanted = ascending_ids(ids)
+    rows = old.rows_of(wanted)
+    unknown = wanted[rows == PAD_ID]
+    if unknown.size:
+        raise InputError(f"{folder} has no {_some(unknown)}")
+    nothing = Part(old.bits, old.fingerprint, np.empty((0, old.parts[0].codes.shape[1]), np.uint8))
+    return publish(folder, grown(old, nothing, np.sort(rows)), old)
 
 
 def exchange(folder: Path, known: Snapshot, codes: Codes, keys: Sequence[str], removed: GivenIds) -> Snapshot | None:
@@ -217,13 +234,8 @@ def _refuse_known_keys(folder: Path, snapshot: Snapshot, keys: Iterable[str]) ->
         )
 
 
-def ids_of_keys(folder: Path, keys: Iterable[str]) -> Ids:
-    """Return the ids (M,) int64, ascending, of all codes under ``keys``.
-
-    Raises:
-        InputError: a gallery without keys, or a key that it does not have.
-    """
-    contents = open_current(folder).contents()
+def _ids_of_keys(folder: Path, snapshot: Snapshot, keys: Iterable[str]) -> Ids:
+    contents = snapshot.contents()
     if contents.keys is None:
         raise InputError(f"{folder} has no keys: remove codes by id")
     wanted = set(keys)

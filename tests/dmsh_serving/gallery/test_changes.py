@@ -1,3 +1,4 @@
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -16,9 +17,9 @@ from safetensors.numpy import load_file
 
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID, PAD_KEY
 from dmsh_serving.errors import InputError
+from dmsh_serving.gallery import changes, part_file
 from dmsh_serving.gallery import folder as gallery_folder
-from dmsh_serving.gallery import part_file
-from dmsh_serving.gallery.changes import append, build, compact, remove
+from dmsh_serving.gallery.changes import append, build, compact, remove, remove_keys
 from dmsh_serving.gallery.folder import current_version, open_current
 from dmsh_serving.gallery.part import Part
 from dmsh_serving.gallery.snapshot import distinct_codes
@@ -148,6 +149,19 @@ def test_remove_drops_exactly_the_ids_asked_for(folder):
     with pytest.raises(InputError, match="has no id 100"):
         remove(folder, np.array([100, 101]))
     assert 101 in open_current(folder).ids
+
+
+def test_keys_are_looked_up_only_when_no_other_writer_is_at_work(folder, monkeypatch):
+    @contextlib.contextmanager
+    def rebuilt_before(place, patience=0.0):
+        monkeypatch.undo()
+        build(folder, random_codes(2), None, ["x", "é0.png"], bits=16, fingerprint=F, overwrite=True)
+        with changes.writing(place, patience):
+            yield
+
+    monkeypatch.setattr(changes, "writing", rebuilt_before)
+    after, gone = remove_keys(folder, ["é0.png"])
+    assert (list(after.contents().keys), gone.tolist()) == (["x"], [1])  # it was 100
 
 
 def test_fault_19_duplicate_ids_are_refused_when_built_and_when_appended(folder, tmp_path):
