@@ -168,7 +168,7 @@ def test_fault_46_a_server_that_drains_is_not_ready(own_world):
         slow = [pool.submit(client.search_files, [SLOW_FILE] * 4, 5) for _ in range(6)]
         time.sleep(0.3)
         stopping = pool.submit(server.stop)
-        wait_for(lambda: not server._is_ready())
+        wait_for(lambda: not server._control.is_ready())
         assert not all(request.done() for request in slow), "readiness ended with the server, not before it"
         assert all(request.result().ids.shape == (4, 5) for request in slow)
         assert stopping.result() == 0

@@ -22,8 +22,8 @@ def command_lines():
 def test_fault_42_no_process_shows_the_control_key_and_without_it_no_model_is_loaded(server, client):
     shown = list(command_lines())
     assert sum(b"--model-control-mode=explicit" in line for line in shown) >= 1
-    assert not [line for line in shown if server._control_key.encode() in line]
-    assert server._control_key.encode() not in server.log_file.read_bytes()
+    assert not [line for line in shown if server._control.key.encode() in line]
+    assert server._control.key.encode() not in server.log_file.read_bytes()
     for action in ("load", "unload"):
         connection = http.client.HTTPConnection(server.http_url, timeout=5)
         connection.request("POST", f"/v2/repository/models/{RANKER_MODEL}/{action}", headers={"dmsh-control": "x"})

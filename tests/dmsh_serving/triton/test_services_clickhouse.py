@@ -17,7 +17,7 @@ from dmsh_serving.contract import CODE, FILTER, GALLERY_VERSION, IDS, KEYS, RADI
 from dmsh_serving.errors import UnavailableError
 from dmsh_serving.triton.backend import respond
 from dmsh_serving.triton.repository import repository_texts
-from dmsh_serving.triton.server.served_config import ranked_gallery
+from dmsh_serving.triton.served_config import ranked_gallery
 from dmsh_serving.triton.services import RankerService, Settings
 from dmsh_serving.triton.spec import RepositorySpec
 

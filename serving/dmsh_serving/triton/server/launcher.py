@@ -6,12 +6,9 @@ often that happens, the longer it waits in between; it never gives up, since a c
 """
 
 import contextlib
-import http.client
-import json
 import logging
 import math
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -21,17 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from dmsh_serving.contract import SEARCH_FILE_MODEL, SEARCH_MODEL
 from dmsh_serving.errors import DmshError, MissingError
 from dmsh_serving.tls import ServerTls
 from dmsh_serving.triton.metrics import RESTARTS_VARIABLE, SLOW_SECONDS, SLOW_SECONDS_VARIABLE
+from dmsh_serving.triton.served_config import read_encoder_config
 from dmsh_serving.triton.server import environment_folders, hidden_arguments, preflight, shared_memory
 from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.server.addresses import Addresses
+from dmsh_serving.triton.server.control import Control
 from dmsh_serving.triton.server.log import ServerLog, error_from_log, news_of_a_gallery
 from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
 from dmsh_serving.triton.server.preflight import LOOPBACK
-from dmsh_serving.triton.server.served_config import read_encoder_config
 from dmsh_serving.triton.server.tracing import Tracing
 from dmsh_serving.triton.server.vitals import Vitals
 
@@ -44,8 +41,6 @@ RETRY_SECONDS = 1.0  # before the second start in a row; each one after it waits
 LONGEST_RETRY_SECONDS = 30.0
 CALM_SECONDS = 60.0  # a server that lived so long is started again at once
 DEAD_STUB_SECONDS = 15.0  # until Triton says itself why a model's process ended while it was loaded
-_CLOSED_TO_CLIENTS = "model-repository,shared-memory,logging,trace"
-_CONTROL_HEADER = "dmsh-control"
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +99,6 @@ class TritonServer:
         self._log_json, self._slow_seconds, self._canary = log_json, slow_seconds, canary
         self._launched, self._stopping, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._watch = threading.Thread(target=self._run, name="triton-watch", daemon=True)
-        self._control_key = ""  # a new one for each start: a port that a dead server leaves may become another's
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: frozenset[int] = frozenset()
         self._vitals: Vitals | None = None
@@ -168,6 +162,7 @@ class TritonServer:
             raise self.failure
 
     def _launch(self) -> None:
+        self._control = Control(self.http_url)
         command = [
             str(self._home.executable),
             f"--model-repository={self.repository}",
@@ -178,13 +173,12 @@ class TritonServer:
             f"--http-port={self.http_port}",
             f"--metrics-address={self.metrics_host}",
             f"--metrics-port={self.metrics_port}",
-            # Only this launcher controls models, and only to drain them: see _drain. A client that could register
-            # shared memory could map and overwrite that of the models' processes.
+            # Only this launcher controls models, and only to drain them.
             "--model-control-mode=explicit",
             "--load-model=*",
             # The configurations are complete; asking each Python model for its own starts its process twice.
             "--disable-auto-complete-config",
-            *(hidden := self._control_options()),
+            *(hidden := self._control.options()),
             f"--exit-timeout-secs={STOP_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._regions.name}",
             *([] if self.tls is None else self.tls.options()),
@@ -208,20 +202,11 @@ class TritonServer:
             self._vitals = Vitals(self.http_url, self._on_event)
             self._vitals.start()
 
-    def _control_options(self) -> dict[str, str]:
-        """Make a new key; return by a name for each the options that the process list must not show."""
-        self._control_key = secrets.token_hex(16)
-        closed = f"{_CLOSED_TO_CLIENTS}:{_CONTROL_HEADER}={self._control_key}"
-        return {
-            "DMSH_CLOSED_OVER_HTTP": f"--http-restricted-api={closed}",
-            "DMSH_CLOSED_OVER_GRPC": f"--grpc-restricted-protocol={closed}",
-        }
-
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> frozenset[int]:
         """Return when every model is ready, with the stubs that were seen: one of them may have died already."""
         started, died_at = time.monotonic(), math.inf
         stubs: frozenset[int] = frozenset()
-        while not self._is_ready():
+        while not self._control.is_ready():
             now = time.monotonic()
             stubs |= all_stubs(process.pid)
             self._regions.close_to_others()
@@ -240,50 +225,6 @@ class TritonServer:
                 break
         self._regions.close_to_others()  # none is made later
         return stubs | all_stubs(process.pid)
-
-    def _is_ready(self) -> bool:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            self._http("GET", "/v2/health/ready")
-            return True
-        return False
-
-    def _http(self, method: str, path: str) -> bytes:
-        """Return the body of the server's answer; raise OSError or HTTPException unless it is 200 OK."""
-        connection = http.client.HTTPConnection(self.http_url, timeout=2)
-        try:
-            # Health needs no key, and is asked before Triton listens: another process may have taken the port.
-            connection.request(method, path, headers={} if method == "GET" else {_CONTROL_HEADER: self._control_key})
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status != http.HTTPStatus.OK:
-                raise http.client.HTTPException(f"{path}: {answer.status} {body[:200]!r}")
-            return body
-        finally:
-            connection.close()
-
-    def _drain(self) -> None:
-        """Refuse new searches and let those in flight finish.
-
-        Triton told to stop refuses the next step of an ensemble's request, which then fails half done. An ensemble
-        that is unloaded refuses new requests, while its own go through models that still work.
-        """
-        deadline = time.monotonic() + STOP_SECONDS
-        try:
-            for ensemble in self._served_ensembles():
-                self._http("POST", f"/v2/repository/models/{ensemble}/unload")
-            while self._served_ensembles() and time.monotonic() < deadline:
-                time.sleep(0.02)
-        except (OSError, http.client.HTTPException) as error:  # it hangs or is gone: it is ended anyway
-            _log.warning("Triton could not be drained before its end: %s", error)
-
-    def _served_ensembles(self) -> list[str]:
-        index = json.loads(self._http("POST", "/v2/repository/index"))
-        living = ("READY", "UNLOADING")
-        return [
-            model["name"]
-            for model in index
-            if model["name"] in (SEARCH_MODEL, SEARCH_FILE_MODEL) and model.get("state") in living
-        ]
 
     def _addresses(self) -> Addresses:
         reached = (self.url, self.http_url, self.metrics_url, str(self.log_file), str(self.repository))
@@ -308,7 +249,7 @@ class TritonServer:
         self._launched.set()
         self._keep_alive()
         addresses.forget()
-        self._drain()
+        self._control.drain(STOP_SECONDS)
 
     def _keep_alive(self) -> None:
         wait, began = 0.0, time.monotonic()

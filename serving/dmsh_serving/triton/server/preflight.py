@@ -13,8 +13,8 @@ from dmsh_serving.clickhouse.address import is_address
 from dmsh_serving.contract import ENCODER_MODEL, MAX_FILTER_IDS, MODEL_FILE, RANKER_MODEL
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.images.decode import MAX_FILE_BYTES
+from dmsh_serving.triton.served_config import largest_batch, ranked_gallery, read_encoder_config
 from dmsh_serving.triton.server.home import TritonHome
-from dmsh_serving.triton.server.served_config import largest_batch, ranked_gallery, read_encoder_config
 from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
 
 __all__ = [

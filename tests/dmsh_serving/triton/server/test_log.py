@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import CheckError, InputError, MissingError
 from dmsh_serving.ranker import follower
 from dmsh_serving.triton.server import log
 from dmsh_serving.triton.server.log import ServerLog, error_from_log, news_of_a_gallery
@@ -168,3 +168,65 @@ def test_a_line_four_times_as_long_takes_no_more_than_its_share_longer(reader, r
 
     # What is quadratic takes 16 times as long: 0.1 s and more for the shorter of these lines.
     assert seconds(64 << 10) < 8 * seconds(16 << 10) + 0.02
+
+
+LOG = Path("triton.log")
+FAILED = (
+    'I1124 07:28:46.90 9992 a.cc:1] "fine"\n'
+    "E1124 07:28:46.90 9992 model_lifecycle.cc:642] \"failed to load '{model}' version 1: Internal: {reason}"
+    '\\n\\nAt:\\n  /somewhere/gallery.py(61): current_version\\n"\n'
+    "I1124 07:28:46.90 9992 model_lifecycle.cc:777] \"failed to load '{model}'\"\n"
+)
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ("E1129 10:31:33.77 26506 manager.cc:724] \"failed to load model 'dmsh_decode': at least one version must be "
+     "available under the version policy of model 'dmsh_decode'\"",
+     "dmsh_decode does not load: at least one version must be available"),
+    ("[libprotobuf ERROR text.cc:337] Error parsing text-format inference.ModelConfig: 1:30: no field named \"a\".\n"
+     "E1129 10:31:39.79 26743 manager.cc:1460] \"Poll failed for model directory 'dmsh_decode': failed to read text "
+     "proto from /r/config.pbtxt\"",
+     'dmsh_decode does not load: failed to read text proto from /r/config.pbtxt; 1:30: no field named "a".'),
+    ('E1129 10:32:00.58 27695 manager.cc:703] "Invalid argument: in ensemble dmsh_search, ensemble tensor k: '
+     'inconsistent data type"',
+     "in ensemble dmsh_search, ensemble tensor k: inconsistent data type"),
+])  # fmt: skip
+def test_a_configuration_that_triton_refuses_is_told_with_its_reason(line, said):
+    text = f"{line}\nerror: creating server: Internal - failed to load all models\n"
+    error = error_from_log(text, LOG)
+    assert type(error) is InputError
+    assert str(error).startswith(said)
+    assert str(error).endswith(": dmsh-export lint finds the place (log: triton.log)")
+
+
+@pytest.mark.parametrize("kind", [InputError, CheckError, MissingError])
+def test_a_models_own_error_keeps_its_kind_and_its_one_line(kind):
+    error = error_from_log(
+        FAILED.format(model="dmsh_ranker", reason=f"{kind.__name__}: no gallery there: build one"), LOG
+    )
+    assert type(error) is kind
+    assert str(error) == "dmsh_ranker does not load: no gallery there: build one (log: triton.log)"
+
+
+def test_every_model_that_fails_is_named():
+    text = FAILED.format(model="one", reason="InputError: this") + FAILED.format(model="two", reason="KeyError: 'that'")
+    error = error_from_log(text, LOG)
+    assert str(error) == "one does not load: this; two does not load: 'that' (log: triton.log)"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("E1124 07:28:46.9 99 main.cc:1] no GPU\nI1124 07:28:46.9 99 main.cc:1] bye\n", "no GPU"),
+        ("error: creating server: Internal - failed\n", "creating server: Internal - failed"),
+        (
+            "tritonserver: error while loading shared libraries: libx.so\n\n",
+            "error while loading shared libraries: libx.so",
+        ),
+        ("", "its log is empty"),
+    ],
+)
+def test_any_other_failure_is_told_by_the_logs_last_error(text, said):
+    error = error_from_log(text, LOG)
+    assert type(error) is MissingError
+    assert said in str(error)
