@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+from hostile_images import SLOW, bmp_of_runs, png_of_many_profiles
 from PIL import Image
 
 from dmsh_serving.contract import FILE, IMAGE
@@ -16,7 +17,7 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import FORMATS, image_from_bytes, rgb_from_bytes
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.jpeg import MAX_SCANS
-from dmsh_serving.images.limits import MAX_DECODE_BYTES, MAX_PIXELS
+from dmsh_serving.images.limits import MAX_DECODE_BYTES, MAX_PACKED, MAX_PIXELS
 from dmsh_serving.triton.services import DecodeService
 
 SIZE = 16
@@ -63,17 +64,21 @@ def one_tile_tiff(image_side, tile_side):
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4)
 
 
-def answers_beside_good_ones(data):
-    """Decode ``data`` in one batch with good requests; return its answer after those of the others were checked."""
+@pytest.fixture(scope="module")
+def answers_beside_good_ones():
+    """Decodes a file in one batch with good requests; returns its answer after those of the others were checked."""
     service = DecodeService(SIZE, Framing(), threads=2)
-    try:
+
+    def answered(data):
         requests = [{FILE: np.array([[file]], dtype=np.object_)} for file in (GOOD, data, GOOD)]
         first, bad, last = service.answer(requests)
-    finally:
-        service.close()
-    for answer in (first, last):
-        assert np.array_equal(answer[IMAGE][0], image_from_bytes(GOOD, SIZE))
-    return bad
+        for answer in (first, last):
+            assert np.array_equal(answer[IMAGE][0], image_from_bytes(GOOD, SIZE))
+        return bad
+
+    answered(GOOD)  # starts the processes
+    yield answered
+    service.close()
 
 
 def peak_bytes(data, folder):
@@ -99,12 +104,12 @@ def peak_bytes(data, folder):
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", bytes(100)])
-def test_fault_01_no_image_is_the_error_of_its_request_alone(data):
+def test_fault_01_no_image_is_the_error_of_its_request_alone(data, answers_beside_good_ones):
     assert isinstance(answers_beside_good_ones(data), InputError)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_fault_02_half_a_file_is_refused(kind):
+def test_fault_02_half_a_file_is_refused(kind, answers_beside_good_ones):
     data = file_of(photo(), kind)
     assert "truncated or damaged" in str(answers_beside_good_ones(data[: len(data) // 2]))
 
@@ -132,7 +137,7 @@ def test_fault_03_a_decompression_bomb_is_refused_from_its_header(tmp_path):
         (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
     ],
 )
-def test_fault_04_another_format_is_refused_by_name(data, kind):
+def test_fault_04_another_format_is_refused_by_name(data, kind, answers_beside_good_ones):
     assert f"{kind} is not accepted; {', '.join(FORMATS)} are" in str(answers_beside_good_ones(data))
 
 
@@ -156,7 +161,7 @@ def test_fault_05_odd_images_become_rgb_by_the_defined_rules():
         assert image_from_bytes(data, SIZE)[0, -1].tolist() == colour
 
 
-def test_fault_29_a_jpeg_of_hundreds_of_scans_is_refused_at_once_and_alone():
+def test_fault_29_a_jpeg_of_hundreds_of_scans_is_refused_at_once_and_alone(answers_beside_good_ones):
     data = many_scans(500, side=2000)
     assert len(data) < 200_000
     start = time.perf_counter()
@@ -170,7 +175,7 @@ def test_fault_29_scans_that_are_few_but_huge_are_refused():
         image_from_bytes(many_scans(50, side=7000), SIZE)
 
 
-def test_fault_29_a_flood_of_empty_segments_is_refused_before_pillow_reads_them():
+def test_fault_29_a_flood_of_empty_segments_is_refused_before_pillow_reads_them(answers_beside_good_ones):
     data = GOOD[:2] + b"\xff\xfe\0\2" * 2_000_000 + GOOD[2:]
     start = time.perf_counter()
     assert "marker segments" in str(answers_beside_good_ones(data))
@@ -185,15 +190,35 @@ def test_fault_29_a_flood_of_empty_segments_is_refused_before_pillow_reads_them(
         ("GIF", b"!\xfe", b"\1a", b"\0"),
     ],
 )
-def test_fault_29_a_flood_of_small_blocks_is_refused_before_pillow_reads_them(kind, before, block, after):
+def test_fault_29_a_flood_of_small_blocks_is_refused_before_pillow_reads_them(
+    kind, before, block, after, answers_beside_good_ones
+):
     plain = file_of(Image.new("L", (8, 8)), kind)
     at = 33 if kind == "PNG" else plain.index(b",\0\0\0\0")  # after the header, before the first frame
-    start = time.perf_counter()
     flood = plain[:at] + before + block * 5_000_000 + after + plain[at:]
+    start = time.perf_counter()
     assert "more than 65536 blocks" in str(answers_beside_good_ones(flood))
     assert time.perf_counter() - start < 0.5
     few = plain[:at] + before + block * 100 + after + plain[at:]
     assert np.array_equal(image_from_bytes(few, SIZE), image_from_bytes(plain, SIZE))
+
+
+def test_fault_29_a_file_that_is_slow_to_open_is_the_error_of_its_request_alone(answers_beside_good_ones):
+    assert str(answers_beside_good_ones(SLOW["TIFF"])) == "file: the image takes too long to decode"
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
+def test_fault_29_metadata_that_inflates_is_refused_undecoded(kind, answers_beside_good_ones):
+    many = answers_beside_good_ones(png_of_many_profiles(MAX_PACKED + 1, kind))
+    assert "more than 64 profiles and compressed texts" in str(many)
+    few = answers_beside_good_ones(png_of_many_profiles(3, kind))
+    assert few[IMAGE].shape == (1, SIZE, SIZE, 3)
+
+
+def test_fault_29_a_bmp_that_pillow_would_decode_in_python_is_refused(answers_beside_good_ones):
+    start = time.perf_counter()
+    assert "run-length coded BMP is not accepted" in str(answers_beside_good_ones(bmp_of_runs(1000)))
+    assert time.perf_counter() - start < 0.5
 
 
 def test_fault_30_a_huge_tile_of_a_small_tiff_is_refused_unread(tmp_path):
@@ -220,7 +245,7 @@ def test_fault_31_a_jpeg_cut_anywhere_and_ended_is_refused(kind):
             rgb_from_bytes(whole[:cut] + b"\xff\xd9")
 
 
-def test_fault_31_half_a_jpeg_is_the_error_of_its_request_alone():
+def test_fault_31_half_a_jpeg_is_the_error_of_its_request_alone(answers_beside_good_ones):
     half = GOOD[: len(GOOD) // 2] + b"\xff\xd9"
     Image.open(io.BytesIO(half)).load()  # Pillow makes up the rest
     assert "the image data ends early" in str(answers_beside_good_ones(half))

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import tiny_model
 import tritonclient.grpc as triton
+from hostile_images import SLOW
 from live_world import IMAGES, World, check, png
 from tritonclient.utils import np_to_triton_dtype
 
@@ -95,6 +96,12 @@ def seconds_of_one(client):
 def test_fault_07_a_file_over_the_limit_is_refused_and_the_server_lives(server, client):
     with pytest.raises(InputError, match="file: the file has 67,108,865 bytes, at most 67,108,864"):
         client.search_files([bytes(MAX_FILE_BYTES + 1)])
+    still_right(server)
+
+
+def test_fault_29_a_file_that_is_slow_to_open_is_refused_and_the_server_lives(server, client):
+    with pytest.raises(InputError, match="file: the image takes too long to decode"):
+        client.search_files([SLOW["TIFF"]])
     still_right(server)
 
 

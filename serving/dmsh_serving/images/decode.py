@@ -3,8 +3,8 @@
 Everything here is integer arithmetic of one Pillow version, so the same bytes give the same image on every
 machine. The rules, in order, of version 2; version 1 differs in rule 2 alone, as it says:
 
-1. The format is recognised by content, never by name: JPEG, PNG, WebP, BMP, GIF, TIFF; AVIF, if Pillow was built
-   with it, and HEIC, if the package pillow-heif is installed; first frame only.
+1. The format is recognised by content, never by name: JPEG, PNG, WebP, BMP (not run-length coded), GIF, TIFF; AVIF,
+   if Pillow was built with it, and HEIC, if the package pillow-heif is installed; first frame only.
 2. The file's size is checked, and from its header the pixels, the memory and the work that decoding will need,
    before a pixel is decoded. Truncated files are refused whole. A JPEG's decoder scales by 1/2, 1/4 or 1/8 as far as
    both sides stay at least twice image_size (version 1: never), which makes a photograph several times as fast.
@@ -22,6 +22,7 @@ import contextlib
 import io
 import warnings
 import zlib
+from collections.abc import Callable
 from typing import BinaryIO, Final
 
 import numpy as np
@@ -29,9 +30,10 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.images import limits
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.jpeg import check_work, load_whole, scans_of, shows_first_scan
-from dmsh_serving.images.limits import DEEP_GREY, MAX_PIXELS, check_blocks, check_memory, check_size
+from dmsh_serving.images.limits import MAX_FILE_BYTES, check_blocks, check_file, check_opened, check_size
 
 __all__ = [
     "FORMATS",
@@ -49,7 +51,6 @@ _RECIPES: Final = {
     2: "dmsh-decode/2: first frame, jpeg scaled by dct to at least twice the side, exif orientation, "
     "16-bit grey (v+128)//257, alpha over white, rgb",
 }
-MAX_FILE_BYTES: Final = 1 << 26  # 64 MiB, which is also the most that a newer Triton takes over HTTP by default
 MAX_IMAGE_SIZE: Final = 4096
 
 
@@ -117,7 +118,12 @@ def decode_recipe(framing: Framing) -> str:
 
 
 def image_from_bytes(
-    data: bytes, image_size: int, framing: Framing = Framing(), *, name: str = "image"
+    data: bytes,
+    image_size: int,
+    framing: Framing = Framing(),
+    *,
+    name: str = "image",
+    on_size: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Convert one image file to RGB, image_size x image_size, by the rules of this module.
 
@@ -126,6 +132,7 @@ def image_from_bytes(
         image_size: side of the result in pixels, 1 to ``MAX_IMAGE_SIZE``.
         framing: the version of the rules, and rule 7, of the checkpoint that the image is for.
         name: what to call the file in an error.
+        on_size: told the number of pixels, as it is allowed, before they are decoded.
 
     Returns:
         (image_size, image_size, 3) uint8, RGB.
@@ -135,28 +142,29 @@ def image_from_bytes(
     """
     if not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise InputError(f"image_size = {image_size} is out of range: 1 to {MAX_IMAGE_SIZE} pixels")
-    picture = rgb_from_bytes(data, name=name, at_least=framing.least_side(image_size))
+    picture = rgb_from_bytes(data, name=name, at_least=framing.least_side(image_size), on_size=on_size)
     return np.asarray(_framed(picture, image_size, framing))
 
 
-def rgb_from_bytes(data: bytes, *, name: str = "image", at_least: int | None = None) -> Image.Image:
+def rgb_from_bytes(
+    data: bytes, *, name: str = "image", at_least: int | None = None, on_size: Callable[[int], None] | None = None
+) -> Image.Image:
     """Decode one image file to RGB, upright and at its own size: rules 1 to 6 of this module.
 
     With ``at_least``, in pixels, a large JPEG comes smaller, each side at least that long: several times faster.
+    ``on_size`` is told the number of pixels, as it is allowed, before they are decoded.
 
     Raises:
         InputError: empty, not an image, a format off the list, truncated or damaged, or too large.
     """
-    if not data:
-        raise InputError(f"{name}: the file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"{name}: the file has {len(data):,} bytes, at most {MAX_FILE_BYTES:,} are taken")
+    check_file(data, name)
     try:
         check_blocks(data, name)
         scans = scans_of(data, name)
         with _open(data, name) as image:
-            check_size(image.size, name)
-            check_memory(image, name)
+            check_opened(image, name)
+            if on_size is not None:
+                on_size(image.width * image.height)
             if scans:
                 check_work(scans, image.size, name)
             if image.format == "PNG":
@@ -172,6 +180,8 @@ def rgb_from_bytes(data: bytes, *, name: str = "image", at_least: int | None = N
             return _rgb(_upright(image))
     except InputError:
         raise
+    except MemoryError:
+        raise InputError(f"{name}: the image needs too much memory to decode") from None
     except Exception as error:  # a decoder fed hostile bytes raises nearly anything
         raise InputError(f"{name}: the image is truncated or damaged ({error or type(error).__name__})") from error
 
@@ -218,7 +228,7 @@ def _open(data: bytes, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: far too many pixels: at most {MAX_PIXELS} are decoded") from error
+        raise InputError(f"{name}: far too many pixels: at most {limits.MAX_PIXELS} are decoded") from error
     except UnidentifiedImageError as error:
         for offset, magic, kind in _REFUSED_FORMATS:
             if data.startswith(magic, offset) and kind not in FORMATS:
@@ -249,7 +259,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in DEEP_GREY:
+    if image.mode in limits.DEEP_GREY:
         return _rgb_from_deep_grey(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layered = image if image.mode == "RGBA" else image.convert("RGBA")

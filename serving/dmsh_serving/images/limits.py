@@ -1,19 +1,34 @@
-"""What decoding one file may cost, told from its header before a pixel is decoded."""
+"""What decoding one file may cost, told from its length and header before a pixel is decoded."""
 
 from typing import Final
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dmsh_serving.errors import InputError
 
-__all__ = ["DEEP_GREY", "MAX_BLOCKS", "MAX_DECODE_BYTES", "MAX_PIXELS", "check_blocks", "check_memory", "check_size"]
+__all__ = [
+    "DEEP_GREY",
+    "MAX_BLOCKS",
+    "MAX_DECODE_BYTES",
+    "MAX_FILE_BYTES",
+    "MAX_PACKED",
+    "MAX_PIXELS",
+    "check_blocks",
+    "check_file",
+    "check_memory",
+    "check_opened",
+    "check_size",
+]
 
+MAX_FILE_BYTES: Final = 1 << 26  # 64 MiB, which is also the most that a newer Triton takes over HTTP by default
 MAX_PIXELS: Final = 1 << 26  # 67 million: every common camera
 MAX_SIDE: Final = 65_535  # JPEG's own limit; memory is needed per row, not only per pixel
 # 10 bytes per pixel of the largest image, which is what a progressive JPEG without subsampling needs: 6 of coefficients
 # and 4 of RGB. So every JPEG in RGB or grey fits; what needs more per pixel must have fewer pixels.
 MAX_DECODE_BYTES: Final = 10 * MAX_PIXELS
 MAX_BLOCKS: Final = 65_536  # of a PNG, or before the first frame of a GIF: Pillow reads each in Python, 5 us a block
+MAX_PACKED: Final = 64  # profiles and compressed texts of a PNG, of which each may inflate to 1 MiB, 1 ms
+_PACKED: Final = (b"iCCP", b"zTXt", b"iTXt")
 
 DEEP_GREY: Final = ("I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -23,20 +38,34 @@ _DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 7, "HEIF": 5}
 _TILE_WIDTH, _TILE_HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _BITS = 322, 323, 278, 277, 258
 
 
+def check_file(data: bytes, name: str) -> None:
+    """Refuse a file that is empty or has more than ``MAX_FILE_BYTES``."""
+    if not data:
+        raise InputError(f"{name}: the file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"{name}: the file has {len(data):,} bytes, at most {MAX_FILE_BYTES:,} are taken")
+
+
 def check_blocks(data: bytes, name: str) -> None:
-    """Refuse a PNG or a GIF that a flood of small blocks makes slow to open; anything else passes."""
-    blocks = _png_blocks(data) if data.startswith(b"\x89PNG") else _gif_blocks(data) if data.startswith(b"GIF8") else 0
-    if blocks > MAX_BLOCKS:
-        raise InputError(f"{name}: the file has more than {MAX_BLOCKS} blocks: save it again without metadata")
+    """Refuse a PNG or a GIF that a flood of blocks makes slow to open; anything else passes."""
+    blocks, packed = 0, 0
+    if data.startswith(b"\x89PNG"):
+        blocks, packed = _png_blocks(data)
+    elif data.startswith(b"GIF8"):
+        blocks = _gif_blocks(data)
+    if blocks > MAX_BLOCKS or packed > MAX_PACKED:
+        most = f"{MAX_BLOCKS} blocks" if blocks > MAX_BLOCKS else f"{MAX_PACKED} profiles and compressed texts"
+        raise InputError(f"{name}: the file has more than {most}: save it again without metadata")
 
 
-def _png_blocks(data: bytes) -> int:
-    """Count the chunks of a PNG, to one more than ``MAX_BLOCKS``."""
-    position, blocks = 8, 0
+def _png_blocks(data: bytes) -> tuple[int, int]:
+    """Count the chunks of a PNG, to one more than ``MAX_BLOCKS``, and those of them that are compressed metadata."""
+    position, blocks, packed = 8, 0, 0
     while position < len(data) and blocks <= MAX_BLOCKS and not data.startswith(b"IEND", position - 8):
+        packed += data.startswith(_PACKED, position + 4)
         position += 12 + int.from_bytes(data[position : position + 4])
         blocks += 1
-    return blocks
+    return blocks, packed
 
 
 def _gif_blocks(data: bytes) -> int:
@@ -55,6 +84,14 @@ def _gif_blocks(data: bytes) -> int:
             position += 1
         blocks += 1
     return blocks
+
+
+def check_opened(image: Image.Image, name: str) -> None:
+    """Refuse an opened, not yet decoded image for its size, for its memory, or if Pillow would decode it in Python."""
+    check_size(image.size, name)
+    check_memory(image, name)
+    if isinstance(image, ImageFile.ImageFile) and any(tile.codec_name in Image.DECODERS for tile in image.tile):
+        raise InputError(f"{name}: run-length coded {image.format} is not accepted: save it uncompressed, or as PNG")
 
 
 def check_size(size: tuple[int, int], name: str) -> None:

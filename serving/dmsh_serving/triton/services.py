@@ -4,11 +4,13 @@ The requests of one call are computed together. A wrong request gets an error of
 answers. The number of rows of a call is bounded by Triton (``max_batch_size``).
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,17 +37,27 @@ from dmsh_serving.contract import (
 from dmsh_serving.encoder.base import RUNTIMES, Encoder, Runtime
 from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import InputError
-from dmsh_serving.images import decode
 from dmsh_serving.images.framing import Framing
+from dmsh_serving.images.isolated import Decoders
 from dmsh_serving.ranker.asks import Ask, Ranked
 from dmsh_serving.ranker.follower import Ranker, RankerEvents
 from dmsh_serving.ranker.rerank import ASYMMETRIC
 
-__all__ = ["Answer", "Arrays", "DecodeService", "EncoderService", "RankerService", "Settings", "ask_of"]
+__all__ = [
+    "DECODE_SECONDS",
+    "Answer",
+    "Arrays",
+    "DecodeService",
+    "EncoderService",
+    "RankerService",
+    "Settings",
+    "ask_of",
+]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Answer = Arrays | InputError
 _Checked = TypeVar("_Checked")  # a request that was found good
+DECODE_SECONDS: Final = 10.0  # of a batch: the launcher takes a server that finishes none for 15 s as hanging
 
 
 @dataclass(frozen=True)
@@ -77,26 +89,33 @@ class DecodeService:
         self.image_size = image_size
         self.framing = framing
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decoders = Decoders(threads)
 
     @classmethod
     def open(cls, settings: Settings) -> "DecodeService":
         """Start the service that ``settings`` describe."""
         framing = Framing.parse(settings.text("framing"))
-        return cls(settings.number("image_size"), framing, settings.number("threads"))
+        service = cls(settings.number("image_size"), framing, settings.number("threads"))
+        service._decoders.start()
+        return service
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads, and the processes in which they decode."""
         self._pool.shutdown(cancel_futures=True)
+        self._decoders.close()
 
     def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
-        """Answer each request with its images, or with the error of its first bad file."""
+        """Answer each request with its images, or with the error of its first bad file, within ``DECODE_SECONDS``."""
+        until = time.monotonic() + DECODE_SECONDS
         files = [[bytes(file) for file in request[FILE].ravel()] for request in requests]
-        decoded = iter(list(self._pool.map(self._image_or_error, [file for group in files for file in group])))
+        decoded = iter(
+            list(self._pool.map(partial(self._image_or_error, until), [file for group in files for file in group]))
+        )
         return [self._reply([next(decoded) for _ in group]) for group in files]
 
-    def _image_or_error(self, data: bytes) -> npt.NDArray[np.uint8] | InputError:
+    def _image_or_error(self, until: float, data: bytes) -> npt.NDArray[np.uint8] | InputError:
         try:
-            return decode.image_from_bytes(data, self.image_size, self.framing, name="file")
+            return self._decoders.image(data, self.image_size, self.framing, name="file", until=until)
         except InputError as error:
             return error
 

@@ -97,6 +97,7 @@ class Web:
         try:
             yield
         finally:
+            self.searches.close()
             await self.steps.close()
 
     def page(self, template: str) -> Callable[[Request], Awaitable[Response]]:

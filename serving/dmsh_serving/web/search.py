@@ -18,6 +18,7 @@ from dmsh_serving.codes import check_codes
 from dmsh_serving.contract import MAX_K
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.isolated import Decoders
 from dmsh_serving.web.codes.collection import Collection, GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.codes.ranking import Cursor, Examples, Ranking, ranking_of
@@ -88,8 +89,13 @@ class Searches:
         self._version: str | None = None
         self._lock = threading.Lock()
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
+        self._decoders = Decoders(_CUTS_AT_ONCE)
         self._ordering = asyncio.Semaphore(available_cpus())  # more at once take more memory, and no less time
         self._rankings: OrderedDict[object, Ranking] = OrderedDict()
+
+    def close(self) -> None:
+        """End the processes that decode."""
+        self._decoders.close()
 
     async def answer(self, question: Question) -> dict[str, Any]:
         """Return the page that ``question`` asks for, as plain JSON types.
@@ -162,7 +168,7 @@ class Searches:
 
     async def _cut(self, data: bytes, box: Box) -> bytes:
         async with self._cutting:
-            return await in_thread(cut_out, data, box)
+            return await in_thread(cut_out, data, box, self._decoders)
 
     async def bits(self) -> int:
         """Return the bits of a code."""

@@ -391,6 +391,15 @@ def test_an_image_size_out_of_range_is_refused(size):
         image_from_bytes(FILES["png"], size)
 
 
+def test_memory_that_there_is_not_is_told_as_such(monkeypatch):
+    def full(image, name):
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "check_opened", full)
+    with pytest.raises(InputError, match="x: the image needs too much memory to decode"):
+        image_from_bytes(FILES["png"], 8, name="x")
+
+
 def test_fault_06_thousands_of_malformed_files_leave_memory_flat():
     code = (
         "import io, os, random, resource, sys\n"

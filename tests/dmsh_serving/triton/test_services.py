@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 import tiny_model
+from hostile_images import SLOW
 from PIL import Image
 
 from dmsh_serving import gallery
@@ -27,6 +28,8 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.hamming.oracle import search_oracle as oracle
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.ranker.follower import Ranker
+from dmsh_serving.triton import services
+from dmsh_serving.triton.server import vitals
 from dmsh_serving.triton.services import DecodeService, EncoderService, RankerService, Settings, ask_of
 
 IMAGES = tiny_model.random_images(20)
@@ -189,6 +192,14 @@ def test_a_bad_file_fails_its_request_alone(decoder, bad):
     assert isinstance(answers[0], InputError)
     np.testing.assert_array_equal(answers[1][IMAGE], IMAGES[:1])
     assert "file 1 of the request" in str(answers[2])
+
+
+def test_a_batch_of_slow_files_is_answered_before_the_launcher_calls_the_server_hanging(decoder, monkeypatch):
+    assert services.DECODE_SECONDS < vitals.PATIENCE_SECONDS - 3
+    monkeypatch.setattr(services, "DECODE_SECONDS", 0.5)
+    answers = decoder.answer([files(SLOW["TIFF"])] * 12)
+    assert all(isinstance(answer, InputError) for answer in answers)
+    assert "the images before it took too long" in str(answers[-1])
 
 
 def test_a_missing_or_bad_parameter_is_named(tmp_path):

@@ -1,18 +1,23 @@
 """Pages without the gallery's folder, versions that change, codes that are looked up: over a Triton made of numpy."""
 
 import asyncio
+import io
 import threading
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hostile_images import SLOW
+from PIL import Image
 from starlette.datastructures import QueryParams
 
 from dmsh_serving import gallery
 from dmsh_serving.codes import Encoded, uniform_codes
 from dmsh_serving.errors import InputError
 from dmsh_serving.hamming.oracle import search_oracle
+from dmsh_serving.images.decode import FORMATS
+from dmsh_serving.images.isolated import Decoders
 from dmsh_serving.web import app, search
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.ranking import Cursor
@@ -247,3 +252,22 @@ def test_sizes_that_nobody_waits_for_are_not_read(originals):
     stop.clear()
     originals.read_sizes(["a.png"], stop)
     assert originals._sizes == {"a.png": None}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SLOW if kind in FORMATS])
+def test_a_region_of_a_file_that_is_slow_to_open_is_refused_while_another_is_answered(originals, kind):
+    searches = Searches(Steps(), originals, None)
+    searches._decoders = Decoders(2, seconds=0.2)
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "PNG")
+    box = (0.0, 0.0, 1.0, 1.0)
+
+    async def both():
+        slow = asyncio.ensure_future(searches._cut(SLOW[kind], box))
+        good = await searches._cut(file.getvalue(), box)
+        with pytest.raises(InputError, match=r"^image: the image takes too long to decode"):
+            await slow
+        return good
+
+    assert asyncio.run(both()).startswith(b"\x89PNG")
+    searches.close()

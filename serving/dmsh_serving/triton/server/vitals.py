@@ -14,10 +14,10 @@ from dmsh_serving.contract import CODE, DECODE_MODEL, ENCODER_MODEL, FILE, IDS, 
 from dmsh_serving.errors import DmshError
 from dmsh_serving.triton.canary import Canary
 
-__all__ = ["Vitals"]
+__all__ = ["PATIENCE_SECONDS", "Vitals"]
 
 EVERY_SECONDS: Final = 5.0
-PATIENCE_SECONDS: Final = 15.0  # a full batch of the costliest images takes about as long to decode
+PATIENCE_SECONDS: Final = 15.0  # longer than a batch may take to decode, which is 10 s
 _STEPS: Final = (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL)
 # A server that is gone; or another program on its port, which may answer anything: the watch must go on.
 _NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError)

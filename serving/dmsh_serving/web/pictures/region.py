@@ -2,20 +2,20 @@
 
 import io
 
-from dmsh_serving.images.decode import rgb_from_bytes
+from dmsh_serving.images.isolated import Decoders
 
 __all__ = ["cut_out"]
 
 
-def cut_out(data: bytes, box: tuple[float, float, float, float]) -> bytes:
+def cut_out(data: bytes, box: tuple[float, float, float, float], decoders: Decoders) -> bytes:
     """Return the region ``box`` (left, top, width and height, as shares of the upright image) as PNG, lossless.
 
     Its edges are rounded to whole pixels; it is at least one pixel wide and high.
 
     Raises:
-        InputError: ``data`` is no image.
+        InputError: ``data`` is no image that ``decoders`` decode.
     """
-    image = rgb_from_bytes(data)
+    image = decoders.rgb(data)
     left, top, width, height = box
     first = min(round(left * image.width), image.width - 1), min(round(top * image.height), image.height - 1)
     end = (

@@ -13,6 +13,7 @@ from PIL import Image, ImageFile
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import rgb_from_bytes
+from dmsh_serving.images.isolated import Decoders
 from dmsh_serving.web.pictures import originals as originals_module
 from dmsh_serving.web.pictures import thumbnails as thumbnails_module
 from dmsh_serving.web.pictures.originals import Originals
@@ -239,15 +240,18 @@ def test_a_region_is_cut_from_the_upright_image_to_whole_pixels():
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
 
+    decoders = Decoders(1)
+
     def cut(*box):
-        with Image.open(io.BytesIO(cut_out(file.getvalue(), box))) as image:
+        with Image.open(io.BytesIO(cut_out(file.getvalue(), box, decoders))) as image:
             return np.asarray(image)
 
     np.testing.assert_array_equal(cut(0, 0, 1, 1), pixels)
     np.testing.assert_array_equal(cut(0.25, 0.5, 0.5, 0.5), pixels[5:, 5:15])
     np.testing.assert_array_equal(cut(0.999, 0.999, 0.001, 0.001), pixels[9:, 19:])
     with pytest.raises(InputError, match="not an image"):
-        cut_out(b"nothing", (0, 0, 1, 1))
+        cut_out(b"nothing", (0, 0, 1, 1), decoders)
+    decoders.close()
 
 
 def test_what_is_held_in_memory_is_bounded_and_grows_old(folder, tmp_path, monkeypatch):
