@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -107,17 +106,21 @@ class DecodeService:
     def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
         """Answer each request with its images, or with the error of its first bad file, within ``DECODE_SECONDS``."""
         until = time.monotonic() + DECODE_SECONDS
-        files = [[bytes(file) for file in request[FILE].ravel()] for request in requests]
-        decoded = iter(
-            list(self._pool.map(partial(self._image_or_error, until), [file for group in files for file in group]))
-        )
-        return [self._reply([next(decoded) for _ in group]) for group in files]
+        refused: set[int] = set()  # requests; what follows a bad file is not decoded
 
-    def _image_or_error(self, until: float, data: bytes) -> npt.NDArray[np.uint8] | InputError:
-        try:
-            return self._decoders.image(data, self.image_size, self.framing, name="file", until=until)
-        except InputError as error:
-            return error
+        def decoded(number: int, data: bytes) -> npt.NDArray[np.uint8] | InputError:
+            if number in refused:
+                return InputError("the file before it is bad")
+            try:
+                return self._decoders.image(data, self.image_size, self.framing, name="file", until=until)
+            except InputError as error:
+                refused.add(number)
+                return error
+
+        numbers = [number for number, request in enumerate(requests) for _ in range(request[FILE].size)]
+        files = [bytes(file) for request in requests for file in request[FILE].ravel()]
+        images = iter(list(self._pool.map(decoded, numbers, files)))
+        return [self._reply([next(images) for _ in range(request[FILE].size)]) for request in requests]
 
     def _reply(self, images: Sequence[npt.NDArray[np.uint8] | InputError]) -> Answer:
         for index, image in enumerate(images):

@@ -31,7 +31,7 @@ from dmsh_serving.web.steps import Nearest, TritonSteps
 
 __all__ = ["Page", "Resolved", "Searches", "Times"]
 
-_CUTS_AT_ONCE: Final = 2  # whole images in memory, of up to 200 MB each
+_CUTS_AT_ONCE: Final = 2  # whole images in memory, of up to 470 MB each
 _MOST_RANKINGS: Final = 32  # an empty one has no bytes, but its question is kept
 _RANKINGS_BYTES: Final = 256 << 20  # of rankings that are kept while their readers scroll
 

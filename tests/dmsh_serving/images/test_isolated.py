@@ -107,8 +107,8 @@ def test_fault_29_a_file_that_takes_too_long_is_refused_alone_and_the_next_is_an
 
 
 def test_time_is_given_in_proportion_to_the_pixels():
-    large = file_of(Image.new("RGB", (3000, 3000)), "PNG")  # some 0.06 s
-    decoders = Decoders(1, seconds=0.02)
+    large = file_of(Image.new("RGB", (5000, 5000)), "PNG")  # some 0.17 s
+    decoders = Decoders(1, seconds=0.06)
     assert decoders.image(large, 16, Framing(), name="x").shape == (16, 16, 3)
     decoders.close()
 

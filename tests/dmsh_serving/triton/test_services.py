@@ -1,4 +1,5 @@
 import io
+import time
 
 import numpy as np
 import pytest
@@ -194,10 +195,28 @@ def test_a_bad_file_fails_its_request_alone(decoder, bad):
     assert "file 1 of the request" in str(answers[2])
 
 
+def test_the_files_after_a_bad_one_are_not_decoded(decoder, monkeypatch):
+    begun = []
+
+    def slow(data, *given, **named):
+        begun.append(data)
+        if data == b"bad":
+            raise InputError("file: bad")
+        time.sleep(0.05)
+        return IMAGES[0]
+
+    monkeypatch.setattr(decoder._decoders, "image", slow)
+    bad, good = decoder.answer([files(b"bad", *[b"good"] * 40), files(b"another")])
+    assert str(bad) == "file 0 of the request: file: bad"
+    np.testing.assert_array_equal(good[IMAGE], IMAGES[:1])
+    assert len(begun) < 20
+    assert begun[-1] == b"another"
+
+
 def test_a_batch_of_slow_files_is_answered_before_the_launcher_calls_the_server_hanging(decoder, monkeypatch):
     assert services.DECODE_SECONDS < vitals.PATIENCE_SECONDS - 3
     monkeypatch.setattr(services, "DECODE_SECONDS", 0.5)
-    answers = decoder.answer([files(SLOW["TIFF"])] * 12)
+    answers = decoder.answer([files(SLOW["TIFF"])] * 12)  # of 0.5 s of processor time each
     assert all(isinstance(answer, InputError) for answer in answers)
     assert "the images before it took too long" in str(answers[-1])
 
