@@ -19,10 +19,10 @@ def removed_remotely(address: str, ids: "npt.NDArray[np.integer] | None", keys: 
     import numpy as np
 
     from dmsh_serving.clickhouse.address import Address
-    from dmsh_serving.clickhouse.changes import ids_of_remote_keys, remove
+    from dmsh_serving.clickhouse.changes import remove, remove_keys
 
     place = Address.parse(address)
-    return remove(place, ids_of_remote_keys(place, keys) if ids is None else ids.astype(np.int64))
+    return remove_keys(place, keys) if ids is None else remove(place, ids.astype(np.int64))
 
 
 def serving_remotely(address: str) -> "Published":

@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from dmsh_serving.gallery.keys import Keys, joined_keys
 from dmsh_serving.gallery.part import Ids, ascending_ids
 from dmsh_serving.gallery.snapshot import Contents
 
-__all__ = ["checked", "compact", "ids_of_remote_keys", "pull", "remove", "rollback"]
+__all__ = ["checked", "compact", "pull", "remove", "remove_keys", "rollback"]
 
 _QUERY_BYTES = 1 << 16  # of a statement, beside its list of ids
 _SHOWN = 5
@@ -33,35 +34,51 @@ def remove(address: Address, ids: Ids) -> Published:
     Raises:
         InputError: an id that is not there (then nothing is removed), or another writer is at work.
     """
-    wanted = ascending_ids(np.sort(ids))
     tables = Tables(address)
-    with Connection(address, timeout=PATIENT_SECONDS) as connection, Lease(connection, tables):
+    with Connection(address, timeout=PATIENT_SECONDS) as connection, Lease(tables) as lease:
+        return _without(connection, tables, lease, current(connection, tables), ids)
+
+
+def remove_keys(address: Address, keys: Sequence[str]) -> Published:
+    """Take all codes under ``keys`` away in a new version; compact the gallery if too many are gone then.
+
+    Raises:
+        InputError: a gallery without keys, a key that it does not have, or another writer is at work.
+    """
+    tables = Tables(address)
+    with Connection(address, timeout=PATIENT_SECONDS) as connection, Lease(tables) as lease:
         old = current(connection, tables)
-        if not len(wanted):
-            return old
-        listed = ids_sql(wanted)
-        found = f"FROM {tables.codes} WHERE {live_sql(tables, old)} AND id IN {listed}"
-        size = {"max_query_size": _QUERY_BYTES + 2 * len(listed)}
-        (there,) = connection.columns(f"SELECT id {found}", **size) or [()]
-        unknown = np.setdiff1d(wanted, np.asarray(there, np.int64))
-        if len(unknown):
-            shown = ", ".join(map(str, unknown[:_SHOWN].tolist()))
-            raise InputError(f"{address} has no id {shown}" + (" and others" if len(unknown) > _SHOWN else ""))
-        batch, count = secrets.randbits(63) or 1, old.removed_count + len(wanted)
-        connection.run(f"INSERT INTO {tables.removed} SELECT {batch}, segment, id {found}", **size)
-        copy_removed(connection, tables, old.removed, batch)
-        synced(connection, tables)
-        written = connection.value(f"SELECT count() FROM {tables.removed} WHERE batch = {batch}")
-        if written != count:
-            raise CheckError(f"{address}: {written:,} of {count:,} removed ids arrived: remove them again")
-        changed = replace(
-            old, content=0, count=old.count - len(wanted), removed=batch, removed_count=count, source="remove"
-        )
-        if count > min(MAX_REMOVED, old.count // 4):
-            changed = _compacted(connection, tables, changed)
-        published = publish(connection, tables, changed, after=old)
-        sweep(connection, tables)
-        return published
+        return _without(connection, tables, lease, old, _ids_of_keys(connection, tables, old, keys))
+
+
+def _without(connection: Connection, tables: Tables, lease: Lease, old: Published, ids: Ids) -> Published:
+    wanted = ascending_ids(np.sort(ids))
+    if not len(wanted):
+        return old
+    listed = ids_sql(wanted)
+    found = f"FROM {tables.codes} WHERE {live_sql(tables, old)} AND id IN {listed}"
+    size = {"max_query_size": _QUERY_BYTES + 2 * len(listed)}
+    (there,) = connection.columns(f"SELECT id {found}", **size) or [()]
+    unknown = np.setdiff1d(wanted, np.asarray(there, np.int64))
+    if len(unknown):
+        shown = ", ".join(map(str, unknown[:_SHOWN].tolist()))
+        raise InputError(f"{tables.address} has no id {shown}" + (" and others" if len(unknown) > _SHOWN else ""))
+    batch, count = secrets.randbits(63) or 1, old.removed_count + len(wanted)
+    connection.run(f"INSERT INTO {tables.removed} SELECT {batch}, segment, id {found}", **size)
+    copy_removed(connection, tables, old.removed, batch)
+    synced(connection, tables)
+    written = connection.value(f"SELECT count() FROM {tables.removed} WHERE batch = {batch}")
+    if written != count:
+        raise CheckError(f"{tables.address}: {written:,} of {count:,} removed ids arrived: remove them again")
+    changed = replace(
+        old, content=0, count=old.count - len(wanted), removed=batch, removed_count=count, source="remove"
+    )
+    if count > min(MAX_REMOVED, old.count // 4):
+        changed = _compacted(connection, tables, changed)
+    lease.check()
+    published = publish(connection, tables, changed, after=old)
+    sweep(connection, tables)
+    return published
 
 
 def checked(address: Address) -> Published:
@@ -85,7 +102,7 @@ def rollback(address: Address) -> Published:
         InputError: there is no version before it whose codes are still there.
     """
     tables = Tables(address)
-    with Connection(address, timeout=PATIENT_SECONDS) as connection, Lease(connection, tables):
+    with Connection(address, timeout=PATIENT_SECONDS) as connection, Lease(tables) as lease:
         versions = history(connection, tables)
         if not versions:
             raise InputError(f"{address} has no published version: make one with dmsh-serve gallery push")
@@ -96,6 +113,7 @@ def rollback(address: Address) -> Published:
             with contextlib.suppress(CheckError):
                 _check_whole(connection, tables, version)
                 back = replace(version, next_id=serving.next_id)  # an id that was given out does not come back
+                lease.check()
                 return publish(connection, tables, back, after=serving)
         raise InputError(f"{address} has no whole version before {serving.version}: push the gallery again")
 
@@ -107,33 +125,27 @@ def compact(address: Address) -> Published:
         InputError: no gallery there, or another writer is at work.
     """
     tables = Tables(address)
-    with Connection(address, timeout=PATIENT_SECONDS) as connection, Lease(connection, tables):
+    with Connection(address, timeout=PATIENT_SECONDS) as connection, Lease(tables) as lease:
         old = current(connection, tables)
         if len(old.segments) <= 1 and not old.removed_count:
             return old
-        published = publish(connection, tables, _compacted(connection, tables, replace(old, content=0)), after=old)
+        compacted = _compacted(connection, tables, replace(old, content=0))
+        lease.check()
+        published = publish(connection, tables, compacted, after=old)
         sweep(connection, tables)
         return published
 
 
-def ids_of_remote_keys(address: Address, keys: list[str]) -> Ids:
-    """Return the ids (M,) int64 of all codes under ``keys``.
-
-    Raises:
-        InputError: a gallery without keys, or a key that it does not have.
-    """
-    tables = Tables(address)
-    with Connection(address) as connection:
-        version = current(connection, tables)
-        if not version.has_keys:
-            raise InputError(f"{address} has no keys: remove codes by id")
-        listed = ", ".join(map(quoted, keys))
-        ids, found = connection.columns(
-            f"SELECT id, key FROM {tables.codes} WHERE {live_sql(tables, version)} AND key IN ({listed}) ORDER BY id",
-            max_query_size=_QUERY_BYTES + 2 * len(listed.encode()),
-        ) or [(), ()]
+def _ids_of_keys(connection: Connection, tables: Tables, version: Published, keys: Sequence[str]) -> Ids:
+    if not version.has_keys:
+        raise InputError(f"{tables.address} has no keys: remove codes by id")
+    listed = ", ".join(map(quoted, keys))
+    ids, found = connection.columns(
+        f"SELECT id, key FROM {tables.codes} WHERE {live_sql(tables, version)} AND key IN ({listed}) ORDER BY id",
+        max_query_size=_QUERY_BYTES + 2 * len(listed.encode()),
+    ) or [(), ()]
     if unknown := sorted(set(keys).difference(found)):
-        raise InputError(f"{address} has no key {', '.join(unknown[:_SHOWN])}")
+        raise InputError(f"{tables.address} has no key {', '.join(unknown[:_SHOWN])}")
     return np.asarray(ids, np.int64)
 
 

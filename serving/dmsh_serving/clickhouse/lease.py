@@ -6,6 +6,7 @@ server keeps one. A writer that was killed is in nobody's way for longer than it
 
 import contextlib
 import secrets
+import threading
 import time
 from types import TracebackType
 from typing import Final
@@ -22,17 +23,21 @@ _RENEWED_AFTER: Final = 15
 
 
 class Lease:
-    """``with Lease(connection, tables) as lease``: call :meth:`renew` before each write that takes seconds.
+    """``with Lease(tables) as lease``: a thread extends it while the writer works, whose statements may take minutes.
+
+    It asks over a connection of its own, with the deadline of a search: who waits for it must not wait for an hour.
 
     Raises:
-        InputError: another process changes the gallery, or has taken the lease over.
+        InputError: another process changes the gallery.
     """
 
-    def __init__(self, connection: Connection, tables: Tables) -> None:
-        self._connection, self._tables = connection, tables
+    def __init__(self, tables: Tables) -> None:
+        self._connection, self._tables = Connection(tables.address), tables
         self._owner = secrets.token_hex(8)
         self._term = 0
-        self._renewed = 0.0
+        self._begun = False
+        self._done = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
         term, _, left = self._newest()
@@ -43,37 +48,42 @@ class Lease:
             )
         self._term = term + 1
         self._write(_SECONDS)
-        self._check()
+        self.check()
+        self._keeper.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._done.set()
+        self._keeper.join()
         # What was done is done, and what went wrong is told already: a lease that cannot be given back runs out.
         with contextlib.suppress(DmshError):
             self._write(0)
+        self._connection.close()
 
-    def renew(self) -> None:
-        """Extend the lease if it is due."""
-        if time.monotonic() > self._renewed + _RENEWED_AFTER:
-            self._check()
-            self._write(_SECONDS)
+    def check(self) -> None:
+        """Raise :class:`InputError` if another process has taken the lease over, or it has run out."""
+        term, owner, left = self._newest()
+        if (term, owner) != (self._term, self._owner) or left <= 0:
+            raise InputError(f"{self._tables.address} is being changed by another process: do it again")
+
+    def _keep(self) -> None:
+        while not self._done.wait(_RENEWED_AFTER):
+            with contextlib.suppress(DmshError):  # the server may answer again before the lease has run out
+                self.check()
+                self._write(_SECONDS)
 
     def _write(self, seconds: int) -> None:
         # Only the row that begins a term can be refused as a repetition.
-        token = f"{self._tables.address.gallery} {self._term}" + (f" {time.time_ns()}" if self._renewed else "")
+        token = f"{self._tables.address.gallery} {self._term}" + (f" {time.time_ns()}" if self._begun else "")
         gallery, owner = quoted(self._tables.address.gallery), quoted(self._owner)
         self._connection.run(
             f"INSERT INTO {self._tables.leases} (gallery, term, owner, until) "
             f"SELECT {gallery}, {self._term}, {owner}, now64(6) + toIntervalSecond({seconds})",
             insert_deduplication_token=token,
         )
-        self._renewed = time.monotonic()
-
-    def _check(self) -> None:
-        term, owner, left = self._newest()
-        if (term, owner) != (self._term, self._owner) or left <= 0:
-            raise InputError(f"{self._tables.address} is being changed by another process: do it again")
+        self._begun = True
 
     def _newest(self) -> tuple[int, str, float]:
         """Return the newest term, its owner, and the seconds that are left of it."""

@@ -47,7 +47,7 @@ def push(
     with Connection(address, timeout=PATIENT_SECONDS) as connection:
         for statement in tables.statements(source.bits, source.kinds):
             connection.run(statement)
-        with Lease(connection, tables) as lease:
+        with Lease(tables) as lease:
             versions = history(connection, tables)
             old = versions[0] if versions else None
             if old is not None:
@@ -55,13 +55,12 @@ def push(
             done, total, sent = 0, sum(segment.count for segment in source.segments), 0
             segments = []
             for incoming in source.segments:
-                checked = _Arrival(connection, tables, source, lease)
+                checked = _Arrival(connection, tables, source)
                 for rows, was_sent in checked.blocks(incoming):
                     done, sent = done + rows, sent + rows * was_sent
                     if on_progress:
                         on_progress(done, total)
                 segments.append(checked.segment(incoming))
-            lease.renew()
             synced(connection, tables)
             base = old if append else None
             kept = () if base is None else base.segments
@@ -76,6 +75,7 @@ def push(
             if kept or not source.unique:
                 _check_unique(connection, tables, version)
             version = _with_next_id(connection, tables, version, source, old)
+            lease.check()
             published = publish(connection, tables, version, after=old)
             sweep(connection, tables)
             return published, sent
@@ -84,8 +84,8 @@ def push(
 class _Arrival:
     """Sends the blocks of a segment that are not there, and checks what is there then."""
 
-    def __init__(self, connection: Connection, tables: Tables, source: Source, lease: Lease) -> None:
-        self._connection, self._tables, self._source, self._lease = connection, tables, source, lease
+    def __init__(self, connection: Connection, tables: Tables, source: Source) -> None:
+        self._connection, self._tables, self._source = connection, tables, source
         self._checksum = 0
 
     def blocks(self, incoming: Incoming) -> Iterator[tuple[int, bool]]:
@@ -98,7 +98,6 @@ class _Arrival:
             if found != (len(block.ids), own):
                 if found is not None:
                     self._delete(incoming.name, number)
-                self._lease.renew()
                 self._connection.insert(self._tables.codes, block.table(incoming.name, number))
             yield len(block.ids), found != (len(block.ids), own)
         for number in there:

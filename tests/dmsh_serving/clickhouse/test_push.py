@@ -1,6 +1,7 @@
 """Pushing, and what goes wrong meanwhile: kills, two writers, other models, damaged arrivals."""
 
 import dataclasses
+import time
 
 import clickhouse_world
 import numpy as np
@@ -9,8 +10,9 @@ from clickhouse_world import F
 
 from dmsh_serving import gallery
 from dmsh_serving.clickhouse import catalogue, changes, rows
+from dmsh_serving.clickhouse import lease as lease_module
 from dmsh_serving.clickhouse.catalogue import current, history, publish
-from dmsh_serving.clickhouse.changes import compact, ids_of_remote_keys, pull, remove, rollback
+from dmsh_serving.clickhouse.changes import compact, pull, remove, remove_keys, rollback
 from dmsh_serving.clickhouse.connection import Connection
 from dmsh_serving.clickhouse.lease import Lease
 from dmsh_serving.clickhouse.push import push
@@ -84,7 +86,7 @@ def test_what_arrives_otherwise_than_it_was_sent_is_not_published(folder, monkey
 
 
 def test_a_second_writer_is_refused_while_the_first_is_at_work(folder, address):
-    with Connection(address) as connection, Lease(connection, Tables(address)):
+    with Lease(Tables(address)):
         with pytest.raises(InputError, match=r"being changed by another process.*in \d+ s"):
             push(source(folder), address)
         with pytest.raises(InputError, match="being changed"):
@@ -102,18 +104,47 @@ def test_of_two_writers_with_one_number_the_second_has_lost(address):
         assert current(connection, tables) == won
 
 
-def test_a_writer_whose_lease_was_taken_over_stops(address):
-    tables = Tables(address)
+def take_over(address, lease):
+    """As another writer does once the lease has run out."""
     with Connection(address) as connection:
-        lease = Lease(connection, tables)
-        lease.__enter__()
         connection.run(
-            f"INSERT INTO {tables.leases} (gallery, term, owner, until) "
+            f"INSERT INTO {Tables(address).leases} (gallery, term, owner, until) "
             f"SELECT 'photos', {lease._term + 1}, 'other', now64(6) + toIntervalSecond(60)"
         )
-        lease._renewed -= 100
-        with pytest.raises(InputError, match="being changed by another process"):
-            lease.renew()
+
+
+@pytest.mark.parametrize("change", [
+    lambda address, folder: push(source(folder), address),
+    lambda address, folder: remove(address, np.array([1])),
+    lambda address, folder: remove_keys(address, ["key-1"]),
+    lambda address, folder: compact(address),
+    lambda address, folder: rollback(address),
+])  # fmt: skip
+def test_a_writer_whose_lease_was_taken_over_publishes_nothing(folder, address, monkeypatch, change):
+    before = remove(address, np.array([0]))  # so that there is something to compact and to take back
+    begin, check = Lease.__enter__, Lease.check
+
+    def begun(lease):
+        begin(lease)
+        monkeypatch.setattr(Lease, "check", lambda _: (take_over(address, lease), check(lease)))
+        return lease
+
+    monkeypatch.setattr(Lease, "__enter__", begun)
+    with pytest.raises(InputError, match="being changed by another process: do it again"):
+        change(address, folder)
+    with Connection(address) as connection:
+        assert current(connection, Tables(address)) == before
+
+
+def test_a_lease_is_extended_for_as_long_as_the_writer_works(address, monkeypatch):
+    monkeypatch.setattr(lease_module, "_RENEWED_AFTER", 0.01)
+    tables = Tables(address)
+    with Lease(tables) as lease, Connection(address) as connection:
+        end = time.monotonic() + 60
+        while connection.value(f"SELECT count() FROM {tables.leases} WHERE term = {lease._term}") < 3:
+            assert time.monotonic() < end
+        lease.check()
+    assert not lease._keeper.is_alive()
 
 
 def test_galleries_of_other_models_are_refused(folder, address):
@@ -230,22 +261,36 @@ def test_an_empty_gallery_can_be_pushed_pulled_and_compacted(tmp_path):
 
 
 def test_removal_by_id_and_key_and_its_rollback(address):
-    np.testing.assert_array_equal(ids_of_remote_keys(address, ["key-8", "key-5"]), [5, 8])
     with pytest.raises(InputError, match="no key nobody"):
-        ids_of_remote_keys(address, ["key-8", "nobody"])
+        remove_keys(address, ["key-8", "nobody"])
     with pytest.raises(InputError, match="has no id 5000"):
         remove(address, np.array([5, 5000]))
     first = remove(address, np.array([5, 8, 5]))
-    second = remove(address, np.array([9]))
+    second = remove_keys(address, ["key-9"])
     assert (first.count, second.count) == (COUNT - 2, COUNT - 3)
     with pytest.raises(InputError, match="has no id 5"):
         remove(address, np.array([5]))
+    with pytest.raises(InputError, match="no key key-5"):
+        remove_keys(address, ["key-5"])
     first = rollback(address)
     assert (first.count, first.next_id) == (COUNT - 2, second.next_id)
     back = rollback(address)
     assert (back.count, back.number) == (COUNT, 5)
     with pytest.raises(InputError, match="no whole version before"):
         rollback(address)
+
+
+def test_keys_are_looked_up_only_when_no_other_writer_is_at_work(tmp_path, address, monkeypatch):
+    begin = Lease.__enter__
+
+    def after_another(lease):
+        monkeypatch.undo()
+        push(other_gallery(tmp_path / "other", np.arange(3000, 3002)), address)
+        return begin(lease)
+
+    monkeypatch.setattr(Lease, "__enter__", after_another)
+    with pytest.raises(InputError, match="no key key-1"):
+        remove_keys(address, ["key-1"])
 
 
 def test_a_rolled_back_or_pulled_gallery_gives_no_id_out_twice(tmp_path, address):
@@ -258,9 +303,9 @@ def test_as_many_keys_as_there_are_can_be_looked_up(address, monkeypatch):
     keys = [f"key-{number}" for number in range(COUNT)]
     monkeypatch.setattr(changes, "_QUERY_BYTES", 1000)  # beside the list, which is longer than a server's limit
     monkeypatch.setattr(Connection, "_settings", small_queries(Connection._settings))
-    assert len(ids_of_remote_keys(address, keys)) == COUNT
     with pytest.raises(InputError, match="is not text"):
-        ids_of_remote_keys(address, ["key-1", "\udcff"])
+        remove_keys(address, ["key-1", "\udcff"])
+    assert remove_keys(address, keys).count == 0
 
 
 def small_queries(settings):
