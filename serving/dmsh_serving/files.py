@@ -27,6 +27,7 @@ __all__ = [
     "replace_folder",
     "sha256_of_file",
     "temporary_beside",
+    "walk",
     "whole_file",
     "write_atomically",
 ]
@@ -114,13 +115,26 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk as ``os.walk`` does, which takes a folder that cannot be listed for an empty one: here it is an error.
+
+    Raises:
+        OSError: of the folder that cannot be listed, with its name.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error if error.filename else OSError(error.errno, error.strerror, str(folder))
+
+    return os.walk(folder, onerror=fail)
+
+
 def replace_folder(new: Path, target: Path) -> None:
     """Give the folder ``new`` the name ``target`` on the same file system; a folder that has it is replaced.
 
     If the process is killed at any moment, ``target`` is the old folder or the new one, whole. A file system that
     cannot exchange two names (NFS, for one) leaves a moment without ``target``, which only a kill can hit.
     """
-    for folder, _, names in os.walk(new):
+    for folder, _, names in walk(new):
         for name in names:
             _fsync(Path(folder, name))
         fsync_folder(Path(folder))

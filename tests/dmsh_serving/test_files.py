@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 import stat
@@ -8,7 +9,15 @@ from named_pipe import pipe_at
 
 from dmsh_serving import files
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import open_regular, read_regular, replace_folder, sha256_of_file, whole_file, write_atomically
+from dmsh_serving.files import (
+    open_regular,
+    read_regular,
+    replace_folder,
+    sha256_of_file,
+    walk,
+    whole_file,
+    write_atomically,
+)
 
 
 @pytest.fixture
@@ -116,3 +125,17 @@ def test_a_file_is_read_up_to_a_size(tmp_path):
     assert read_regular(tmp_path / "file", 7) == b"content"
     with pytest.raises(OSError, match="larger than 6 bytes"):
         read_regular(tmp_path / "file", 6)
+
+
+@pytest.mark.parametrize("named", [True, False])  # that listing breaks off halfway names no folder
+def test_a_folder_that_cannot_be_listed_stops_a_walk_and_is_named(tmp_path, monkeypatch, named):
+    (tmp_path / "folder").mkdir()
+
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error", *([str(path)] if named else []))
+
+    assert [folder for folder, _, _ in walk(tmp_path)] == [str(tmp_path), str(tmp_path / "folder")]
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(OSError, match="Input/output error") as refused:
+        list(walk(tmp_path))
+    assert refused.value.filename == str(tmp_path)

@@ -1,6 +1,5 @@
 """A folder of image files, or an .npy array of images -> decoded images with names, in bounded memory."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from dmsh_serving.checks import check_images
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import read_regular
+from dmsh_serving.files import read_regular, walk
 from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes
 from dmsh_serving.images.framing import Framing
 
@@ -178,7 +177,7 @@ def is_no_image(name: str) -> bool:
 
 def _paths(folder: Path) -> list[Path]:
     found = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         links = [name for name in folders if Path(root, name).is_symlink()]
         if links:

@@ -1,7 +1,10 @@
 """A sync: what is new is added, what is gone is removed, what changed is encoded again, and nothing else is."""
 
 import contextlib
+import errno
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +157,21 @@ def test_what_other_writers_change_while_images_are_encoded_is_seen_before_anyth
     assert encoded == [key(5), key(0), key(3)]  # in three rounds, each what the one before could not know
     assert (sorted(done.added), done.changed) == ([key(0), key(5)], [key(3)])
     assert sorted(done.removed) == [key(3), "gone.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_not_a_reason_to_remove_its_images(world, monkeypatch):
+    root, run = world
+    scandir, before = os.scandir, held(root)
+
+    def damaged(path):
+        if Path(path).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", damaged)
+    with pytest.raises(PermissionError, match="images/b"):
+        run()
+    assert held(root) == before
 
 
 def test_a_sync_that_has_encoded_waits_for_the_writer_that_is_just_at_work(world, monkeypatch):
