@@ -157,8 +157,8 @@ class Questions:
         return found
 
     def code_space(self, model: str) -> Steps[CodeSpace]:
-        """Ask for what the configuration of an encoder says of its codes."""
-        return code_space_of((yield from self._config(model, _Time(None))), self.url)
+        """Ask for what the configuration of an encoder says of its codes, each time: the server may have changed it."""
+        return code_space_of((yield from self._attempts(_Time(None), Configuration(model, 0))), self.url)
 
     def parameters(self, model: str) -> Steps[dict[str, str]]:
         """Ask for the parameters in the configuration of ``model``."""

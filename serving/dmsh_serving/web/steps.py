@@ -5,6 +5,7 @@ to be shown. In one call Triton hands on the results itself, which is faster. On
 call whose task is cancelled is cancelled at Triton too.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +34,7 @@ from dmsh_serving.tls import ClientTls
 
 __all__ = ["Nearest", "TritonSteps"]
 
+_SPACE_SECONDS: Final = 1.0
 _FOUND: Final = [IDS, DISTANCES, KEYS, GALLERY_VERSION]
 
 
@@ -64,14 +66,18 @@ class TritonSteps:
     def __init__(self, url: str, timeout: float, tls: ClientTls | None = None, token: str | None = None) -> None:
         # Who waits at a page tries again.
         self._client = AsyncSearchClient(url, timeout=timeout, retries=Retries(0), tls=tls, token=token)
+        self._space: CodeSpace | None = None
+        self._asked_at = 0.0
 
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
 
     async def code_space(self) -> CodeSpace:
-        """Return what the served encoder says of its codes; asked once, and again after Triton was away."""
-        return await self._client.code_space()
+        """Return what the served encoder said of its codes a second ago at most: another model may be served since."""
+        if self._space is None or time.monotonic() > self._asked_at + _SPACE_SECONDS:
+            self._space, self._asked_at = await self._client.code_space(), time.monotonic()
+        return self._space
 
     async def is_ready(self) -> bool:
         """Say whether Triton answers, and every model of the search is ready."""

@@ -204,6 +204,8 @@ SPACE = {"bits": "64", "fingerprint": "ab" * 32}
 def test_an_encoder_tells_its_code_space(client, server, more):
     server.parameters = SPACE | more
     assert client.code_space() == CodeSpace("ab" * 32, 64, SIZE, more.get("parent_fingerprint"))
+    server.parameters = SPACE | {"fingerprint": "ef" * 32}  # started anew with another model, unseen by this client
+    assert client.code_space().fingerprint == "ef" * 32
 
 
 @pytest.mark.parametrize(
