@@ -5,6 +5,7 @@ from typing import Final
 
 import dmsh_model
 from dmsh_export.compare.fastest import Choice, fastest
+from dmsh_export.manifest import manifest_path
 from dmsh_export.quantise.batches import spread_images
 from dmsh_export.to_onnx.integer import export_integer_onnx
 from dmsh_model.integer.reference import IntegerDMSH
@@ -26,6 +27,8 @@ def choose_runtime(source: Path, images: Path, out: Path, asked: Runtime | None)
     Raises:
         DmshError: the runtime that was asked for cannot serve here.
     """
+    for path in (out / OPENVINO_MODEL, manifest_path(out / OPENVINO_MODEL)):
+        path.unlink(missing_ok=True)  # of another model, which was deployed here before
     files: dict[Runtime, Path] = {"onnxruntime": out / MODEL}
     refused: dict[Runtime, str] = {}
     model = dmsh_model.load(source)

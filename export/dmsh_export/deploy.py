@@ -36,7 +36,7 @@ from dmsh_serving import __version__, gallery
 from dmsh_serving.console import write_json
 from dmsh_serving.contract import ENCODER_MODEL, MODEL_FILE, Metadata
 from dmsh_serving.encoder.codes_of_images import codes_of_images
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.files import sha256_of_file
 from dmsh_serving.images.read import Progress, image_paths
 from dmsh_serving.triton.repository import write_repository
@@ -173,9 +173,11 @@ class _Deployment:
         found = codes_of_images(
             self.served, self._images, _ENCODED_AT_ONCE, skip_bad=self._skip_bad, on_progress=self._on_progress
         )
+        if found.fingerprint != self.fingerprint:
+            raise CheckError(f"{self.served} has other codes than {self.model}: deploy again, with --overwrite")
         gallery.build(
             self.gallery, found.codes, None, found.names,
-            bits=found.bits, fingerprint=self.fingerprint, overwrite=True,
+            bits=found.bits, fingerprint=found.fingerprint, overwrite=True,
         )  # fmt: skip
         left_out = f", {len(found.bad):,} left out" if found.bad else ""
         return f"{len(found.codes):,} codes of {found.bits} bits{left_out}"

@@ -23,7 +23,7 @@ from dmsh_model.network import DMSH
 from dmsh_serving import gallery
 from dmsh_serving.contract import FILE, IMAGE
 from dmsh_serving.encoder.open import open_encoder
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.images.read import load_images
 from dmsh_serving.triton.services import DecodeService, Settings
 from dmsh_serving.triton.settings import EncoderSettings, read_settings
@@ -180,3 +180,27 @@ def test_given_settings_are_served_and_belong_to_what_the_deployment_is_made_of(
     assert not (tmp_path / "service" / "openvino.onnx").exists()
     with pytest.raises(InputError, match="made of another kind of serving"):
         deploy(integer, images, tmp_path / "service", settings=EncoderSettings("onnxruntime", 2))
+
+
+def test_what_another_deployment_left_is_not_served(deployed, images, tmp_path, mnist, monkeypatch):
+    left = deployed / "openvino.onnx"
+    if not left.is_file():  # OpenVINO cannot serve here
+        shutil.copy(deployed / "model.onnx", left)
+    stale, settings = left.read_bytes(), EncoderSettings("openvino")
+    steps = deploy(DEMO_CHECKPOINT, images, deployed, in_float=True, settings=settings, overwrite=True)
+    assert made_and_kept(steps) == (STEPS[1:], [])
+    codes = gallery.open_current(deployed / deployment.GALLERY).contents().codes
+    assert (codes == dmsh_model.load(DEMO_CHECKPOINT).codes(mnist.images[::80])).all()
+    assert not left.exists()
+    before = gallery.current_version(deployed / deployment.GALLERY)
+    chosen = deployment.choose_runtime
+
+    def leave_it(*arguments):
+        choice = chosen(*arguments)
+        left.write_bytes(stale)  # as a second deployment into the folder would
+        return choice
+
+    monkeypatch.setattr(deployment, "choose_runtime", leave_it)
+    with pytest.raises(CheckError, match="has other codes than"):
+        deploy(DEMO_CHECKPOINT, images, deployed, in_float=True, settings=settings, overwrite=True)
+    assert gallery.current_version(deployed / deployment.GALLERY) == before

@@ -116,6 +116,8 @@ def encode(
     done = {shard.number: result for shard in shards if (result := finished(shard))}
     kept = len(done)
     missing = [shard for shard in shards if shard.number not in done]
+    for shard in missing:  # if this run stops, what another one left must not pass for the rest of it
+        shard.path.unlink(missing_ok=True)
     _check_bad(out, done, max_bad)
     progress = sum(shard.stop - shard.start for shard in shards if shard.number in done)
     if on_progress:

@@ -20,7 +20,7 @@ from dmsh_serving.cpu import available_cpus
 from dmsh_serving.encoder.codes_of_images import codes_of_set
 from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import write_atomically
+from dmsh_serving.files import open_regular, write_atomically
 from dmsh_serving.gallery.changes import exchange
 from dmsh_serving.gallery.folder import open_current
 from dmsh_serving.gallery.snapshot import Snapshot
@@ -114,7 +114,12 @@ def sync(
             block = block.reshape(len(new), bytes_per_code(old.bits))
             snapshot = exchange(folder, old, block, new, np.array(ids, np.int64)) if new or ids else old
     current = {name: codes.get(name) or held[name][1] for name in names if name not in unreadable}
-    _write_record(folder, fingerprint, {name: (digests[name], code) for name, code in current.items()})
+    # One that was edited between the two readings has its code, but the next sync must encode it again.
+    again = dict(zip(codes, _digests([images / name for name in codes]), strict=True))
+    recorded = {
+        name: (digests[name], code) for name, code in current.items() if again.get(name, digests[name]) == digests[name]
+    }
+    _write_record(folder, fingerprint, recorded)
     removed = [*gone, *(name for name, _ in repeated)]
     return Synced(snapshot, added, changed, removed, len(current) - len(added) - len(changed), bad)
 
@@ -142,7 +147,7 @@ def _digests(paths: Sequence[Path]) -> list[str]:
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""  # reading it as an image says why

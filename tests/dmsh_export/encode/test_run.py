@@ -81,6 +81,17 @@ def test_another_split_or_another_model_leaves_nothing_of_the_first(world, tmp_p
     assert encode(other, world[1], world[2], workers=1, engine=in_process, shard_images=25).kept == 0
 
 
+def test_a_run_that_stops_leaves_no_codes_of_the_images_before(world, tmp_path):
+    run(world)
+    for name in world[3]:
+        (tmp_path / "images" / name).write_bytes((tmp_path / "images" / world[3][0]).read_bytes())
+    (tmp_path / "images" / world[3][20]).write_bytes(b"nothing")
+    with pytest.raises(InputError, match="1 images give no code"):
+        run(world)
+    with pytest.raises(InputError, match="of 7 files of codes: run dmsh-export encode again"):
+        read_table(world[2])
+
+
 def test_images_that_give_no_code_are_listed_with_reasons_and_capped(world, tmp_path):
     folder = tmp_path / "images"
     (folder / world[3][5]).write_bytes(b"nothing")

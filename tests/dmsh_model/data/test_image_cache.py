@@ -53,6 +53,18 @@ def test_a_cached_image_can_be_changed_in_memory_and_not_on_disk(photos, tmp_pat
     assert (load_labelled(str(photos), 16, cache=tmp_path / "cache").images == before).all()
 
 
+def test_another_folder_with_the_same_names_sizes_and_times_has_an_entry_of_its_own(photos, tmp_path):
+    other = tmp_path / "other"
+    for number, path in enumerate(sorted(photos.glob("*/*"))):
+        twin = other / path.relative_to(photos)
+        twin.parent.mkdir(parents=True, exist_ok=True)
+        for place, value in ((path, number), (twin, 100 + number)):
+            Image.new("RGB", (16, 16), (value, value, value)).save(place, "BMP")
+            os.utime(place, ns=(1, 1))
+    found = [load_labelled(str(folder), 16, cache=tmp_path / "cache").images[:, 0, 0, 0] for folder in (photos, other)]
+    assert np.array_equal(found, [np.arange(6), 100 + np.arange(6)])
+
+
 @pytest.mark.parametrize("change", ["size", "time", "name", "image size", "file more"])
 def test_a_change_of_the_files_decodes_anew(photos, tmp_path, decoded, change):
     load_labelled(str(photos), 16, cache=tmp_path / "cache")

@@ -19,6 +19,7 @@ from dmsh_serving.gallery.sync import sync
 
 pytest.importorskip("onnx", reason="onnx, which writes the model, is not installed")
 import tiny_model
+from named_pipe import pipe_at
 
 IMAGES = tiny_model.random_images(8)
 
@@ -172,6 +173,24 @@ def test_a_folder_that_cannot_be_listed_is_an_error_not_a_reason_to_remove_its_i
     with pytest.raises(PermissionError, match="images/b"):
         run()
     assert held(root) == before
+
+
+def test_a_file_that_is_edited_while_it_is_encoded_is_encoded_again_though_it_is_put_back(world, monkeypatch):
+    root, run = world
+    meanwhile(monkeypatch, lambda: save(root, 4, IMAGES[7]))
+    run()
+    assert held(root)[key(4)] == tiny_model.codes_of(IMAGES[7:])[0].tobytes()
+    save(root, 4, IMAGES[4])
+    assert run().changed == [key(4)]
+    assert held(root) == expected(range(6))
+    assert run().unchanged == 6
+
+
+def test_what_is_no_regular_file_is_not_waited_for(world):
+    root, run = world
+    with pipe_at(root / "images" / "b" / "pipe.png"):
+        assert len(run(skip_bad=True).bad) == 1
+    assert held(root) == expected(range(6))
 
 
 def test_a_sync_that_has_encoded_waits_for_the_writer_that_is_just_at_work(world, monkeypatch):
