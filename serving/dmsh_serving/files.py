@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import io
 import os
 import secrets
 import shutil
@@ -37,7 +38,7 @@ _RENAME_EXCHANGE: Final = 2  # https://man7.org/linux/man-pages/man2/renameat2.2
 _CANNOT_EXCHANGE: Final = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file to read it; a pipe or a device, of which a read may wait or go on for ever, is refused.
 
     Raises:

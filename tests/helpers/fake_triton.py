@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from dmsh_serving.contract import CODE, DISTANCES, FILE, GALLERY_VERSION, IDS, IMAGE, KEYS, K
+from dmsh_serving.contract import CODE, DISTANCES, FILE, GALLERY_VERSION, IDS, IMAGE, KEYS, LOGITS, K
 
 SIZE = 4
 
@@ -113,6 +113,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             KEYS: ("BYTES", [rows, k], keys),
             GALLERY_VERSION: ("BYTES", [rows, 1], text),
             CODE: ("UINT8", [rows, 8], bytes(8 * rows)),
+            LOGITS: ("FP32", [rows, 64], bytes(4 * 64 * rows)),
         }
         answer = service_pb2.ModelInferResponse(model_name=request.model_name)
         for name in [output.name for output in request.outputs] or list(found):

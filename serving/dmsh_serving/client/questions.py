@@ -22,6 +22,7 @@ from dmsh_serving.contract import (
     CODE,
     DEFAULT_GRPC_PORT,
     DISTANCES,
+    ENCODER_MODEL,
     FILTER,
     GALLERY_VERSION,
     IDS,
@@ -31,6 +32,8 @@ from dmsh_serving.contract import (
     PAD_ID,
     RADIUS,
     RERANK,
+    SEARCH_FILE_MODEL,
+    SEARCH_MODEL,
     K,
 )
 from dmsh_serving.errors import InputError, MissingError
@@ -177,11 +180,21 @@ class Questions:
             raise InputError(f"{model}: there is nothing to ask, 0 images were given")
         limit = _Time(deadline)
         size = yield from self._max_batch(model, limit)
+        several = len(next(iter(inputs.values()))) > size
+        before = (yield from self._fingerprint(model, limit)) if several else ""
         parts = []
         for part in _batches(inputs, size):
             answer = yield from self._attempts(limit, Infer(model, part, outputs, 0))
             parts.append(answer)
+        if several and (yield from self._fingerprint(model, limit)) != before:
+            raise MissingError(f"the Triton at {self.url} began to serve another model meanwhile: ask again")
         return joined(parts, outputs, self.url)
+
+    def _fingerprint(self, model: str, limit: _Time) -> Steps[str]:
+        """Ask for what names the code space that ``model`` works in; "" if its configuration does not say it."""
+        encoder = ENCODER_MODEL if model in (SEARCH_MODEL, SEARCH_FILE_MODEL) else model
+        config = yield from self._attempts(limit, Configuration(encoder, 0))
+        return str(config.parameters["fingerprint"].string_value) if "fingerprint" in config.parameters else ""
 
     def _max_batch(self, model: str, limit: _Time) -> Steps[int]:
         return max(1, int((yield from self._config(model, limit)).max_batch_size))

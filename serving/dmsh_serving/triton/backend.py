@@ -17,6 +17,7 @@ from dmsh_serving.triton.services import Answer, Arrays, DecodeService, EncoderS
 __all__ = ["open_decoder", "open_encoder", "open_ranker", "respond"]
 
 _LONGEST_ID: Final = 128  # of what is written of a request's id
+_LONGEST_ERROR: Final = 1000  # Triton copies it several times, and gRPC carries 8 KiB
 _log = logging.getLogger(__name__)
 
 
@@ -183,6 +184,6 @@ def _response(answer: Answer | UnavailableError | None) -> Any:
         )
         return pb_utils.InferenceResponse(error=error)
     if isinstance(answer, InputError):
-        error = pb_utils.TritonError(str(answer), pb_utils.TritonError.INVALID_ARG)
+        error = pb_utils.TritonError(str(answer)[:_LONGEST_ERROR], pb_utils.TritonError.INVALID_ARG)
         return pb_utils.InferenceResponse(error=error)
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in answer.items()])

@@ -6,6 +6,7 @@ asked for as many images as the page ends at.
 """
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections import OrderedDict
@@ -267,7 +268,9 @@ class Searches:
         )
 
     def _ranking(self, collection: Collection, examples: Examples, question: Question) -> Ranking:
-        name = (collection.version, examples.like.tobytes(), examples.unlike.tobytes(), question.ids, question.where)
+        among = repr((question.ids, question.where)).encode()  # of up to 4 MiB of JSON, which must not be kept
+        codes = (examples.like.tobytes(), examples.unlike.tobytes())
+        name = (collection.version, *codes, hashlib.sha256(among).digest())
         with self._lock:
             if name in self._rankings:
                 self._rankings.move_to_end(name)

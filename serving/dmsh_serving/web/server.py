@@ -9,6 +9,7 @@ import uvicorn
 
 from dmsh_serving.errors import MissingError
 from dmsh_serving.web.app import Web
+from dmsh_serving.web.http.connections import Connection
 from dmsh_serving.web.settings import WebSettings
 
 __all__ = ["WebServer"]
@@ -40,7 +41,7 @@ class WebServer:
                     proxy_headers=False,
                     ws="none",
                     timeout_graceful_shutdown=_STOP_SECONDS,
-                    http="h11",  # httptools, which uvicorn prefers, has no limit of a request's head
+                    http=Connection,  # over h11: httptools, which uvicorn prefers, has no limit of a request's head
                     h11_max_incomplete_event_size=_LONGEST_HEAD,
                 )
             )

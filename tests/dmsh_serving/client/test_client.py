@@ -200,6 +200,22 @@ def test_a_server_that_was_away_is_asked_anew_what_it_serves(server, client):
 SPACE = {"bits": "64", "fingerprint": "ab" * 32}
 
 
+@pytest.mark.parametrize("ask", ["search", "encode"])
+def test_batches_that_two_models_answered_are_no_answer(server, client, ask):
+    class Replaced(list):
+        """The rows of the requests; another model is there when the second one comes."""
+
+        def append(self, rows):
+            super().append(rows)
+            if len(self) == 2:
+                server.parameters = SPACE | {"fingerprint": "ef" * 32}
+
+    server.parameters, server.rows = SPACE, Replaced()
+    with pytest.raises(MissingError, match="began to serve another model meanwhile: ask again"):
+        getattr(client, ask)(images(9))
+    assert getattr(client, ask)(images(9)) is not None  # all by the new one
+
+
 @pytest.mark.parametrize("more", [{}, {"parent_fingerprint": "cd" * 32}])
 def test_an_encoder_tells_its_code_space(client, server, more):
     server.parameters = SPACE | more

@@ -1,9 +1,11 @@
 """What a model behind Triton's Python backend writes of a request."""
 
+import sys
 import types
 
 import pytest
 
+from dmsh_serving.errors import InputError
 from dmsh_serving.triton import backend
 
 
@@ -29,3 +31,13 @@ def test_a_requests_id_is_one_word_of_the_log_whatever_a_client_sends(given, sho
 @pytest.mark.parametrize("letter", ["x", "\n", "\U0001f600"])
 def test_a_long_id_is_cut(letter):
     assert len(backend._id_of(types.SimpleNamespace(request_id=lambda: letter * (1 << 20)))) == backend._LONGEST_ID
+
+
+def test_a_long_error_is_cut(monkeypatch):
+    stub = types.ModuleType("triton_python_backend_utils")
+    stub.TritonError = lambda text, code: types.SimpleNamespace(text=text, code=code)
+    stub.TritonError.INVALID_ARG = 3
+    stub.InferenceResponse = lambda error: error
+    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    assert backend._response(InputError("no")).text == "no"
+    assert len(backend._response(InputError("x" * (1 << 20))).text) == backend._LONGEST_ERROR

@@ -157,6 +157,9 @@ def test_logits_count_only_where_re_ranking_is_asked_for():
     for wrong in (np.array([[b"asymmetric"], [b"other"]], np.object_), np.array([[b""]], np.object_)):
         with pytest.raises(InputError, match="rerank must be 'asymmetric' in every row"):
             ask_of({**request, RERANK: wrong})
+    with pytest.raises(InputError) as refused:  # what was sent is not sent back, and escaped four times as long
+        ask_of({**request, RERANK: np.array([[bytes(10_000)]] * len(logits), np.object_)})
+    assert len(str(refused.value)) < 100
 
 
 def test_k_is_ten_and_all_is_searched_unless_said(ranker):

@@ -149,6 +149,15 @@ def test_with_the_folder_pages_continue_in_the_version_that_they_began_with(orig
     assert answer(searches, like=LIKE * 2, k=1)["total"] == 350
 
 
+def test_of_a_long_question_the_order_alone_is_kept(originals, tmp_path):
+    gallery.build(tmp_path / "gallery", CODES, None, [f"{number}.png" for number in range(300)], **SPACE)
+    searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
+    for many in (1, 2, 100_000):
+        assert answer(searches, like=LIKE * 2, k=1, ids=tuple(range(7, 7 + many)))["total"] == min(many, 293)
+    assert len(searches._rankings) == 3
+    assert max(len(repr(name)) for name in searches._rankings) < 1000
+
+
 def test_a_gallery_of_another_model_than_triton_serves_is_refused_however_it_is_asked(originals, tmp_path):
     keys = [f"{number}.png" for number in range(300)]
     gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE)

@@ -252,9 +252,15 @@ class TritonServer:
         self._control.drain(STOP_SECONDS)
 
     def _keep_alive(self) -> None:
-        wait, began = 0.0, time.monotonic()
+        wait, began, blind = 0.0, time.monotonic(), False
         while not self._stopping.wait(WATCH_SECONDS):
-            lost = self._what_is_lost()
+            try:
+                lost = self._what_is_lost()
+                blind = False
+            except OSError as error:  # no descriptor or no memory is left, for a moment
+                if not blind:
+                    self._on_event(f"Triton cannot be watched: {error}")
+                blind, lost = True, None
             if lost is None:
                 continue
             if time.monotonic() > began + CALM_SECONDS:

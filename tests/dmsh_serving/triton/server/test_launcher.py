@@ -109,3 +109,24 @@ def test_a_start_again_that_the_system_refuses_for_a_moment_is_tried_again(start
         assert done.wait(60), told
     assert told[0] == "it died, and Triton could not be started again: [Errno 24] Too many open files"
     assert (startable.restarts, startable.failure) == (2, None)
+
+
+def test_a_watch_that_cannot_look_for_a_moment_goes_on_and_says_so_once(startable, monkeypatch):
+    monkeypatch.setattr(launcher, "WATCH_SECONDS", 0.001)
+    told, looks, seen = [], iter([OSError(24, "Too many open files")] * 3), threading.Event()
+
+    def look():
+        if failure := next(looks, None):
+            raise failure
+        seen.set()
+
+    addresses = types.SimpleNamespace(note=lambda: None, forget=lambda: None)
+    for name, act in {
+        "_launch": lambda: None, "_what_is_lost": look, "_on_event": told.append, "_addresses": lambda: addresses,
+        "_control": types.SimpleNamespace(drain=lambda _: None),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(startable, name, act, raising=False)
+    with startable:
+        assert seen.wait(60)
+    assert told == ["Triton cannot be watched: [Errno 24] Too many open files"]
+    assert (startable.restarts, startable.failure) == (0, None)
