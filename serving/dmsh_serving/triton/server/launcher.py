@@ -199,7 +199,7 @@ class TritonServer:
             )
         self._stubs = self._wait_ready(self._process)
         if self._canary:
-            self._vitals = Vitals(self.http_url, self._on_event)
+            self._vitals = Vitals(self.http_url, self._tell)
             self._vitals.start()
 
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> frozenset[int]:
@@ -259,7 +259,7 @@ class TritonServer:
                 blind = False
             except OSError as error:  # no descriptor or no memory is left, for a moment
                 if not blind:
-                    self._on_event(f"Triton cannot be watched: {error}")
+                    self._tell(f"Triton cannot be watched: {error}")
                 blind, lost = True, None
             if lost is None:
                 continue
@@ -268,7 +268,7 @@ class TritonServer:
             self._end(1)  # no request to a model without its process can be answered: do not wait for them
             self._regions.remove_regions()
             if wait:
-                self._on_event(f"{lost}: Triton is started again in {wait:g} s")
+                self._tell(f"{lost}: Triton is started again in {wait:g} s")
                 if self._stopping.wait(wait):
                     return
             wait = min(LONGEST_RETRY_SECONDS, 2 * wait or RETRY_SECONDS)
@@ -278,16 +278,21 @@ class TritonServer:
                 self._launch()
             except (DmshError, OSError) as error:  # of the system: no memory or no descriptor was left, for a moment
                 self._end(1)
-                self._on_event(f"{lost}, and Triton could not be started again: {error}")
+                self._tell(f"{lost}, and Triton could not be started again: {error}")
                 continue
             if self._stopping.is_set():
                 return
-            self._on_event(f"{lost}: Triton was started again in {time.monotonic() - began:.1f} s")
+            self._tell(f"{lost}: Triton was started again in {time.monotonic() - began:.1f} s")
+
+    def _tell(self, event: str) -> None:
+        """Say what happened; that nobody can hear it, as on a full disk, must end no server."""
+        with contextlib.suppress(Exception):
+            self._on_event(event)
 
     def _pass_news_on(self, line: str) -> None:
         """Say what the log says about galleries: who changes one wants to know whether it serves."""
         if news := news_of_a_gallery(line):
-            self._on_event(news)
+            self._tell(news)
 
     def _what_is_lost(self) -> str | None:
         process = self._process

@@ -85,7 +85,26 @@ def test_a_start_says_what_failed_first_and_never_hangs(startable, monkeypatch, 
     assert also != "_end" or not list(startable._regions._folder.glob("dmsh-triton-*")), "the regions are not released"
 
 
-def test_a_start_again_that_the_system_refuses_for_a_moment_is_tried_again(startable, monkeypatch):
+@pytest.fixture
+def watched(startable, monkeypatch):
+    """Give the server a test's own methods in place of those that need a Triton."""
+
+    def give(**acts):
+        addresses = types.SimpleNamespace(note=lambda: None, forget=lambda: None)
+        control = types.SimpleNamespace(drain=lambda _: None)
+        for name, act in {
+            "_launch": lambda: None,
+            "_addresses": lambda: addresses,
+            "_control": control,
+            **acts,
+        }.items():
+            monkeypatch.setattr(startable, name, act, raising=False)
+        return startable
+
+    return give
+
+
+def test_a_start_again_that_the_system_refuses_for_a_moment_is_tried_again(watched, monkeypatch):
     monkeypatch.setattr(launcher, "RETRY_SECONDS", 0.01)
     attempts, lost, told = iter([None, OSError(24, "Too many open files"), None]), iter(["it died"] * 2), []
     done = threading.Event()
@@ -99,19 +118,13 @@ def test_a_start_again_that_the_system_refuses_for_a_moment_is_tried_again(start
         if "was started again" in event:
             done.set()
 
-    addresses = types.SimpleNamespace(note=lambda: None, forget=lambda: None)
-    for name, act in {
-        "_launch": launch, "_what_is_lost": lambda: next(lost, None), "_on_event": tell,
-        "_addresses": lambda: addresses, "_control": types.SimpleNamespace(drain=lambda _: None),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(startable, name, act, raising=False)
-    with startable:
+    with watched(_launch=launch, _what_is_lost=lambda: next(lost, None), _on_event=tell) as server:
         assert done.wait(60), told
     assert told[0] == "it died, and Triton could not be started again: [Errno 24] Too many open files"
-    assert (startable.restarts, startable.failure) == (2, None)
+    assert (server.restarts, server.failure) == (2, None)
 
 
-def test_a_watch_that_cannot_look_for_a_moment_goes_on_and_says_so_once(startable, monkeypatch):
+def test_a_watch_that_cannot_look_for_a_moment_goes_on_and_says_so_once(watched, monkeypatch):
     monkeypatch.setattr(launcher, "WATCH_SECONDS", 0.001)
     told, looks, seen = [], iter([OSError(24, "Too many open files")] * 3), threading.Event()
 
@@ -120,13 +133,24 @@ def test_a_watch_that_cannot_look_for_a_moment_goes_on_and_says_so_once(startabl
             raise failure
         seen.set()
 
-    addresses = types.SimpleNamespace(note=lambda: None, forget=lambda: None)
-    for name, act in {
-        "_launch": lambda: None, "_what_is_lost": look, "_on_event": told.append, "_addresses": lambda: addresses,
-        "_control": types.SimpleNamespace(drain=lambda _: None),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(startable, name, act, raising=False)
-    with startable:
+    with watched(_what_is_lost=look, _on_event=told.append) as server:
         assert seen.wait(60)
     assert told == ["Triton cannot be watched: [Errno 24] Too many open files"]
-    assert (startable.restarts, startable.failure) == (0, None)
+    assert (server.restarts, server.failure) == (0, None)
+
+
+def test_a_server_is_started_again_though_nobody_can_be_told(watched):
+    lost, launches, done = iter(["it died"]), [], threading.Event()
+
+    def deaf(event):
+        raise OSError(28, "No space left on device")
+
+    def look():
+        found = next(lost, None)
+        if found is None:
+            done.set()
+        return found
+
+    with watched(_launch=lambda: launches.append(1), _what_is_lost=look, _on_event=deaf) as server:
+        assert done.wait(60)
+    assert (len(launches), server.restarts, server.failure) == (2, 1, None)
