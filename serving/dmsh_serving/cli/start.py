@@ -1,9 +1,10 @@
 """``dmsh-serve start``: Triton on a model repository, and a page beside it if wanted."""
 
+import resource
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -13,6 +14,7 @@ from dmsh_serving.contract import DEFAULT_GRPC_PORT
 from dmsh_serving.errors import InputError
 
 _TLS, _PAGE = "TLS", "The page"
+_MOST_DESCRIPTORS: Final = 1 << 16
 
 
 def start(
@@ -78,6 +80,7 @@ def start(
     if with_page and tls is not None:
         raise InputError("--web is for a server without TLS: start the page by itself, dmsh-serve web --server-ca FILE")
     _interrupt_once()
+    _allow_descriptors()
     server = TritonServer(
         repository,
         triton=triton,
@@ -120,6 +123,14 @@ def _interrupt_once() -> None:
 
     for each in endings:
         signal.signal(each, interrupt)
+
+
+def _allow_descriptors() -> None:
+    """Let this process and Triton open as many files as the system permits: idle connections take one each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _say(line: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["HEAD_SECONDS", "MOST_CONNECTIONS", "Connection"]
+__all__ = ["Connection"]
 
 HEAD_SECONDS: Final = 30.0
 MOST_CONNECTIONS: Final = 500  # half of the 1,024 descriptors that a process may usually have
