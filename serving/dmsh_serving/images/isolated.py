@@ -148,7 +148,7 @@ class _Process:
         self._memory = io.FileIO(os.memfd_create("dmsh-decode"), "r+")
         self._socket, theirs = socket.socketpair()
         with theirs:
-            # Not the site's packages, as this process sees them, but this process's own path: it may be Triton's stub.
+            # Its path is this process's own, not what it would find by itself: this process may be Triton's stub.
             self._child = subprocess.Popen(
                 [python, "-I", "-S", "-c", _START, str(self._memory.fileno()), *filter(None, sys.path)],
                 stdin=theirs.fileno(), stdout=subprocess.DEVNULL, pass_fds=[self._memory.fileno()],
@@ -212,7 +212,7 @@ class _Process:
 
 
 def _python() -> str:
-    """Return the interpreter of this process's version and libraries: in Triton's stub ``sys.executable`` is none."""
+    """Return the interpreter of this process's version: in Triton's stub ``sys.executable`` may be none, or another."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for folder in (sys.prefix, sys.base_prefix):
         if (path := Path(folder, "bin", name)).exists():
@@ -237,7 +237,8 @@ def _taken_out(memory: io.FileIO, length: int) -> bytes:
 
 def _work() -> None:
     """Decode what the parent puts into the shared memory, when it asks through standard input, a socket."""
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the end of a file's time; a parent may have ignored or blocked it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Image.init()
     _use_one_thread()

@@ -106,6 +106,19 @@ def test_fault_29_a_file_that_takes_too_long_is_refused_alone_and_the_next_is_an
     decoders.close()
 
 
+def test_the_time_ends_though_the_parent_ignores_and_blocks_its_signal():
+    before = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+    decoders = Decoders(1, seconds=SHORT)
+    try:
+        with pytest.raises(InputError, match="takes too long"):
+            decoders.image(SLOW["TIFF"], 16, Framing(), name="upload")
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+        signal.signal(signal.SIGPROF, before)
+        decoders.close()
+
+
 def test_time_is_given_in_proportion_to_the_pixels():
     large = file_of(Image.new("RGB", (5000, 5000)), "PNG")  # some 0.17 s
     decoders = Decoders(1, seconds=0.06)
@@ -145,7 +158,7 @@ def test_nothing_is_decoded_that_nobody_waits_for(decoders):
         decoders.image(GOOD, 16, Framing(), name="x", until=time.monotonic())
     child.suspend()
     with pytest.raises(InputError, match="x: the image takes too long to decode"):
-        decoders.image(GOOD, 16, Framing(), name="x", until=time.monotonic() + 0.1)
+        decoders.image(GOOD, 16, Framing(), name="x", until=time.monotonic() + 0.5)
     assert not child.is_running()
 
 
