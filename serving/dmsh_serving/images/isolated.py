@@ -7,6 +7,7 @@ beyond it, or crashes, is that file's error, and the next file gets a new proces
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -42,6 +43,9 @@ MEMORY_BYTES: Final = 1 << 30  # MAX_DECODE_BYTES, the file, and a copy of the l
 
 _START: Final = "import sys; sys.path[:] = sys.argv[2:]; from dmsh_serving.images.isolated import _work; _work()"
 _READY: Final = b"\n"
+_NO_MEMORY: Final = errno.ENOMEM  # as an exit code
+_TOO_LONG: Final = "the image takes too long to decode"
+_REASONS: Final = {"SIGPROF": _TOO_LONG, f"exit code {_NO_MEMORY}": "the image needs too much memory to decode"}
 _LONGEST_LINE: Final = 1 << 16
 _Size = tuple[int, int]
 
@@ -189,13 +193,11 @@ class _Process:
                     return (width, height), pixels
         except TimeoutError:
             self.end()
-            raise _DeadError("the image takes too long to decode") from None
+            raise _DeadError(_TOO_LONG) from None
         except Exception:  # it died, before it had read the file or in the middle of its answer, or it talks nonsense
             pass
         how = self.end(_PATIENCE)
-        if how == signal.SIGPROF.name:
-            raise _DeadError("the image takes too long to decode")
-        raise _DeadError(f"the image is damaged: its decoder ended by {how}")
+        raise _DeadError(_REASONS.get(how, f"the image is damaged: its decoder ended by {how}"))
 
     def end(self, patience: float = 0.0) -> str:
         """End the process, if it does not end by itself in ``patience`` seconds; return what ended it."""
@@ -251,7 +253,11 @@ def _work() -> None:
         channel.write(_READY)
         channel.flush()
         while line := channel.readline():
-            channel.write(json.dumps(_answer(memory, **json.loads(line))).encode() + b"\n")
+            try:
+                answer = _answer(memory, **json.loads(line))
+            except MemoryError:
+                os._exit(_NO_MEMORY)
+            channel.write(json.dumps(answer).encode() + b"\n")
             channel.flush()
 
 

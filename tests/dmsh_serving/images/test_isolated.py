@@ -178,6 +178,19 @@ def test_a_process_may_take_what_the_largest_image_needs_and_no_more(decoders):
     assert most >= MAX_DECODE_BYTES + MAX_FILE_BYTES + 3 * MAX_PIXELS
 
 
+@pytest.mark.parametrize("data", [SLOW["TIFF"], file_of(Image.new("RGB", (3000, 3000)), "PNG")], ids=["TIFF", "PNG"])
+def test_fault_30_a_file_that_needs_more_memory_is_refused_alone(decoders, data):
+    child = child_of(decoders)
+    held = 1024 * int(Path(f"/proc/{child.pid}/status").read_text().split("VmData:")[1].split()[0])
+    child.rlimit(psutil.RLIMIT_DATA, (held + (12 << 20), isolated.MEMORY_BYTES))
+    with pytest.raises(InputError, match=r"^upload: the image needs too much memory to decode"):
+        decoders.image(data, 16, Framing(), name="upload")
+    if child.is_running():  # it had enough to say so
+        child.kill()
+        child.wait(GENEROUS)
+    assert decoders.rgb(GOOD).tobytes() == rgb_from_bytes(GOOD).tobytes()
+
+
 def test_files_at_once_share_the_processes_that_there_are(decoders):
     before = set(psutil.Process().children())
     with ThreadPoolExecutor(6) as pool:

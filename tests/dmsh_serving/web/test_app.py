@@ -1,8 +1,11 @@
 """The HTTP API, over a real Triton and a real socket."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import tiny_model
+from hostile_images import SLOW
 from web_world import CODES, COUNT, IMAGES, KEYS, ask, in_order, png
 
 from dmsh_serving import gallery
@@ -119,6 +122,14 @@ def test_an_error_is_a_problem_with_what_to_do(web_page):
         problem = answer.json()
         assert problem["status"] == status
         assert said in problem["detail"]
+
+
+def test_fault_29_a_region_of_a_file_that_is_slow_to_open_is_refused_while_the_page_answers(web_page):
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(ask, web_page, "/v1/search?box=0,0,1,1", SLOW["TIFF"])
+        assert ask(web_page, "/v1/search", {"key": KEYS[7]}).status == 200
+        refused = slow.result()
+    assert (refused.status, refused.json()["detail"]) == (400, "image: the image takes too long to decode")
 
 
 def test_the_page_s_own_files_are_kept_by_browsers_until_they_change(web_page):
