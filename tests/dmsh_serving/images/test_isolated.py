@@ -120,7 +120,7 @@ def test_the_time_ends_though_the_parent_ignores_and_blocks_its_signal():
 
 
 def test_time_is_given_in_proportion_to_the_pixels():
-    large = file_of(Image.new("RGB", (5000, 5000)), "PNG")  # some 0.17 s
+    large = file_of(Image.new("RGB", (5000, 5000)), "PNG", compress_level=1)  # some 0.17 s
     decoders = Decoders(1, seconds=0.06)
     assert decoders.image(large, 16, Framing(), name="x").shape == (16, 16, 3)
     decoders.close()
