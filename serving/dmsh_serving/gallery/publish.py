@@ -41,7 +41,8 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
         raise InputError(f"{folder} has used up its version numbers: build a new gallery")
     version = f"{number:08d}-{digest[:8]}"
     served = named_version(folder)
-    _sweep(folder, keep={path for path in existing if served and version_of(path) <= served})
+    # No part before the new one is there: one that was rolled back may alone know the largest id that was given out.
+    _sweep(folder, keep=set(existing))
     with whole_file(part_path(folder, version), mode=0o444) as file:
         write_part(file, part, digest)
     write_atomically(folder / CURRENT, f"{version}\n".encode())

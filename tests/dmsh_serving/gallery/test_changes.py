@@ -22,6 +22,7 @@ from dmsh_serving.gallery import folder as gallery_folder
 from dmsh_serving.gallery.changes import append, build, compact, remove, remove_keys
 from dmsh_serving.gallery.folder import current_version, open_current
 from dmsh_serving.gallery.part import Part
+from dmsh_serving.gallery.rollback import rollback
 from dmsh_serving.gallery.snapshot import distinct_codes
 
 F = "f" * 64
@@ -491,17 +492,37 @@ def test_fault_18_a_writer_killed_at_a_random_moment_leaves_a_whole_gallery(tmp_
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_fault_18_a_full_disk_leaves_the_old_version_and_no_leftovers(folder, monkeypatch):
-    version, before = current_version(folder), sorted(folder.iterdir())
-
+def fail_on_a_full_disk(monkeypatch, write):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left") as caught:
-        append(folder, random_codes(1), None, ["x"])
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            write()
+    return caught
+
+
+def test_fault_18_a_full_disk_leaves_the_old_version_and_no_leftovers(folder, monkeypatch):
+    version, before = current_version(folder), sorted(folder.iterdir())
+    caught = fail_on_a_full_disk(monkeypatch, lambda: append(folder, random_codes(1), None, ["x"]))
     assert Path(caught.value.filename).parent == folder  # or the one line would not say where
     assert (current_version(folder), sorted(folder.iterdir())) == (version, before)
+
+
+def test_fault_18_an_id_does_not_come_back_when_the_writer_after_a_rollback_fails(folder, monkeypatch):
+    append(folder, random_codes(3), None, ["a", "b", "c"])  # ids 140 to 142
+    rollback(folder)
+    fail_on_a_full_disk(monkeypatch, lambda: append(folder, random_codes(1), None, ["x"]))
+    assert append(folder, random_codes(1), None, ["x"]).ids[-1] == 143
+
+
+def test_fault_18_a_build_that_fails_leaves_a_gallery_whose_pointer_is_damaged_to_be_rolled_back(folder, monkeypatch):
+    (folder / "CURRENT").write_text("")
+    fail_on_a_full_disk(
+        monkeypatch, lambda: build(folder, random_codes(1), None, None, bits=16, fingerprint=F, overwrite=True)
+    )
+    assert rollback(folder).count == 40
 
 
 def test_a_reader_that_read_an_old_pointer_follows_to_the_newer_version(folder, monkeypatch):
