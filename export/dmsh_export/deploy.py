@@ -272,9 +272,8 @@ def _whole(check: Callable[[], object]) -> bool:
 
 def _made_of(checkpoint: Path, images: Path, in_float: bool, settings: EncoderSettings | None) -> dict[str, str]:
     """Return what decides every byte of a deployment, by the name that a message gives it."""
-    weights = checkpoint / float_checkpoint.WEIGHTS_FILE if checkpoint.is_dir() else checkpoint
     return {
-        "checkpoint": sha256_of_file(weights),
+        "checkpoint": dmsh_model.load(checkpoint).fingerprint,
         "set of images": _listing(images),
         "precision": "fp32" if in_float else "integer",
         "release of the toolkit": __version__,

@@ -1,6 +1,7 @@
 """Checkpoints: a folder of ``config.json`` and ``model.safetensors``."""
 
 import errno
+import io
 import json
 import pickle
 import shutil
@@ -38,6 +39,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "dmsh-checkpoint"
 FORMAT_VERSION = 1
+_ASKS_FOR_MEMORY = b"bytearray"  # which torch's unpickler makes as long as a file of 300 bytes says
 _ZIP = b"PK\x03\x04"  # by which torch.load knows one
 FLOAT, INTEGER = "float", "integer"  # kinds of checkpoint; a config that names none is a float one's
 
@@ -188,7 +190,12 @@ def read_torch_file(path: Path) -> Any:
                 _check_unpacked(path, archive.infolist())
                 if damaged := archive.testzip():  # torch.load does not look
                     raise InputError(f"{path} is damaged: the checksum of {damaged} in it does not match")
-        return torch.load(path, map_location="cpu", weights_only=True)
+                content = _written_anew(archive)
+        else:
+            content = io.BytesIO(path.read_bytes())
+        if _ASKS_FOR_MEMORY in content.getvalue():
+            raise InputError(f"{path} is refused: it holds more than tensors")
+        return torch.load(content, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except OSError as error:
@@ -199,6 +206,16 @@ def read_torch_file(path: Path) -> Any:
         raise InputError(f"{path} is damaged, or holds more than tensors, and is refused") from error
     except Exception as error:  # an unpickler fed hostile bytes raises nearly anything
         raise InputError(f"{path} is damaged, or was not written by torch.save ({type(error).__name__})") from error
+
+
+def _written_anew(archive: zipfile.ZipFile) -> io.BytesIO:
+    """Return an archive of the members that ``zipfile`` sees: torch may find another table of contents in the file."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as copy:
+        for member in archive.infolist():
+            copy.writestr(member.filename, archive.read(member))
+    content.seek(0)
+    return content
 
 
 def _check_unpacked(path: Path, members: list[zipfile.ZipInfo]) -> None:

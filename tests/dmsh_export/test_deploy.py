@@ -133,6 +133,18 @@ def test_a_folder_made_of_something_else_is_refused_by_name_and_left_alone(deplo
         deploy(DEMO_CHECKPOINT, images, deployed)
 
 
+def test_another_config_beside_the_same_weights_is_another_checkpoint(images, tmp_path):
+    weights, config = tmp_path / "weights.pth", tmp_path / "config.json"
+    torch.save(dmsh_model.load(DEMO_CHECKPOINT).state_dict(), weights)
+    said = json.loads((DEMO_CHECKPOINT / "config.json").read_text())
+    config.write_text(json.dumps(said))
+    deploy(weights, images, tmp_path / "service", in_float=True)
+    said["config"]["crop"] = "pad"
+    config.write_text(json.dumps(said))
+    with pytest.raises(InputError, match="made of another checkpoint"):
+        deploy(weights, images, tmp_path / "service", in_float=True)
+
+
 def test_float_stays_in_float_and_an_integer_checkpoint_is_not_quantised_again(deployed, images, tmp_path, mnist):
     steps = deploy(DEMO_CHECKPOINT, images, tmp_path / "float", in_float=True)
     assert made_and_kept(steps) == (STEPS[1:], [])

@@ -2,6 +2,7 @@ import copy
 import json
 import os
 import stat
+import struct
 import zipfile
 from pathlib import Path
 
@@ -136,6 +137,38 @@ def test_a_state_dict_that_unpacks_to_more_than_the_file_is_refused_before_it_ta
     assert path.stat().st_size < 1 << 20
     with pytest.raises(InputError, match=r"weights\.pt is refused: weights/data\.pkl in it is compressed; torch\.save"):
         dmsh_model.load(path)
+
+
+def test_of_an_archive_with_two_tables_of_contents_the_one_that_was_checked_is_read(tmp_path):
+    path, parts = tmp_path / "weights.pt", []
+    for value in (1.0, 2.0):
+        torch.save({"w": torch.full((4,), value)}, path)
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: archive.read(info) for info in archive.infolist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        content = path.read_bytes()
+        parts += [content[: archive.start_dir], content[archive.start_dir : -22]]
+    # The end names the first table by its place; zipfile looks for it right before the end.
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, len(members), len(members), len(parts[1]), len(parts[0]), 0)
+    path.write_bytes(b"".join(parts) + end)
+    assert torch.load(path, weights_only=True)["w"][0] == 1.0
+    assert checkpoint.read_tensors(path)["w"].tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["archive", "as before torch 1.6"])
+def test_a_pickle_that_asks_for_memory_is_refused(tmp_path, packed):
+    path = tmp_path / "weights.pt"
+    content = b"\x80\x02cbuiltins\nbytearray\n(\x8a\x04" + (1 << 30).to_bytes(4, "little") + b"tR."
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in (("a/data.pkl", content), ("a/version", "3\n"), ("a/byteorder", "little")):
+                archive.writestr(name, data)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"weights\.pt is refused: it holds more than tensors"):
+        checkpoint.read_tensors(path)
 
 
 def test_a_state_dict_whose_members_share_their_bytes_is_refused(folder):

@@ -84,15 +84,21 @@ def certify(path: Path, against: IntegerNetwork | None = None) -> Certificate:
 
 def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | None) -> Certificate:
     read = integer_from_onnx(model)
+    metadata = metadata_of(model)
+    if metadata.get(Metadata.DIALECT) != read.dialect:  # by which a runtime is chosen
+        raise CheckError(
+            f"it is written in the {read.dialect} dialect, its {Metadata.DIALECT} says "
+            f"{metadata.get(Metadata.DIALECT)}: it was changed after its export"
+        )
     bounds = tuple(bounds_of(read.network))
     _check_dialect(read, bounds)
     found = canonical_hash(read.network)
     if against is not None and found != canonical_hash(against):
         raise CheckError(f"it is not the checkpoint's network: {_difference(read.network, against)}")
-    stated = metadata_of(model).get(Metadata.FINGERPRINT)
+    stated = metadata.get(Metadata.FINGERPRINT)
     if stated is None:
         raise InputError(f"it has no {Metadata.FINGERPRINT} in its metadata: export it with dmsh-export onnx")
-    framing = Framing.parse(metadata_of(model).get(Metadata.FRAMING))
+    framing = Framing.parse(metadata.get(Metadata.FRAMING))
     space = integer_fingerprint(found, framing)
     if stated != space:
         raise CheckError(

@@ -155,12 +155,12 @@ def _remove(connection: Connection, tables: Tables, source: Source, base: Publis
     """Write the batch of what the source, and the version it is added to, have removed; return its name and rows."""
     import pyarrow as pa
 
-    there = () if base is None else [segment.name for segment in base.segments]
-    added = [each for each in source.segments if each.name not in there]
-    segments = np.concatenate(
-        [np.empty(0, np.uint64), *(np.full(len(each.removed), each.name, np.uint64) for each in added)]
-    )
     before, count = (0, 0) if base is None else (base.removed, base.removed_count)
+    known = _removed_by_segment(connection, tables, before)
+    removed = {each.name: np.setdiff1d(each.removed, known.get(each.name, [])) for each in source.segments}
+    segments = np.concatenate(
+        [np.empty(0, np.uint64), *(np.full(len(ids), name, np.uint64) for name, ids in removed.items())]
+    )
     if not len(segments):
         return before, count
     count += len(segments)
@@ -170,7 +170,7 @@ def _remove(connection: Connection, tables: Tables, source: Source, base: Publis
             "run dmsh-serve gallery compact first"
         )
     batch = secrets.randbits(63) or 1
-    ids = np.concatenate([each.removed for each in added])
+    ids = np.concatenate([ids.astype(np.int64) for ids in removed.values()])
     columns = {"batch": np.full(len(ids), batch, np.uint64), "segment": segments, "id": ids}
     connection.insert(tables.removed, pa.table({name: pa.array(column) for name, column in columns.items()}))
     copy_removed(connection, tables, before, batch)
@@ -179,6 +179,13 @@ def _remove(connection: Connection, tables: Tables, source: Source, base: Publis
     if found != count:
         raise CheckError(f"{tables.address}: {found:,} of {count:,} removed ids arrived: push again")
     return batch, count
+
+
+def _removed_by_segment(connection: Connection, tables: Tables, batch: int) -> dict[int, list[int]]:
+    columns = connection.columns(
+        f"SELECT segment, groupArray(id) FROM {tables.removed} WHERE batch = {batch} GROUP BY segment"
+    )
+    return dict(zip(*columns, strict=True)) if batch and columns else {}
 
 
 def copy_removed(connection: Connection, tables: Tables, before: int, batch: int) -> None:

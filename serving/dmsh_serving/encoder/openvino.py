@@ -60,7 +60,7 @@ class OpenVinoEncoder(Encoder):
         super().__init__(path, props_of_onnx(data, str(path)))
         if has_external_data(data, str(path)):  # OpenVINO would read it from the current folder
             raise InputError(f"{path}: {OUTSIDE}")
-        self._check_dialect()
+        self._check_dialect(data)
         if reason := why_not_here(integer=self.metadata.dialect is not None):
             raise MissingError(f"{path}: {reason}")
         if tried_first:
@@ -94,8 +94,10 @@ class OpenVinoEncoder(Encoder):
         )
         return Encoded(code, logits)
 
-    def _check_dialect(self) -> None:
+    def _check_dialect(self, data: bytes) -> None:
         dialect = self.metadata.dialect
+        if dialect is None and self.metadata.precision is None and b"QuantizeLinear" in data:
+            raise InputError(f"{self.path} holds an integer network and names no dialect: export it again")
         if dialect not in (None, _DIALECT):
             why = _REFUSED.get(dialect or "", "it is unknown here")
             raise InputError(

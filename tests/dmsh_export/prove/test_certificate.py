@@ -43,8 +43,8 @@ DIALECTS = get_args(Dialect)
 
 def written(dialect):
     model = onnx_from_network(MODEL.network, dialect, 20)
-    framing = str(MODEL.config.framing)
-    helper.set_model_props(model, {Metadata.FINGERPRINT: MODEL.fingerprint, Metadata.FRAMING: framing})
+    said = {Metadata.FINGERPRINT: MODEL.fingerprint, Metadata.FRAMING: str(MODEL.config.framing)}
+    helper.set_model_props(model, {**said, Metadata.DIALECT: dialect})
     return model
 
 
@@ -52,6 +52,22 @@ def prove(model, tmp_path, against=MODEL.network):
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     return certify(path, against)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("said", [*DIALECTS, None])
+def test_a_file_that_names_another_dialect_than_its_own_is_not_proven(dialect, said, tmp_path):
+    model = written(dialect)
+    (stated,) = [prop for prop in model.metadata_props if prop.key == Metadata.DIALECT]
+    if said == dialect:
+        assert prove(model, tmp_path).dialect == dialect
+        return
+    if said is None:
+        model.metadata_props.remove(stated)
+    else:
+        stated.value = said
+    with pytest.raises(CheckError, match=f"written in the {dialect} dialect, its {Metadata.DIALECT} says {said}: it"):
+        prove(model, tmp_path)
 
 
 VIOLATIONS = {
@@ -312,9 +328,8 @@ def reaching(sums, *, shift=8, bias=0):
 
 def proof_of(network, dialect, tmp_path):
     model = onnx_from_network(network, dialect, 20)
-    helper.set_model_props(
-        model, {Metadata.FINGERPRINT: integer_fingerprint(canonical_hash(network), Framing.parse(None))}
-    )
+    space = integer_fingerprint(canonical_hash(network), Framing.parse(None))
+    helper.set_model_props(model, {Metadata.FINGERPRINT: space, Metadata.DIALECT: dialect})
     return prove(model, tmp_path, network)
 
 
@@ -324,6 +339,7 @@ def test_the_framing_that_a_model_names_is_part_of_what_its_fingerprint_proves(t
     said = {
         Metadata.FINGERPRINT: integer_fingerprint(canonical_hash(MODEL.network), padded),
         Metadata.FRAMING: str(padded),
+        Metadata.DIALECT: "onnxruntime",
     }
     helper.set_model_props(model, said)
     assert prove(model, tmp_path).fingerprint == said[Metadata.FINGERPRINT]

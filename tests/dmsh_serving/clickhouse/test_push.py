@@ -197,6 +197,16 @@ def test_what_either_gallery_has_removed_stays_removed_after_an_append(tmp_path,
     assert {7, 2003, 2004}.isdisjoint(pull(address)[0].ids.tolist())
 
 
+def test_what_was_removed_from_parts_that_are_there_is_removed_by_an_append_too(folder, address):
+    gallery.remove(folder, np.arange(5))
+    remove(address, np.array([3, 900]))  # one of them as there, one here alone
+    gallery.append(folder, uniform_codes(20, 64, 9), None, [f"new-{number}" for number in range(20)])
+    version, _ = push(source(folder), address, append=True)
+    assert (version.count, version.removed_count) == (COUNT + 20 - 6, 6)
+    assert {*range(5), 900}.isdisjoint(pull(address)[0].ids.tolist())
+    assert push(source(folder), address, append=True)[0].removed_count == 6
+
+
 def test_a_file_that_changes_while_it_is_pushed_does_not_touch_what_serves(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "BLOCK_ROWS", 100)
     address, path = clickhouse_world.address(), tmp_path / "codes.parquet"

@@ -148,6 +148,17 @@ def test_a_file_that_lies_about_its_dialect_crashes_elsewhere_or_is_refused(tmp_
 
 
 @needs_openvino
+def test_integers_that_name_no_dialect_are_refused(tmp_path):
+    path = write(tmp_path / "model.onnx", "tensorrt")
+    model = onnx.load(path)
+    (said,) = [prop for prop in model.metadata_props if prop.key == Metadata.DIALECT]
+    model.metadata_props.remove(said)
+    onnx.save(model, path)
+    with pytest.raises(InputError, match="names no dialect: export it again"):
+        OpenVinoEncoder(path)
+
+
+@needs_openvino
 def test_a_trial_that_cannot_be_made_is_no_success(path, monkeypatch):
     monkeypatch.setattr(first_try, "_COMMAND", (sys.executable, "-c", "import no_such_module"))
     with pytest.raises(CheckError, match=r"OpenVINO crashed \(exit code 1\)"):
