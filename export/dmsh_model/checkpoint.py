@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "read_header",
     "read_tensor_file",
+    "read_tensors",
     "read_torch_file",
     "save",
     "write_folder",

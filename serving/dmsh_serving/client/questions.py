@@ -220,8 +220,7 @@ class Questions:
                 return (yield attempt)
             except InferenceServerException as error:
                 status = status_of(error)
-                if status != "INVALID_ARGUMENT":
-                    self._configs.clear()  # what comes back may serve another model
+                self._configs.clear()  # what answers now may serve another model, or take smaller batches
                 pause = next(pauses, None) if status == "UNAVAILABLE" else None
                 if pause is None or limit.left(self.timeout) <= pause:
                     raise error_of(error, self.url, seconds) from error

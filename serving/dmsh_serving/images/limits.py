@@ -36,6 +36,7 @@ _ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
 # frame and their RGB.
 _DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 7, "HEIF": 5}
 _TILE_WIDTH, _TILE_HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _BITS = 322, 323, 278, 277, 258
+_STRIP_OFFSETS, _TILE_OFFSETS, _PLANAR, _SEPARATE = 273, 324, 284, 2
 
 
 def check_file(data: bytes, name: str) -> None:
@@ -92,6 +93,23 @@ def check_opened(image: Image.Image, name: str) -> None:
     check_memory(image, name)
     if isinstance(image, ImageFile.ImageFile) and any(tile.codec_name in Image.DECODERS for tile in image.tile):
         raise InputError(f"{name}: run-length coded {image.format} is not accepted: save it uncompressed, or as PNG")
+    if image.format == "TIFF":
+        _check_strips(image, name)
+
+
+def _check_strips(image: Image.Image, name: str) -> None:
+    """Refuse a TIFF that names fewer strips or tiles than its pixels lie in: Pillow would leave the rest black."""
+    tags = image.tag_v2  # type: ignore[attr-defined]  # only a TIFF has them
+    if _TILE_WIDTH in tags:
+        across, down = int(tags[_TILE_WIDTH]), int(tags.get(_TILE_HEIGHT, image.height))
+    else:
+        across, down = image.width, int(tags.get(_ROWS_PER_STRIP, image.height))
+    planes = int(tags.get(_SAMPLES, 1)) if tags.get(_PLANAR) == _SEPARATE else 1
+    width, height = image.size
+    wanted = -(-width // max(1, across)) * -(-height // max(1, down)) * planes
+    named = len(tags.get(_TILE_OFFSETS if _TILE_WIDTH in tags else _STRIP_OFFSETS, ()))
+    if named < wanted:
+        raise InputError(f"{name}: the image is truncated or damaged ({named} of its {wanted} parts are there)")
 
 
 def check_size(size: tuple[int, int], name: str) -> None:

@@ -153,10 +153,10 @@ class Ranker:
         named: str | None = None
         try:
             named = self.place.current_version()
+            if named != self._wanted:
+                self._wanted = named
+                self._tell(self._events.wanted, named)
             if named != self.version:
-                if named != self._wanted:
-                    self._wanted = named
-                    self._tell(self._events.wanted, named)
                 if not self._refusal.allows(named):
                     return
                 start = time.perf_counter()

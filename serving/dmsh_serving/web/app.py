@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ from dmsh_serving.web.steps import TritonSteps
 
 __all__ = ["Web"]
 
-MOST_AT_ONCE: Final = 64  # searches in flight; the next one is told to come again
+MOST_AT_ONCE: Final = {"searches": 64, "examinations": 8}  # in flight; the next one is told to come again
 EXAMINATION_SECONDS: Final = 120.0
 _SHOWN: Final = f"private, max-age={SHOWN_SECONDS}"
 _CLOSED: Final = 499  # nginx's number for a client that went away; nobody reads it
@@ -52,7 +53,7 @@ class Web:
         self.thumbnails = Thumbnails(self.originals, settings.cache, settings.cache_mb << 20)
         self.gallery = None if settings.gallery is None else GalleryFolder(settings.gallery)
         self.metadata = None if settings.metadata is None else Metadata(settings.metadata)
-        self._in_flight = 0
+        self._in_flight: Counter[str] = Counter()
         self._rendering = asyncio.Semaphore(available_cpus())  # a large image takes up to 200 MB while it is decoded
         self._counting = asyncio.Semaphore(available_cpus())
         self._templates = Environment(
@@ -183,7 +184,7 @@ class Web:
     async def _examined(self, request: Request, work: Callable[[Examinations], Any]) -> Response:
         if self.gallery is None:
             raise ProblemError(404, "this needs the gallery's codes: start the page with --gallery FOLDER")
-        return await self._working(request, lambda: work(self.examinations), EXAMINATION_SECONDS)
+        return await self._working(request, lambda: work(self.examinations), "examinations", EXAMINATION_SECONDS)
 
     async def image(self, request: Request) -> Response:
         """GET /v1/images/{key}: a view of the image, upright, without metadata."""
@@ -242,13 +243,16 @@ class Web:
         self.thumbnails.hold(key, tag, data)
         return tag, data
 
-    async def _working(self, request: Request, work: Callable[[], Any], seconds: float | None = None) -> Response:
-        """Answer with what ``work`` returns, unless too many wait already or the client goes away."""
-        if self._in_flight >= MOST_AT_ONCE:
-            raise ProblemError(503, f"{MOST_AT_ONCE} searches are in flight already: try again")
+    async def _working(
+        self, request: Request, work: Callable[[], Any], kind: str = "searches", seconds: float | None = None
+    ) -> Response:
+        """Answer with what ``work`` returns, unless too many of its kind wait already or the client goes away."""
+        if self._in_flight[kind] >= MOST_AT_ONCE[kind]:
+            raise ProblemError(503, f"{MOST_AT_ONCE[kind]} {kind} are in flight already: try again")
         working = asyncio.ensure_future(work())
-        self._in_flight += 1
-        working.add_done_callback(self._ended)  # not with the request, whose work may be in a thread yet
+        self._in_flight[kind] += 1
+        # Not with the request, whose work may be in a thread yet.
+        working.add_done_callback(lambda ended: self._ended(kind, ended))
         try:
             # Each step of a search has its own time; this ends what none of them would.
             async with asyncio.timeout(seconds or 4 * self.settings.timeout):
@@ -259,5 +263,5 @@ class Web:
             raise ProblemError(504, "the answer took too long") from None
         return JSONResponse(found, headers={"cache-control": "no-store"})
 
-    def _ended(self, _: asyncio.Future[Any]) -> None:
-        self._in_flight -= 1
+    def _ended(self, kind: str, _: asyncio.Future[Any]) -> None:
+        self._in_flight[kind] -= 1

@@ -197,6 +197,15 @@ def test_a_server_that_was_away_is_asked_anew_what_it_serves(server, client):
     assert server.rows[-2:] == [2, 2]
 
 
+def test_a_server_that_takes_smaller_batches_now_is_asked_for_their_size(server, client):
+    assert client.max_batch("dmsh_search") == 4
+    server.max_batch, server.refusals = 2, [(grpc.StatusCode.INVALID_ARGUMENT, "batch-size must be <= 2")]
+    with pytest.raises(InputError, match="batch-size must be"):
+        client.search(images(4))
+    client.search(images(4))
+    assert server.rows[-2:] == [2, 2]
+
+
 SPACE = {"bits": "64", "fingerprint": "ab" * 32}
 
 

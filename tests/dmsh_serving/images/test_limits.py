@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.images.limits import MAX_BLOCKS, MAX_PIXELS, check_blocks, check_memory, check_size
+from dmsh_serving.images.limits import MAX_BLOCKS, MAX_PIXELS, check_blocks, check_memory, check_opened, check_size
 
 
 def opened(mode, kind="PNG", size=(64, 48), **options):
@@ -49,6 +49,16 @@ def test_a_strip_of_a_tiff_counts():
     image.tag_v2[278] = 4096
     with pytest.raises(InputError, match=r"^x: 16384 x 4096 pixels of this kind \(TIFF, L\) need [\d,]+ MiB"):
         check_memory(image, "x")
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_tiff_that_names_fewer_strips_than_it_has_is_refused(compression):
+    image = opened("L", "TIFF", compression=compression, tiffinfo={278: 5})
+    assert len(image.tag_v2[273]) == 10  # of 48 rows
+    check_opened(image, "x")
+    image.tag_v2[273] = image.tag_v2[273][:9]
+    with pytest.raises(InputError, match=r"^x: the image is truncated or damaged \(9 of its 10 parts are there\)"):
+        check_opened(image, "x")
 
 
 @pytest.mark.parametrize(("size", "message"), [

@@ -27,9 +27,13 @@ class Noted(RankerEvents):
 
     def __init__(self):
         self.served, self.refusals, self.queries, self.reports = [], 0, 0, 0
+        self.named = []
 
     def serving(self, snapshot, swapped):
         self.served.append((snapshot.version, snapshot.count, swapped))
+
+    def wanted(self, version):
+        self.named.append(version)
 
     def refused(self):
         self.refusals += 1
@@ -58,6 +62,16 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline, "it did not happen within 10 s"
         time.sleep(0.005)
+
+
+def test_a_version_that_is_taken_back_is_wanted_no_more(folder):
+    events, absent = Noted(), "00000009-aaaaaaaa"
+    with Ranker(folder, **SPACE, poll_seconds=0.01, events=events) as ranker:
+        (folder / "CURRENT").write_text(f"{absent}\n")
+        wait_until(lambda: events.refusals)
+        (folder / "CURRENT").write_text(f"{ranker.version}\n")
+        wait_until(lambda: len(events.named) == 3)
+        assert events.named == [ranker.version, absent, ranker.version]
 
 
 def test_answers_equal_the_oracle_and_carry_keys_and_version(ranker):

@@ -1,6 +1,7 @@
 """A version of the gallery in this process: codes, ids and keys side by side, in ascending id order."""
 
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from dmsh_serving.gallery.keys import Keys
 __all__ = ["Collection", "GalleryFolder", "Places", "Words", "words_of"]
 
 _VERSIONS_HELD: Final = 2  # a reader that scrolls goes on in the version it began with
+_REFUSED_SECONDS: Final = 2.0
 
 Words = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
@@ -103,8 +105,10 @@ def words_of(codes: Codes) -> Words:
 class GalleryFolder:
     """The gallery in ``folder``, whose versions are opened as Triton's ranker opens them: checked whole.
 
+    A version that cannot be used leaves the one before it in use, as at Triton, and is tried again after a while.
+
     Raises:
-        InputError: no gallery there, or a damaged one.
+        InputError: no gallery there, or no version of it is sound.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -112,17 +116,22 @@ class GalleryFolder:
         self._lock = threading.Lock()
         self._snapshot: gallery.Snapshot | None = None
         self._held: OrderedDict[str, Collection] = OrderedDict()
-        self.current()
+        self._refused_until = 0.0
+        self._hold(gallery.open_sound(folder)[0])
 
     def current(self) -> Collection:
-        """Return the version that the gallery's pointer names now."""
-        version = current_version(self.folder)
-        held = self._held.get(version)
-        if held is not None:
-            return held
+        """Return the version that the gallery's pointer names now, or the newest one held while that cannot be used."""
+        try:
+            held = self._held.get(current_version(self.folder))
+            if held is not None:
+                return held
+            with self._lock:
+                if time.monotonic() >= self._refused_until:
+                    return self._hold(gallery.open_current(self.folder, known=self._snapshot))
+        except (InputError, OSError):
+            self._refused_until = time.monotonic() + _REFUSED_SECONDS  # to look at a large one takes a second
         with self._lock:
-            snapshot = gallery.open_current(self.folder, known=self._snapshot)
-            return self._hold(snapshot)
+            return self._held[max(self._held)]
 
     def held(self, version: str) -> Collection | None:
         """Return a version that is open already, or None; never touches the disk."""

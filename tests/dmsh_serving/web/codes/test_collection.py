@@ -53,6 +53,24 @@ def test_a_new_version_is_followed_and_the_one_before_stays_open(tmp_path):
     assert folder.held(first) is None
 
 
+def test_while_a_new_version_cannot_be_used_the_one_before_is_and_the_new_one_is_tried_again(tmp_path, monkeypatch):
+    codes = uniform_codes(30, 64, 0)
+    first = gallery.build(tmp_path / "g", codes[:20], None, None, **SPACE).version
+    folder = GalleryFolder(tmp_path / "g")
+    second = gallery.append(tmp_path / "g", codes[20:], None, None, fingerprint=SPACE["fingerprint"])
+    second.path.rename(tmp_path / "arrives later")
+    looks, look = [], gallery.open_current
+    monkeypatch.setattr(gallery, "open_current", lambda *given, **named: looks.append(1) or look(*given, **named))
+    assert [folder.current().version for _ in range(3)] == [first] * 3
+    assert len(looks) == 1
+    assert GalleryFolder(tmp_path / "g").current().version == first  # a page that starts now, too
+    (tmp_path / "arrives later").rename(second.path)
+    folder._refused_until = 0.0
+    assert folder.current().version == second.version
+    (tmp_path / "g" / "CURRENT").write_text("")
+    assert folder.current().version == second.version
+
+
 def test_a_version_that_is_gone_is_none(tmp_path):
     gallery.build(tmp_path / "g", uniform_codes(3, 64, 0), None, None, **SPACE)
     assert GalleryFolder(tmp_path / "g").at("00000007-01234567") is None

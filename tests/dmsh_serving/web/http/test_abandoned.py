@@ -162,7 +162,7 @@ def test_an_error_that_nobody_waits_for_any_more_is_not_logged(caplog):
 
 
 def test_an_abandoned_search_keeps_its_place_until_its_thread_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(app, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(app, "MOST_AT_ONCE", {"searches": 2, "examinations": 1})
     (tmp_path / "images").mkdir()
     web = Web(WebSettings(triton="127.0.0.1:1", images=tmp_path / "images", cache=tmp_path / "cache"))
     threads = [Blocking(), Blocking()]
@@ -173,9 +173,11 @@ def test_an_abandoned_search_keeps_its_place_until_its_thread_is_done(tmp_path, 
             assert answer.status_code == 499
         with pytest.raises(ProblemError, match="2 searches are in flight already"):
             await web._working(Client(60), lambda: in_thread(int))
+        # What is examined has places of its own.
+        assert (await web._working(Client(60), lambda: in_thread(int), "examinations")).body == b"0"
         for each in threads:
             each.let_go.set()
-        while web._in_flight:
+        while web._in_flight.total():
             await asyncio.sleep(0.001)
         assert (await web._working(Client(60), lambda: in_thread(int))).body == b"0"
 
