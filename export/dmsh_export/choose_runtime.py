@@ -24,6 +24,8 @@ COMPARED_IMAGES: Final = 500  # on which an export is held against PyTorch
 def choose_runtime(source: Path, images: Path, out: Path, asked: Runtime | None) -> Choice:
     """Write the model for OpenVINO too, if that can serve it here, and time what can; only ``asked`` if it is given.
 
+    A file for OpenVINO that another deployment left in ``out`` is deleted.
+
     Raises:
         DmshError: the runtime that was asked for cannot serve here.
     """

@@ -40,7 +40,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "dmsh-checkpoint"
 FORMAT_VERSION = 1
-_ASKS_FOR_MEMORY = b"bytearray"  # which torch's unpickler makes as long as a file of 300 bytes says
+_ASKS_FOR_MEMORY = b"bytearray"  # torch's unpickler makes one of any length that a file names
 _ZIP = b"PK\x03\x04"  # by which torch.load knows one
 FLOAT, INTEGER = "float", "integer"  # kinds of checkpoint; a config that names none is a float one's
 
@@ -189,9 +189,7 @@ def read_torch_file(path: Path) -> Any:
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 _check_unpacked(path, archive.infolist())
-                if damaged := archive.testzip():  # torch.load does not look
-                    raise InputError(f"{path} is damaged: the checksum of {damaged} in it does not match")
-                content = _written_anew(archive)
+                content = _written_anew(path, archive)
         else:
             content = io.BytesIO(path.read_bytes())
         if _ASKS_FOR_MEMORY in content.getvalue():
@@ -209,12 +207,18 @@ def read_torch_file(path: Path) -> Any:
         raise InputError(f"{path} is damaged, or was not written by torch.save ({type(error).__name__})") from error
 
 
-def _written_anew(archive: zipfile.ZipFile) -> io.BytesIO:
-    """Return an archive of the members that ``zipfile`` sees: torch may find another table of contents in the file."""
+def _written_anew(path: Path, archive: zipfile.ZipFile) -> io.BytesIO:
+    """Return an archive of the members that ``zipfile`` sees, their checksums compared, which torch does not do.
+
+    In the file itself torch may find another table of contents.
+    """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as copy:
         for member in archive.infolist():
-            copy.writestr(member.filename, archive.read(member))
+            try:
+                copy.writestr(member.filename, archive.read(member))
+            except zipfile.BadZipFile as error:
+                raise InputError(f"{path} is damaged: {error}") from None
     content.seek(0)
     return content
 
@@ -222,6 +226,8 @@ def _written_anew(archive: zipfile.ZipFile) -> io.BytesIO:
 def _check_unpacked(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """Refuse an archive that takes more memory than it has bytes: some kilobytes can be packed gigabytes."""
     size = path.stat().st_size
+    if len({member.filename for member in members}) < len(members):
+        raise InputError(f"{path} is refused: it holds two members of one name")
     packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
     if packed or sum(member.file_size for member in members) > size:
         what = f"{packed[0]} in it is compressed" if packed else f"what is in it is larger than its {size:,} bytes"

@@ -117,10 +117,10 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk as ``os.walk`` does, which takes a folder that cannot be listed for an empty one: here it is an error.
+    """Walk as ``os.walk`` does, but raise an error for a folder that cannot be listed: it takes one for empty.
 
     Raises:
-        OSError: of the folder that cannot be listed, with its name.
+        OSError: a folder cannot be listed; it names the folder, or ``folder`` if the system does not say which.
     """
 
     def fail(error: OSError) -> None:

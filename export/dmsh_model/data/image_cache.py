@@ -29,9 +29,10 @@ GIB = 1 << 30
 
 
 def files_key(root: Path, names: Sequence[str], image_size: int, framing: Framing) -> str:
-    """Return the key of files below ``root``, which counts too, since files of archives may have equal sizes and times.
+    """Return the key of files below ``root``.
 
-    Another name, order, size, time of change or decoder is another key.
+    The folder is part of it: files unpacked from archives may have equal names, sizes and times. Another name, order,
+    size, time of change or decoder is another key.
     """
     digest = _decoder(image_size, framing)
     digest.update(f"{root.resolve()}\n".encode(errors="surrogateescape"))

@@ -14,7 +14,7 @@ from dmsh_serving.contract import DEFAULT_GRPC_PORT
 from dmsh_serving.errors import InputError
 
 _TLS, _PAGE = "TLS", "The page"
-_MOST_DESCRIPTORS: Final = 1 << 16
+_MOST_DESCRIPTORS: Final = 1 << 16  # some programs go through all that they may have
 
 
 def start(
@@ -126,7 +126,7 @@ def _interrupt_once() -> None:
 
 
 def _allow_descriptors() -> None:
-    """Let this process and Triton open as many files as the system permits: idle connections take one each."""
+    """Let this process and Triton open up to 65,536 files, if the system permits it: each idle connection takes one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:

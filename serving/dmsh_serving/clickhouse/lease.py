@@ -25,10 +25,11 @@ _RENEWED_AFTER: Final = 15
 class Lease:
     """``with Lease(tables) as lease``: a thread extends it while the writer works, whose statements may take minutes.
 
-    It asks over a connection of its own, with the deadline of a search: who waits for it must not wait for an hour.
+    The thread has a connection of its own with a search's deadline, so that nobody who waits for it waits an hour.
 
     Raises:
         InputError: another process changes the gallery.
+        UnavailableError: ClickHouse does not answer.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -40,6 +41,15 @@ class Lease:
         self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
+        try:
+            self._take()
+        except BaseException:
+            self._connection.close()
+            raise
+        self._keeper.start()
+        return self
+
+    def _take(self) -> None:
         term, _, left = self._newest()
         if left > 0:
             raise InputError(
@@ -49,8 +59,6 @@ class Lease:
         self._term = term + 1
         self._write(_SECONDS)
         self.check()
-        self._keeper.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

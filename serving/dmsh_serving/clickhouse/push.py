@@ -182,10 +182,12 @@ def _remove(connection: Connection, tables: Tables, source: Source, base: Publis
 
 
 def _removed_by_segment(connection: Connection, tables: Tables, batch: int) -> dict[int, list[int]]:
+    if not batch:
+        return {}
     columns = connection.columns(
         f"SELECT segment, groupArray(id) FROM {tables.removed} WHERE batch = {batch} GROUP BY segment"
     )
-    return dict(zip(*columns, strict=True)) if batch and columns else {}
+    return dict(zip(*columns, strict=True))
 
 
 def copy_removed(connection: Connection, tables: Tables, before: int, batch: int) -> None:

@@ -36,7 +36,7 @@ from dmsh_serving.contract import (
     SEARCH_MODEL,
     K,
 )
-from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.errors import InputError, MissingError, UnavailableError
 
 __all__ = [
     "CHANNEL_OPTIONS",
@@ -187,7 +187,7 @@ class Questions:
             answer = yield from self._attempts(limit, Infer(model, part, outputs, 0))
             parts.append(answer)
         if several and (yield from self._fingerprint(model, limit)) != before:
-            raise MissingError(f"the Triton at {self.url} began to serve another model meanwhile: ask again")
+            raise UnavailableError(f"the Triton at {self.url} began to serve another model meanwhile: ask again")
         return joined(parts, outputs, self.url)
 
     def _fingerprint(self, model: str, limit: _Time) -> Steps[str]:

@@ -1,6 +1,6 @@
 """What decoding one file may cost, told from its length and header before a pixel is decoded."""
 
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image, ImageFile
 
@@ -36,7 +36,7 @@ _ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
 # frame and their RGB.
 _DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 7, "HEIF": 5}
 _TILE_WIDTH, _TILE_HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _BITS = 322, 323, 278, 277, 258
-_STRIP_OFFSETS, _TILE_OFFSETS, _PLANAR, _SEPARATE = 273, 324, 284, 2
+_WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS, _PLANAR, _SEPARATE = 256, 257, 273, 324, 284, 2
 
 
 def check_file(data: bytes, name: str) -> None:
@@ -98,18 +98,22 @@ def check_opened(image: Image.Image, name: str) -> None:
 
 
 def _check_strips(image: Image.Image, name: str) -> None:
-    """Refuse a TIFF that names fewer strips or tiles than its pixels lie in: Pillow would leave the rest black."""
+    """Refuse a TIFF that lists fewer strips or tiles than its size needs: Pillow would leave the rest black."""
     tags = image.tag_v2  # type: ignore[attr-defined]  # only a TIFF has them
-    if _TILE_WIDTH in tags:
-        across, down = int(tags[_TILE_WIDTH]), int(tags.get(_TILE_HEIGHT, image.height))
-    else:
-        across, down = image.width, int(tags.get(_ROWS_PER_STRIP, image.height))
+    width, height, across, down = _parts(tags)
     planes = int(tags.get(_SAMPLES, 1)) if tags.get(_PLANAR) == _SEPARATE else 1
-    width, height = image.size
     wanted = -(-width // max(1, across)) * -(-height // max(1, down)) * planes
-    named = len(tags.get(_TILE_OFFSETS if _TILE_WIDTH in tags else _STRIP_OFFSETS, ()))
-    if named < wanted:
-        raise InputError(f"{name}: the image is truncated or damaged ({named} of its {wanted} parts are there)")
+    listed = len(tags.get(_TILE_OFFSETS if _TILE_WIDTH in tags else _STRIP_OFFSETS, ()))
+    if listed < wanted:
+        raise InputError(f"{name}: the image is truncated or damaged ({listed} of its {wanted} parts are there)")
+
+
+def _parts(tags: Any) -> tuple[int, int, int, int]:
+    """Return width and height of a TIFF as stored, and those of a strip or tile; Pillow's own size is that once turned."""
+    width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
+    if _TILE_WIDTH in tags:
+        return width, height, int(tags[_TILE_WIDTH]), int(tags.get(_TILE_HEIGHT, height))
+    return width, height, width, min(int(tags.get(_ROWS_PER_STRIP, height)), height)
 
 
 def check_size(size: tuple[int, int], name: str) -> None:
@@ -160,8 +164,5 @@ def _conversion_bytes(image: Image.Image) -> int:
 def _tile_bytes(image: Image.Image) -> int:
     """Return the size of one decoded tile or strip of a TIFF, which libtiff holds whole."""
     tags = image.tag_v2  # type: ignore[attr-defined]  # only a TIFF has them
-    if _TILE_WIDTH in tags:
-        pixels = int(tags[_TILE_WIDTH]) * int(tags.get(_TILE_HEIGHT, image.height))
-    else:
-        pixels = image.width * min(int(tags.get(_ROWS_PER_STRIP, image.height)), image.height)
-    return pixels * int(tags.get(_SAMPLES, 1)) * int(max(tags.get(_BITS, (8,)))) // 8
+    _, _, across, down = _parts(tags)
+    return across * down * int(tags.get(_SAMPLES, 1)) * int(max(tags.get(_BITS, (8,)))) // 8

@@ -26,7 +26,7 @@ from dmsh_serving.contract import (
     RADIUS,
     K,
 )
-from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.errors import InputError, MissingError, UnavailableError
 from dmsh_serving.triton.server.launcher import free_ports
 
 BUSY = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
@@ -220,7 +220,7 @@ def test_batches_that_two_models_answered_are_no_answer(server, client, ask):
                 server.parameters = SPACE | {"fingerprint": "ef" * 32}
 
     server.parameters, server.rows = SPACE, Replaced()
-    with pytest.raises(MissingError, match="began to serve another model meanwhile: ask again"):
+    with pytest.raises(UnavailableError, match="began to serve another model meanwhile: ask again"):
         getattr(client, ask)(images(9))
     assert getattr(client, ask)(images(9)) is not None  # all by the new one
 

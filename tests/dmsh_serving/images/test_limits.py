@@ -45,16 +45,18 @@ def test_a_strip_of_a_tiff_counts():
     image = opened("L", "TIFF", compression="tiff_lzw")
     check_memory(image, "x")
     image.tag_v2[277] = 60_000  # samples per pixel
-    image._size = (16_384, 4096)
+    image._size = image.tag_v2[256], image.tag_v2[257] = (16_384, 4096)
     image.tag_v2[278] = 4096
     with pytest.raises(InputError, match=r"^x: 16384 x 4096 pixels of this kind \(TIFF, L\) need [\d,]+ MiB"):
         check_memory(image, "x")
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
-def test_a_tiff_that_names_fewer_strips_than_it_has_is_refused(compression):
-    image = opened("L", "TIFF", compression=compression, tiffinfo={278: 5})
+def test_a_tiff_that_lists_fewer_strips_than_its_size_needs_is_refused(compression, orientation):
+    image = opened("L", "TIFF", compression=compression, tiffinfo={278: 5, 274: orientation})
     assert len(image.tag_v2[273]) == 10  # of 48 rows
+    assert (image.height == 48) == (orientation < 5)  # Pillow gives the size as it will be turned
     check_opened(image, "x")
     image.tag_v2[273] = image.tag_v2[273][:9]
     with pytest.raises(InputError, match=r"^x: the image is truncated or damaged \(9 of its 10 parts are there\)"):

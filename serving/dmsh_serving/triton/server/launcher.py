@@ -99,6 +99,7 @@ class TritonServer:
         self._log_json, self._slow_seconds, self._canary = log_json, slow_seconds, canary
         self._launched, self._stopping, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._watch = threading.Thread(target=self._run, name="triton-watch", daemon=True)
+        self._control = Control(self.http_url)  # another one for each start
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: frozenset[int] = frozenset()
         self._vitals: Vitals | None = None

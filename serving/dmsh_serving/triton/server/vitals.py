@@ -1,7 +1,7 @@
 """Is a server alive? A search for its canary tells: a process that hangs is there, and Triton calls it ready.
 
 A search that is not answered may have met a busy server. So the server counts as hanging only if one of the models that
-the search goes through finished no request at all while it waited.
+the search goes through finished no request at all while it waited, though the model before handed requests on.
 """
 
 import http.client
@@ -18,10 +18,12 @@ __all__ = ["PATIENCE_SECONDS", "Vitals"]
 
 EVERY_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 15.0  # longer than a batch may take to decode, which is 10 s
+GRACE_SECONDS: Final = 5.0  # for what was handed on a moment ago
 _STEPS: Final = (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL)
 # A server that is gone; or another program on its port, which may answer anything: the watch must go on.
 _NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError)
-_Counts = dict[str, int]
+_Counts = dict[str, tuple[int, int]]
+"""For each model the batches that it has computed, and the requests that it answered well."""
 
 
 class Vitals:
@@ -82,16 +84,20 @@ class Vitals:
 
     def _without_progress(self, before: _Counts) -> str | None:
         try:
-            after = self._finished()
+            hanging = _hanging(before, self._finished())
+            if hanging not in (None, DECODE_MODEL) and not self._stop.wait(GRACE_SECONDS):
+                hanging = _hanging(before, self._finished())
         except _NO_ANSWER:
             return f"tritonserver gave no answer for {PATIENCE_SECONDS:g} s"
-        hanging = [model for model in _STEPS if after.get(model) == before.get(model)]
-        return f"{hanging[0]} finished no request for {PATIENCE_SECONDS:g} s" if hanging else None
+        return f"{hanging} finished no request for {PATIENCE_SECONDS:g} s" if hanging else None
 
     def _finished(self) -> _Counts:
-        """Return for each model how many batches it has computed; a request that is cancelled counts for none."""
+        """Return what each model has done; a request that is cancelled counts for nothing."""
         stats = self._json("GET", "/v2/models/stats")["model_stats"]
-        return {model["name"]: int(model["execution_count"]) for model in stats}
+        return {
+            model["name"]: (int(model["execution_count"]), int(model["inference_stats"]["success"]["count"]))
+            for model in stats
+        }
 
     def _json(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
         connection = http.client.HTTPConnection(self._url, timeout=PATIENCE_SECONDS)
@@ -104,6 +110,17 @@ class Vitals:
             return json.loads(content)
         finally:
             connection.close()
+
+
+def _hanging(before: _Counts, after: _Counts) -> str | None:
+    """Return the first model that has computed nothing though requests have reached it, None if there is none."""
+    for model in _STEPS:
+        (ran, answered), (ran_before, answered_before) = (counts.get(model, (0, 0)) for counts in (after, before))
+        if ran == ran_before:
+            return model
+        if answered == answered_before:  # all were refused, so none came to the next model
+            return None
+    return None
 
 
 def _request(file: bytes) -> tuple[dict[str, str], bytes]:

@@ -98,7 +98,7 @@ def watched(startable, monkeypatch):
             "_control": control,
             **acts,
         }.items():
-            monkeypatch.setattr(startable, name, act, raising=False)
+            monkeypatch.setattr(startable, name, act)
         return startable
 
     return give

@@ -28,6 +28,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.moving, self.answers, self.status, self.looks = set(MODELS), True, 200, 0
         self.silent, self.code, self.asked = False, CANARY.code, []
+        self.refusing = set()  # models whose requests all fail
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
@@ -37,7 +38,11 @@ class Server(ThreadingHTTPServer):
     def stats(self):
         self.looks += 1
         counts = {model: self.looks if model in self.moving else 7 for model in MODELS}
-        return {"model_stats": [{"name": model, "execution_count": count} for model, count in counts.items()]}
+        return {"model_stats": [
+            {"name": model, "execution_count": count,
+             "inference_stats": {"success": {"count": 7 if model in self.refusing else count}}}
+            for model, count in counts.items()
+        ]}  # fmt: skip
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -80,6 +85,7 @@ def server():
 def impatient(monkeypatch):
     """Wait less than the server keeps waiting; other tests have the patience that a busy machine needs."""
     monkeypatch.setattr(vitals, "PATIENCE_SECONDS", 0.6)
+    monkeypatch.setattr(vitals, "GRACE_SECONDS", 0.01)
 
 
 def test_a_search_that_is_answered_is_a_sign_of_life(server):
@@ -117,6 +123,18 @@ def test_fault_36_a_model_that_finishes_nothing_while_a_search_waits_hangs(serve
 def test_a_server_that_is_merely_busy_is_left_alone(server, impatient):
     server.answers = False
     assert Vitals(server.url, print)._look() is None
+
+
+def test_a_model_that_is_given_nothing_does_not_hang(server, impatient):
+    server.answers, server.moving, server.refusing = False, {"dmsh_decode"}, {"dmsh_decode"}
+    assert Vitals(server.url, print)._look() is None
+
+
+def test_a_model_that_was_given_its_first_request_a_moment_ago_does_not_hang(server, impatient, monkeypatch):
+    server.answers, server.moving = False, {"dmsh_decode"}
+    looked = Vitals(server.url, print)
+    monkeypatch.setattr(looked._stop, "wait", lambda seconds: server.moving.update(MODELS))
+    assert looked._look() is None
 
 
 def test_a_server_that_refuses_lives(server):
