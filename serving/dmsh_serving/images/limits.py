@@ -109,7 +109,7 @@ def _check_strips(image: Image.Image, name: str) -> None:
 
 
 def _parts(tags: Any) -> tuple[int, int, int, int]:
-    """Return width and height of a TIFF as stored, and those of a strip or tile; Pillow's own size is that once turned."""
+    """Return width and height of a TIFF as stored, not as turned, which is Pillow's size, and of a strip or tile."""
     width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
     if _TILE_WIDTH in tags:
         return width, height, int(tags[_TILE_WIDTH]), int(tags.get(_TILE_HEIGHT, height))

@@ -1,16 +1,28 @@
 """Is a server alive? A search for its canary tells: a process that hangs is there, and Triton calls it ready.
 
-A search that is not answered may have met a busy server. So the server counts as hanging only if one of the models that
-the search goes through finished no request at all while it waited, though the model before handed requests on.
+A search that is not answered may have met a busy server: it may stand in the queue of one model, while the next one has
+nothing to do. So a model counts as hanging only if it finished no request at all while the search waited, and does not
+answer a question of its own either.
 """
 
 import http.client
 import json
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from dmsh_serving.contract import CODE, DECODE_MODEL, ENCODER_MODEL, FILE, IDS, RANKER_MODEL, SEARCH_FILE_MODEL, K
+from dmsh_serving.contract import (
+    CODE,
+    DECODE_MODEL,
+    ENCODER_MODEL,
+    FILE,
+    IDS,
+    IMAGE,
+    RANKER_MODEL,
+    SEARCH_FILE_MODEL,
+    K,
+)
 from dmsh_serving.errors import DmshError
 from dmsh_serving.triton.canary import Canary
 
@@ -18,12 +30,12 @@ __all__ = ["PATIENCE_SECONDS", "Vitals"]
 
 EVERY_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 15.0  # longer than a batch may take to decode, which is 10 s
-GRACE_SECONDS: Final = 5.0  # for what was handed on a moment ago
+ALONE_SECONDS: Final = 5.0  # for a model that had nothing to do to answer a question of its own
 _STEPS: Final = (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL)
 # A server that is gone; or another program on its port, which may answer anything: the watch must go on.
 _NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError)
-_Counts = dict[str, tuple[int, int]]
-"""For each model the batches that it has computed, and the requests that it answered well."""
+_ASKED_ALONE: Final = {ENCODER_MODEL: IMAGE, RANKER_MODEL: CODE}  # the input that such a question needs
+_Counts = dict[str, int]
 
 
 class Vitals:
@@ -66,7 +78,9 @@ class Vitals:
         except (*_NO_ANSWER, DmshError):
             return None  # it is gone, which the launcher sees by itself
         try:
-            headers, body = _request(canary.file)
+            file = len(canary.file).to_bytes(4, "little") + canary.file
+            inputs = [(FILE, "BYTES", [1, 1], file), (K, "INT64", [1, 1], (1).to_bytes(8, "little"))]
+            headers, body = _request(inputs, [CODE, IDS])  # one of the last step: see docs/serving.md
             found = self._json("POST", f"/v2/models/{SEARCH_FILE_MODEL}/infer", body, headers)
             (code,) = [bytes(output["data"]) for output in found["outputs"] if output["name"] == CODE]
         except TimeoutError:
@@ -84,23 +98,49 @@ class Vitals:
 
     def _without_progress(self, before: _Counts) -> str | None:
         try:
-            hanging = _hanging(before, self._finished())
-            if hanging not in (None, DECODE_MODEL) and not self._stop.wait(GRACE_SECONDS):
-                hanging = _hanging(before, self._finished())
+            after = self._finished()
+            for model in _STEPS:
+                if after.get(model) == before.get(model) and not self._answers_alone(model):
+                    return f"{model} finished no request for {PATIENCE_SECONDS:g} s"
         except _NO_ANSWER:
             return f"tritonserver gave no answer for {PATIENCE_SECONDS:g} s"
-        return f"{hanging} finished no request for {PATIENCE_SECONDS:g} s" if hanging else None
+        return None
+
+    def _answers_alone(self, model: str) -> bool:
+        """Say whether ``model`` answers a question of its own, or finishes anything else meanwhile."""
+        if model not in _ASKED_ALONE:  # the search has asked it already
+            return False
+        before = self._finished().get(model)
+        try:
+            (given,) = (
+                each
+                for each in self._json("GET", f"/v2/models/{model}/config")["input"]
+                if each["name"] == _ASKED_ALONE[model]
+            )
+            shape = [1, *map(int, given["dims"])]
+            headers, body = _request([(given["name"], "UINT8", shape, bytes(math.prod(shape)))], [])
+            self._json("POST", f"/v2/models/{model}/infer", body, headers, seconds=ALONE_SECONDS)
+        except TimeoutError:
+            return self._finished().get(model) != before
+        except _NO_ANSWER:
+            return True  # refused, so it lives
+        return True
 
     def _finished(self) -> _Counts:
-        """Return what each model has done; a request that is cancelled counts for nothing."""
+        """Return for each model how many batches it has computed; a request that is cancelled counts for none."""
         stats = self._json("GET", "/v2/models/stats")["model_stats"]
-        return {
-            model["name"]: (int(model["execution_count"]), int(model["inference_stats"]["success"]["count"]))
-            for model in stats
-        }
+        return {model["name"]: int(model["execution_count"]) for model in stats}
 
-    def _json(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
-        connection = http.client.HTTPConnection(self._url, timeout=PATIENCE_SECONDS)
+    def _json(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        seconds: float | None = None,
+    ) -> Any:
+        connection = http.client.HTTPConnection(self._url, timeout=seconds or PATIENCE_SECONDS)
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
@@ -112,29 +152,21 @@ class Vitals:
             connection.close()
 
 
-def _hanging(before: _Counts, after: _Counts) -> str | None:
-    """Return the first model that has computed nothing though requests have reached it, None if there is none."""
-    for model in _STEPS:
-        (ran, answered), (ran_before, answered_before) = (counts.get(model, (0, 0)) for counts in (after, before))
-        if ran == ran_before:
-            return model
-        if answered == answered_before:  # all were refused, so none came to the next model
-            return None
-    return None
-
-
-def _request(file: bytes) -> tuple[dict[str, str], bytes]:
-    """Return headers and body of a search for the one nearest image of ``file``, in Triton's HTTP with binary data."""
-    head = {
+def _request(
+    inputs: Sequence[tuple[str, str, list[int], bytes]], outputs: Sequence[str]
+) -> tuple[dict[str, str], bytes]:
+    """Return headers and body of a request in Triton's HTTP with binary data; without ``outputs`` it gets all."""
+    head: dict[str, Any] = {
         "id": "canary",
         "inputs": [
-            {"name": FILE, "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": 4 + len(file)}},
-            {"name": K, "datatype": "INT64", "shape": [1, 1], "data": [1]},
+            {"name": name, "datatype": kind, "shape": shape, "parameters": {"binary_data_size": len(data)}}
+            for name, kind, shape, data in inputs
         ],
-        "outputs": [{"name": CODE}, {"name": IDS}],  # one of the last step: see docs/serving.md
     }
+    if outputs:
+        head["outputs"] = [{"name": name} for name in outputs]
     text = json.dumps(head).encode()
-    return {"Inference-Header-Content-Length": str(len(text))}, text + len(file).to_bytes(4, "little") + file
+    return {"Inference-Header-Content-Length": str(len(text))}, b"".join([text, *(data for *_, data in inputs)])
 
 
 def _texts(config: dict[str, Any]) -> dict[str, str]:

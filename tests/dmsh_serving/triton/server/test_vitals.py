@@ -28,7 +28,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.moving, self.answers, self.status, self.looks = set(MODELS), True, 200, 0
         self.silent, self.code, self.asked = False, CANARY.code, []
-        self.refusing = set()  # models whose requests all fail
+        self.idle = set()  # models that have nothing to do, and answer at once when they are asked by themselves
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
@@ -38,11 +38,7 @@ class Server(ThreadingHTTPServer):
     def stats(self):
         self.looks += 1
         counts = {model: self.looks if model in self.moving else 7 for model in MODELS}
-        return {"model_stats": [
-            {"name": model, "execution_count": count,
-             "inference_stats": {"success": {"count": 7 if model in self.refusing else count}}}
-            for model, count in counts.items()
-        ]}  # fmt: skip
+        return {"model_stats": [{"name": model, "execution_count": count} for model, count in counts.items()]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -55,13 +51,14 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path.endswith("/stats"):
             self.say(self.server.stats())
         else:
-            self.say({"parameters": {k: {"string_value": v} for k, v in CANARY.parameters().items()}})
+            inputs = [{"name": "image", "dims": [8, 8, 3]}, {"name": "code", "dims": [8]}, {"name": "k", "dims": [1]}]
+            self.say({"input": inputs, "parameters": {k: {"string_value": v} for k, v in CANARY.parameters().items()}})
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         head = int(self.headers["Inference-Header-Content-Length"])
         self.server.asked.append((json.loads(body[:head]), body[head:]))
-        if not self.server.answers:
+        if not self.server.answers and self.path.split("/")[3] not in self.server.idle:
             time.sleep(1.5)
         self.say({"outputs": [{"name": "code", "data": list(self.server.code)}]}, self.server.status)
 
@@ -85,7 +82,7 @@ def server():
 def impatient(monkeypatch):
     """Wait less than the server keeps waiting; other tests have the patience that a busy machine needs."""
     monkeypatch.setattr(vitals, "PATIENCE_SECONDS", 0.6)
-    monkeypatch.setattr(vitals, "GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(vitals, "ALONE_SECONDS", 0.6)
 
 
 def test_a_search_that_is_answered_is_a_sign_of_life(server):
@@ -93,9 +90,9 @@ def test_a_search_that_is_answered_is_a_sign_of_life(server):
     looked = Vitals(server.url, told.append)
     assert looked._look() is None
     assert (looked.searches, told) == (1, [])
-    ((head, file),) = server.asked
-    assert file == len(CANARY.file).to_bytes(4, "little") + CANARY.file
-    assert head["inputs"][0]["parameters"]["binary_data_size"] == len(file)
+    ((head, sent),) = server.asked
+    assert sent == len(CANARY.file).to_bytes(4, "little") + CANARY.file + (1).to_bytes(8, "little")
+    assert [each["parameters"]["binary_data_size"] for each in head["inputs"]] == [len(sent) - 8, 8]
 
 
 @pytest.mark.parametrize("answer", [[], 7, None, {}, {"model_stats": [7]}, {"model_stats": [], "parameters": [7]}])
@@ -125,15 +122,26 @@ def test_a_server_that_is_merely_busy_is_left_alone(server, impatient):
     assert Vitals(server.url, print)._look() is None
 
 
-def test_a_model_that_is_given_nothing_does_not_hang(server, impatient):
-    server.answers, server.moving, server.refusing = False, {"dmsh_decode"}, {"dmsh_decode"}
+@pytest.mark.parametrize("busy", [MODELS[:1], MODELS[:2]])
+def test_a_model_behind_a_busy_one_has_nothing_to_do_and_does_not_hang(server, impatient, busy):
+    server.answers, server.moving, server.idle = False, set(busy), set(MODELS) - set(busy)
     assert Vitals(server.url, print)._look() is None
+    asked = [head["inputs"][0] for head, _ in server.asked[1:]]
+    shapes = {"dmsh_encoder": ("image", [1, 8, 8, 3]), "dmsh_ranker": ("code", [1, 8])}
+    assert [(each["name"], each["shape"]) for each in asked] == [shapes[model] for model in MODELS if model not in busy]
 
 
-def test_a_model_that_was_given_its_first_request_a_moment_ago_does_not_hang(server, impatient, monkeypatch):
-    server.answers, server.moving = False, {"dmsh_decode"}
+def test_a_model_that_finishes_something_else_meanwhile_does_not_hang(server, impatient, monkeypatch):
+    server.answers, server.moving = False, {"dmsh_decode", "dmsh_encoder"}
     looked = Vitals(server.url, print)
-    monkeypatch.setattr(looked._stop, "wait", lambda seconds: server.moving.update(MODELS))
+    ask = looked._json
+
+    def moved_meanwhile(method, path, *given, **named):
+        if path == "/v2/models/dmsh_ranker/infer":
+            server.moving.add("dmsh_ranker")
+        return ask(method, path, *given, **named)
+
+    monkeypatch.setattr(looked, "_json", moved_meanwhile)
     assert looked._look() is None
 
 
