@@ -167,6 +167,7 @@ def models():
         said = {
             Metadata.FINGERPRINT: integer_fingerprint(canonical_hash(network), Framing()),
             Metadata.FRAMING: str(Framing()),
+            Metadata.DIALECT: dialect,
         }
         onnx.helper.set_model_props(model, said)
         yield model.SerializeToString()
