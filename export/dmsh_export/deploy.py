@@ -13,8 +13,10 @@ first step that is missing or damaged.
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,16 +104,16 @@ def deploy(
     header = float_checkpoint.read_header(checkpoint)
     if in_float and header.get("kind") == float_checkpoint.INTEGER:
         raise InputError(f"{checkpoint} is an integer checkpoint: --float needs the float one it was made from")
-    run = _Run(out, _made_of(checkpoint, images, in_float, settings), overwrite, on_step)
     given = in_float or header.get("kind") == float_checkpoint.INTEGER
     made = _Deployment(checkpoint if given else out / INTEGER, images, out, settings, skip_bad, on_progress)
-    if not given:
-        run.step("quantise", made.source, lambda: made.quantise(checkpoint), lambda: dmsh_model.load(made.source))
-    run.step("export", made.model, made.export, lambda: read_manifest(made.model))
-    run.step("runtime", made.settings, made.choose_runtime, lambda: read_manifest(made.served))
-    run.step("gallery", made.gallery, made.encode, made.check_gallery)
-    run.step("repository", made.repository, made.write_repository, made.check_repository)
-    return tuple(run.steps)
+    with _Run(out, _made_of(checkpoint, images, in_float, settings), overwrite, on_step) as run:
+        if not given:
+            run.step("quantise", made.source, lambda: made.quantise(checkpoint), lambda: dmsh_model.load(made.source))
+        run.step("export", made.model, made.export, lambda: read_manifest(made.model))
+        run.step("runtime", made.settings, made.choose_runtime, lambda: read_manifest(made.served))
+        run.step("gallery", made.gallery, made.encode, made.check_gallery)
+        run.step("repository", made.repository, made.write_repository, made.check_repository)
+        return tuple(run.steps)
 
 
 class _Deployment:
@@ -210,15 +212,24 @@ class _Deployment:
 
 
 class _Run:
-    """The steps of one deployment and their record in ``out``."""
+    """The steps of one deployment and their record in ``out``, which no other process writes to meanwhile."""
 
     def __init__(self, out: Path, made_of: dict[str, str], overwrite: bool, on_step: Callable[[str], None]) -> None:
         self.steps: list[Step] = []
         self._record = out / _RECORD
         self._made_of = made_of
         self._on_step = on_step
-        self._results = {} if overwrite else _earlier_results(out, made_of)
+        if not overwrite:
+            _earlier_results(out, made_of)  # refused before anything is written
         out.mkdir(exist_ok=True)
+        self._lock = _locked(out)
+        self._results = {} if overwrite else _earlier_results(out, made_of)
+
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
 
     def step(self, name: str, artefact: Path, make: Callable[[], str], check: Callable[[], object]) -> None:
         """Run ``make``, or keep what an earlier run made if ``check`` finds it whole; then note it in the record."""
@@ -236,6 +247,17 @@ class _Run:
     def _note(self, results: dict[str, str]) -> None:
         self._results = results
         write_json(self._record, {"format": "dmsh-deploy", "made_of": self._made_of, "done": results})
+
+
+def _locked(out: Path) -> int:
+    """Return an open descriptor of the folder that holds its lock; the system releases it when the process ends."""
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(f"{out} is being written by another process: wait for it, or choose another --out") from None
+    return descriptor
 
 
 def _earlier_results(out: Path, made_of: dict[str, str]) -> dict[str, str]:
@@ -284,7 +306,7 @@ def _made_of(checkpoint: Path, images: Path, in_float: bool, settings: EncoderSe
 def _listing(images: Path) -> str:
     """Return a name for the files of ``images``: by path, size and time, since reading a million would take minutes."""
     paths = image_paths(images) if images.is_dir() else [images]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{images.resolve()}\n".encode(errors="surrogateescape"))
     for path in paths:
         found = path.stat()
         digest.update(f"{path.relative_to(images.parent)}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())

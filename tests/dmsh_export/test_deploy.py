@@ -1,6 +1,8 @@
 """A checkpoint and images become a folder that a server starts from; a rerun does only what is missing."""
 
+import fcntl
 import json
+import os
 import shutil
 
 import numpy as np
@@ -143,6 +145,23 @@ def test_another_config_beside_the_same_weights_is_another_checkpoint(images, tm
     config.write_text(json.dumps(said))
     with pytest.raises(InputError, match="made of another checkpoint"):
         deploy(weights, images, tmp_path / "service", in_float=True)
+
+
+def test_images_of_another_folder_are_others_though_names_sizes_and_times_are_the_same(deployed, images, tmp_path):
+    (tmp_path / "images").mkdir()
+    twin = shutil.copy2(images, tmp_path / "images" / images.name)
+    with pytest.raises(InputError, match="made of another set of images"):
+        deploy(DEMO_CHECKPOINT, twin, deployed)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_another_process_writes_is_left_to_it(deployed, images, overwrite):
+    held = os.open(deployed, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="is being written by another process"):
+        deploy(DEMO_CHECKPOINT, images, deployed, overwrite=overwrite)
+    os.close(held)
+    assert made_and_kept(deploy(DEMO_CHECKPOINT, images, deployed)) == ([], STEPS)
 
 
 def test_float_stays_in_float_and_an_integer_checkpoint_is_not_quantised_again(deployed, images, tmp_path, mnist):

@@ -178,7 +178,8 @@ class _Objects:
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"address": self.address}
+        # With what was listed: a worker's own list would have other objects, or others in a shard's range.
+        return {"address": self.address, "_objects": self._objects}
 
     @cached_property
     def _objects(self) -> list[tuple[str, int, int]]:

@@ -15,6 +15,7 @@ from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import sha256_of_file
+from dmsh_serving.gallery.folder import next_id_of
 from dmsh_serving.gallery.keys import Keys
 from dmsh_serving.gallery.part import Ids, Part
 from dmsh_serving.gallery.tables import iter_parquet, parquet_space, shard_paths
@@ -119,7 +120,7 @@ def source_of_gallery(folder: Path, snapshot: "Snapshot") -> Source:
         gone = np.empty(0, np.int64) if live is None else part.ids_of(np.flatnonzero(~live))
         segments.append(Incoming(int(name.sha256[:16], 16), part.count, _blocks_of_part(part), gone))
     space = (snapshot.bits, snapshot.fingerprint, snapshot.has_keys)
-    return Source(f"{folder.name} {snapshot.version}", *space, {}, tuple(segments), snapshot.next_id, unique=True)
+    return Source(f"{folder.name} {snapshot.version}", *space, {}, tuple(segments), next_id_of(folder), unique=True)
 
 
 def source_of_parquet(path: Path, columns: tuple[str, ...], bits: int | None, fingerprint: str | None) -> Source:

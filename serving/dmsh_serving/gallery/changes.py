@@ -216,7 +216,7 @@ def merge(folders: Sequence[Path], out: Path, *, renumber: bool = False, overwri
             raise InputError(f"the galleries share ids: {error}; --renumber gives new ones") from None
         raise
     if not renumber:  # ids that are kept are those of the merged galleries, whose removed ones do not come back either
-        part = replace(part, next_id=max(snapshot.next_id for snapshot in snapshots))
+        part = replace(part, next_id=max(map(next_id_of, folders)))
     return _build(out, part, overwrite)
 
 

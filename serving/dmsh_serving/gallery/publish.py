@@ -16,7 +16,7 @@ from dmsh_serving.gallery.folder import (
     leftover_paths,
     named_version,
     next_id_of,
-    open_current,
+    open_version,
     part_path,
     part_paths,
 )
@@ -45,10 +45,15 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
     _sweep(folder, keep=set(existing))
     with whole_file(part_path(folder, version), mode=0o444) as file:
         write_part(file, part, digest)
+    try:
+        snapshot = open_version(folder, version, known)
+    except InputError as error:  # the codes may be those of a file that somebody writes to
+        part_path(folder, version).unlink()
+        raise InputError(f"{folder}: what was written is not what was given ({error}): do it again") from error
     write_atomically(folder / CURRENT, f"{version}\n".encode())
     kept = [*_files_of(folder, version), *(_files_of(folder, served) if served else [])]
     _sweep(folder, keep=set(kept))
-    return open_current(folder, known=known)
+    return snapshot
 
 
 def _files_of(folder: Path, version: str) -> list[Path]:

@@ -309,6 +309,12 @@ def test_a_rolled_back_or_pulled_gallery_gives_no_id_out_twice(tmp_path, address
     assert (back.count, back.next_id) == (COUNT, 2010)
 
 
+def test_an_id_that_was_taken_back_before_a_push_does_not_come_back(folder, address):
+    gallery.append(folder, uniform_codes(5, 64, 9), None, [f"new-{number}" for number in range(5)])
+    gallery.rollback(folder)
+    assert push(source(folder), address)[0].next_id == COUNT + 5
+
+
 def test_as_many_keys_as_there_are_can_be_looked_up(address, monkeypatch):
     keys = [f"key-{number}" for number in range(COUNT)]
     monkeypatch.setattr(changes, "_QUERY_BYTES", 1000)  # beside the list, which is longer than a server's limit

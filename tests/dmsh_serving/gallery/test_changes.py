@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -19,7 +20,8 @@ from dmsh_serving.contract import PAD_DISTANCE, PAD_ID, PAD_KEY
 from dmsh_serving.errors import InputError
 from dmsh_serving.gallery import changes, part_file
 from dmsh_serving.gallery import folder as gallery_folder
-from dmsh_serving.gallery.changes import append, build, compact, remove, remove_keys
+from dmsh_serving.gallery import publish as publishing
+from dmsh_serving.gallery.changes import append, build, compact, merge, remove, remove_keys
 from dmsh_serving.gallery.folder import current_version, open_current
 from dmsh_serving.gallery.part import Part
 from dmsh_serving.gallery.rollback import rollback
@@ -523,6 +525,26 @@ def test_fault_18_a_build_that_fails_leaves_a_gallery_whose_pointer_is_damaged_t
         monkeypatch, lambda: build(folder, random_codes(1), None, None, bits=16, fingerprint=F, overwrite=True)
     )
     assert rollback(folder).count == 40
+
+
+def test_what_changes_while_it_is_written_does_not_serve(folder, monkeypatch):
+    before, write = sorted(folder.iterdir()), publishing.write_part
+
+    def other_codes(file, part, digest):
+        write(file, dataclasses.replace(part, codes=part.codes ^ 1), digest)
+
+    monkeypatch.setattr(publishing, "write_part", other_codes)
+    with pytest.raises(InputError, match="what was written is not what was given"):
+        append(folder, random_codes(3), None, ["a", "b", "c"])
+    assert sorted(folder.iterdir()) == before
+    assert open_current(folder).count == 40
+
+
+def test_an_id_that_was_given_out_and_taken_back_does_not_come_back_after_a_merge(folder, tmp_path):
+    append(folder, random_codes(3), None, ["a", "b", "c"])  # ids 140 to 142
+    rollback(folder)
+    merge([folder], tmp_path / "merged")
+    assert append(tmp_path / "merged", random_codes(1), None, ["x"]).ids[-1] == 143
 
 
 def test_a_reader_that_read_an_old_pointer_follows_to_the_newer_version(folder, monkeypatch):
