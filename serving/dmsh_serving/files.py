@@ -21,6 +21,7 @@ from dmsh_serving.errors import InputError
 
 __all__ = [
     "fsync_folder",
+    "is_ours",
     "move_durably",
     "naming",
     "open_regular",
@@ -114,6 +115,12 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def is_ours(path: Path) -> bool:
+    """Say whether ``path`` belongs to this user or root, and others may not write to it."""
+    status = path.stat()
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & stat.S_IWOTH
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -16,14 +16,13 @@ import numpy.typing as npt
 
 from dmsh_serving.codes import Codes
 from dmsh_serving.errors import InputError
-from dmsh_serving.hamming import search
 
 __all__ = ["measure_pairs", "pairs_by_name", "pairs_of_csv"]
 
 Pairs = list[tuple[int, list[int]]]
 """A query's row and the rows of its partners, at least one."""
 
-_ANSWERS_AT_ONCE = 1 << 22  # bounds memory to some 50 MiB
+_ONES = np.array([value.bit_count() for value in range(256)], np.uint8)
 _SHOWN = 3
 
 
@@ -105,10 +104,9 @@ def measure_pairs(
     """
     if min(ks) < 1:
         raise InputError(f"topk = {min(ks)} must be at least 1")
-    at_once = max(1, _ANSWERS_AT_ONCE // len(database_codes))
-    ranks = np.concatenate(
-        [_ranks(query_codes, database_codes, pairs[start : start + at_once]) for start in range(0, len(pairs), at_once)]
-    )
+    if query_codes.shape[1:] != database_codes.shape[1:]:
+        raise InputError(f"queries have {query_codes.shape[1]} bytes per code, the database {database_codes.shape[1]}")
+    ranks = np.array([_rank(query_codes[query], database_codes, partners) for query, partners in pairs])
     return Instances(
         queries=len(pairs),
         database=len(database_codes),
@@ -117,10 +115,10 @@ def measure_pairs(
     )
 
 
-def _ranks(query_codes: Codes, database_codes: Codes, pairs: Pairs) -> npt.NDArray[np.int64]:
-    _, rows = search(query_codes[[query for query, _ in pairs]], database_codes, len(database_codes))
-    found = [np.isin(answer, partners).argmax() for answer, (_, partners) in zip(rows, pairs, strict=True)]
-    return np.array(found, np.int64) + 1
+def _rank(query: npt.NDArray[np.uint8], database_codes: Codes, partners: list[int]) -> int:
+    distances = _ONES[query ^ database_codes].sum(axis=1, dtype=np.int64)
+    nearest, row = min((int(distances[partner]), partner) for partner in partners)
+    return 1 + int((distances < nearest).sum()) + int((distances[:row] == nearest).sum())
 
 
 def _without_ending(name: str) -> str:

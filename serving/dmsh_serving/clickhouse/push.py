@@ -55,7 +55,7 @@ def push(
             done, total, sent = 0, sum(segment.count for segment in source.segments), 0
             segments = []
             for incoming in source.segments:
-                checked = _Arrival(connection, tables, source)
+                checked = _Arrival(connection, tables, source, lease)
                 for rows, was_sent in checked.blocks(incoming):
                     done, sent = done + rows, sent + rows * was_sent
                     if on_progress:
@@ -84,8 +84,8 @@ def push(
 class _Arrival:
     """Sends the blocks of a segment that are not there, and checks what is there then."""
 
-    def __init__(self, connection: Connection, tables: Tables, source: Source) -> None:
-        self._connection, self._tables, self._source = connection, tables, source
+    def __init__(self, connection: Connection, tables: Tables, source: Source, lease: Lease) -> None:
+        self._connection, self._tables, self._source, self._lease = connection, tables, source, lease
         self._checksum = 0
 
     def blocks(self, incoming: Incoming) -> Iterator[tuple[int, bool]]:
@@ -96,11 +96,13 @@ class _Arrival:
             self._checksum = (self._checksum + own) % 2**64
             found = there.pop(number, None)
             if found != (len(block.ids), own):
+                self._lease.check()  # a writer that slept for a minute must not touch what another has published
                 if found is not None:
                     self._delete(incoming.name, number)
                 self._connection.insert(self._tables.codes, block.table(incoming.name, number))
             yield len(block.ids), found != (len(block.ids), own)
         for number in there:
+            self._lease.check()
             self._delete(incoming.name, number)
 
     def segment(self, incoming: Incoming) -> Segment:

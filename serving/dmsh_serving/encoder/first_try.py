@@ -34,7 +34,8 @@ def survive(path: Path, threads: int | None, streams: int) -> None:
     """
     try:
         ended = subprocess.run(
-            [*_COMMAND, str(path), str(threads or 0), str(streams)],
+            [*_COMMAND, str(path.absolute()), str(threads or 0), str(streams)],
+            cwd="/",  # from the current folder, Python would import what lies there
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

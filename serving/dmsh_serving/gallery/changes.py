@@ -198,6 +198,8 @@ def merge(folders: Sequence[Path], out: Path, *, renumber: bool = False, overwri
     """
     if not folders:
         raise InputError("there is nothing to merge: name the galleries")
+    if out.resolve() in [folder.resolve() for folder in folders]:  # what is appended to it meanwhile would be lost
+        raise InputError(f"{out} is one of the galleries to merge: write elsewhere, then rename")
     first = open_current(folders[0])
     bits, fingerprint = first.bits, first.fingerprint
     snapshots = [first, *(open_current(folder, bits=bits, fingerprint=fingerprint) for folder in folders[1:])]

@@ -67,3 +67,12 @@ def test_a_csv_that_names_no_pairs_is_refused(tmp_path, content, message):
 def test_a_rank_below_1_is_refused():
     with pytest.raises(InputError, match="topk = 0 must be at least 1"):
         measure_pairs(DATABASE, DATABASE, [(0, [0])], ks=[0])
+
+
+def test_a_database_may_be_larger_than_a_search_may_answer():
+    database = np.zeros((20_000, 2), np.uint8)
+    database[:15_000] = 1  # a bit nearer than the partner in each byte
+    found = measure_pairs(np.array([[1, 1]], np.uint8), database, [(0, [19_000])], ks=[1, 19_000, 19_001])
+    assert found.recall == {1: 0.0, 19_000: 0.0, 19_001: 1.0}
+    with pytest.raises(InputError, match="queries have 2 bytes per code, the database 1"):
+        measure_pairs(np.array([[1, 1]], np.uint8), database[:, :1], [(0, [0])])

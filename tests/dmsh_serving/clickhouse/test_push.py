@@ -136,6 +136,21 @@ def test_a_writer_whose_lease_was_taken_over_publishes_nothing(folder, address, 
         assert current(connection, Tables(address)) == before
 
 
+def test_a_writer_whose_lease_was_taken_over_sends_nothing(tmp_path, address, monkeypatch):
+    begin, sent, insert = Lease.__enter__, [], Connection.insert
+
+    def begun(lease):
+        begin(lease)
+        take_over(address, lease)
+        return lease
+
+    monkeypatch.setattr(Lease, "__enter__", begun)
+    monkeypatch.setattr(Connection, "insert", lambda *given, **named: sent.append(1) or insert(*given, **named))
+    with pytest.raises(InputError, match="being changed by another process: do it again"):
+        push(other_gallery(tmp_path / "other", np.arange(2000, 2010)), address, append=True)
+    assert sent == []
+
+
 def test_a_lease_is_extended_for_as_long_as_the_writer_works(address, monkeypatch):
     monkeypatch.setattr(lease_module, "_RENEWED_AFTER", 0.01)
     tables = Tables(address)

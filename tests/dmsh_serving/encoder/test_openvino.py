@@ -1,6 +1,7 @@
 """OpenVINO gives the integer network's very bits, and whatever it cannot do here is one line before it is tried."""
 
 import sys
+from pathlib import Path
 
 import integer_networks as networks
 import numpy as np
@@ -156,6 +157,15 @@ def test_integers_that_name_no_dialect_are_refused(tmp_path):
     onnx.save(model, path)
     with pytest.raises(InputError, match="names no dialect: export it again"):
         OpenVinoEncoder(path)
+
+
+@needs_openvino
+def test_fault_43_nothing_in_the_current_folder_is_run(tmp_path, monkeypatch):
+    write(tmp_path / "model.onnx", "openvino")
+    (tmp_path / "pathlib.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom os import path as Path\n")
+    monkeypatch.chdir(tmp_path)
+    OpenVinoEncoder(Path("model.onnx")).close()
+    assert not (tmp_path / "ran").exists()
 
 
 @needs_openvino

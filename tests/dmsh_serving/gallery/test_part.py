@@ -268,6 +268,8 @@ def test_galleries_are_merged_and_shared_ids_refused_unless_renumbered(tmp_path)
         merge([tmp_path / "a", tmp_path / "bare"], tmp_path / "e")
     with pytest.raises(InputError, match="belongs to another model"):
         merge([tmp_path / "a", tmp_path / "other"], tmp_path / "e")
+    with pytest.raises(InputError, match="is one of the galleries to merge"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "d" / ".." / "a", overwrite=True)
     with pytest.raises(InputError, match="nothing to merge"):
         merge([], tmp_path / "e")
 

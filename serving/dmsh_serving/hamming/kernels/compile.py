@@ -12,8 +12,6 @@ and the contract's constants.
 import functools
 import hashlib
 import logging
-import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +19,8 @@ from typing import Any, Final
 import numba
 import numpy as np
 from numba.core.caching import CompileResultCacheImpl
+
+from dmsh_serving.files import is_ours
 
 __all__ = ["compiled", "entry"]
 
@@ -79,8 +79,7 @@ def _cached(decorator: Callable[[bool], Callable[..., Any]]) -> Callable[[Callab
 @functools.cache
 def _is_ours(folder: Path) -> bool:
     """Say whether only this user and root can write to a cache folder; the log tells of one that others can."""
-    status = folder.stat()
-    ours = status.st_uid in (0, os.geteuid()) and not status.st_mode & stat.S_IWOTH
+    ours = is_ours(folder)
     if not ours:
         _log.warning(
             "%s is not used: other users can write code to it; take that right away, or set NUMBA_CACHE_DIR to a "

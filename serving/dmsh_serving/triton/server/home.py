@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dmsh_serving.errors import MissingError
+from dmsh_serving.files import is_ours
 
 __all__ = ["HOME_VARIABLE", "PythonFacts", "TritonHome", "cache_folder", "find"]
 
@@ -155,6 +156,12 @@ def _prepared_copy(packages: Path) -> Path:
     release = versions[0].removesuffix(".dist-info")
     prepared = cache_folder() / f"{release}-python{python_version}"
     if prepared.is_dir():
+        for path in (prepared, prepared.parent, prepared.parent.parent):
+            if not is_ours(path):
+                raise MissingError(
+                    f"{path} belongs to another user, or others may write to it, and programs in it would be run: set "
+                    "XDG_CACHE_HOME to a folder of your own"
+                )
         return prepared
     prepared.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=prepared.parent, prefix=f".{prepared.name}.") as temporary:

@@ -258,7 +258,7 @@ class TritonServer:
             try:
                 lost = self._what_is_lost()
                 blind = False
-            except OSError as error:  # no descriptor or no memory is left, for a moment
+            except Exception as error:  # no descriptor, no memory or no thread is left, for a moment
                 if not blind:
                     self._tell(f"Triton cannot be watched: {error}")
                 blind, lost = True, None
@@ -277,7 +277,7 @@ class TritonServer:
             self.restarts += 1
             try:
                 self._launch()
-            except (DmshError, OSError) as error:  # of the system: no memory or no descriptor was left, for a moment
+            except Exception as error:  # Triton's, or as above: whatever it is, it is tried again
                 self._end(1)
                 self._tell(f"{lost}, and Triton could not be started again: {error}")
                 continue

@@ -134,3 +134,15 @@ def test_a_python_that_does_not_run_is_named(tmp_path):
     executable(python).write_text("#!/bin/sh\necho broken >&2; exit 3\n")
     with pytest.raises(MissingError, match=f"{python}, does not run: broken"):
         _ = home.facts
+
+
+@pytest.mark.parametrize("place", [".", "..", "../.."])
+def test_fault_43_a_prepared_server_that_other_users_could_have_changed_is_not_run(tmp_path, place):
+    environment(tmp_path / ".venv-triton")
+    prepared = triton_home.find().executable.parents[1]
+    assert triton_home.find().executable.parents[1] == prepared
+    (prepared / place).resolve().chmod(0o777)
+    with pytest.raises(
+        MissingError, match="others may write to it, and programs in it would be run: set XDG_CACHE_HOME"
+    ):
+        triton_home.find()

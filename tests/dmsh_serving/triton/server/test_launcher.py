@@ -104,14 +104,15 @@ def watched(startable, monkeypatch):
     return give
 
 
-def test_a_start_again_that_the_system_refuses_for_a_moment_is_tried_again(watched, monkeypatch):
+@pytest.mark.parametrize("failure", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
+def test_a_start_again_that_the_system_refuses_for_a_moment_is_tried_again(watched, monkeypatch, failure):
     monkeypatch.setattr(launcher, "RETRY_SECONDS", 0.01)
-    attempts, lost, told = iter([None, OSError(24, "Too many open files"), None]), iter(["it died"] * 2), []
+    attempts, lost, told = iter([None, failure, None]), iter(["it died"] * 2), []
     done = threading.Event()
 
     def launch():
-        if failure := next(attempts):
-            raise failure
+        if failed := next(attempts):
+            raise failed
 
     def tell(event):
         told.append(event)
@@ -120,22 +121,23 @@ def test_a_start_again_that_the_system_refuses_for_a_moment_is_tried_again(watch
 
     with watched(_launch=launch, _what_is_lost=lambda: next(lost, None), _on_event=tell) as server:
         assert done.wait(60), told
-    assert told[0] == "it died, and Triton could not be started again: [Errno 24] Too many open files"
+    assert told[0] == f"it died, and Triton could not be started again: {failure}"
     assert (server.restarts, server.failure) == (2, None)
 
 
-def test_a_watch_that_cannot_look_for_a_moment_goes_on_and_says_so_once(watched, monkeypatch):
+@pytest.mark.parametrize("failure", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
+def test_a_watch_that_cannot_look_for_a_moment_goes_on_and_says_so_once(watched, monkeypatch, failure):
     monkeypatch.setattr(launcher, "WATCH_SECONDS", 0.001)
-    told, looks, seen = [], iter([OSError(24, "Too many open files")] * 3), threading.Event()
+    told, looks, seen = [], iter([failure] * 3), threading.Event()
 
     def look():
-        if failure := next(looks, None):
-            raise failure
+        if failed := next(looks, None):
+            raise failed
         seen.set()
 
     with watched(_what_is_lost=look, _on_event=told.append) as server:
         assert seen.wait(60)
-    assert told == ["Triton cannot be watched: [Errno 24] Too many open files"]
+    assert told == [f"Triton cannot be watched: {failure}"]
     assert (server.restarts, server.failure) == (0, None)
 
 
