@@ -64,10 +64,12 @@ def evaluate(
     from dmsh_model.evaluation import plot as evaluation_plot
     from dmsh_model.evaluation.coding import chunks_of, codes_of_rows
     from dmsh_model.evaluation.report import measure_retrieval
+    from dmsh_model.finetune.split import fine_tunings, seen_queries
 
     if plot:
         evaluation_plot.checked_plot_path(plot)
-    training = checkpoints.read_header(checkpoint).get("training", {})
+    header = checkpoints.read_header(checkpoint)
+    training = header.get("training", {})
     record = training.get("split") or {}
     if not isinstance(record, dict):
         raise InputError(f"{checkpoint}: the config's 'training.split' is no object")
@@ -88,7 +90,11 @@ def evaluate(
     _print(retrieval, f"{checkpoint} on {data}")
     data_as_trained = labelled.sha256 == training.get("data_sha256")
     split_as_trained = split.sha256 == record.get("sha256")
-    if not split_as_trained:
+    tunings = fine_tunings(header.get("quantisation", {}))
+    seen = seen_queries([training, *tunings], labelled, labelled.sha256, split)
+    if seen:
+        console.console().print(f"{seen:,} of the {len(split.query):,} queries were trained on.")
+    elif not split_as_trained or (tunings and seen is None):
         console.console().print("This is not the split of the training: some queries may have been trained on.")
     elif not data_as_trained:
         console.console().print("These are not the images of the training, or not decoded as they were.")
@@ -102,6 +108,7 @@ def evaluate(
             "data_as_trained": data_as_trained,
             "split_as_trained": split_as_trained,
             "split_sha256": split.sha256,
+            "queries_trained_on": seen,
             "bad": labelled.bad,
             **dataclasses.asdict(retrieval),
         },

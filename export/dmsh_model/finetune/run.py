@@ -21,7 +21,7 @@ from dmsh_model.data.labelled import LabelledImages, Split
 from dmsh_model.data.split import SplitOptions, split_images, split_record
 from dmsh_model.evaluation.mean_average_precision import mean_average_precision
 from dmsh_model.finetune.network import TrainableIntegerNetwork
-from dmsh_model.finetune.split import seen_queries
+from dmsh_model.finetune.split import fine_tunings, seen_queries
 from dmsh_model.integer import checkpoint as integer_checkpoint
 from dmsh_model.integer.layers import HIGHEST, LOWEST
 from dmsh_model.integer.network import IntegerNetwork
@@ -165,7 +165,7 @@ def fine_tune(
         "split": split_record(split_options, split),
         "data_sha256": data.sha256,
     }
-    tunings = _fine_tunings(start.quantisation)
+    tunings = fine_tunings(start.quantisation)
     seen = seen_queries([start.training, *tunings], data, record["data_sha256"], split)
     state = training_loop.unfinished(out, record, resume=resume, overwrite=overwrite)
 
@@ -201,16 +201,6 @@ def fine_tune(
     )
     state_path(out).unlink()
     return FineTuned(tuned, record, teacher, before, after)
-
-
-def _fine_tunings(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the records of earlier fine-tunings, the last one first; each keeps the one before it as ``earlier``."""
-    found = []
-    tuning = record.get("fine_tuning")
-    while isinstance(tuning, dict):
-        found.append(tuning)
-        tuning = tuning.get("earlier")
-    return found
 
 
 class _Images:

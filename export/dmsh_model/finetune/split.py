@@ -9,7 +9,7 @@ from dmsh_model.data.labelled import Indices, LabelledImages, Split
 from dmsh_model.data.split import SplitOptions, split_images
 from dmsh_serving.errors import InputError
 
-__all__ = ["seen_queries", "split_as_taught"]
+__all__ = ["fine_tunings", "seen_queries", "split_as_taught"]
 
 _OPTIONS = frozenset(field.name for field in dataclasses.fields(SplitOptions))
 
@@ -31,6 +31,19 @@ def split_as_taught(
     asked = {"queries_per_class": queries_per_class, "train_per_class": train_per_class}
     given = {name: value for name, value in asked.items() if value is not None}
     return SplitOptions(**{"seed": seed, **_taught_options(record), **given})
+
+
+def fine_tunings(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of the fine-tunings of a checkpoint, the last one first, from its ``quantisation``.
+
+    Each keeps the one before it as ``earlier``.
+    """
+    found = []
+    tuning = record.get("fine_tuning")
+    while isinstance(tuning, dict):
+        found.append(tuning)
+        tuning = tuning.get("earlier")
+    return found
 
 
 def seen_queries(records: list[dict[str, Any]], data: LabelledImages, data_sha256: str, split: Split) -> int | None:

@@ -350,10 +350,10 @@ def test_a_teacher_that_the_integers_were_not_made_from_is_refused(folders, tmp_
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Run dmsh-train fine-tune in this process; returns (exit code, stdout, stderr)."""
+    """Run dmsh-train fine-tune, or another ``of`` its commands, in this process; returns (exit code, stdout, stderr)."""
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dmsh-train", "fine-tune", *map(str, arguments)])
+    def run(*arguments, of="fine-tune"):
+        monkeypatch.setattr(sys, "argv", ["dmsh-train", of, *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         return (stop.value.code or 0, *capsys.readouterr())
@@ -420,6 +420,16 @@ def test_queries_that_the_teacher_was_trained_on_are_counted_and_said(command, f
     assert 0 < seen < split["queries"]
     assert f"{seen} of {split['queries']} queries were trained on before" in text
     assert "held-out" not in text
+
+
+def test_an_evaluation_counts_the_queries_that_a_fine_tuning_learnt_from(command, folders, images, taught, tmp_path):
+    fit = (folders / "integer", images, "--teacher", taught, "--epochs", 1)
+    for out, options, learnt in (("as-taught", (), False), ("fewer", ("--queries-per-class", 1), True)):
+        assert command(*fit, "--out", tmp_path / out, *options)[0] == 0
+        code, text, _ = command(tmp_path / out, images, "--json", tmp_path / "found.json", of="evaluate")
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert (code, found["split_as_trained"]) == (0, True)  # by the teacher, that is
+        assert (found["queries_trained_on"] > 0, "queries were trained on" in text) == (learnt, learnt)
 
 
 def test_queries_of_images_that_no_checkpoint_records_are_not_called_held_out(command, folders, images, tmp_path):
