@@ -350,7 +350,7 @@ def test_a_teacher_that_the_integers_were_not_made_from_is_refused(folders, tmp_
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Run dmsh-train fine-tune, or another ``of`` its commands, in this process; returns (exit code, stdout, stderr)."""
+    """Run a command ``of`` dmsh-train in this process; returns (exit code, stdout, stderr)."""
 
     def run(*arguments, of="fine-tune"):
         monkeypatch.setattr(sys, "argv", ["dmsh-train", of, *map(str, arguments)])

@@ -142,7 +142,5 @@ def test_fault_43_a_prepared_server_that_other_users_could_have_changed_is_not_r
     prepared = triton_home.find().executable.parents[1]
     assert triton_home.find().executable.parents[1] == prepared
     (prepared / place).resolve().chmod(0o777)
-    with pytest.raises(
-        MissingError, match="others may write to it, and programs in it would be run"
-    ):
+    with pytest.raises(MissingError, match="others may write to it, and programs in it would be run"):
         triton_home.find()
