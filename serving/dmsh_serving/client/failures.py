@@ -36,5 +36,7 @@ def error_of_status(status: str, message: str, url: str, timeout: float) -> Dmsh
             return MissingError(f"the Triton at {url} is too busy: the request waited too long in its queue")
         case "UNAVAILABLE" if "maximum queue size" in message:
             return MissingError(f"the Triton at {url} is too busy: its queue is full, try again later")
+        case "UNAVAILABLE" if "busy decoding" in message:
+            return MissingError(f"the Triton at {url} is too busy: it decodes other images, try again later")
         case other:
             return MissingError(f"the Triton at {url} failed ({other}): {message}")

@@ -11,7 +11,7 @@ __all__ = ["Retries"]
 
 @dataclass(frozen=True)
 class Retries:
-    """Up to ``most`` further attempts if the server was UNAVAILABLE: not there, or its queue was full.
+    """Up to ``most`` further attempts if the server was UNAVAILABLE: not there, its queue full, or busy decoding.
 
     No other failure would go away: a request that is refused as wrong stays wrong, and one that took too long would
     take as long again. A search changes nothing, so one that was half done may be done again.

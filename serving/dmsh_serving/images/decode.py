@@ -132,7 +132,7 @@ def image_from_bytes(
         image_size: side of the result in pixels, 1 to ``MAX_IMAGE_SIZE``.
         framing: the version of the rules, and rule 7, of the checkpoint that the image is for.
         name: what to call the file in an error.
-        on_size: told the number of pixels, as it is allowed, before they are decoded.
+        on_size: called with the number of pixels once it is known to be allowed, before any is decoded.
 
     Returns:
         (image_size, image_size, 3) uint8, RGB.
@@ -152,7 +152,7 @@ def rgb_from_bytes(
     """Decode one image file to RGB, upright and at its own size: rules 1 to 6 of this module.
 
     With ``at_least``, in pixels, a large JPEG comes smaller, each side at least that long: several times faster.
-    ``on_size`` is told the number of pixels, as it is allowed, before they are decoded.
+    ``on_size`` is called with the number of pixels once it is known to be allowed, before any is decoded.
 
     Raises:
         InputError: empty, not an image, a format off the list, truncated or damaged, or too large.

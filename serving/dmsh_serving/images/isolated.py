@@ -1,53 +1,51 @@
-"""Strangers' files are decoded in processes of their own, so that one can stop nothing but its own request.
+"""Files of strangers are decoded in processes of their own: a bad one stops its own request, nothing else.
 
-A decoder given hostile bytes may compute for hours, take all memory or crash; no list of checks ends that. Here each
-file has a processor time in proportion to its pixels, and each process an amount of memory. The process that goes
-beyond it, or crashes, is that file's error, and the next file gets a new process. The pixels are those that
-:mod:`.decode` gives in this process: the same code decodes.
+A decoder that is given hostile bytes may compute for hours, take all memory or crash, and no list of checks prevents
+that. Here each file has a limit of processor time, and each process one of memory. If a process exceeds its limit or
+crashes, its file is refused, and the next file gets a new process. The pixels equal those of :mod:`.decode` in this
+process: the code is the same.
 """
 
 import contextlib
-import errno
 import io
 import json
 import os
-import resource
+import queue
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import AvifImagePlugin, Image
+from PIL import Image
 
-from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.images.decode import image_from_bytes, rgb_from_bytes
+from dmsh_serving.errors import DmshError, InputError, MissingError, UnavailableError
+from dmsh_serving.images.decoding_process import NO_MEMORY, READY, put, read_out
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.limits import check_file
 
-__all__ = ["MEMORY_BYTES", "Decoders"]
+__all__ = ["Decoders"]
 
-# Processor time. A sound file of 60 MiB is opened in 0.1 s and decoded in 2 to 40 ns per pixel here; a slow machine may
-# take four times that.
-_SECONDS: Final = 0.5
-_SECONDS_PER_PIXEL: Final = 200e-9
-_WALL_SECONDS: Final = 30.0  # twice what the largest image may take: of a busy machine, or a process that hangs
-_PATIENCE: Final = 1.0  # seconds of a process that closed its socket, to end
-MEMORY_BYTES: Final = 1 << 30  # MAX_DECODE_BYTES, the file, and a copy of the largest image's pixels
+_SECONDS: Final = 0.5  # of processor time, until a file's size is known
+_WALL_SECONDS: Final = 30.0  # for the largest image, twice over, on a busy machine; then the process hangs
+_PATIENCE: Final = 1.0  # seconds for a process that closed its socket to end
 
-_START: Final = "import sys; sys.path[:] = sys.argv[2:]; from dmsh_serving.images.isolated import _work; _work()"
-_READY: Final = b"\n"
-_NO_MEMORY: Final = errno.ENOMEM  # as an exit code
+_START: Final = (
+    "import sys; sys.path[:] = sys.argv[2:]; from dmsh_serving.images.decoding_process import _work; _work()"
+)
+_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH")  # what is needed, no secrets
+_NO_START: Final = "the process that decodes images does not start"
+_BUSY: Final = "the server is busy decoding other images: try again"
 _TOO_LONG: Final = "the image takes too long to decode"
-_REASONS: Final = {"SIGPROF": _TOO_LONG, f"exit code {_NO_MEMORY}": "the image needs too much memory to decode"}
+_TOO_LARGE: Final = "the image needs too much memory to decode"
+_REASONS: Final = {"SIGPROF": _TOO_LONG, f"exit code {NO_MEMORY}": _TOO_LARGE}
 _LONGEST_LINE: Final = 1 << 16
-_Size = tuple[int, int]
+_Decoded = tuple[tuple[int, int], bytes]  # width and height, and the pixels
 
 
 class Decoders:
@@ -58,10 +56,10 @@ class Decoders:
 
     def __init__(self, most: int, seconds: float = _SECONDS) -> None:
         self._seconds = seconds
-        self._places = threading.BoundedSemaphore(most)
-        self._lock = threading.Lock()
-        self._idle: list[_Process] = []
         self._closed = False
+        self._places: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        for _ in range(most):
+            self._places.put(None)
 
     def start(self) -> None:
         """Start a process now: the first file need not wait for it, and what keeps it from starting is told here.
@@ -69,76 +67,66 @@ class Decoders:
         Raises:
             MissingError: it does not start.
         """
-        self._keep(_Process())
+        with self._process(time.monotonic() + _WALL_SECONDS):
+            pass
 
     def image(
         self, data: bytes, image_size: int, framing: Framing, *, name: str, until: float | None = None
     ) -> npt.NDArray[np.uint8]:
-        """Do what :func:`.decode.image_from_bytes` does, which see; the array is read-only.
+        """Return what :func:`.decode.image_from_bytes` returns; the array is read-only.
 
         ``until`` is when nobody waits for it any more, by ``time.monotonic``.
 
         Raises:
-            InputError: as there, or the file takes too long, too much memory, or crashes its decoder.
+            InputError: as there; or it takes too long, needs too much memory or crashes its decoder.
+            UnavailableError: it is not decoded at ``until``; others may have taken the time.
+            MissingError: a process is needed, and does not start.
         """
         asked = {"image_size": image_size, "framing": str(framing)}
         (width, height), pixels = self._decoded(data, name, asked, until)
         return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
     def rgb(self, data: bytes, *, name: str = "image") -> Image.Image:
-        """Do what :func:`.decode.rgb_from_bytes` does, which see.
+        """Return what :func:`.decode.rgb_from_bytes` returns.
 
         Raises:
-            InputError: as of :meth:`image`.
+            InputError, UnavailableError, MissingError: as of :meth:`image`.
         """
         size, pixels = self._decoded(data, name, {})
         return Image.frombytes("RGB", size, pixels)
 
     def close(self) -> None:
         """End the processes; one that decodes ends when it is done."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for process in idle:
-            process.end()
+        self._closed = True
+        with self._places.mutex:  # so that none is lent meanwhile
+            for process in filter(None, self._places.queue):
+                process.end()
 
-    def _decoded(
-        self, data: bytes, name: str, asked: Mapping[str, Any], until: float | None = None
-    ) -> tuple[_Size, bytes]:
+    def _decoded(self, data: bytes, name: str, asked: Mapping[str, Any], until: float | None = None) -> _Decoded:
         check_file(data, name)
-        with self._places:
-            patience = _WALL_SECONDS if until is None else until - time.monotonic()
-            if patience <= 0:
-                raise InputError(f"{name}: the images before it took too long to decode: send fewer at once")
-            process = self._taken() or _Process()
-            question = {"name": name, "seconds": self._seconds, "length": len(data), **asked}
+        question = {"name": name, "seconds": self._seconds, "length": len(data), **asked}
+        end = time.monotonic() + _WALL_SECONDS if until is None else until
+        with self._process(end) as process:
             try:
-                answer = process.ask(question, data, patience)
-            except _DeadError as death:
-                raise InputError(f"{name}: {death}") from None
-            self._keep(process)
-        if isinstance(answer, str):
-            raise InputError(answer)
-        return answer
+                return process.ask(question, data, end)
+            except TimeoutError:
+                raise (InputError(f"{name}: {_TOO_LONG}") if until is None else UnavailableError(_BUSY)) from None
 
-    def _taken(self) -> "_Process | None":
-        with self._lock:
-            while self._idle:
-                process = self._idle.pop()
-                if process.lives():
-                    return process
-        return None
-
-    def _keep(self, process: "_Process") -> None:
-        with self._lock:
-            if not self._closed:
-                self._idle.append(process)
-                return
-        process.end()
-
-
-class _DeadError(Exception):
-    """A process ended over a file; the text says how."""
+    @contextlib.contextmanager
+    def _process(self, until: float) -> "Iterator[_Process]":
+        """Lend the process that was used last, or a new one; raise UnavailableError if there is none at ``until``."""
+        try:
+            process = self._places.get(timeout=_left(until))
+        except queue.Empty:
+            raise UnavailableError(_BUSY) from None
+        try:
+            if process is None or not process.lives():
+                process = _Process(until)
+            yield process
+        finally:
+            self._places.put(process)
+            if self._closed:
+                self.close()
 
 
 class _Process:
@@ -147,27 +135,30 @@ class _Process:
     The child ends when the socket does.
     """
 
-    def __init__(self) -> None:
-        python = _python()
-        self._memory = io.FileIO(os.memfd_create("dmsh-decode"), "r+")
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            # Its path is this process's own, not what it would find by itself: this process may be Triton's stub.
-            self._child = subprocess.Popen(
-                [python, "-I", "-S", "-c", _START, str(self._memory.fileno()), *filter(None, sys.path)],
-                stdin=theirs.fileno(), stdout=subprocess.DEVNULL, pass_fds=[self._memory.fileno()],
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, start_new_session=True,
-            )  # fmt: skip
-        self._channel = self._socket.makefile("rwb")
-        self._socket.settimeout(_WALL_SECONDS)
+    def __init__(self, until: float) -> None:
+        """Start it; raise MissingError if that fails, UnavailableError if it has not started at ``until``."""
+        python, patience = _python(), _left(until)
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         try:
+            self._memory = io.FileIO(os.memfd_create("dmsh-decode"), "r+")
+            self._socket, theirs = socket.socketpair()
+            with theirs:
+                # Its path is this process's own, not what it would find by itself: this process may be Triton's stub.
+                self._child = subprocess.Popen(
+                    [python, "-I", "-S", "-c", _START, str(self._memory.fileno()), *filter(None, sys.path)],
+                    stdin=theirs.fileno(), stdout=subprocess.DEVNULL, pass_fds=[self._memory.fileno()],
+                    env={**environment, "OPENBLAS_NUM_THREADS": "1"}, start_new_session=True,
+                )  # fmt: skip
+            self._channel = self._socket.makefile("rwb")
+            self._socket.settimeout(patience)
             ready = self._channel.read(1)
-        except OSError:
-            ready = b""
-        if ready != _READY:
-            raise MissingError(
-                f"the process that decodes images does not start: {python} ended by {self.end(_PATIENCE)}"
-            )
+        except TimeoutError:
+            self.end()
+            raise UnavailableError(f"{_NO_START} in time: try again") from None
+        except OSError as error:
+            raise MissingError(f"{_NO_START}: {error}") from None
+        if ready != READY:
+            raise MissingError(f"{_NO_START}: {python} ended by {self.end(_PATIENCE)}")
 
     def lives(self) -> bool:
         if self._child.poll() is None:
@@ -175,29 +166,35 @@ class _Process:
         self.end()
         return False
 
-    def ask(self, question: Mapping[str, Any], data: bytes, patience: float) -> tuple[_Size, bytes] | str:
-        """Return size and pixels, or why there are none; raise :class:`_DeadError` if it answers no more."""
-        self._socket.settimeout(patience)
+    def ask(self, question: Mapping[str, Any], data: bytes, until: float) -> _Decoded:
+        """Return size and pixels.
+
+        Raises:
+            InputError: the file is refused, or it ended this process.
+            TimeoutError: there is no answer at ``until``; the process was ended.
+            UnavailableError: it is ``until`` already.
+        """
         try:
-            _put(self._memory, data)
+            self._socket.settimeout(_left(until))
+            put(self._memory, data)
             self._channel.write(json.dumps(question).encode() + b"\n")
             self._channel.flush()
-            line = self._channel.readline(_LONGEST_LINE)
-            if line:
-                said: dict[str, Any] = json.loads(line)
-                if "refused" in said:
-                    return str(said["refused"])
-                width, height = said["size"]
-                pixels = _taken_out(self._memory, 3 * width * height)
-                if len(pixels) == 3 * width * height:
-                    return (width, height), pixels
-        except TimeoutError:
+            said = json.loads(self._channel.readline(_LONGEST_LINE))
+            if "refused" in said:
+                raise InputError(str(said["refused"]))
+            width, height = said["size"]
+            return (width, height), read_out(self._memory, 3 * width * height)
+        except DmshError:
+            raise
+        except MemoryError:
+            reason = _TOO_LARGE
+        except (TimeoutError, KeyboardInterrupt):  # an answer that still comes must not become the next file's
             self.end()
-            raise _DeadError(_TOO_LONG) from None
+            raise
         except Exception:  # it died, before it had read the file or in the middle of its answer, or it talks nonsense
-            pass
-        how = self.end(_PATIENCE)
-        raise _DeadError(_REASONS.get(how, f"the image is damaged: its decoder ended by {how}"))
+            how = self.end(_PATIENCE)
+            reason = _REASONS.get(how, f"the image is damaged: its decoder ended by {how}")
+        raise InputError(f"{question['name']}: {reason}")
 
     def end(self, patience: float = 0.0) -> str:
         """End the process, if it does not end by itself in ``patience`` seconds; return what ended it."""
@@ -224,77 +221,8 @@ def _python() -> str:
     raise MissingError(f"no {name} in {sys.base_prefix}/bin: images of strangers are decoded in processes of their own")
 
 
-def _put(memory: io.FileIO, data: bytes) -> None:
-    memory.seek(0)
-    memory.write(data)
-
-
-def _taken_out(memory: io.FileIO, length: int) -> bytes:
-    """Return what the other process put there, and give the memory back."""
-    memory.seek(0)
-    data = memory.read(length)
-    memory.truncate(0)
-    return data
-
-
-def _work() -> None:
-    """Decode what the parent puts into the shared memory, when it asks through standard input, a socket."""
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the end of a file's time; a parent may have ignored or blocked it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Image.init()
-    _use_one_thread()
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_DATA, MEMORY_BYTES)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process ends, not the server
-    memory = io.FileIO(int(sys.argv[1]), "r+")
-    with socket.socket(fileno=os.dup(sys.stdin.fileno())) as ours, ours.makefile("rwb") as channel:
-        channel.write(_READY)
-        channel.flush()
-        while line := channel.readline():
-            try:
-                answer = _answer(memory, **json.loads(line))
-            except MemoryError:
-                os._exit(_NO_MEMORY)
-            channel.write(json.dumps(answer).encode() + b"\n")
-            channel.flush()
-
-
-def _use_one_thread() -> None:
-    """Keep decoders from starting a thread per processor: each takes memory, and the pixels are the same."""
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.options.DECODE_THREADS = 1
-
-
-def _limit(what: int, most: int) -> None:
-    _, hard = resource.getrlimit(what)
-    resource.setrlimit(what, (most, hard) if hard == resource.RLIM_INFINITY else (min(most, hard), hard))
-
-
-def _answer(
-    memory: io.FileIO, name: str, length: int, seconds: float, image_size: int | None = None, framing: str = ""
-) -> dict[str, Any]:
-    """Put the pixels into ``memory`` and return their size, or say why there are none."""
-    data = _taken_out(memory, length)
-
-    def allow(pixels: int) -> None:
-        signal.setitimer(signal.ITIMER_PROF, seconds + pixels * _SECONDS_PER_PIXEL)
-
-    allow(0)
-    try:
-        if image_size is None:
-            picture = rgb_from_bytes(data, name=name, on_size=allow)
-            size, pixels = picture.size, picture.tobytes()
-        else:
-            image = image_from_bytes(data, image_size, Framing.parse(framing), name=name, on_size=allow)
-            size, pixels = (image_size, image_size), image.tobytes()
-    except InputError as error:
-        return {"refused": str(error)}
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-    _put(memory, pixels)
-    return {"size": size}
+def _left(until: float) -> float:
+    """Return the seconds until ``until``; raise UnavailableError if there are none."""
+    if (left := until - time.monotonic()) > 0:
+        return left
+    raise UnavailableError(_BUSY)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from dmsh_serving.errors import InputError, UnavailableError
+from dmsh_serving.errors import InputError, MissingError, UnavailableError
 from dmsh_serving.triton.metrics import SLOW_SECONDS, SLOW_SECONDS_VARIABLE, ModelMetrics, RankerMetrics
 from dmsh_serving.triton.services import Answer, Arrays, DecodeService, EncoderService, RankerService, Settings
 
@@ -99,10 +99,12 @@ def respond(
 ) -> list[Any]:
     """Answer Triton's requests with ``answer``; an :class:`InputError` becomes that request's INVALID_ARGUMENT.
 
-    An :class:`UnavailableError` is UNAVAILABLE for all of them: what they need does not answer.
+    An :class:`UnavailableError` that ``answer`` returns is that request's UNAVAILABLE, in its words. If ``answer``
+    raises one, all of them are UNAVAILABLE: the gallery's database does not answer.
 
-    Whatever else goes wrong is written to the log, and is INTERNAL for the requests that cause it. The client is not
-    told more: an exception's text may hold paths. ``on_refusal`` is told the reason of each that is refused.
+    Whatever else goes wrong is written to the log, and is INTERNAL for the requests that cause it; so is a
+    :class:`MissingError`. The client is not told more: an exception's text may hold paths. ``on_refusal`` is told the
+    reason of each that is refused.
     """
     read = [_arrays_or_error(request) for request in requests]
     good = [
@@ -135,29 +137,33 @@ def _arrays_or_error(request: Any) -> Arrays | InputError:
 
 def _answers_or_errors(
     requests: Sequence[tuple[str, Arrays]], answer: Callable[[Sequence[Arrays]], list[Answer]]
-) -> list[Answer | UnavailableError | None]:
+) -> list[Answer | None]:
     """Return the answers to requests, each with its id; None for each that fails even alone."""
     try:
-        return list(answer([arrays for _, arrays in requests])) if requests else []
+        answers: list[Answer | None] = list(answer([arrays for _, arrays in requests])) if requests else []
     except UnavailableError as error:
         _log.error("%s", error)
-        return [error] * len(requests)
+        return [UnavailableError("the gallery's database does not answer: try again")] * len(requests)
     except Exception:
         if len(requests) > 1:  # the fault may be in one of them: the others are answered
             return [found for request in requests for found in _answers_or_errors([request], answer)]
         _log.exception("request %s failed", requests[0][0])
         return [None]
+    for (request_id, _), found in zip(requests, answers, strict=True):
+        if _reason_of(found) == "internal":
+            _log.error("request %s failed: %s", request_id, found)
+    return answers
 
 
-def _reason_of(answer: Answer | UnavailableError | None) -> str | None:
+def _reason_of(answer: Answer | None) -> str | None:
     """Return why a request is refused, one of the reasons of the metrics; None for a good answer."""
     match answer:
-        case None:
-            return "internal"
         case UnavailableError():
             return "unavailable"
         case InputError():
             return "invalid"
+        case None | MissingError():
+            return "internal"
     return None
 
 
@@ -170,20 +176,17 @@ def _id_of(request: Any) -> str:
     return quote(given[:_LONGEST_ID], safe="/:@+=,;")[:_LONGEST_ID] or "without an id"
 
 
-def _response(answer: Answer | UnavailableError | None) -> Any:
+def _response(answer: Answer | None) -> Any:
     import triton_python_backend_utils as pb_utils
 
-    if answer is None:
-        error = pb_utils.TritonError(
-            "the server failed on this request; its log says why", pb_utils.TritonError.INTERNAL
-        )
-        return pb_utils.InferenceResponse(error=error)
-    if isinstance(answer, UnavailableError):
-        error = pb_utils.TritonError(
-            "the gallery's database does not answer: try again", pb_utils.TritonError.UNAVAILABLE
-        )
-        return pb_utils.InferenceResponse(error=error)
-    if isinstance(answer, InputError):
-        error = pb_utils.TritonError(str(answer)[:_LONGEST_ERROR], pb_utils.TritonError.INVALID_ARG)
-        return pb_utils.InferenceResponse(error=error)
-    return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in answer.items()])
+    match answer:
+        case UnavailableError():
+            error = pb_utils.TritonError(str(answer)[:_LONGEST_ERROR], pb_utils.TritonError.UNAVAILABLE)
+        case InputError():
+            error = pb_utils.TritonError(str(answer)[:_LONGEST_ERROR], pb_utils.TritonError.INVALID_ARG)
+        case None | MissingError():
+            text = "the server failed on this request; its log says why"
+            error = pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL)
+        case arrays:
+            return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
+    return pb_utils.InferenceResponse(error=error)

@@ -28,7 +28,7 @@ BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 _REPORT_SECONDS: Final = POLL_SECONDS
 REASONS: Final = ("unreadable", "invalid", "unavailable", "internal")
 """Why a request was refused: its bytes do not agree with its shape, it asks what cannot be, the gallery's database does
-not answer, or the server failed."""
+not answer or other images took the time of its batch, or the server failed."""
 
 
 class ModelMetrics:

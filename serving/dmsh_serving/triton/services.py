@@ -35,7 +35,7 @@ from dmsh_serving.contract import (
 )
 from dmsh_serving.encoder.base import RUNTIMES, Encoder, Runtime
 from dmsh_serving.encoder.open import open_encoder
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, MissingError, UnavailableError
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.isolated import Decoders
 from dmsh_serving.ranker.asks import Ask, Ranked
@@ -54,7 +54,8 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-Answer = Arrays | InputError
+Answer = Arrays | InputError | MissingError
+_Decoded = npt.NDArray[np.uint8] | InputError | MissingError | None
 _Checked = TypeVar("_Checked")  # a request that was found good
 DECODE_SECONDS: Final = 10.0  # of a batch: the launcher takes a server that finishes none for 15 s as hanging
 
@@ -104,29 +105,44 @@ class DecodeService:
         self._decoders.close()
 
     def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
-        """Answer each request with its images, or with the error of its first bad file, within ``DECODE_SECONDS``."""
-        until = time.monotonic() + DECODE_SECONDS
-        refused: set[int] = set()  # requests; what follows a bad file is not decoded
+        """Answer each request with its images, or with the error of a bad file, within ``DECODE_SECONDS``.
 
-        def decoded(number: int, data: bytes) -> npt.NDArray[np.uint8] | InputError:
-            if number in refused:
-                return InputError("the file before it is bad")
+        The first file of every request is decoded, then the second of every request, and so on: a request of many
+        files does not hold the others back. One whose files are not decoded in time gets an UnavailableError, unless
+        it was alone; MissingError if a process that decodes does not start.
+        """
+        until = time.monotonic() + DECODE_SECONDS
+        failed: set[int] = set()  # requests; their other files are not decoded
+
+        def decoded(turn: tuple[int, int]) -> _Decoded:
+            index, number = turn
+            if number in failed:
+                return None
+            file = bytes(requests[number][FILE].flat[index])
             try:
-                return self._decoders.image(data, self.image_size, self.framing, name="file", until=until)
-            except InputError as error:
-                refused.add(number)
+                return self._decoders.image(file, self.image_size, self.framing, name="file", until=until)
+            except (InputError, MissingError) as error:
+                failed.add(number)
                 return error
 
-        numbers = [number for number, request in enumerate(requests) for _ in range(request[FILE].size)]
-        files = [bytes(file) for request in requests for file in request[FILE].ravel()]
-        images = iter(list(self._pool.map(decoded, numbers, files)))
-        return [self._reply([next(images) for _ in range(request[FILE].size)]) for request in requests]
+        counts = [request[FILE].size for request in requests]
+        turns = sorted((index, number) for number, count in enumerate(counts) for index in range(count))
+        found = dict(zip(turns, self._pool.map(decoded, turns), strict=True))
+        return [
+            self._reply([found[index, number] for index in range(count)], alone=len(requests) == 1)
+            for number, count in enumerate(counts)
+        ]
 
-    def _reply(self, images: Sequence[npt.NDArray[np.uint8] | InputError]) -> Answer:
+    def _reply(self, images: Sequence[_Decoded], *, alone: bool) -> Answer:
         for index, image in enumerate(images):
             if isinstance(image, InputError):
                 return image if len(images) == 1 else InputError(f"file {index} of the request: {image}")
-        return {IMAGE: np.stack([image for image in images if not isinstance(image, InputError)])}
+        for image in images:
+            if isinstance(image, UnavailableError) and alone:
+                return InputError(f"decoding took longer than {DECODE_SECONDS:g} s: send fewer or smaller images")
+            if isinstance(image, MissingError):
+                return image
+        return {IMAGE: np.stack([image for image in images if isinstance(image, np.ndarray)])}
 
 
 class EncoderService:

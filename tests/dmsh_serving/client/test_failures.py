@@ -14,6 +14,12 @@ from dmsh_serving.errors import InputError, MissingError
         ("UNAVAILABLE", "failed to connect to all addresses", MissingError, "no Triton at"),
         ("UNAVAILABLE", "Exceeds maximum queue size", MissingError, "is too busy: its queue is full"),
         ("UNAVAILABLE", "in ensemble 'a', Request timeout expired", MissingError, "is too busy: .* waited too long"),
+        (
+            "UNAVAILABLE",
+            "in ensemble 'a', the server is busy decoding other images: try again",
+            MissingError,
+            "is too busy: it decodes other images",
+        ),
         ("UNAVAILABLE", "Server is stopping", MissingError, r"failed \(UNAVAILABLE\): Server"),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", MissingError, "did not answer within 30 s"),
         ("INTERNAL", "boom", MissingError, r"failed \(INTERNAL\): boom"),

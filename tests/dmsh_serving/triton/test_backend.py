@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, MissingError, UnavailableError
 from dmsh_serving.triton import backend
 
 
@@ -33,11 +33,41 @@ def test_a_long_id_is_cut(letter):
     assert len(backend._id_of(types.SimpleNamespace(request_id=lambda: letter * (1 << 20)))) == backend._LONGEST_ID
 
 
-def test_a_long_error_is_cut(monkeypatch):
+@pytest.fixture
+def responses(monkeypatch):
+    """Triton's module as far as an answer needs it; an error is its text and its code."""
     stub = types.ModuleType("triton_python_backend_utils")
     stub.TritonError = lambda text, code: types.SimpleNamespace(text=text, code=code)
-    stub.TritonError.INVALID_ARG = 3
-    stub.InferenceResponse = lambda error: error
+    stub.TritonError.INVALID_ARG, stub.TritonError.UNAVAILABLE, stub.TritonError.INTERNAL = (
+        "invalid",
+        "unavailable",
+        "no",
+    )
+    stub.Tensor = lambda name, array: (name, array)
+    stub.InferenceResponse = lambda tensors=None, error=None: error or tensors
     monkeypatch.setitem(sys.modules, stub.__name__, stub)
+
+
+def test_a_long_error_is_cut(responses):
     assert backend._response(InputError("no")).text == "no"
-    assert len(backend._response(InputError("x" * (1 << 20))).text) == backend._LONGEST_ERROR
+    for kind in (InputError, UnavailableError):
+        assert len(backend._response(kind("x" * (1 << 20))).text) == backend._LONGEST_ERROR
+
+
+def test_each_request_gets_its_own_answer_or_error_of_one_batch(responses, caplog):
+    answers = [{"image": 1}, InputError("bad"), UnavailableError("busy"), MissingError("no python in /secret")]
+    calls, reasons = [], []
+
+    def answer(requests):
+        calls.append(len(requests))
+        return answers
+
+    request = types.SimpleNamespace(inputs=list, request_id=lambda: "mine")
+    good, bad, busy, failed = backend.respond([request] * 4, answer, reasons.append)
+    assert good == [("image", 1)]
+    assert (bad.text, bad.code) == ("bad", "invalid")
+    assert (busy.text, busy.code) == ("busy", "unavailable")
+    assert (failed.text, failed.code) == ("the server failed on this request; its log says why", "no")
+    assert caplog.messages == ["request mine failed: no python in /secret"]
+    assert reasons == ["invalid", "unavailable", "internal"]
+    assert calls == [4]

@@ -25,9 +25,11 @@ from dmsh_serving.contract import (
     K,
 )
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, MissingError, UnavailableError
 from dmsh_serving.hamming.oracle import search_oracle as oracle
+from dmsh_serving.images import isolated
 from dmsh_serving.images.framing import Framing
+from dmsh_serving.images.isolated import Decoders
 from dmsh_serving.ranker.follower import Ranker
 from dmsh_serving.triton import services
 from dmsh_serving.triton.server import vitals
@@ -213,15 +215,74 @@ def test_the_files_after_a_bad_one_are_not_decoded(decoder, monkeypatch):
     assert str(bad) == "file 0 of the request: file: bad"
     np.testing.assert_array_equal(good[IMAGE], IMAGES[:1])
     assert len(begun) < 20
-    assert begun[-1] == b"another"
+
+
+def test_the_error_of_a_request_names_a_file_that_is_bad_whatever_is_decoded_first(decoder, monkeypatch):
+    class Backwards:
+        def map(self, call, turns):
+            return reversed([call(turn) for turn in reversed(turns)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "_pool", Backwards())
+        (answer,) = decoder.answer([files(png(IMAGES[0]), b"bad", png(IMAGES[1]))])
+    assert str(answer).startswith("file 1 of the request: file: not an image")
+
+
+def test_requests_take_turns_so_that_one_of_many_files_does_not_hold_the_others_back(monkeypatch):
+    service, begun = DecodeService(16, Framing(), threads=1), []
+
+    def noted(data, *given, **named):
+        begun.append(data)
+        return IMAGES[data[1] - ord("0")]
+
+    monkeypatch.setattr(service._decoders, "image", noted)
+    answers = service.answer([files(b"a0", b"a1", b"a2"), files(b"b3"), files(b"c4", b"c5")])
+    assert begun == [b"a0", b"b3", b"c4", b"a1", b"c5", b"a2"]
+    for answer, rows in zip(answers, (slice(3), slice(3, 4), slice(4, 6)), strict=True):
+        np.testing.assert_array_equal(answer[IMAGE], IMAGES[rows])
+    service.close()
+
+
+@pytest.fixture
+def hurried(decoder, monkeypatch):
+    """A decoder whose files may take 20 s of processor time, but whose batches take half a second."""
+    decoder._decoders = Decoders(2, seconds=20.0)
+    monkeypatch.setattr(services, "DECODE_SECONDS", 0.5)
+    return decoder
+
+
+def test_a_good_file_that_slow_ones_left_no_time_for_is_unavailable_for_now(hurried):
+    answers = hurried.answer([files(SLOW["TIFF"]), files(SLOW["TIFF"]), files(png(IMAGES[0]))])
+    assert all(isinstance(answer, UnavailableError) for answer in answers)
+    assert str(answers[-1]) == "the server is busy decoding other images: try again"
+
+
+def test_a_request_that_was_alone_and_took_too_long_is_wrong_itself(hurried):
+    (answer,) = hurried.answer([files(SLOW["TIFF"], SLOW["TIFF"])])
+    assert isinstance(answer, InputError)
+    assert str(answer) == "decoding took longer than 0.5 s: send fewer or smaller images"
+
+
+def test_a_bad_file_is_told_though_the_time_of_the_others_ended(hurried):
+    answers = hurried.answer([files(b"bad", SLOW["TIFF"]), files(SLOW["TIFF"])])
+    assert str(answers[0]).startswith("file 0 of the request: file: not an image")
+
+
+def test_a_process_that_does_not_start_is_the_servers_fault_and_the_batch_is_not_repeated(decoder, monkeypatch):
+    monkeypatch.setattr(isolated, "_START", "import nothing_of_this_name")
+    answers = decoder.answer([files(b"one", b"two"), files(b"three")])
+    assert [type(answer) for answer in answers] == [MissingError] * 2
 
 
 def test_a_batch_of_slow_files_is_answered_before_the_launcher_calls_the_server_hanging(decoder, monkeypatch):
-    assert services.DECODE_SECONDS < vitals.PATIENCE_SECONDS - 3
+    spare = vitals.PATIENCE_SECONDS - services.DECODE_SECONDS
+    assert spare > 3
     monkeypatch.setattr(services, "DECODE_SECONDS", 0.5)
+    start = time.monotonic()
     answers = decoder.answer([files(SLOW["TIFF"])] * 12)  # of 0.5 s of processor time each
-    assert all(isinstance(answer, InputError) for answer in answers)
-    assert "the images before it took too long" in str(answers[-1])
+    assert time.monotonic() - start < 0.5 + spare
+    assert all(isinstance(answer, InputError | UnavailableError) for answer in answers)
+    assert isinstance(answers[-1], UnavailableError)
 
 
 def test_a_missing_or_bad_parameter_is_named(tmp_path):
