@@ -251,7 +251,7 @@ class Web:
             raise ProblemError(503, f"{MOST_AT_ONCE[kind]} {kind} are in flight already: try again")
         working = asyncio.ensure_future(work())
         self._in_flight[kind] += 1
-        # Not with the request, whose work may be in a thread yet.
+        # Not with the request, whose work may still be in a thread.
         working.add_done_callback(lambda ended: self._ended(kind, ended))
         try:
             # Each step of a search has its own time; this ends what none of them would.

@@ -113,8 +113,8 @@ class Searches:
             resolved, page = await self._searched(question, question.like[0].file)
             times.total = time.perf_counter() - started
             return await self._told(question, page, [resolved], [], times)
-        like = [await self.resolve(example, times) for example in question.like]
-        unlike = [await self.resolve(example, times) for example in question.unlike]
+        like = [await self.resolve(example, times, question.version) for example in question.like]
+        unlike = [await self.resolve(example, times, question.version) for example in question.unlike]
         start = time.perf_counter()
         page = await self._page(question, like, unlike)
         times.rank = time.perf_counter() - start
@@ -131,14 +131,18 @@ class Searches:
                 409, f"{self._gallery.folder} belongs to another model than the Triton serves: give --gallery its own"
             )
 
-    async def resolve(self, example: Example, times: Times) -> Resolved:
-        """Return the code of an example: the gallery's own, or the encoder's."""
+    async def resolve(self, example: Example, times: Times, version: str | None = None) -> Resolved:
+        """Return the code of an example: the one in ``version`` of the gallery, or the encoder's.
+
+        Raises:
+            ProblemError: there is no such image, or the version is gone.
+        """
         if example.code is not None:
             await self._check_code(example.code)
             return Resolved(example.code)
         collection = None
         if self._gallery is not None and example.file is None and example.box is None:
-            collection = await in_thread(self._gallery.current)
+            collection = await _version_of(self._gallery, version)
             place = await in_thread(_place_of, collection, example)
             if place is not None:
                 said = {"id": json_id(int(collection.ids[place])), "key": collection.key_at(place)}
@@ -242,13 +246,7 @@ class Searches:
     async def _ordered_page(
         self, gallery: GalleryFolder, question: Question, like: list[Resolved], unlike: list[Resolved]
     ) -> Page:
-        if question.version is None:
-            collection = await in_thread(gallery.current)
-        else:
-            found = gallery.held(question.version) or await in_thread(gallery.at, question.version)
-            if found is None:
-                raise ProblemError(410, _CHANGED)
-            collection = found
+        collection = await _version_of(gallery, question.version)
         codes = [
             np.frombuffer(b"".join(each.code for each in examples), np.uint8).reshape(-1, collection.codes.shape[1])
             for examples in (like, unlike)
@@ -268,7 +266,7 @@ class Searches:
         )
 
     def _ranking(self, collection: Collection, examples: Examples, question: Question) -> Ranking:
-        among = repr((question.ids, question.where)).encode()  # of up to 4 MiB of JSON, which must not be kept
+        among = repr((question.ids, question.where)).encode()  # may be 4 MiB of JSON: its digest is kept
         codes = (examples.like.tobytes(), examples.unlike.tobytes())
         name = (collection.version, *codes, hashlib.sha256(among).digest())
         with self._lock:
@@ -332,6 +330,20 @@ class Searches:
             "truncated": page.truncated,
             "times": times.to_dict(),
         }
+
+
+async def _version_of(gallery: GalleryFolder, version: str | None) -> Collection:
+    """Return the version of the gallery that a question names, or the current one.
+
+    Raises:
+        ProblemError: it is gone.
+    """
+    if version is None:
+        return await in_thread(gallery.current)
+    collection = gallery.held(version) or await in_thread(gallery.at, version)
+    if collection is None:
+        raise ProblemError(410, _CHANGED)
+    return collection
 
 
 def _place_of(collection: Collection, example: Example) -> int | None:

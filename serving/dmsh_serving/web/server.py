@@ -15,6 +15,7 @@ from dmsh_serving.web.settings import WebSettings
 __all__ = ["WebServer"]
 
 _STOP_SECONDS = 5
+_HANDSHAKE_SECONDS = 10.0  # of TLS
 _LONGEST_HEAD = 64 << 10  # a key may be long
 
 
@@ -84,11 +85,24 @@ class WebServer:
 
 
 class _Server(uvicorn.Server):
-    """Ends without an error when it is told to, and leaves no connection open.
+    """Bounds the handshake of TLS, ends without an error when it is told to, and leaves no connection open.
 
-    uvicorn would raise the signal again. On a connection that was accepted in its last moment, a browser would wait for
-    ever.
+    uvicorn would wait a minute for a handshake, and raise the signal again. On a connection that was accepted in its
+    last moment, a browser would wait for ever.
     """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+        loop = asyncio.get_running_loop()
+        for listening in sockets or []:
+            server = await loop.create_server(
+                lambda: Connection(self.config, self.server_state, self.lifespan.state),
+                sock=listening,
+                backlog=self.config.backlog,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS if self.config.ssl else None,
+            )
+            self.servers.append(server)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit  # at the second signal, nothing is waited for

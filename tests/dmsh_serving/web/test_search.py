@@ -149,6 +149,24 @@ def test_with_the_folder_pages_continue_in_the_version_that_they_began_with(orig
     assert answer(searches, like=LIKE * 2, k=1)["total"] == 350
 
 
+def test_an_example_is_the_image_that_it_was_in_the_version_of_the_search(originals, tmp_path):
+    keys = [f"{number}.png" for number in range(300)]
+    first = gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE).version
+    searches = Searches(Steps(first), originals, GalleryFolder(tmp_path / "gallery"))
+    page = answer(searches, like=(Example(key="5.png"),), k=250)
+    gallery.remove(tmp_path / "gallery", np.array([5]))
+    replaced = gallery.append(tmp_path / "gallery", CODES[90:91], None, ["5.png"], fingerprint=SPACE["fingerprint"])
+    asked = {"k": 250, "after": Cursor(page["next"]["distance"], page["next"]["id"]), "version": first}
+    for example in (Example(key="5.png"), Example(number=5)):
+        rest = answer(searches, like=(example,), **asked)
+        found = [image["id"] for image in page["images"] + rest["images"]]
+        assert found == search_oracle(CODES[5:6], CODES, 300)[1][0].tolist()
+    assert answer(searches, like=(Example(key="5.png"), *LIKE), k=1)["gallery_version"] == replaced.version
+    with pytest.raises(ProblemError, match="has changed") as error:
+        answer(searches, like=(Example(number=5),), **{**asked, "version": "00000009-aaaaaaaa"})
+    assert error.value.status == 410
+
+
 def test_of_a_long_question_the_order_alone_is_kept(originals, tmp_path):
     gallery.build(tmp_path / "gallery", CODES, None, [f"{number}.png" for number in range(300)], **SPACE)
     searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))

@@ -13,19 +13,27 @@ from breakable import Breakable
 from web_world import IMAGES, ask, png
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.web import server
 from dmsh_serving.web.settings import WebSettings
 
 pytestmark = pytest.mark.live
 
 
-def test_it_speaks_https_and_answers_to_its_name(web_world, web_triton, tmp_path):
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate and its key, as options of a page."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=search.example"]
     subprocess.run([*command, "-keyout", key, "-out", cert], check=True, capture_output=True)
-    options = {"host": "0.0.0.0", "tls_cert": cert, "tls_key": key, "names": ("search.example",)}
+    return {"tls_cert": cert, "tls_key": key}
+
+
+def test_it_speaks_https_and_answers_to_its_name(web_world, web_triton, certificate):
+    options = {"host": "0.0.0.0", "names": ("search.example",), **certificate}
     with web_world.page(web_triton.url, **options) as page:
         assert page.url.startswith("https://127.0.0.1:")
-        context = ssl.create_default_context(cafile=cert)
+        context = ssl.create_default_context(cafile=certificate["tls_cert"])
         context.check_hostname = False
         for name, status in (("search.example", 200), ("other.example", 421)):
             request = urllib.request.Request(page.url, headers={"Host": name})
@@ -34,6 +42,14 @@ def test_it_speaks_https_and_answers_to_its_name(web_world, web_triton, tmp_path
                     assert answer.status == status
             except urllib.error.HTTPError as error:
                 assert error.code == status  # noqa: PT017
+
+
+def test_a_connection_that_does_not_shake_hands_is_closed(web_world, certificate, monkeypatch):
+    monkeypatch.setattr(server, "_HANDSHAKE_SECONDS", 0.2)
+    with web_world.page("127.0.0.1:1", **certificate) as page:
+        target = urlsplit(page.url)
+        with socket.create_connection((target.hostname, target.port), timeout=30) as client:
+            assert client.recv(1) == b""
 
 
 def test_others_are_let_in_only_on_purpose(tmp_path):

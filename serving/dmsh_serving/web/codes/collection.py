@@ -1,5 +1,6 @@
 """A version of the gallery in this process: codes, ids and keys side by side, in ascending id order."""
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -23,6 +24,7 @@ __all__ = ["Collection", "GalleryFolder", "Places", "Words", "words_of"]
 
 _VERSIONS_HELD: Final = 2  # a reader that scrolls goes on in the version it began with
 _REFUSED_SECONDS: Final = 2.0
+_log = logging.getLogger(__name__)
 
 Words = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
@@ -117,21 +119,27 @@ class GalleryFolder:
         self._snapshot: gallery.Snapshot | None = None
         self._held: OrderedDict[str, Collection] = OrderedDict()
         self._refused_until = 0.0
-        self._hold(gallery.open_sound(folder)[0])
+        self._refused: str | None = ""  # the version whose refusal was told last; None if the pointer names none
+        self._last = self._hold(gallery.open_sound(folder)[0])
 
     def current(self) -> Collection:
-        """Return the version that the gallery's pointer names now, or the newest one held while that cannot be used."""
+        """Return the version that the gallery's pointer names now, or the one before it while that cannot be used."""
+        named = None
         try:
-            held = self._held.get(current_version(self.folder))
-            if held is not None:
-                return held
-            with self._lock:
-                if time.monotonic() >= self._refused_until:
-                    return self._hold(gallery.open_current(self.folder, known=self._snapshot))
-        except (InputError, OSError):
+            named = current_version(self.folder)
+            found = self._held.get(named)
+            if found is None:
+                with self._lock:
+                    if time.monotonic() < self._refused_until:
+                        return self._last
+                    found = self._hold(gallery.open_current(self.folder, known=self._snapshot))
+            self._last, self._refused = found, ""
+        except (InputError, OSError) as error:
             self._refused_until = time.monotonic() + _REFUSED_SECONDS  # to look at a large one takes a second
-        with self._lock:
-            return self._held[max(self._held)]
+            if named != self._refused:
+                self._refused = named
+                _log.warning("gallery %s: %s; the page goes on with version %s", self.folder, error, self._last.version)
+        return self._last
 
     def held(self, version: str) -> Collection | None:
         """Return a version that is open already, or None; never touches the disk."""

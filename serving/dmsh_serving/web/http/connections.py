@@ -1,27 +1,28 @@
-"""How long a connection may wait before it says what it wants, and how many there may be.
+"""How long a connection may wait for its client, and how many there may be.
 
-uvicorn bounds neither: connections that never end a request's head would take all descriptors of the process, which
-``dmsh-serve start --web`` shares with the watch over Triton.
+uvicorn bounds neither: connections that never end a request, or never read its answer, would take all descriptors of
+the process, which ``dmsh-serve start --web`` shares with the watch over Triton.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 __all__ = ["Connection"]
 
 HEAD_SECONDS: Final = 30.0
-MOST_CONNECTIONS: Final = 500  # half of the 1,024 descriptors that a process may usually have
+ANSWER_SECONDS: Final = 60.0  # the longest has some MB
+MOST_CONNECTIONS: Final = 500  # half of the 1,024 descriptors of a process; with TLS, each counts after its handshake
 
 
 class Connection(H11Protocol):
-    """A connection of uvicorn that is closed if it is one too many, or sends no whole head in time."""
+    """A connection of uvicorn that is closed if it is one too many, sends no whole head or takes no answer in time."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._waiting: asyncio.TimerHandle | None = None
+        self._head, self._answer = _Clock(), _Clock()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the head of a request."""
@@ -29,25 +30,51 @@ class Connection(H11Protocol):
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
         else:
-            self._wait()
+            self._head.start(self.loop, HEAD_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
-        self._wait_no_more()
+        self._head.stop()
+        self._answer.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Wait for the head of the next request as long as that is not whole, however often a part of it comes."""
+        """Start a clock at the first byte of what nobody answers yet, and stop it when the head of a request is whole.
+
+        Such a byte is of a head, or of a body whose request was answered before.
+        """
+        if self.transport.get_write_buffer_size() == 0:
+            self._answer.stop()
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._wait_no_more()
-        elif self._waiting is None:
-            self._wait()
+        if self.cycle is None or self.cycle.response_complete:
+            self._head.start(self.loop, HEAD_SECONDS, self.transport.abort)
+        else:
+            self._head.stop()
 
-    def _wait(self) -> None:
-        self._waiting = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+    def on_response_complete(self) -> None:
+        """Start a clock for the client to take what the system did not take at once."""
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size() > 0:
+            self._answer.start(self.loop, ANSWER_SECONDS, self._end_unread)
 
-    def _wait_no_more(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+    def _end_unread(self) -> None:
+        self._answer.stop()
+        if self.transport.get_write_buffer_size() > 0:
+            self.transport.abort()
+
+
+class _Clock:
+    """Calls something, unless it is stopped before."""
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop, seconds: float, call: Callable[[], None]) -> None:
+        """Begin, unless it runs already."""
+        if self._timer is None:
+            self._timer = loop.call_later(seconds, call)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

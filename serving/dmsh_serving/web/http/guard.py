@@ -8,11 +8,14 @@ A page on another site must not be able to use this one through its visitor's br
   and the ``Origin`` of a POST this page's own. Programs such as curl send neither.
 - No cookie is ever set, so there is none to misuse.
 
-A body is refused by its ``Content-Length`` before a byte is read, and counted while it is read.
+A body is refused by its ``Content-Length`` before a byte is read, and counted while it is read. There is a limit for
+all bodies together, too.
 """
 
+import contextlib
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,17 +38,22 @@ HEADERS = {
     "x-frame-options": "DENY",
 }
 _SAFE = ("GET", "HEAD")
+_BODIES: Final = 8  # of the greatest length are held at once, or more that are shorter
+_SHORT: Final = 64 << 10  # bytes of each body that are not counted: searches by key go on while files fill the memory
+_FULL: Final = "other requests fill the memory for bodies: try again"
 
 
 class Guard:
     """Wraps the application: refuses what is not this page's business, and adds the headers that browsers obey.
 
-    ``names`` are the host names that it is reached by, ``scheme`` is http or https, ``most_bytes`` bounds a body.
+    ``names`` are the host names that it is reached by, ``scheme`` is http or https, ``most_bytes`` bounds a body,
+    and eight times that all bodies that are read or answered at the moment.
     """
 
     def __init__(self, app: ASGIApp, *, names: Iterable[str], scheme: str, most_bytes: int) -> None:
         self._app, self._scheme, self._most_bytes = app, scheme, most_bytes
         self._names = {"localhost", *(name.lower() for name in names)}
+        self._free = _BODIES * most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -67,7 +75,8 @@ class Guard:
             answer.headers["connection"] = "close"  # what is left of a body is not waited for
             await answer(scope, receive, send_guarded)
             return
-        await self._app(scope, self._counted(receive), send_guarded)
+        with self._counted(receive) as receive_counted:
+            await self._app(scope, receive_counted, send_guarded)
 
     def _check(self, method: str, path: str, headers: Headers) -> None:
         """Raise :class:`ProblemError` unless the request may be answered."""
@@ -86,6 +95,8 @@ class Guard:
             raise ProblemError(400, "Content-Length is no number")
         if int(length) > self._most_bytes:
             raise ProblemError(413, f"the request has {int(length):,} bytes, at most {self._most_bytes:,} are taken")
+        if int(length) - _SHORT > self._free:
+            raise ProblemError(503, _FULL)
 
     def _is_ours(self, host: str) -> bool:
         name = host.lower().removesuffix(".")
@@ -101,15 +112,25 @@ class Guard:
             return False
         return True
 
-    def _counted(self, receive: Receive) -> Receive:
-        read = 0
+    @contextlib.contextmanager
+    def _counted(self, receive: Receive) -> Iterator[Receive]:
+        """Yield ``receive`` with the limits of bodies: what a request has sent is counted until it is answered."""
+        read = held = 0
 
         async def receive_counted() -> Message:
-            nonlocal read
+            nonlocal read, held
             message = await receive()
             read += len(message.get("body", b""))
             if read > self._most_bytes:
                 raise ProblemError(413, f"the request is longer than {self._most_bytes:,} bytes")
+            more = max(read - _SHORT, 0) - held
+            if more > self._free:
+                raise ProblemError(503, _FULL)
+            held += more
+            self._free -= more
             return message
 
-        return receive_counted
+        try:
+            yield receive_counted
+        finally:
+            self._free += held

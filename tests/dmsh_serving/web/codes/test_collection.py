@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from dmsh_serving import gallery
 from dmsh_serving.codes import uniform_codes
 from dmsh_serving.errors import InputError
+from dmsh_serving.web.codes import collection
 from dmsh_serving.web.codes.collection import GalleryFolder, words_of
 
 SPACE = {"bits": 64, "fingerprint": "ab" * 32}
@@ -69,6 +70,28 @@ def test_while_a_new_version_cannot_be_used_the_one_before_is_and_the_new_one_is
     assert folder.current().version == second.version
     (tmp_path / "g" / "CURRENT").write_text("")
     assert folder.current().version == second.version
+
+
+def test_what_was_rolled_back_is_not_in_use_again_while_a_new_version_cannot_be_used(tmp_path, monkeypatch, caplog):
+    codes = uniform_codes(30, 64, 0)
+    first = gallery.build(tmp_path / "g", codes[:20], None, None, **SPACE).version
+    second = gallery.append(tmp_path / "g", codes[20:], None, None, fingerprint=SPACE["fingerprint"]).version
+    folder = GalleryFolder(tmp_path / "g")
+    assert folder.current().version == second
+    gallery.rollback(tmp_path / "g")
+    assert folder.current().version == first
+    third = gallery.append(tmp_path / "g", codes[20:25], None, None, fingerprint=SPACE["fingerprint"])
+    third.path.unlink()
+    monkeypatch.setattr(collection, "_REFUSED_SECONDS", 0.0)
+    assert [folder.current().version for _ in range(3)] == [first] * 3
+    (said,) = caplog.messages
+    assert third.path.name in said
+    assert said.endswith(f"; the page goes on with version {first}")
+    gallery.rollback(tmp_path / "g")
+    assert folder.current().version == first
+    (tmp_path / "g" / "CURRENT").unlink()
+    assert [folder.current().version for _ in range(3)] == [first] * 3
+    assert len(caplog.messages) == 2
 
 
 def test_a_version_that_is_gone_is_none(tmp_path):

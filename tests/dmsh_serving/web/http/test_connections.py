@@ -1,4 +1,4 @@
-"""Connections that say nothing, or half of it, over a server of a few lines."""
+"""Connections that say nothing, half of it, or do not read what they are told, over a server of a few lines."""
 
 import asyncio
 import contextlib
@@ -13,29 +13,40 @@ from dmsh_serving.web.http import connections
 from dmsh_serving.web.http.connections import Connection
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LONG_REQUEST = REQUEST.replace(b"/ ", b"/long ")
+HEAD_SECONDS = 2.0  # far longer than a request takes on a busy machine
+LONG = 32 << 20  # bytes: beyond what the system holds of an answer that nobody reads
 
 
 async def application(scope, receive, send):
     assert scope["type"] == "http"
     if scope["path"] == "/slow":
-        await asyncio.sleep(1.5)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+        await asyncio.sleep(HEAD_SECONDS + 1)
+    body = bytes(LONG) if scope["path"] == "/long" else b"ok"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture
-def address(monkeypatch):
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+def server(monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", HEAD_SECONDS)
     config = uvicorn.Config(application, port=0, http=Connection, log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
+    end = time.monotonic() + 60
     while not server.started:
+        assert time.monotonic() < end
         time.sleep(0.01)
-    yield listening.getsockname()
-    server.should_exit = True
+    yield server
+    server.should_exit = server.force_exit = True
     thread.join()
+
+
+@pytest.fixture
+def address(server):
+    return server.servers[0].sockets[0].getsockname()
 
 
 def closed(client):
@@ -45,22 +56,45 @@ def closed(client):
         assert client.recv(100) == b""
 
 
+def taken(client, count):
+    """Return so many bytes of an answer."""
+    client.settimeout(30)
+    got = bytearray()
+    while len(got) < count:
+        part = client.recv(min(count - len(got), 1 << 20))
+        assert part
+        got += part
+    return got
+
+
+def read_long(client):
+    client.sendall(LONG_REQUEST)
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += taken(client, 1)
+    taken(client, LONG)
+
+
 def answered(client, request=REQUEST):
     client.settimeout(30)
     client.sendall(request)
     got = b""
     while not got.endswith(b"ok"):
-        got += client.recv(1000)
+        part = client.recv(1000)
+        assert part
+        got += part
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nX: "])
-def test_a_connection_that_does_not_say_what_it_wants_is_closed(address, sent):
+def test_a_connection_that_does_not_say_what_it_wants_is_closed(address, monkeypatch, sent):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
     with socket.create_connection(address) as client:
         client.sendall(sent)
         closed(client)
 
 
-def test_half_a_head_is_not_kept_open_by_ever_more_of_it(address):
+def test_half_a_head_is_not_kept_open_by_ever_more_of_it(address, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
     with socket.create_connection(address) as client, contextlib.suppress(ConnectionError):
         client.settimeout(30)
         client.sendall(b"GET / HTTP/1.1\r\n")
@@ -71,11 +105,41 @@ def test_half_a_head_is_not_kept_open_by_ever_more_of_it(address):
         pytest.fail("it is still open")
 
 
-def test_the_head_of_a_second_request_is_not_waited_for_either(address):
+@pytest.mark.parametrize(
+    ("request_", "more"),
+    [(REQUEST, b"GET / HTTP/1.1\r\n"), (REQUEST.replace(b"x\r", b"x\r\nContent-Length: 9\r"), b"1")],
+)
+def test_after_an_answer_neither_half_a_head_nor_half_a_body_is_waited_for(address, monkeypatch, request_, more):
+    with socket.create_connection(address) as client:
+        answered(client, request_)
+        monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+        client.sendall(more)
+        closed(client)
+
+
+@pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"])
+def test_an_answer_that_nobody_reads_is_given_up(server, address, monkeypatch, header):
+    monkeypatch.setattr(connections, "ANSWER_SECONDS", 0.2)
+    with socket.create_connection(address) as client:
+        client.sendall(LONG_REQUEST.replace(b"\r\n\r\n", b"\r\n" + header + b"\r\n"))
+        taken(client, 12)
+        end = time.monotonic() + 30
+        while server.server_state.connections:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_a_connection_whose_answer_was_read_is_left_alone(server, address):
     with socket.create_connection(address) as client:
         answered(client)
-        client.sendall(b"GET / HTTP/1.1\r\n")
-        closed(client)
+        (connection,) = server.server_state.connections
+        read_long(client)
+        assert connection._answer._timer is not None
+        connection.loop.call_soon_threadsafe(connection._end_unread)
+        answered(client)
+        read_long(client)
+        answered(client)
+        assert connection._answer._timer is None
 
 
 def test_an_answer_may_take_longer_than_a_head(address):
