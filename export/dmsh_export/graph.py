@@ -1,5 +1,6 @@
 """ONNX files of dmsh-export: read, checked, with the shape and type of each tensor, and their metadata."""
 
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,9 +57,12 @@ def with_shapes(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 def _name_nodes(graph: onnx.GraphProto) -> None:
     """Give each node a name of its own: what is reported of a node must be found again."""
     taken: set[str] = set()
+    spare = itertools.count(len(graph.node))
     for index, node in enumerate(graph.node):
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{index}"
+        while node.name in taken:  # another node is called so in the file
+            node.name = f"{node.op_type}_{next(spare)}"
         taken.add(node.name)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH
+from dmsh_model.pickles import check_pickles
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import naming, replace_folder, temporary_beside
 
@@ -40,7 +41,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "dmsh-checkpoint"
 FORMAT_VERSION = 1
-_ASKS_FOR_MEMORY = b"bytearray"  # torch's unpickler makes one of any length that a file names
+_PICKLE, _STORAGES = "data.pkl", "data/"  # in the archive's one folder
 _ZIP = b"PK\x03\x04"  # by which torch.load knows one
 FLOAT, INTEGER = "float", "integer"  # kinds of checkpoint; a config that names none is a float one's
 
@@ -190,10 +191,13 @@ def read_torch_file(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 _check_unpacked(path, archive.infolist())
                 content = _written_anew(path, archive)
+                members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
+                sizes = {name.removeprefix(_STORAGES): member.file_size for name, member in members.items()}
+                check_pickles(io.BytesIO(archive.read(members[_PICKLE])), sizes, path.stat().st_size)
         else:
             content = io.BytesIO(path.read_bytes())
-        if _ASKS_FOR_MEMORY in content.getvalue():
-            raise InputError(f"{path} is refused: it holds more than tensors")
+            check_pickles(content, None, len(content.getbuffer()))
+            content.seek(0)
         return torch.load(content, map_location="cpu", weights_only=True)
     except InputError:
         raise
@@ -226,7 +230,9 @@ def _written_anew(path: Path, archive: zipfile.ZipFile) -> io.BytesIO:
 def _check_unpacked(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """Refuse an archive that takes more memory than it has bytes: some kilobytes can be packed gigabytes."""
     size = path.stat().st_size
-    if len({member.filename for member in members}) < len(members):
+    # torch reads from the folder of the first member, and takes upper for lower case.
+    names = {member.filename.partition("/")[2].lower() for member in members}
+    if len(names) < len(members):
         raise InputError(f"{path} is refused: it holds two members of one name")
     packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
     if packed or sum(member.file_size for member in members) > size:

@@ -157,20 +157,6 @@ def test_of_an_archive_with_two_tables_of_contents_the_one_that_was_checked_is_r
     assert checkpoint.read_tensors(path)["w"].tolist() == [2.0] * 4
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["archive", "as before torch 1.6"])
-def test_a_pickle_that_asks_for_memory_is_refused(tmp_path, packed):
-    path = tmp_path / "weights.pt"
-    content = b"\x80\x02cbuiltins\nbytearray\n(\x8a\x04" + (1 << 30).to_bytes(4, "little") + b"tR."
-    if packed:
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, data in (("a/data.pkl", content), ("a/version", "3\n"), ("a/byteorder", "little")):
-                archive.writestr(name, data)
-    else:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"weights\.pt is refused: it holds more than tensors"):
-        checkpoint.read_tensors(path)
-
-
 def test_a_state_dict_whose_members_share_their_bytes_is_refused(folder):
     path = folder / "weights.pt"
     with zipfile.ZipFile(path, "w") as archive:

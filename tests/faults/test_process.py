@@ -247,6 +247,29 @@ def test_fault_38_what_lies_in_a_cache_of_others_is_not_loaded(tmp_path):
     assert "other users can write code to it" in open_to_all.stderr
 
 
+def test_fault_38_what_lies_in_a_cache_of_others_is_not_loaded_by_the_evaluation(tmp_path):
+    program = (
+        "import numpy as np\n"
+        "from dmsh_model.evaluation.kernel import bound_precisions\n"
+        "counts, sums = np.ones((1, 3), np.int64), np.zeros((1, 1))\n"
+        "bound_precisions(counts, counts, np.ones(1, np.int64), sums, sums)\n"
+        "print(sum(bound_precisions.stats.cache_hits.values()))\n"
+    )
+    cache = tmp_path / "cache"
+
+    def run():
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+    run()
+    assert run().stdout == "1\n"
+    for folder in [cache, *(path for path in cache.rglob("*") if path.is_dir())]:
+        folder.chmod(0o777)
+    open_to_all = run()
+    assert open_to_all.stdout == "0\n"
+    assert "other users can write code to it" in open_to_all.stderr
+
+
 def test_fault_38_a_package_that_others_can_write_is_found_before_the_start(tmp_path):
     (tmp_path / "dmsh_serving").mkdir()
     preflight._check_package(tmp_path / "dmsh_serving")

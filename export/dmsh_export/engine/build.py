@@ -198,6 +198,8 @@ def _certified(source: Path, metadata: dict[str, str], precision: Precision) -> 
     """Prove an integer model before it is compiled, and return its certificate for the manifest; {} for a float one."""
     dialect = metadata.get(Metadata.DIALECT)
     if dialect is None:
+        if Metadata.PRECISION in metadata and Metadata.PARENT_FINGERPRINT not in metadata:
+            raise InputError(f"{source} holds an integer network and names no dialect: export it again")
         return {}
     if dialect != "tensorrt" or precision != "int8":
         raise InputError(

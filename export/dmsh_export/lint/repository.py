@@ -73,7 +73,7 @@ def lint_repository(repository: Path) -> LintReport:
         findings += problems
         for file in files:
             findings += check_tensors(encoder, file.inputs, file.outputs, file.file)
-        findings += check_plans(encoder, files) + check_runtime(encoder, files)
+        findings += check_plans(encoder, files) + check_runtime(encoder, files) + _check_alike(files)
     space = _code_space(files, encoder)
     if space:
         findings += _check_against(models, space, bool(files))
@@ -112,6 +112,18 @@ def _code_space(files: list[EncoderFile], encoder: Model | None) -> _CodeSpace |
         return None
     parent = encoder.parameter("parent_fingerprint") or None
     return _CodeSpace(encoder.parameter("fingerprint"), parent, int(bits), sizes[0], encoder.file)
+
+
+def _check_alike(files: list[EncoderFile]) -> list[Finding]:
+    """Name each file of another code space than the first one's: a gallery has the codes of one."""
+    findings = []
+    for file in files[1:]:
+        for key in ("fingerprint", "parent_fingerprint", "bits", "image_size", "framing"):
+            ours, theirs = getattr(files[0], key), getattr(file, key)
+            if ours != theirs:
+                what = f"its {key} is {theirs or 'missing'}, {files[0].file} has {ours or 'none'}"
+                findings.append(Finding(file.file, what, "keep the files of one encoder alone"))
+    return findings
 
 
 def _check_against(models: dict[str, Model], space: _CodeSpace, from_file: bool) -> list[Finding]:

@@ -91,7 +91,7 @@ def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | N
             f"{metadata.get(Metadata.DIALECT)}: it was changed after its export"
         )
     bounds = tuple(bounds_of(read.network))
-    _check_dialect(read, bounds)
+    _check_dialect(read)
     found = canonical_hash(read.network)
     if against is not None and found != canonical_hash(against):
         raise CheckError(f"it is not the checkpoint's network: {_difference(read.network, against)}")
@@ -134,13 +134,17 @@ def _difference(found: IntegerNetwork, expected: IntegerNetwork) -> str:
     return f"it has {len(found.layers)} layers, the checkpoint {len(expected.layers)}"
 
 
-def _check_dialect(read: ReadBack, bounds: tuple[LayerBound, ...]) -> None:
+def _check_dialect(read: ReadBack) -> None:
     """Refuse sums that the network allows, but that are not exact where the dialect computes in float32."""
-    of = {bound.node: bound for bound in bounds}
-    for layer, shape in zip(read.network.layers, read.network.shapes, strict=True):
-        if layer.name not in of or isinstance(layer, Convolution):
+    network = read.network
+    for layer, shape, accumulator in zip(network.layers, network.shapes, network.accumulators, strict=True):
+        if accumulator is None:
             continue
-        reached = of[layer.name].peak
+        reached = accumulator.peak
+        if isinstance(layer, Convolution):  # in int32; only its bias may be added in float32
+            if read.dialect != "onnxruntime":
+                _check_float_bias(layer, reached)
+            continue
         if isinstance(layer, Add) and len(shape) == 3 and read.dialect == "onnxruntime":
             # ONNX Runtime fuses it to QLinearAdd, which adds five terms in float32: the zero point of the result, and
             # per side the uint8 value and its zero point. This is their sum in units of the finer side, any order.
@@ -148,10 +152,6 @@ def _check_dialect(read: ReadBack, bounds: tuple[LayerBound, ...]) -> None:
             reached = (_ZERO_POINT << layer.shift) + (_UINT8_MAX + _ZERO_POINT) * sides
         if reached >= FLOAT32_LIMIT:
             raise CheckError(f"node {layer.name}: its sums reach {reached} in float32, exact below 2^24 only")
-    if read.dialect != "onnxruntime":
-        for layer in read.network.layers:
-            if isinstance(layer, Convolution):
-                _check_float_bias(layer, of[layer.name])
     if read.dialect == "openvino":
         _check_rounding(read)
 
@@ -168,7 +168,7 @@ def _check_rounding(read: ReadBack) -> None:
                 )
 
 
-def _check_float_bias(layer: Convolution, bound: LayerBound) -> None:
+def _check_float_bias(layer: Convolution, peak: int) -> None:
     """Refuse a bias that float32 could add inexactly to an int32 accumulator whose result is not clipped anyway.
 
     With such a result, |accumulator + bias| is below ``_SURELY_CLIPPED`` << shift. If |bias| more than that is still
@@ -176,5 +176,5 @@ def _check_float_bias(layer: Convolution, bound: LayerBound) -> None:
     """
     unclipped = np.int64(_SURELY_CLIPPED) << layer.shift.astype(np.int64)
     reached = np.abs(layer.bias.astype(np.int64)) + unclipped
-    if not bound.below_float32 and int(reached.max()) >= FLOAT32_LIMIT:
-        raise CheckError(f"node {layer.name}: its bias is too large to be added in float32 to sums of {bound.peak}")
+    if peak >= FLOAT32_LIMIT and int(reached.max()) >= FLOAT32_LIMIT:
+        raise CheckError(f"node {layer.name}: its bias is too large to be added in float32 to sums of {peak}")

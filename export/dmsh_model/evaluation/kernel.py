@@ -4,12 +4,11 @@ Each function sees some queries and one block of the database at a time, and kee
 distance: memory depends neither on the size of the database nor on the number of queries.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
 import numpy.typing as npt
+
+from dmsh_serving.hamming.kernels.compile import compiled
 
 __all__ = ["Counts", "Relevance", "Sums", "Words", "add_precisions", "bound_precisions", "count_distances"]
 
@@ -19,16 +18,7 @@ Counts = npt.NDArray[np.int64]
 Sums = npt.NDArray[np.float64]
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile without the GIL, cached on disk wherever numba finds a writable place, else once a process."""
-    options: dict[str, Any] = {"nogil": True}
-    try:
-        compiled: Callable[..., None] = numba.njit(cache=True, **options)(function)
-    except RuntimeError as error:
-        if "no locator available" not in str(error):
-            raise
-        compiled = numba.njit(**options)(function)
-    return compiled
+_compiled = compiled(None)  # for the types of the first call
 
 
 @numba.njit(nogil=True, inline="always")

@@ -16,6 +16,7 @@ from project import DEMO_CHECKPOINT
 from dmsh_export.manifest import read_manifest
 from dmsh_export.to_onnx.integer import export_integer_onnx
 from dmsh_model.integer import checkpoint as integer_checkpoint
+from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 
 
@@ -119,3 +120,13 @@ def test_tensorrt_takes_an_integer_model_in_its_own_dialect_and_int8_alone(folde
         )
         assert "--dialect tensorrt" in one_line(answer, 2)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_integer_model_whose_dialect_was_taken_away_does_not_become_a_plan_without_a_proof(folder, tmp_path):
+    model = onnx.load(folder / "tensorrt.onnx")
+    (said,) = [prop for prop in model.metadata_props if prop.key == Metadata.DIALECT]
+    model.metadata_props.remove(said)
+    onnx.save(model, tmp_path / "model.onnx")
+    answer = export("trt", tmp_path / "model.onnx", "--int8", "--out", tmp_path / "p", "--runtime", "tensorrt-rtx")
+    assert "names no dialect: export it again" in one_line(answer, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

@@ -11,6 +11,7 @@ from dmsh_export.cli import app
 from dmsh_export.lint.repository import lint_repository
 from dmsh_serving import gallery
 from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.images.framing import Framing
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.spec import OnnxRuntimeBackend, OpenVinoBackend, Plan, RepositorySpec, TensorRTBackend
 
@@ -286,6 +287,33 @@ def test_an_encoder_of_another_code_space_is_named_in_every_model(copied):
     assert sorted(files) == sorted(
         [f"{path.name}/config.pbtxt" for path in repository.iterdir()] + ["dmsh_ranker/config.pbtxt"]
     )
+
+
+def test_a_second_version_of_another_code_space_is_named(copied):
+    """Triton serves the newest version: a look at the first one says nothing of it."""
+    repository = copied("onnxruntime")
+    newest = repository / "dmsh_encoder" / "2" / "model.onnx"
+    newest.parent.mkdir()
+    tiny_model.write(newest)
+    assert lint_repository(repository).findings == ()
+    tiny_model.write(newest, fingerprint=OTHER, framing=str(Framing("pad")))
+    report = lint_repository(repository)
+    assert len(report.findings) == 2
+    for problem in (
+        f"its fingerprint is {OTHER}, dmsh_encoder/1/model.onnx has {'ab' * 32}",
+        f"its framing is {Framing('pad')}",
+    ):
+        assert_found(report, "dmsh_encoder/2/model.onnx", problem, "keep the files of one encoder alone")
+
+
+def test_a_second_plan_of_another_code_space_is_named(copied):
+    repository = copied("tensorrt")
+    gpu = {"name": "hopper", "compute_capability": "9.0"}
+    write_plan(repository / "dmsh_encoder/1/model-sm90.plan", profile=(1, 4, 8), gpu=gpu, fingerprint=OTHER)
+    report = lint_repository(repository)
+    assert len(report.findings) == 1
+    problem = f"its fingerprint is {OTHER}, dmsh_encoder/1/model-sm86.plan has"
+    assert_found(report, "dmsh_encoder/1/model-sm90.plan", problem, "keep the files of one encoder alone")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08"])

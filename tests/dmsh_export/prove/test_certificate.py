@@ -23,7 +23,7 @@ from tampering import (
     zero,
 )
 
-from dmsh_export.graph import Dialect
+from dmsh_export.graph import Dialect, model_from_file
 from dmsh_export.prove import bound_rows
 from dmsh_export.prove.bound_rows import bounds_of
 from dmsh_export.prove.certificate import certify
@@ -381,6 +381,29 @@ def test_a_sum_of_2_to_the_24_in_the_head_is_refused_and_one_less_is_proven(sums
         else:
             with pytest.raises(CheckError, match=f"node 3_fusion: its sums reach {sums} in float32"):
                 proof_of(network, dialect, tmp_path)
+
+
+def test_no_name_of_a_node_hides_a_sum_of_2_to_the_24_behind_the_bound_of_another(tmp_path):
+    """The logits' bound is always below 2^24: under the name of the linear layer it stood for that layer's."""
+    random = np.random.default_rng(0)
+    layers = (
+        Image("image", 8),
+        networks.convolution(random, "stem", 0, 8, 3),
+        GlobalMax("max", 1),
+        Linear("fusion", 2, np.full((1, 8), 100, np.int8), np.array([2**24], np.int32), np.array([16], np.int8)),
+        Logits("hash", 3, np.ones((1, 1), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
+    )
+    network = networks.IntegerNetwork(layers)
+    model = onnx_from_network(network, "tensorrt", 20)
+    (index,) = [index for index, found in enumerate(model.graph.node) if found.name == "4_hash"]
+    node(model, "3_fusion").name = f"{model.graph.node[index].op_type}_{index}"  # what a node without a name is called
+    node(model, "4_hash").name = ""
+    space = integer_fingerprint(canonical_hash(network), Framing.parse(None))
+    helper.set_model_props(model, {Metadata.FINGERPRINT: space, Metadata.DIALECT: "tensorrt"})
+    with pytest.raises(CheckError, match=r"its sums reach \d+ in float32, exact below 2\^24 only"):
+        prove(model, tmp_path, network)
+    read = model_from_file(tmp_path / "model.onnx").graph.node
+    assert len({found.name for found in read}) == len(read)
 
 
 @pytest.mark.parametrize(("bias", "proven"), [(2**24 - 1 - (129 << 8), True), (2**24 - (129 << 8), False)])

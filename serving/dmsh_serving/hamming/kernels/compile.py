@@ -38,7 +38,10 @@ _entries: list[Any] = []  # kept for ever: callers know a function by its addres
 
 
 def compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile to native code that runs without the GIL; ``signature`` is a string or a numba type."""
+    """Compile to native code that runs without the GIL; ``signature``: a string, a numba type, or None.
+
+    None compiles at the first call, for the types of its arguments.
+    """
     return _cached(lambda cache: numba.njit(signature, cache=cache, nogil=True, error_model="numpy"))
 
 
