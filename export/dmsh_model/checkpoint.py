@@ -103,8 +103,12 @@ def load(path: Path) -> DMSH:
     header = read_header(path)
     if header.get("kind", FLOAT) != FLOAT:
         raise InputError(f"{path} is a checkpoint of kind {header['kind']}: this needs the float one it was made from")
-    model = DMSH(_config(path, header))
+    config = _config(path, header)
     state = _read_weights(path)
+    asked, held = config.lateral_features * config.fusion_features, sum(tensor.numel() for tensor in state.values())
+    if asked > held:  # said before memory is taken for them
+        raise InputError(f"{path}: the fusion layer of its config has {asked:,} weights or more, the file {held:,}")
+    model = DMSH(config)
     _check_state(path, model.state_dict(), state)
     model.load_state_dict(state)
     model.eval()

@@ -16,6 +16,7 @@ Pooling = Literal["avg", "max"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _MOST_FEATURES = 1 << 16  # of a layer: far beyond every network; far below what a mistaken config would allocate
+_LARGEST_IMAGE = 4096  # pixels a side, as a decoder makes at most
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,14 @@ class HashConfig:
             if getattr(self, name) < least
         ]
         problems += [
-            f"{name} = {getattr(self, name)} must be at most {_MOST_FEATURES}"
-            for name in ("lateral_features", "fusion_features", "num_classes")
-            if getattr(self, name) > _MOST_FEATURES
+            f"{name} = {getattr(self, name)} must be at most {most}"
+            for name, most in (
+                ("image_size", _LARGEST_IMAGE),
+                ("lateral_features", _MOST_FEATURES),
+                ("fusion_features", _MOST_FEATURES),
+                ("num_classes", _MOST_FEATURES),
+            )
+            if getattr(self, name) > most
         ]
         for name, choices in (
             ("lateral_activation", get_args(Activation)),

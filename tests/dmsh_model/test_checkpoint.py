@@ -201,6 +201,15 @@ def test_a_config_that_cannot_be_read_is_refused(folder, text, message):
         dmsh_model.load(folder)
 
 
+def test_a_config_of_more_weights_than_its_file_is_refused_before_memory_is_taken(folder, monkeypatch):
+    header = json.loads((folder / "config.json").read_text())
+    header["config"] |= {"lateral_features": 1 << 16, "fusion_features": 1 << 16}
+    (folder / "config.json").write_text(json.dumps(header))
+    monkeypatch.setattr(checkpoint, "DMSH", None)
+    with pytest.raises(InputError, match=r"the fusion layer of its config has 4,294,967,296 weights or more, the file"):
+        dmsh_model.load(folder)
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         dmsh_model.load(tmp_path / "absent")

@@ -43,6 +43,7 @@ def test_every_wrong_field_is_named_at_once():
         ({"bits": "64"}, "wrong type"),
         ({"bits": 64.5}, "bits = 64.5 must be a whole number"),
         ({"bits": True}, "bits = True must be a whole number"),
+        ({"image_size": 1 << 20}, "image_size = 1048576 must be at most 4096"),
         ({"image_size": 32.0}, "image_size = 32.0 must be a whole number"),
         ({"taps": 3}, "wrong type"),
         ({"mean": None}, "wrong type"),

@@ -134,6 +134,8 @@ def _shape(layer: Layer, inputs: list[Shape]) -> Shape:
                 raise ValueError(f"weights {list(layer.weight.shape)} in {layer.groups} groups for {channels} channels")
             return (out, *_windows(inputs[0], layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation))
         case MaxPool():
+            if max(layer.dilation) > min(_maps(inputs[0])[1:]):  # then its range would begin at that of the padding
+                raise ValueError(f"dilation {list(layer.dilation)}: a window could see nothing but padding")
             return (
                 _maps(inputs[0])[0],
                 *_windows(inputs[0], layer.kernel, layer.stride, layer.padding, layer.dilation),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dmsh_model.config import HashConfig
 from dmsh_model.integer.bounds import FLOAT32_LIMIT
-from dmsh_model.integer.layers import Convolution, GlobalSum, Image, Logits
+from dmsh_model.integer.layers import Convolution, GlobalMax, GlobalSum, Image, Logits, MaxPool
 from dmsh_model.integer.network import IntegerNetwork, canonical_hash
 from dmsh_model.integer.reference import IntegerDMSH, features, head, head_logits, outputs, run
 from dmsh_serving.errors import InputError
@@ -199,6 +199,20 @@ def test_a_network_that_is_no_network_is_refused_by_layer(index, fields, message
         IntegerNetwork(changed(index, **fields))
     assert message in str(error.value)
     assert f"layer {index}" in str(error.value)
+
+
+def test_a_max_pool_that_could_see_nothing_but_padding_is_refused():
+    """Kernel 2, dilation 3 and padding 1 on 2 positions: taps at -1 and 2, so -128 where the range begins at 0."""
+    random = np.random.default_rng(0)
+    layers = (
+        Image("image", 4),
+        integer_networks.convolution(random, "stem", 0, 4, 3, low=0),
+        MaxPool("pool", 1, (2, 2), (1, 1), (1, 1, 1, 1), (3, 3)),
+        GlobalMax("max", 2),
+        Logits("hash", 3, np.ones((1, 4), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
+    )
+    with pytest.raises(InputError, match=r"layer 2 .*dilation \[3, 3\]: a window could see nothing but padding"):
+        IntegerNetwork(layers)
 
 
 def test_a_layer_that_nothing_uses_is_refused():

@@ -131,7 +131,7 @@ def test_a_state_that_is_missing_damaged_or_holds_code_is_refused(data, tmp_path
     content = bytearray(state_path(out).read_bytes())
     content[content.index(bytes(64))] ^= 1  # one bit of a weight
     state_path(out).write_bytes(content)
-    with pytest.raises(InputError, match=r"is damaged: the checksum of .* does not match"):
+    with pytest.raises(InputError, match="is damaged: Bad CRC-32 for file"):
         training.fit(config(), data, SPLIT, OPTIONS, out, resume=True)
     torch.save(Code(), state_path(out))
     with pytest.raises(InputError, match="holds more than tensors"):
