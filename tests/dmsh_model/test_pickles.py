@@ -80,7 +80,7 @@ def test_the_checkpoint_of_a_training_is_read_as_torch_reads_it(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_call_that_could_take_memory_is_refused(attack, kind, tmp_path, monkeypatch):
+def test_fault_27_a_call_that_could_take_memory_is_refused(attack, kind, tmp_path, monkeypatch):
     path = tmp_path / "weights.pt"
     torch.save({"w": ATTACKS[attack]}, path, _use_new_zipfile_serialization=KINDS[kind])
     refused(path, monkeypatch)
