@@ -16,6 +16,7 @@ _ITEM_SIZES: Final = {
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1,
 }  # fmt: skip
 _BEFORE, _AFTER = 3, 1  # pickles around the content, in a file of torch before 1.6
+_MOST_TUPLES = 1 << 16  # four per tensor; Python crashes when it hashes one that lies some 100,000 deep
 _PROTOCOL = 2  # the one that torch.save uses; later ones have words that take memory
 
 
@@ -102,9 +103,11 @@ def check_pickles(content: io.BytesIO, members: dict[str, int] | None, limit: in
 def _load(content: io.BytesIO) -> tuple[dict[str, int], Any]:
     """Return the storages that the next pickle names, with their bytes, and what it holds; step over it."""
     start = content.tell()
+    tuples = 0
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        tuples += opcode.name.startswith("TUPLE")
         # The unpickler makes room for as many values as the largest number that a "PUT" gives to one.
-        if opcode.proto > _PROTOCOL or ("PUT" in opcode.name and (argument or 0) > count):
+        if opcode.proto > _PROTOCOL or ("PUT" in opcode.name and (argument or 0) > count) or tuples > _MOST_TUPLES:
             _refuse()
     content.seek(start)
     unpickler = _Unpickler(content)
@@ -112,10 +115,11 @@ def _load(content: io.BytesIO) -> tuple[dict[str, int], Any]:
     return unpickler.seen, value
 
 
-def _no_items(*arguments: Any) -> OrderedDict[Any, Any]:
-    if arguments:
+def _ordered(*items: Any) -> OrderedDict[Any, Any]:
+    """Take no argument, or the list of pairs that Python 2 wrote."""
+    if items and not (len(items) == 1 and isinstance(items[0], list)):
         _refuse()
-    return OrderedDict()
+    return OrderedDict(*items)
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _Tensor:
@@ -158,7 +162,7 @@ def _refuse() -> NoReturn:
 
 
 _CALLED: Final[dict[tuple[str, str], Callable[..., Any]]] = {
-    ("collections", "OrderedDict"): _no_items,
+    ("collections", "OrderedDict"): _ordered,
     ("collections", "Counter"): _counter,
     ("torch", "Size"): _size,
     ("torch", "device"): _device,

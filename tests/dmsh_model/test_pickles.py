@@ -78,6 +78,16 @@ def test_the_checkpoint_of_a_training_is_read_as_torch_reads_it(kind, tmp_path):
     assert repr(checkpoint.read_torch_file(path)) == repr(torch.load(path, weights_only=True))
 
 
+def test_a_state_dict_as_python_2_wrote_it_is_read(tmp_path):
+    """A dict of its items, and a tensor without hooks: published weights of 2017 are such files."""
+    path = tmp_path / "weights.pth"
+    numbers = torch.arange(6.0).untyped_storage()
+    storage = torch.storage.TypedStorage(wrap_storage=numbers, dtype=torch.float32, _internal=True)
+    weight = Call(torch._utils._rebuild_tensor, storage, 0, (2, 3), (3, 1))
+    torch.save(Call(OrderedDict, [["w", weight]]), path, _use_new_zipfile_serialization=False)
+    assert checkpoint.read_tensors(path)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_fault_27_a_call_that_could_take_memory_is_refused(attack, kind, tmp_path, monkeypatch):
@@ -141,6 +151,12 @@ def test_a_storage_that_is_named_and_never_filled_is_refused(tmp_path, monkeypat
 def test_a_number_that_makes_room_for_billions_of_values_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "weights.pt"
     path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+    refused(path, monkeypatch)
+
+
+def test_tuples_so_deep_that_python_crashes_when_it_hashes_one_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"\x80\x02})" + b"\x85" * (1 << 16) + b"\x85Ns.")  # deep as the key of a dict
     refused(path, monkeypatch)
 
 
