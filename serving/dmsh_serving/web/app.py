@@ -10,7 +10,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -33,7 +33,8 @@ from dmsh_serving.web.steps import TritonSteps
 
 __all__ = ["Web"]
 
-MOST_AT_ONCE: Final = {"searches": 64, "examinations": 8}  # in flight; the next one is told to come again
+# In flight; the next one is told to come again.
+MOST_AT_ONCE: Final = {"searches": 64, "pictures": 64, "examinations": 8}
 EXAMINATION_SECONDS: Final = 120.0
 _SHOWN: Final = f"private, max-age={SHOWN_SECONDS}"
 _CLOSED: Final = 499  # nginx's number for a client that went away; nobody reads it
@@ -53,7 +54,7 @@ class Web:
         self.thumbnails = Thumbnails(self.originals, settings.cache, settings.cache_mb << 20)
         self.gallery = None if settings.gallery is None else GalleryFolder(settings.gallery)
         self.metadata = None if settings.metadata is None else Metadata(settings.metadata)
-        self._in_flight: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._rendering = asyncio.Semaphore(available_cpus())  # a large image takes up to 200 MB while it is decoded
         self._counting = asyncio.Semaphore(available_cpus())
         self._templates = Environment(
@@ -86,6 +87,7 @@ class Web:
             most_bytes=self.settings.upload_mb << 20,
         )
         handlers: dict[Any, Any] = dict.fromkeys((ProblemError, DmshError, 404, 405, Exception), handle)
+        handlers |= dict.fromkeys((AbandonedError, ClientDisconnect), _gone)
         return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=self._life)
 
     @contextlib.asynccontextmanager
@@ -158,9 +160,13 @@ class Web:
         for column, value in request.query_params.multi_items():
             chosen.setdefault(column, []).append(value)
         where = tuple((column, tuple(values)) for column, values in chosen.items())
-        collection = await in_thread(self.gallery.current)
-        async with self._counting:
-            return JSONResponse({"columns": await in_thread(self.metadata.counts, collection, where)})
+        metadata, collection = self.metadata, await in_thread(self.gallery.current)
+
+        async def counted() -> dict[str, Any]:
+            async with self._counting:
+                return {"columns": await in_thread(metadata.counts, collection, where)}
+
+        return JSONResponse(await self._in_flight(request, counted))
 
     async def openapi(self, request: Request) -> Response:
         """GET /v1/openapi.json."""
@@ -191,16 +197,22 @@ class Web:
         key = request.path_params["key"]
         if key not in self.originals:
             raise ProblemError(404, f"no image has the key {key!r}")
-        async with self._rendering:
-            data = await in_thread(lambda: rendered(self.originals.read(key), VIEW_BOX, key))
+
+        async def view() -> bytes:
+            async with self._rendering:
+                return await in_thread(lambda: rendered(self.originals.read(key), VIEW_BOX, key))
+
+        data = await self._in_flight(request, view, "pictures")
         return Response(data, headers={"cache-control": _SHOWN}, media_type=MEDIA_TYPE)
 
     async def thumbnail(self, request: Request) -> Response:
         """GET /v1/thumbnails/{key}."""
         key = request.path_params["key"]
-        tag, data = self.thumbnails.at_hand(key) or await self._thumbnail(
-            key, await in_thread(self.thumbnails.looked_up, [key])
-        )
+
+        async def looked_up() -> tuple[str, bytes]:
+            return await self._thumbnail(key, await in_thread(self.thumbnails.looked_up, [key]))
+
+        tag, data = self.thumbnails.at_hand(key) or await self._in_flight(request, looked_up, "pictures")
         headers = {"cache-control": _SHOWN, "etag": f'"{tag}"'}
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
@@ -227,10 +239,7 @@ class Web:
             parts = await asyncio.gather(*map(read, keys))
             return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
-        try:
-            body = await unless_abandoned(request, together())
-        except AbandonedError:
-            return Response(status_code=_CLOSED)
+        body = await unless_abandoned(request, together())
         return Response(body, headers={"cache-control": "no-store"}, media_type="application/octet-stream")
 
     async def _thumbnail(self, key: str, on_disk: Mapping[str, tuple[str, bytes | None]]) -> tuple[str, bytes]:
@@ -246,22 +255,36 @@ class Web:
     async def _working(
         self, request: Request, work: Callable[[], Any], kind: str = "searches", seconds: float | None = None
     ) -> Response:
-        """Answer with what ``work`` returns, unless too many of its kind wait already or the client goes away."""
-        if self._in_flight[kind] >= MOST_AT_ONCE[kind]:
+        """Answer with what ``work`` returns; see :meth:`_in_flight`."""
+        found = await self._in_flight(request, work, kind, seconds)
+        return JSONResponse(found, headers={"cache-control": "no-store"})
+
+    async def _in_flight(
+        self, request: Request, work: Callable[[], Any], kind: str = "searches", seconds: float | None = None
+    ) -> Any:
+        """Return what ``work`` returns, unless too many of its kind wait already or the client goes away.
+
+        Raises:
+            ProblemError: there are too many, or it takes too long.
+            AbandonedError: the client went away.
+        """
+        if self._counts[kind] >= MOST_AT_ONCE[kind]:
             raise ProblemError(503, f"{MOST_AT_ONCE[kind]} {kind} are in flight already: try again")
         working = asyncio.ensure_future(work())
-        self._in_flight[kind] += 1
+        self._counts[kind] += 1
         # Not with the request, whose work may still be in a thread.
         working.add_done_callback(lambda ended: self._ended(kind, ended))
         try:
             # Each step of a search has its own time; this ends what none of them would.
             async with asyncio.timeout(seconds or 4 * self.settings.timeout):
-                found = await unless_abandoned(request, working)
-        except AbandonedError:
-            return Response(status_code=_CLOSED)
+                return await unless_abandoned(request, working)
         except TimeoutError:
             raise ProblemError(504, "the answer took too long") from None
-        return JSONResponse(found, headers={"cache-control": "no-store"})
 
     def _ended(self, kind: str, _: asyncio.Future[Any]) -> None:
-        self._in_flight[kind] -= 1
+        self._counts[kind] -= 1
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Answer a client that went away."""
+    return Response(status_code=_CLOSED)

@@ -87,7 +87,7 @@ class Searches:
         metadata: Metadata | None = None,
     ) -> None:
         self._steps, self._originals, self._gallery, self._metadata = steps, originals, gallery, metadata
-        self._version: str | None = None
+        self._versions: set[str] = set()  # that answered
         self._lock = threading.Lock()
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
         self._decoders = Decoders(_CUTS_AT_ONCE)
@@ -121,12 +121,15 @@ class Searches:
         times.total = time.perf_counter() - started
         return await self._told(question, page, like, unlike, times)
 
-    async def check_model(self) -> None:
-        """Raise :class:`ProblemError` if the gallery's codes are another model's than the one that Triton serves."""
+    async def check_model(self, *, anew: bool = False) -> None:
+        """Raise :class:`ProblemError` if the gallery's codes are another model's than the one that Triton serves.
+
+        Triton is asked at most once a second which one it is, unless it is asked ``anew``.
+        """
         if self._gallery is None:
             return
         collection = await in_thread(self._gallery.current)
-        if collection.fingerprint != (await self._steps.code_space()).fingerprint:
+        if collection.fingerprint != (await self._steps.code_space(anew=anew)).fingerprint:
             raise ProblemError(
                 409, f"{self._gallery.folder} belongs to another model than the Triton serves: give --gallery its own"
             )
@@ -293,12 +296,14 @@ class Searches:
     async def _told(
         self, question: Question, page: Page, like: list[Resolved], unlike: list[Resolved], times: Times
     ) -> dict[str, Any]:
-        if page.version != self._version:  # a new version may name new files
-            self._version = page.version
+        if page.version not in self._versions:  # it may name new files
+            self._versions.add(page.version)
             await in_thread(self._originals.refresh)
         collection = None
         if self._gallery is not None:
             collection = self._gallery.held(page.version) or await in_thread(self._gallery.at, page.version)
+            if collection is None:  # of another model, perhaps, which Triton serves since the example was looked at
+                await self.check_model(anew=True)
         if not self._originals.are_sized(page.keys):
             stop = threading.Event()
             await in_thread(self._originals.read_sizes, page.keys, stop, stop=stop)

@@ -73,11 +73,18 @@ class TritonSteps:
         """Close the connection."""
         await self._client.close()
 
-    async def code_space(self) -> CodeSpace:
-        """Return what the served encoder said of its codes a second ago at most: another model may be served since."""
-        if self._space is None or time.monotonic() > self._asked_at + _SPACE_SECONDS:
-            self._space, self._asked_at = await self._client.code_space(), time.monotonic()
-        return self._space
+    async def code_space(self, *, anew: bool = False) -> CodeSpace:
+        """Return what the served encoder says of its codes: another model may be served at any moment.
+
+        Unless it is asked ``anew``, it is what the encoder said when it was asked a second ago at most.
+        """
+        asked_at = time.monotonic()
+        if self._space is not None and not anew and asked_at <= self._asked_at + _SPACE_SECONDS:
+            return self._space
+        space = await self._client.code_space()
+        if asked_at >= self._asked_at:  # an answer may come after that to a later request
+            self._space, self._asked_at = space, asked_at
+        return space
 
     async def is_ready(self) -> bool:
         """Say whether Triton answers, and every model of the search is ready."""

@@ -38,9 +38,10 @@ class Steps:
 
     def __init__(self, version="00000001-aaaaaaaa", fingerprint="ab" * 32):
         self.version, self.fingerprint, self.asked = version, fingerprint, []
+        self.since = fingerprint  # of the model that is served since it was asked last
 
-    async def code_space(self):
-        return SimpleNamespace(bits=64, fingerprint=self.fingerprint)
+    async def code_space(self, *, anew=False):
+        return SimpleNamespace(bits=64, fingerprint=self.since if anew else self.fingerprint)
 
     async def decode(self, file):
         return np.frombuffer(file, np.uint8)
@@ -187,6 +188,28 @@ def test_a_gallery_of_another_model_than_triton_serves_is_refused_however_it_is_
         assert error.value.status == 409
 
 
+def test_an_answer_of_a_model_that_is_served_since_a_moment_ago_is_refused(originals, tmp_path):
+    gallery.build(tmp_path / "gallery", CODES, None, [f"{number}.png" for number in range(300)], **SPACE)
+    steps = Steps("00000009-bbbbbbbb")
+    searches = Searches(steps, originals, GalleryFolder(tmp_path / "gallery"))
+    assert answer(searches, like=LIKE, k=1)["gallery_version"] == steps.version  # which this folder does not have yet
+    steps.since = "cd" * 32
+    for like in (LIKE, (Example(file=CODES[5].tobytes()),)):
+        with pytest.raises(ProblemError, match="belongs to another model than the Triton serves"):
+            answer(searches, like=like, k=1)
+
+
+def test_readers_in_two_versions_do_not_make_the_folder_of_images_read_each_time(originals, monkeypatch):
+    reads = []
+    monkeypatch.setattr(originals, "refresh", lambda: reads.append(1))
+    steps = Steps()
+    searches = Searches(steps, originals, None)
+    for version in ("00000001-aaaaaaaa", "00000002-bbbbbbbb") * 3:
+        steps.version = version
+        answer(searches, like=LIKE, k=1)
+    assert len(reads) == 2
+
+
 def test_a_code_of_another_width_is_refused(originals):
     with pytest.raises(InputError, match=r"codes of 64 bits must be uint8 \[N, 8\]"):
         answer(Searches(Steps(), originals, None), like=(Example(code=b"123"),))
@@ -265,7 +288,8 @@ def test_only_as_many_filters_are_counted_at_once_as_there_are_cpus(originals, t
     monkeypatch.setattr(web.metadata, "counts", counting)
 
     async def together():
-        await asyncio.gather(*(web.facets(SimpleNamespace(query_params=QueryParams())) for _ in range(8)))
+        request = SimpleNamespace(query_params=QueryParams(), receive=asyncio.Event().wait)
+        await asyncio.gather(*(web.facets(request) for _ in range(8)))
 
     asyncio.run(together())
     assert counting.most == 2

@@ -77,7 +77,7 @@ def test_what_a_client_abandons_is_cancelled(web_world, web_triton):
 
 def in_flight(application):
     (route,) = [route for route in application.routes if route.path == "/v1/search"]
-    return route.endpoint.__self__._in_flight.total()
+    return route.endpoint.__self__._counts.total()
 
 
 def eventually(condition):

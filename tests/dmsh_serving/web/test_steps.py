@@ -1,6 +1,7 @@
 """What the page asks of a Triton that may serve another model the next moment."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,3 +30,23 @@ def test_another_model_behind_the_same_address_is_noticed_soon_and_asked_for_onc
     with FakeTriton() as server:
         server.parameters = SPACE
         assert asyncio.run(fingerprints()) == ["ab" * 32, "ab" * 32, "ef" * 32]
+
+
+def test_a_slow_answer_does_not_undo_that_to_a_later_question(monkeypatch):
+    async def played():
+        asking = TritonSteps("127.0.0.1:1", 10.0)
+        await asking.close()
+        answers = [asyncio.Future(), asyncio.Future()]
+        coming = iter(answers)
+        monkeypatch.setattr(asking, "_client", SimpleNamespace(code_space=lambda: next(coming)))
+        slow = asyncio.ensure_future(asking.code_space())
+        await asyncio.sleep(0)
+        later = asyncio.ensure_future(asking.code_space(anew=True))
+        await asyncio.sleep(0)
+        answers[1].set_result("new")
+        await later
+        answers[0].set_result("old")
+        return await slow, await asking.code_space()
+
+    monkeypatch.setattr(steps, "_SPACE_SECONDS", 600.0)
+    assert asyncio.run(played()) == ("old", "new")

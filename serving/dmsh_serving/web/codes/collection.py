@@ -169,7 +169,7 @@ class GalleryFolder:
                 snapshot.version, snapshot.bits, snapshot.fingerprint, contents.ids, contents.codes, contents.keys
             )
             while len(self._held) > _VERSIONS_HELD:
-                self._held.popitem(last=False)
+                del self._held[next(version for version in self._held if version != self._last.version)]
             if self._snapshot is None or snapshot.version > self._snapshot.version:
                 self._snapshot = snapshot
         return self._held[snapshot.version]

@@ -94,6 +94,20 @@ def test_what_was_rolled_back_is_not_in_use_again_while_a_new_version_cannot_be_
     assert len(caplog.messages) == 2
 
 
+def test_readers_of_old_versions_do_not_close_the_current_one(tmp_path):
+    codes = uniform_codes(100, 64, 0)
+    versions = [gallery.build(tmp_path / "g", codes[:90], None, None, **SPACE).version]
+    for row in (90, 91, 92):
+        added = gallery.append(tmp_path / "g", codes[row : row + 1], None, None, fingerprint=SPACE["fingerprint"])
+        versions.append(added.version)
+    folder = GalleryFolder(tmp_path / "g")
+    current = folder.current()
+    opened = [folder.at(version) for version in versions]
+    assert sum(each is not None for each in opened) > 2  # their parts are there
+    assert folder.held(versions[-1]) is current
+    assert len(folder._held) == 2
+
+
 def test_a_version_that_is_gone_is_none(tmp_path):
     gallery.build(tmp_path / "g", uniform_codes(3, 64, 0), None, None, **SPACE)
     assert GalleryFolder(tmp_path / "g").at("00000007-01234567") is None

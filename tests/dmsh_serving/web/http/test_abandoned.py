@@ -6,6 +6,7 @@ import threading
 from functools import partial
 
 import pytest
+from PIL import Image
 
 from dmsh_serving.web import app
 from dmsh_serving.web.app import Web
@@ -161,6 +162,48 @@ def test_an_error_that_nobody_waits_for_any_more_is_not_logged(caplog):
     assert caplog.messages == []
 
 
+def page(folder):
+    (folder / "images").mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "images" / "a.png")
+    return Web(WebSettings(triton="127.0.0.1:1", images=folder / "images", cache=folder / "cache"))
+
+
+async def status_for_one_who_is_gone(web, method, path, *sent):
+    """Ask ``path`` with the messages ``sent``, then go away; return the status that nobody reads."""
+    messages, told = [*sent, {"type": "http.disconnect"}], {}
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        told.update(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"image/png")]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    await web.app()(scope, receive, send)
+    return told["status"]
+
+
+def test_an_upload_that_is_broken_off_is_no_fault(tmp_path):
+    half = {"type": "http.request", "body": b"half of", "more_body": True}
+    assert asyncio.run(status_for_one_who_is_gone(page(tmp_path), "POST", "/v1/search", half)) == 499
+
+
+@pytest.mark.parametrize("kind", ["images", "thumbnails"])
+def test_a_picture_that_nobody_waits_for_is_not_made_and_only_so_many_wait(tmp_path, monkeypatch, kind):
+    web = page(tmp_path)
+    asked = {"type": "http.request", "body": b"", "more_body": False}
+
+    async def played():
+        web._rendering = asyncio.Semaphore(0)  # every CPU is at work
+        async with asyncio.timeout(60):
+            assert await status_for_one_who_is_gone(web, "GET", f"/v1/{kind}/a.png", asked) == 499
+            monkeypatch.setattr(app, "MOST_AT_ONCE", {"pictures": 0})
+            assert await status_for_one_who_is_gone(web, "GET", f"/v1/{kind}/a.png", asked) == 503
+
+    asyncio.run(played())
+
+
 def test_an_abandoned_search_keeps_its_place_until_its_thread_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "MOST_AT_ONCE", {"searches": 2, "examinations": 1})
     (tmp_path / "images").mkdir()
@@ -169,15 +212,15 @@ def test_an_abandoned_search_keeps_its_place_until_its_thread_is_done(tmp_path, 
 
     async def played():
         for each in threads:
-            answer = await web._working(Client(until=each.begun), partial(in_thread, each))
-            assert answer.status_code == 499
+            with pytest.raises(AbandonedError):
+                await web._working(Client(until=each.begun), partial(in_thread, each))
         with pytest.raises(ProblemError, match="2 searches are in flight already"):
             await web._working(Client(60), lambda: in_thread(int))
         # What is examined has places of its own.
         assert (await web._working(Client(60), lambda: in_thread(int), "examinations")).body == b"0"
         for each in threads:
             each.let_go.set()
-        while web._in_flight.total():
+        while web._counts.total():
             await asyncio.sleep(0.001)
         assert (await web._working(Client(60), lambda: in_thread(int))).body == b"0"
 
