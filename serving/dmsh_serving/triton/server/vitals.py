@@ -119,35 +119,32 @@ class Vitals:
             )
             shape = [1, *map(int, given["dims"])]
             headers, body = _request([(given["name"], "UINT8", shape, bytes(math.prod(shape)))], [])
-            self._json("POST", f"/v2/models/{model}/infer", body, headers, seconds=ALONE_SECONDS)
+            status, _ = self._ask("POST", f"/v2/models/{model}/infer", body, headers, ALONE_SECONDS)
         except TimeoutError:
             return self._finished().get(model) != before
         except _NO_ANSWER:
-            return True  # refused, so it lives
-        return True
+            return True  # the server is gone, or no server of ours
+        return status != http.HTTPStatus.INTERNAL_SERVER_ERROR  # which Triton says for a process that does not answer
 
     def _finished(self) -> _Counts:
         """Return for each model how many batches it has computed; a request that is cancelled counts for none."""
         stats = self._json("GET", "/v2/models/stats")["model_stats"]
         return {model["name"]: int(model["execution_count"]) for model in stats}
 
-    def _json(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: dict[str, str] | None = None,
-        *,
-        seconds: float | None = None,
-    ) -> Any:
-        connection = http.client.HTTPConnection(self._url, timeout=seconds or PATIENCE_SECONDS)
+    def _json(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
+        status, content = self._ask(method, path, body, headers, PATIENCE_SECONDS)
+        if status != http.HTTPStatus.OK:
+            raise http.client.HTTPException(f"{path}: {status}")
+        return json.loads(content)
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str] | None, seconds: float
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._url, timeout=seconds)
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
-            content = answer.read()
-            if answer.status != http.HTTPStatus.OK:
-                raise http.client.HTTPException(f"{path}: {answer.status}")
-            return json.loads(content)
+            return answer.status, answer.read()
         finally:
             connection.close()
 

@@ -134,15 +134,23 @@ def test_a_model_behind_a_busy_one_has_nothing_to_do_and_does_not_hang(server, i
 def test_a_model_that_finishes_something_else_meanwhile_does_not_hang(server, impatient, monkeypatch):
     server.answers, server.moving = False, {"dmsh_decode", "dmsh_encoder"}
     looked = Vitals(server.url, print)
-    ask = looked._json
+    ask = looked._ask
 
-    def moved_meanwhile(method, path, *given, **named):
+    def moved_meanwhile(method, path, *given):
         if path == "/v2/models/dmsh_ranker/infer":
             server.moving.add("dmsh_ranker")
-        return ask(method, path, *given, **named)
+        return ask(method, path, *given)
 
-    monkeypatch.setattr(looked, "_json", moved_meanwhile)
+    monkeypatch.setattr(looked, "_ask", moved_meanwhile)
     assert looked._look() is None
+
+
+@pytest.mark.parametrize(("status", "hanging"), [(500, "dmsh_ranker finished no request for 0.6 s"), (503, None)])
+def test_fault_36_a_model_whose_process_does_not_answer_triton_hangs_and_one_with_a_full_queue_does_not(
+    server, impatient, status, hanging
+):
+    server.answers, server.moving, server.idle, server.status = False, set(MODELS[:2]), {"dmsh_ranker"}, status
+    assert Vitals(server.url, print)._look() == hanging
 
 
 def test_a_server_that_refuses_lives(server):
