@@ -2,7 +2,9 @@
 
 import io
 
+from dmsh_serving.errors import InputError
 from dmsh_serving.images.isolated import Decoders
+from dmsh_serving.images.limits import MAX_FILE_BYTES
 
 __all__ = ["cut_out"]
 
@@ -13,7 +15,7 @@ def cut_out(data: bytes, box: tuple[float, float, float, float], decoders: Decod
     Its edges are rounded to whole pixels; it is at least one pixel wide and high.
 
     Raises:
-        InputError: ``data`` is no image that ``decoders`` decode.
+        InputError: ``data`` is no image that ``decoders`` decode, or the region is larger than any file may be.
     """
     image = decoders.rgb(data)
     left, top, width, height = box
@@ -24,4 +26,9 @@ def cut_out(data: bytes, box: tuple[float, float, float, float], decoders: Decod
     )
     file = io.BytesIO()
     image.crop((*first, *end)).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    cut = file.getvalue()
+    if len(cut) > MAX_FILE_BYTES:
+        raise InputError(
+            f"the region has {len(cut):,} bytes as a PNG file, at most {MAX_FILE_BYTES:,} are taken: draw a smaller one"
+        )
+    return cut

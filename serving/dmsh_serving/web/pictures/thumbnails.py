@@ -89,13 +89,15 @@ class Thumbnails:
 
     def kept(self, tag: str) -> bytes | None:
         """Return the thumbnail that has the tag ``tag``, WebP, or None if it is yet to be made."""
-        path = self._path(tag)
         try:
-            data = path.read_bytes()
+            # A link in a folder that another user can write would name a file of this process's user.
+            handle = os.open(self._path(tag), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(handle, "rb") as file:
+                data = file.read()
+                with contextlib.suppress(OSError):
+                    os.utime(handle)  # looked at just now
         except OSError:
             return None
-        with contextlib.suppress(OSError):
-            os.utime(path)  # looked at just now
         return data or None  # a crash may leave the name without the data
 
     def looked_up(self, keys: Iterable[str]) -> dict[str, tuple[str, bytes | None]]:

@@ -15,6 +15,7 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import rgb_from_bytes
 from dmsh_serving.images.isolated import Decoders
 from dmsh_serving.web.pictures import originals as originals_module
+from dmsh_serving.web.pictures import region
 from dmsh_serving.web.pictures import thumbnails as thumbnails_module
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.region import cut_out
@@ -166,6 +167,14 @@ def test_what_is_shown_fits_its_box_is_upright_and_tells_nothing_but_pixels():
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), small)  # small ones lose nothing
 
 
+def test_a_link_or_a_pipe_among_the_thumbnails_is_not_read(folder, tmp_path):
+    thumbnails = Thumbnails(Originals(folder), tmp_path / "cache", 1 << 20)
+    (tmp_path / "cache" / "a.webp").symlink_to(folder / "a" / "wide.jpg")
+    assert thumbnails.kept("a") is None
+    with pipe_at(tmp_path / "cache" / "b.webp"):
+        assert thumbnails.kept("b") is None
+
+
 def test_a_thumbnail_is_made_once_and_again_when_its_file_changes(folder, tmp_path):
     thumbnails = Thumbnails(Originals(folder), tmp_path / "cache", 1 << 20)
     tag = thumbnails.tag("a/wide.jpg")
@@ -251,6 +260,17 @@ def test_a_region_is_cut_from_the_upright_image_to_whole_pixels():
     np.testing.assert_array_equal(cut(0.999, 0.999, 0.001, 0.001), pixels[9:, 19:])
     with pytest.raises(InputError, match="not an image"):
         cut_out(b"nothing", (0, 0, 1, 1), decoders)
+    decoders.close()
+
+
+def test_a_region_that_is_larger_than_any_file_that_is_decoded_is_refused_with_what_to_do(monkeypatch):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(file, "PNG")
+    decoders = Decoders(1)
+    monkeypatch.setattr(region, "MAX_FILE_BYTES", 2000)
+    with pytest.raises(InputError, match=r"^the region has .* at most 2,000 are taken: draw a smaller one$"):
+        cut_out(file.getvalue(), (0, 0, 1, 1), decoders)
+    assert len(cut_out(file.getvalue(), (0, 0, 0.5, 0.5), decoders)) <= 2000
     decoders.close()
 
 
