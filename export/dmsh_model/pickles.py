@@ -1,23 +1,28 @@
-"""What ``torch.save`` wrote is looked through before ``torch.load`` builds it: torch runs no code, but asks no size."""
+"""A look through what ``torch.save`` wrote: ``torch.load`` runs no code, but takes what memory a file asks for."""
 
 import io
 import math
 import pickle
-import pickletools
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn
 
 import torch
 
 __all__ = ["check_pickles"]
 
 _ITEM_SIZES: Final = {
-    "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1,
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
+    "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
 }  # fmt: skip
-_BEFORE, _AFTER = 3, 1  # pickles around the content, in a file of torch before 1.6
-_MOST_TUPLES = 1 << 16  # four per tensor; Python crashes when it hashes one that lies some 100,000 deep
-_PROTOCOL = 2  # the one that torch.save uses; later ones have words that take memory
+_BEFORE = 3  # pickles before the content, in a file of torch before 1.6
+_WORDS: Final = (  # those that torch reads; others take memory
+    pickle.PROTO, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.REDUCE, pickle.BUILD, pickle.BINPERSID,
+    pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3,
+    pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE,
+    pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.BINUNICODE,
+    pickle.SHORT_BINSTRING, pickle.BINGET, pickle.LONG_BINGET, pickle.BINPUT, pickle.LONG_BINPUT,
+)  # fmt: skip
 
 
 # A pickle can set attributes of what it has built ("BUILD"): these have none that can be set.
@@ -42,12 +47,16 @@ class _Tensor:
     __slots__ = ()
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
     """Builds nothing but containers and plain values: markers stand for storages and tensors.
+
+    It is Python's own, in Python: the other one makes room for as many values as a file says it will name.
 
     Attributes:
         seen: bytes of each storage, by its key.
     """
+
+    dispatch: ClassVar = {word[0]: pickle._Unpickler.dispatch[word[0]] for word in _WORDS}
 
     def __init__(self, content: io.BytesIO) -> None:
         super().__init__(content, encoding="utf-8")
@@ -55,8 +64,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a class or function; refuse those that neither a tensor nor a plain value needs."""
-        if module == "torch" and name.removesuffix("Storage") in _ITEM_SIZES and name.endswith("Storage"):
-            return _Kind(_ITEM_SIZES[name.removesuffix("Storage")])
+        if module == "torch" and name in _ITEM_SIZES:
+            return _Kind(_ITEM_SIZES[name])
         if module == "torch" and isinstance(vars(torch).get(name), torch.dtype):
             return name
         if (module, name) not in _CALLED:
@@ -75,6 +84,23 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(items)
 
 
+def _with_keys(word: bytes, keys: slice) -> Callable[[Any], None]:
+    """Return how a word that adds items to a dict is read: ``keys`` says where on the stack theirs are."""
+    read = pickle._Unpickler.dispatch[word[0]]
+
+    def read_checked(unpickler: Any) -> None:
+        _check_keys(unpickler.stack[keys])
+        read(unpickler)
+
+    return read_checked
+
+
+_Unpickler.dispatch |= {
+    pickle.SETITEM[0]: _with_keys(pickle.SETITEM, slice(-2, -1)),
+    pickle.SETITEMS[0]: _with_keys(pickle.SETITEMS, slice(0, None, 2)),
+}
+
+
 def check_pickles(content: io.BytesIO, members: dict[str, int] | None, limit: int) -> None:
     """Refuse pickles that could take more memory than their file has bytes, or call more than makes a tensor.
 
@@ -91,8 +117,11 @@ def check_pickles(content: io.BytesIO, members: dict[str, int] | None, limit: in
         _load(content)
     seen, _ = _load(content)
     if members is None:
-        _, members_named = _load(content)
-        if not isinstance(members_named, list) or {*members_named} != {*seen}:
+        _, filled = _load(content)
+        if not isinstance(filled, list):
+            _refuse()
+        _check_keys(filled)
+        if {*filled} != {*seen}:
             _refuse()
     elif any(members.get(key) != size for key, size in seen.items()):
         _refuse()
@@ -102,29 +131,31 @@ def check_pickles(content: io.BytesIO, members: dict[str, int] | None, limit: in
 
 def _load(content: io.BytesIO) -> tuple[dict[str, int], Any]:
     """Return the storages that the next pickle names, with their bytes, and what it holds; step over it."""
-    start = content.tell()
-    tuples = 0
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        tuples += opcode.name.startswith("TUPLE")
-        # The unpickler makes room for as many values as the largest number that a "PUT" gives to one.
-        if opcode.proto > _PROTOCOL or ("PUT" in opcode.name and (argument or 0) > count) or tuples > _MOST_TUPLES:
-            _refuse()
-    content.seek(start)
     unpickler = _Unpickler(content)
-    value = unpickler.load()
+    try:
+        value = unpickler.load()
+    except (AttributeError, KeyError, TypeError) as error:  # a word that is not read, or a marker used as another value
+        raise pickle.UnpicklingError(str(error)) from error
     return unpickler.seen, value
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Refuse tuples: one that lies deep crashes Python when it is hashed, and one of its own halves takes for ever."""
+    if not all(isinstance(key, str | int | float | bytes) for key in keys):
+        _refuse()
 
 
 def _ordered(*items: Any) -> OrderedDict[Any, Any]:
     """Take no argument, or the list of pairs that Python 2 wrote."""
     if items and not (len(items) == 1 and isinstance(items[0], list)):
         _refuse()
+    _check_keys(pair[0] for pairs in items for pair in pairs)
     return OrderedDict(*items)
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _Tensor:
     """Stand for a tensor that lies within its storage and has no item twice."""
-    numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
+    numbers = (offset, *size, *stride) if type(size) is type(stride) is tuple else (None,)
     if not isinstance(storage, _Storage) or not all(type(number) is int and number >= 0 for number in numbers):
         _refuse()
     items = math.prod(size)
@@ -148,7 +179,7 @@ def _counter(counts: Any) -> Counter[Any]:
 
 
 def _size(lengths: Any) -> tuple[Any, ...]:
-    if not isinstance(lengths, tuple):
+    if type(lengths) is not tuple:
         _refuse()
     return lengths
 

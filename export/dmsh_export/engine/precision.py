@@ -98,6 +98,9 @@ def typed_graph(model: onnx.ModelProto, precision: Precision) -> TypedGraph:
         rounding = _halve_trunk(model, parts, precision)
     del model.graph.value_info[:]
     model = with_shapes(model, f"the {precision} graph")
+    parent = said.parent_fingerprint
+    if made_before and parent is not None and said.fingerprint != _fingerprint(model, parent, precision):
+        raise InputError(f"its fingerprint is not that of its {precision} graph: it was changed after it was made")
     if precision == "fp32" or made_before:
         return TypedGraph(model, precision, parts, rounding, said.fingerprint, said.parent_fingerprint)
     parent = said.fingerprint

@@ -96,7 +96,7 @@ class OpenVinoEncoder(Encoder):
 
     def _check_dialect(self, data: bytes) -> None:
         dialect = self.metadata.dialect
-        if dialect is None and self.metadata.parent_fingerprint is None and b"QuantizeLinear" in data:
+        if dialect is None and b"QuantizeLinear" in data:
             raise InputError(f"{self.path} holds an integer network and names no dialect: export it again")
         if dialect not in (None, _DIALECT):
             why = _REFUSED.get(dialect or "", "it is unknown here")

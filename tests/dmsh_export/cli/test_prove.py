@@ -122,11 +122,22 @@ def test_tensorrt_takes_an_integer_model_in_its_own_dialect_and_int8_alone(folde
     assert not list(tmp_path.iterdir())
 
 
-def test_an_integer_model_whose_dialect_was_taken_away_does_not_become_a_plan_without_a_proof(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ({}, "names no dialect: export it again"),
+        ({Metadata.PARENT_FINGERPRINT: "ab" * 32}, "changed after it was made"),
+    ],
+)
+def test_an_integer_model_whose_dialect_was_taken_away_does_not_become_a_plan_without_a_proof(
+    added, message, folder, tmp_path
+):
     model = onnx.load(folder / "tensorrt.onnx")
     (said,) = [prop for prop in model.metadata_props if prop.key == Metadata.DIALECT]
     model.metadata_props.remove(said)
+    for key, value in added.items():
+        model.metadata_props.add(key=key, value=value)
     onnx.save(model, tmp_path / "model.onnx")
     answer = export("trt", tmp_path / "model.onnx", "--int8", "--out", tmp_path / "p", "--runtime", "tensorrt-rtx")
-    assert "names no dialect: export it again" in one_line(answer, 2)
+    assert message in one_line(answer, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

@@ -133,6 +133,18 @@ def test_a_weight_too_large_for_fp16_is_refused_by_name_and_fits_bf16(encoders):
     assert typed_graph(copy, "bf16").rounding.to_infinity == 0
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fp8"])
+def test_a_typed_graph_keeps_its_fingerprint_and_one_that_was_changed_is_refused(precision, encoders, tmp_path):
+    model = model_from_file(typed_file(encoders.named("demo", precision), precision, tmp_path))
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    assert typed_graph(model, precision).fingerprint == metadata_of(model)["dmsh.fingerprint"]
+    weight = next(tensor for tensor in changed.graph.initializer if tensor.data_type == TensorProto.FLOAT)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(1), weight.name))
+    with pytest.raises(InputError, match=f"its fingerprint is not that of its {precision} graph: it was changed"):
+        typed_graph(changed, precision)
+
+
 def test_a_typed_graph_is_taken_as_it_is_and_cannot_be_another_type(encoders, tmp_path):
     first = typed_file(encoders.demo, "fp16", tmp_path)
     again = typed_graph(model_from_file(first), "fp16")

@@ -149,14 +149,14 @@ def test_a_file_that_lies_about_its_dialect_crashes_elsewhere_or_is_refused(tmp_
 
 
 @needs_openvino
-@pytest.mark.parametrize("precision", [None, "int8"])  # an export in the tensorrt dialect names its precision
-def test_integers_that_name_no_dialect_are_refused(precision, tmp_path):
+@pytest.mark.parametrize("said", [{}, {Metadata.PRECISION: "int8", Metadata.PARENT_FINGERPRINT: "ab" * 32}])
+def test_integers_that_name_no_dialect_are_refused(said, tmp_path):
     path = write(tmp_path / "model.onnx", "tensorrt")
     model = onnx.load(path)
-    (said,) = [prop for prop in model.metadata_props if prop.key == Metadata.DIALECT]
-    model.metadata_props.remove(said)
-    if precision:
-        model.metadata_props.add(key=Metadata.PRECISION, value=precision)
+    (dialect,) = [prop for prop in model.metadata_props if prop.key == Metadata.DIALECT]
+    model.metadata_props.remove(dialect)
+    for key, value in said.items():
+        model.metadata_props.add(key=key, value=value)
     onnx.save(model, path)
     with pytest.raises(InputError, match="names no dialect: export it again"):
         OpenVinoEncoder(path)
