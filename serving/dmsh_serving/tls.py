@@ -26,9 +26,10 @@ class ServerTls:
 
     def options(self) -> list[str]:
         """Return tritonserver's options."""
-        found = ["--grpc-use-ssl=true", f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}"]
+        cert, key = self.cert.absolute(), self.key.absolute()  # Triton is started from another folder
+        found = ["--grpc-use-ssl=true", f"--grpc-server-cert={cert}", f"--grpc-server-key={key}"]
         if self.client_ca is not None:
-            found += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_ca}"]
+            found += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_ca.absolute()}"]
         return found
 
 

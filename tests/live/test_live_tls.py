@@ -1,5 +1,6 @@
 """gRPC beyond loopback: TLS, mutual TLS, a proxy that asks for a token."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -47,6 +48,19 @@ def own(files, name):
 def refused(url, tls):
     with SearchClient(url, timeout=3, tls=tls) as client, pytest.raises(MissingError):
         client.search(IMAGES[:1], 5)
+
+
+def test_fault_43_tls_files_are_found_from_the_current_folder_and_nothing_in_it_is_run(files, tmp_path, monkeypatch):
+    world, here = World.make(tmp_path, 100), tmp_path / "here"
+    here.mkdir()
+    (here / "json.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")  # which all models' processes import
+    for name in ("server.pem", "server.key"):
+        shutil.copy(files / name, here)
+    monkeypatch.chdir(here)
+    tls = ServerTls(Path("server.pem"), Path("server.key"))
+    with world.server(tls=tls) as server, SearchClient(server.url, tls=ClientTls(files / "ca.pem")) as client:
+        check(client.search(IMAGES[:2], 5), IMAGES[:2], 5, 100)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_tls_answers_who_trusts_it_and_mutual_tls_whom_it_trusts(files, tmp_path):

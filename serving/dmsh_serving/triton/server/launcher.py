@@ -192,6 +192,7 @@ class TritonServer:
                 command,
                 hidden,
                 self._home.environment() | told,
+                cwd="/",  # the models' Python imports from the current folder first
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
