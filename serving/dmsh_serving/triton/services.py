@@ -44,6 +44,7 @@ from dmsh_serving.ranker.rerank import ASYMMETRIC
 
 __all__ = [
     "DECODE_SECONDS",
+    "SHARED_SECONDS",
     "Answer",
     "Arrays",
     "DecodeService",
@@ -58,6 +59,7 @@ Answer = Arrays | InputError | MissingError
 _Decoded = npt.NDArray[np.uint8] | InputError | MissingError | None
 _Checked = TypeVar("_Checked")  # a request that was found good
 DECODE_SECONDS: Final = 10.0  # of a batch: the launcher takes a server that finishes none for 15 s as hanging
+SHARED_SECONDS: Final = 2.0  # of a file while other requests wait
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,9 @@ class DecodeService:
         """Answer each request with its images, or with the error of a bad file, within ``DECODE_SECONDS``.
 
         The first file of every request is decoded, then the second of every request, and so on: a request of many
-        files does not hold the others back. One whose files are not decoded in time gets an UnavailableError, unless
-        it was alone; MissingError if a process that decodes does not start.
+        files does not hold the others back, nor does one of slow files, of which each has ``SHARED_SECONDS``. One whose
+        files are not decoded in time gets an UnavailableError, unless it was alone; MissingError if a process that
+        decodes does not start.
         """
         until = time.monotonic() + DECODE_SECONDS
         failed: set[int] = set()  # requests; their other files are not decoded
@@ -119,8 +122,9 @@ class DecodeService:
             if number in failed:
                 return None
             file = bytes(requests[number][FILE].flat[index])
+            end = until if len(requests) == 1 else min(until, time.monotonic() + SHARED_SECONDS)
             try:
-                return self._decoders.image(file, self.image_size, self.framing, name="file", until=until)
+                return self._decoders.image(file, self.image_size, self.framing, name="file", until=end)
             except (InputError, MissingError) as error:
                 failed.add(number)
                 return error

@@ -243,6 +243,22 @@ def test_requests_take_turns_so_that_one_of_many_files_does_not_hold_the_others_
     service.close()
 
 
+def test_a_file_has_less_time_while_other_requests_wait(monkeypatch):
+    service, left = DecodeService(16, Framing(), threads=1), []
+
+    def noted(data, *given, until, **named):
+        left.append(until - time.monotonic())
+        return IMAGES[0]
+
+    monkeypatch.setattr(service._decoders, "image", noted)
+    service.answer([files(b"slow", b"slow"), files(b"good")])
+    assert max(left) <= services.SHARED_SECONDS < services.DECODE_SECONDS / 4
+    left.clear()
+    service.answer([files(b"large", b"large")])
+    assert min(left) > services.SHARED_SECONDS
+    service.close()
+
+
 @pytest.fixture
 def hurried(decoder, monkeypatch):
     """A decoder whose files may take 20 s of processor time, but whose batches take half a second."""
