@@ -12,6 +12,7 @@ The steps run in this order and each reads only what the one before it wrote, so
 first step that is missing or damaged.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -105,7 +106,7 @@ def deploy(
     if in_float and header.get("kind") == float_checkpoint.INTEGER:
         raise InputError(f"{checkpoint} is an integer checkpoint: --float needs the float one it was made from")
     given = in_float or header.get("kind") == float_checkpoint.INTEGER
-    made = _Deployment(checkpoint if given else out / INTEGER, images, out, settings, skip_bad, on_progress)
+    made = _Deployment(checkpoint if given else out / INTEGER, images, out, settings, skip_bad, overwrite, on_progress)
     with _Run(out, _made_of(checkpoint, images, in_float, settings), overwrite, on_step) as run:
         if not given:
             run.step("quantise", made.source, lambda: made.quantise(checkpoint), lambda: dmsh_model.load(made.source))
@@ -126,12 +127,13 @@ class _Deployment:
         out: Path,
         asked: EncoderSettings | None,
         skip_bad: bool,
+        overwrite: bool,
         on_progress: Progress | None,
     ) -> None:
         self.source, self.model, self.settings = source, out / MODEL, out / SETTINGS
         self.gallery, self.repository = out / GALLERY, out / REPOSITORY
         self._out, self._images, self._asked = out, images, asked
-        self._skip_bad, self._on_progress = skip_bad, on_progress
+        self._skip_bad, self._overwrite, self._on_progress = skip_bad, overwrite, on_progress
 
     @property
     def fingerprint(self) -> str:
@@ -172,6 +174,10 @@ class _Deployment:
         return choice.why
 
     def encode(self) -> str:
+        if not self._overwrite:
+            with contextlib.suppress(InputError, OSError):  # none, a damaged one, or of another model
+                there = gallery.open_current(self.gallery, fingerprint=self.fingerprint)
+                return f"{there.count:,} codes of {there.bits} bits, which were there, with what was changed since"
         found = codes_of_images(
             self.served, self._images, _ENCODED_AT_ONCE, skip_bad=self._skip_bad, on_progress=self._on_progress
         )

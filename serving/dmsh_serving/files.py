@@ -7,9 +7,11 @@ the folder that holds the name afterwards.
 import contextlib
 import ctypes
 import errno
+import grp
 import hashlib
 import io
 import os
+import pwd
 import secrets
 import shutil
 import stat
@@ -118,9 +120,19 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def is_ours(path: Path) -> bool:
-    """Say whether ``path`` belongs to this user or root, and others may not write to it."""
+    """Say whether ``path`` belongs to this user or root, and others may not write to it.
+
+    A group may if it is the user's own, which has the user's name.
+    """
     status = path.stat()
-    return status.st_uid in (0, os.geteuid()) and not status.st_mode & stat.S_IWOTH
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH:
+        return False
+    if not status.st_mode & stat.S_IWGRP:
+        return True
+    try:
+        return grp.getgrgid(status.st_gid).gr_name == pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # one of them has no name
+        return False
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:

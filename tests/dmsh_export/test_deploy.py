@@ -164,6 +164,17 @@ def test_a_folder_that_another_process_writes_is_left_to_it(deployed, images, ov
     assert made_and_kept(deploy(DEMO_CHECKPOINT, images, deployed)) == ([], STEPS)
 
 
+def test_what_was_changed_in_the_gallery_since_is_kept_unless_it_is_to_be_overwritten(deployed, images):
+    folder = deployed / deployment.GALLERY
+    count = gallery.open_current(folder).count
+    gallery.remove(folder, np.array([3]))
+    (deployed / deployment.SETTINGS).unlink()  # so that all that follows is made anew
+    assert made_and_kept(deploy(DEMO_CHECKPOINT, images, deployed)) == (STEPS[2:], STEPS[:2])
+    assert gallery.open_current(folder).count == count - 1
+    deploy(DEMO_CHECKPOINT, images, deployed, overwrite=True)
+    assert gallery.open_current(folder).count == count
+
+
 def test_float_stays_in_float_and_an_integer_checkpoint_is_not_quantised_again(deployed, images, tmp_path, mnist):
     steps = deploy(DEMO_CHECKPOINT, images, tmp_path / "float", in_float=True)
     assert made_and_kept(steps) == (STEPS[1:], [])

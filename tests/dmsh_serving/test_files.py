@@ -1,7 +1,10 @@
 import errno
+import grp
 import hashlib
 import os
+import pwd
 import stat
+import types
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from named_pipe import pipe_at
 from dmsh_serving import files
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import (
+    is_ours,
     open_regular,
     read_regular,
     replace_folder,
@@ -139,3 +143,14 @@ def test_a_folder_that_cannot_be_listed_stops_a_walk_and_is_named(tmp_path, monk
     with pytest.raises(OSError, match="Input/output error") as refused:
         list(walk(tmp_path))
     assert refused.value.filename == str(tmp_path)
+
+
+def test_what_others_can_write_is_not_ours(tmp_path, monkeypatch):
+    own = pwd.getpwuid(os.geteuid()).pw_name
+    for mode, group, ours in ((0o755, "staff", True), (0o775, own, True), (0o775, "staff", False), (0o777, own, False)):
+        tmp_path.chmod(mode)
+        monkeypatch.setattr(grp, "getgrgid", lambda _, group=group: types.SimpleNamespace(gr_name=group))
+        assert is_ours(tmp_path) == ours
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 12_345)
+    assert is_ours(tmp_path) == (tmp_path.stat().st_uid == 0)

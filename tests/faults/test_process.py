@@ -216,7 +216,7 @@ def test_fault_38_a_cache_that_others_can_write_is_not_run(tmp_path, monkeypatch
     compiling._is_ours.cache_clear()
     assert compiling._is_ours(folder) is ours
     assert ("other users can write code to it" in caplog.text) is not ours
-    monkeypatch.setattr(compiling.os, "geteuid", lambda: 12345)  # then the folder is another's
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)  # then the folder is another's
     compiling._is_ours.cache_clear()
     assert compiling._is_ours(folder) is (ours and folder.stat().st_uid == 0)
 

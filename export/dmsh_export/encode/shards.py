@@ -81,7 +81,7 @@ def _encode_shard(encoder: OpenEncoder, source: Source, shard: Shard, batch: int
     """Encode the images of ``shard``, ``batch`` at a time; write its file and its record.
 
     Raises:
-        InputError: the model's code space is not the shard's, or the source cannot be read, or changed meanwhile.
+        InputError: the model's code space is not the shard's, or the source cannot be read.
         UnavailableError: the source does not answer.
     """
     if encoder.fingerprint != shard.fingerprint:
@@ -119,8 +119,6 @@ def _encode_shard(encoder: OpenEncoder, source: Source, shard: Shard, batch: int
         if len(held) == batch:
             flush()
     flush()
-    if source.digest(shard.start, shard.stop) != shard.digest:
-        raise InputError(f"images {shard.start} to {shard.stop - 1} changed while they were encoded: encode again")
     table = CodeTable(
         np.concatenate(codes), np.array(ids, np.int64), packed_keys(keys), encoder.bits, encoder.fingerprint
     )

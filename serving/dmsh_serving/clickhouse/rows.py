@@ -1,11 +1,12 @@
 """Rows to push: what a gallery folder or a Parquet file holds, as blocks of one million rows, with their checksums."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Block", "Incoming", "Source", "numbers_sql", "source_of_gallery", "source_of_parquet"]
 
 BLOCK_ROWS = 1 << 20
+
+
+_COLUMN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +155,8 @@ def source_of_parquet(path: Path, columns: tuple[str, ...], bits: int | None, fi
         if name not in space.kinds:
             has = ", ".join(space.kinds) or "none"
             raise InputError(f"{path} has no column {name!r} of strings or numbers: it has {has}")
+        if not _COLUMN_NAME.fullmatch(name):  # it becomes a part of SQL
+            raise InputError(f"{path}: column {name!r} cannot be pushed: a name has at most 64 letters, digits and _")
         kinds[name] = space.kinds[name]
     content = " ".join([*map(sha256_of_file, paths), *columns])
     digest = hashlib.sha256(content.encode()).hexdigest()

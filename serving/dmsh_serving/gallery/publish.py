@@ -50,7 +50,12 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
     except InputError as error:  # the codes may be those of a file that somebody writes to
         part_path(folder, version).unlink()
         raise InputError(f"{folder}: what was written is not what was given ({error}): do it again") from error
-    write_atomically(folder / CURRENT, f"{version}\n".encode())
+    try:
+        write_atomically(folder / CURRENT, f"{version}\n".encode())
+    except OSError:
+        if named_version(folder) != version:  # the next try would leave another one on a full disk
+            part_path(folder, version).unlink()
+        raise
     kept = [*_files_of(folder, version), *(_files_of(folder, served) if served else [])]
     _sweep(folder, keep=set(kept))
     return snapshot

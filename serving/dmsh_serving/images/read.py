@@ -1,5 +1,6 @@
 """A folder of image files, or an .npy array of images -> decoded images with names, in bounded memory."""
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _NO_IMAGE_SUFFIXES: Final = frozenset([
 ])  # fmt: skip
 _DEFAULT_BATCH: Final = 64
 _SHOWN: Final = 3
+_NO_IMAGE_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ELOOP, errno.ENXIO)  # no file, or too large
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) after every batch."""
@@ -251,7 +253,11 @@ def _batches_of_files(
 
 
 def _read(path: Path, folder: Path, image_size: int, framing: Framing) -> npt.NDArray[np.uint8] | str:
-    """Return the image, or one line that says why there is none."""
+    """Return the image, or one line that says why there is none: it is damaged, gone or no file.
+
+    Raises:
+        OSError: it cannot be read, as on a disk that is away: that says nothing about the image.
+    """
     name = path.relative_to(folder).as_posix()
     try:
         return image_from_bytes(read_regular(path, MAX_FILE_BYTES), image_size, framing, name=name)
@@ -260,6 +266,8 @@ def _read(path: Path, folder: Path, image_size: int, framing: Framing) -> npt.ND
     except FileNotFoundError:
         return f"{name}: does not exist"
     except OSError as error:
+        if error.errno not in _NO_IMAGE_FILE:
+            raise
         return f"{name}: {error.strerror or error}"
 
 

@@ -59,7 +59,7 @@ Answer = Arrays | InputError | MissingError
 _Decoded = npt.NDArray[np.uint8] | InputError | MissingError | None
 _Checked = TypeVar("_Checked")  # a request that was found good
 DECODE_SECONDS: Final = 10.0  # of a batch: the launcher takes a server that finishes none for 15 s as hanging
-SHARED_SECONDS: Final = 2.0  # of a file while other requests wait
+SHARED_SECONDS: Final = 2.0  # of a file that is not decoded alone
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class DecodeService:
     def answer(self, requests: Sequence[Arrays]) -> list[Answer]:
         """Answer each request with its images, or with the error of a bad file, within ``DECODE_SECONDS``.
 
-        The first file of every request is decoded, then the second of every request, and so on: a request of many
-        files does not hold the others back, nor does one of slow files, of which each has ``SHARED_SECONDS``. One whose
-        files are not decoded in time gets an UnavailableError, unless it was alone; MissingError if a process that
-        decodes does not start.
+        The first file of every request is decoded, then the second of every request, and so on, so that a request of
+        many files does not hold the others back. Nor does one of slow files: unless it is the only one, a file has
+        ``SHARED_SECONDS``. A request whose files are not decoded in time gets an UnavailableError, unless it was alone;
+        MissingError if a process that decodes does not start.
         """
         until = time.monotonic() + DECODE_SECONDS
         failed: set[int] = set()  # requests; their other files are not decoded
@@ -122,7 +122,7 @@ class DecodeService:
             if number in failed:
                 return None
             file = bytes(requests[number][FILE].flat[index])
-            end = until if len(requests) == 1 else min(until, time.monotonic() + SHARED_SECONDS)
+            end = until if len(turns) == 1 else min(until, time.monotonic() + SHARED_SECONDS)
             try:
                 return self._decoders.image(file, self.image_size, self.framing, name="file", until=end)
             except (InputError, MissingError) as error:
@@ -143,7 +143,7 @@ class DecodeService:
                 return image if len(images) == 1 else InputError(f"file {index} of the request: {image}")
         for image in images:
             if isinstance(image, UnavailableError) and alone:
-                return InputError(f"decoding took longer than {DECODE_SECONDS:g} s: send fewer or smaller images")
+                return InputError("its files took too long to decode: send fewer at once, or smaller images")
             if isinstance(image, MissingError):
                 return image
         return {IMAGE: np.stack([image for image in images if isinstance(image, np.ndarray)])}

@@ -41,6 +41,7 @@ class WebServer:
                     server_header=False,
                     proxy_headers=False,
                     ws="none",
+                    backlog=128,
                     timeout_graceful_shutdown=_STOP_SECONDS,
                     http=Connection,  # over h11: httptools, which uvicorn prefers, has no limit of a request's head
                     h11_max_incomplete_event_size=_LONGEST_HEAD,

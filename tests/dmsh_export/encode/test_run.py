@@ -92,15 +92,6 @@ def test_a_run_that_stops_leaves_no_codes_of_the_images_before(world, tmp_path):
         read_table(world[2])
 
 
-def test_images_that_change_while_they_are_encoded_end_the_run(world, tmp_path):
-    def edited_meanwhile(job, shards, workers):
-        (tmp_path / "images" / world[3][9]).write_bytes((tmp_path / "images" / world[3][10]).read_bytes() + b" ")
-        yield from in_process(job, shards, workers)
-
-    with pytest.raises(InputError, match="images 8 to 15 changed while they were encoded: encode again"):
-        run(world, engine=edited_meanwhile)
-
-
 def test_images_that_give_no_code_are_listed_with_reasons_and_capped(world, tmp_path):
     folder = tmp_path / "images"
     (folder / world[3][5]).write_bytes(b"nothing")

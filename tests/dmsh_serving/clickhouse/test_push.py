@@ -190,6 +190,14 @@ def test_ids_are_unique_and_never_come_back(tmp_path, folder, address):
             push(table(np.array(ids, np.uint64 if ids[0] > 0 else np.int64)), address)
 
 
+def test_a_name_of_a_column_is_no_sql(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    name = "x String) ENGINE = MergeTree ORDER BY id AS SELECT 1 -- "
+    parquet.write_table(pa.table({"id": [1], "code": [bytes(8)], name: ["a"]}), tmp_path / "codes.parquet")
+    with pytest.raises(InputError, match="a name has at most 64 letters, digits and _"):
+        source_of_parquet(tmp_path / "codes.parquet", (name,), 64, F)
+
+
 def other_gallery(folder, ids, removed=()):
     gallery.build(
         folder, uniform_codes(len(ids), 64, 4), ids, [f"other-{each}" for each in ids], bits=64, fingerprint=F

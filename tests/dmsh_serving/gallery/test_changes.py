@@ -540,6 +540,18 @@ def test_what_changes_while_it_is_written_does_not_serve(folder, monkeypatch):
     assert open_current(folder).count == 40
 
 
+def test_fault_18_a_pointer_that_cannot_be_moved_leaves_no_part(folder, monkeypatch):
+    before = sorted(folder.iterdir())
+
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(publishing, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        append(folder, random_codes(3), None, ["a", "b", "c"])
+    assert sorted(folder.iterdir()) == before
+
+
 def test_an_id_that_was_given_out_and_taken_back_does_not_come_back_after_a_merge(folder, tmp_path):
     append(folder, random_codes(3), None, ["a", "b", "c"])  # ids 140 to 142
     rollback(folder)

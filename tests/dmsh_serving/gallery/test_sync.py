@@ -16,6 +16,7 @@ from dmsh_serving.gallery import changes
 from dmsh_serving.gallery import folder as gallery_folder
 from dmsh_serving.gallery import sync as module
 from dmsh_serving.gallery.sync import sync
+from dmsh_serving.images import read as images_read
 
 pytest.importorskip("onnx", reason="onnx, which writes the model, is not installed")
 import tiny_model
@@ -191,6 +192,23 @@ def test_what_is_no_regular_file_is_not_waited_for(world):
     with pipe_at(root / "images" / "b" / "pipe.png"):
         assert len(run(skip_bad=True).bad) == 1
     assert held(root) == expected(range(6))
+
+
+def test_files_that_a_disk_does_not_give_are_an_error_not_damaged_images(world, monkeypatch):
+    root, run = world
+    run()
+    before, read = held(root), images_read.read_regular
+
+    def stale(path, most):
+        if path.name == "5.png":
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return read(path, most)
+
+    monkeypatch.setattr(images_read, "read_regular", stale)
+    save(root, 5, IMAGES[7])
+    with pytest.raises(OSError, match="Stale file handle"):
+        run(skip_bad=True)
+    assert held(root) == before
 
 
 def test_a_sync_that_has_encoded_waits_for_the_writer_that_is_just_at_work(world, monkeypatch):

@@ -243,7 +243,7 @@ def test_requests_take_turns_so_that_one_of_many_files_does_not_hold_the_others_
     service.close()
 
 
-def test_a_file_has_less_time_while_other_requests_wait(monkeypatch):
+def test_a_file_has_less_time_while_others_wait(monkeypatch):
     service, left = DecodeService(16, Framing(), threads=1), []
 
     def noted(data, *given, until, **named):
@@ -254,7 +254,10 @@ def test_a_file_has_less_time_while_other_requests_wait(monkeypatch):
     service.answer([files(b"slow", b"slow"), files(b"good")])
     assert max(left) <= services.SHARED_SECONDS < services.DECODE_SECONDS / 4
     left.clear()
-    service.answer([files(b"large", b"large")])
+    service.answer([files(b"slow", b"slow", b"tiny")])  # as many rows as a batch has share none
+    assert max(left) <= services.SHARED_SECONDS
+    left.clear()
+    service.answer([files(b"large")])
     assert min(left) > services.SHARED_SECONDS
     service.close()
 
@@ -276,7 +279,7 @@ def test_a_good_file_that_slow_ones_left_no_time_for_is_unavailable_for_now(hurr
 def test_a_request_that_was_alone_and_took_too_long_is_wrong_itself(hurried):
     (answer,) = hurried.answer([files(SLOW["TIFF"], SLOW["TIFF"])])
     assert isinstance(answer, InputError)
-    assert str(answer) == "decoding took longer than 0.5 s: send fewer or smaller images"
+    assert str(answer) == "its files took too long to decode: send fewer at once, or smaller images"
 
 
 def test_a_bad_file_is_told_though_the_time_of_the_others_ended(hurried):

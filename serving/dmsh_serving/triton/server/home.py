@@ -104,7 +104,7 @@ def find(explicit: Path | None = None) -> TritonHome:
 
 def cache_folder() -> Path:
     """Return the folder that prepared servers are kept in."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmsh"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "dmsh"
 
 
 def _home_at(path: Path, named_by: str) -> TritonHome:

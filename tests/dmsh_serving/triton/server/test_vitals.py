@@ -52,7 +52,13 @@ class Handler(BaseHTTPRequestHandler):
             self.say(self.server.stats())
         else:
             inputs = [{"name": "image", "dims": [8, 8, 3]}, {"name": "code", "dims": [8]}, {"name": "k", "dims": [1]}]
-            self.say({"input": inputs, "parameters": {k: {"string_value": v} for k, v in CANARY.parameters().items()}})
+            self.say(
+                {
+                    "max_batch_size": 8,
+                    "input": inputs,
+                    "parameters": {k: {"string_value": v} for k, v in CANARY.parameters().items()},
+                }
+            )
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -143,6 +149,23 @@ def test_a_model_that_finishes_something_else_meanwhile_does_not_hang(server, im
 
     monkeypatch.setattr(looked, "_ask", moved_meanwhile)
     assert looked._look() is None
+
+
+def test_a_model_that_computes_one_slow_batch_is_given_the_time_of_a_batch(server, impatient, monkeypatch):
+    looked, given = Vitals(server.url, print), []
+    assert looked._look() is None
+    assert 0 < looked._fastest < 60
+    looked._fastest = 0.2  # of 8 images 1.6 s, twice that is 3.2
+    server.answers, server.moving = False, {"dmsh_decode"}
+    ask = looked._ask
+
+    def noted(method, path, body, headers, seconds):
+        given.extend([seconds] if path == "/v2/models/dmsh_encoder/infer" else [])
+        return ask(method, path, body, headers, seconds)
+
+    monkeypatch.setattr(looked, "_ask", noted)
+    looked._look()
+    assert given == [pytest.approx(3.2 - 0.6)]
 
 
 @pytest.mark.parametrize(("status", "hanging"), [(500, "dmsh_ranker finished no request for 0.6 s"), (503, None)])
