@@ -358,6 +358,15 @@ def test_an_accumulator_of_2_to_the_24_needs_int32_and_one_less_does_not(sums, b
     needs = {condition.runtime: condition.why for condition in certificate.conditions}["ONNX Runtime"]
     assert ("every partial sum is below 2^24" in needs) is below
     assert ("can reach 2^24 or more" in needs) is not below
+    for dialect, runtimes in (
+        ("tensorrt", ["TensorRT", "ONNX Runtime"]),
+        ("openvino", ["OpenVINO, CPU", "ONNX Runtime"]),
+    ):
+        of_kernels = {}
+        for condition in proof_of(network, dialect, tmp_path).conditions:
+            of_kernels.setdefault(condition.runtime, condition.why)  # the first is about its kernels
+        said = "every partial sum is below 2^24" if below else "can reach 2^24 or more"
+        assert [said in of_kernels[runtime] for runtime in runtimes] == [True] * len(runtimes)
 
 
 @pytest.mark.parametrize(("sums", "proven"), [(2**24 - 1, True), (2**24, False)])
