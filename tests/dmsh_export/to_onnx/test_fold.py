@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmsh_export.to_onnx.fold import fold
+from dmsh_export.to_onnx.fold import _fold_backbone, batch_norm_affine, fold
 from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH
 
@@ -120,3 +120,23 @@ def test_a_backbone_that_cannot_be_traced_is_served_as_it_is_and_reported():
     assert not next(step for step in steps if step.what == "BN of the backbone").folded
     with torch.inference_mode():
         torch.testing.assert_close(folded(images()), model(images()))
+
+
+def test_each_bn_is_told_with_where_it_went_or_why_it_stays():
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    backbone(torch.randn(16, 3, 5, 5))  # statistics that are not 0 and 1
+    steps = []
+    folded = _fold_backbone(backbone.eval(), steps)
+    assert [(step.what, step.folded, step.why) for step in steps] == [
+        ("BN 1", False, "what feeds it is no convolution"),
+        ("BN 3", True, "into 2"),
+    ]
+    inputs = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(folded(inputs), backbone(inputs))
+    assert [type(module) for module in folded.children()] == [nn.ReLU, nn.BatchNorm2d, nn.Conv2d, nn.Identity]
+
+
+def test_a_bn_without_statistics_is_refused():
+    with pytest.raises(ValueError, match="has no fixed scale"):
+        batch_norm_affine(nn.BatchNorm2d(3, track_running_stats=False))
