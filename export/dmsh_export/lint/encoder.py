@@ -138,9 +138,11 @@ def _file_names(model: Model) -> list[str]:
 
 def _onnx(path: Path, shown: str, in_openvino_backend: bool) -> EncoderFile:
     from dmsh_export.graph import metadata_of, model_from_file
+    from dmsh_export.prove.meaning import dialect_of
 
     proto = model_from_file(path)
     said = EncoderMetadata.from_props(metadata_of(proto), str(path))
+    integer = any(node.op_type in ("QLinearConv", "QuantizeLinear") for node in proto.graph.node)
     inputs, outputs = (
         {value.name: _tensor_of(value) for value in values} for values in (proto.graph.input, proto.graph.output)
     )
@@ -152,7 +154,7 @@ def _onnx(path: Path, shown: str, in_openvino_backend: bool) -> EncoderFile:
         image_size=said.image_size,
         inputs=inputs,
         outputs=outputs,
-        dialect=said.dialect,
+        dialect=dialect_of(proto.graph) if said.dialect and integer else said.dialect,  # its own, whatever it says
         note=_BF16_NOTE if in_openvino_backend and said.dialect else None,
         framing=str(said.framing),
     )

@@ -28,7 +28,7 @@ from dmsh_model.integer.layers import (
 )
 from dmsh_serving.contract import IMAGE
 
-__all__ = ["Bits", "LogitsRead", "Meaning", "Pending", "Pixels", "Quantised", "Reading", "Real", "Weight"]
+__all__ = ["Bits", "LogitsRead", "Meaning", "Pending", "Pixels", "Quantised", "Reading", "Real", "Weight", "dialect_of"]
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,10 @@ class Reading:
     dialect: Dialect = field(init=False)
 
     def __post_init__(self) -> None:
-        """Look up constants and users. The dialect shows in what reads the image: see :func:`_dialect_of`."""
+        """Look up constants and users. The dialect shows in what reads the image: see :func:`dialect_of`."""
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.users = Counter(name for node in self.graph.node for name in node.input if name)
-        self.dialect = _dialect_of(self.graph)
+        self.dialect = dialect_of(self.graph)
 
     @property
     def is_qdq(self) -> bool:
@@ -211,7 +211,7 @@ class Reading:
         return self.add(node, pending.kind(name=pending.node, **fields))
 
 
-def _dialect_of(graph: onnx.GraphProto) -> Dialect:
+def dialect_of(graph: onnx.GraphProto) -> Dialect:
     """Tell the dialect: tensorrt casts the image first, openvino transposes and then casts it."""
     readers = [node for node in graph.node if IMAGE in node.input]
     operators = {node.op_type for node in readers}

@@ -2,14 +2,19 @@ import json
 import re
 import shutil
 
+import integer_networks
+import onnx
 import pytest
 import tiny_model
 from plan_files import write_plan
 from typer.testing import CliRunner
 
 from dmsh_export.cli import app
+from dmsh_export.lint.encoder import _onnx
 from dmsh_export.lint.repository import lint_repository
+from dmsh_export.to_onnx.dialects import onnx_from_network
 from dmsh_serving import gallery
+from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.triton.repository import write_repository
@@ -417,3 +422,17 @@ def test_the_command_prints_a_table_and_json_and_fails_on_a_finding(copied, tmp_
     assert "turns batching off" in bad.output.replace("\n", " ")
     (*_, last) = json.loads((tmp_path / "found.json").read_text())["findings"]
     assert set(last) == {"file", "problem", "fix"}
+
+
+@pytest.mark.parametrize("dialect", ["onnxruntime", "tensorrt", "openvino"])
+def test_the_dialect_of_an_encoder_is_that_of_its_graph_whatever_it_says(tmp_path, dialect):
+    model = onnx_from_network(integer_networks.network(), dialect, 20)
+    said = {
+        Metadata.FINGERPRINT: "ab" * 32,
+        Metadata.BITS: "11",
+        Metadata.IMAGE_SIZE: "16",
+        Metadata.DIALECT: "openvino",
+    }
+    onnx.helper.set_model_props(model, said)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert _onnx(tmp_path / "model.onnx", "1/model.onnx", False).dialect == dialect
