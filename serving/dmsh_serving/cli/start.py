@@ -1,20 +1,18 @@
 """``dmsh-serve start``: Triton on a model repository, and a page beside it if wanted."""
 
-import resource
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from dmsh_serving import console
-from dmsh_serving.cli.web import IMAGES_HELP, METADATA_HELP, check_page_options, page_beside
+from dmsh_serving.cli.web import IMAGES_HELP, METADATA_HELP, allow_descriptors, check_page_options, page_beside
 from dmsh_serving.contract import DEFAULT_GRPC_PORT
 from dmsh_serving.errors import InputError
 
 _TLS, _PAGE = "TLS", "The page"
-_MOST_DESCRIPTORS: Final = 1 << 16  # some programs go through all that they may have
 
 
 def start(
@@ -80,7 +78,7 @@ def start(
     if with_page and tls is not None:
         raise InputError("--web is for a server without TLS: start the page by itself, dmsh-serve web --server-ca FILE")
     _interrupt_once()
-    _allow_descriptors()
+    allow_descriptors()
     server = TritonServer(
         repository,
         triton=triton,
@@ -123,14 +121,6 @@ def _interrupt_once() -> None:
 
     for each in endings:
         signal.signal(each, interrupt)
-
-
-def _allow_descriptors() -> None:
-    """Let this process and Triton open up to 65,536 files, if the system permits it: each idle connection takes one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _say(line: str) -> None:

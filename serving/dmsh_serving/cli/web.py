@@ -1,9 +1,10 @@
 """``dmsh-serve web``: a page to search the served gallery by eye."""
 
 import contextlib
+import resource
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 IMAGES_HELP = "Folder of the image files that the gallery's keys name."
 METADATA_HELP = "Parquet or CSV file with a column `key`; its other columns become filters."
+_MOST_DESCRIPTORS: Final = 1 << 16  # some programs go through all that they may have
 
 
 def web(
@@ -71,9 +73,21 @@ def web(
     )
     from dmsh_serving.web.server import WebServer
 
+    allow_descriptors()
     page = WebServer(settings)
     console().print(f"the page is at {page.url}")
     page.run()
+
+
+def allow_descriptors() -> None:
+    """Let this process and those that it starts open up to 65,536 files, if the system permits it.
+
+    Each idle connection takes one, and a process usually has 1,024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def check_page_options(wanted: bool, images: Path | None, metadata: Path | None) -> None:

@@ -1,5 +1,6 @@
 """The page's command as a person runs it: what it refuses, and both servers in one."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 
 pytest.importorskip("onnx", reason="onnx, which writes the model, is not installed")
 from web_world import KEYS
+
+from dmsh_serving.cli.web import allow_descriptors
 
 TOOL = Path(sys.executable).with_name("dmsh-serve")
 
@@ -79,3 +82,21 @@ def test_start_runs_triton_and_the_page_and_stops_both(web_world):
         finally:
             both.send_signal(signal.SIGTERM)
         assert both.wait(60) == 0, both.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ((1024, 4096), (4096, 4096)),
+        ((1024, 1 << 20), (1 << 16, 1 << 20)),
+        ((1024, resource.RLIM_INFINITY), (1 << 16, resource.RLIM_INFINITY)),
+        ((1 << 20, 1 << 20), None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_idle_connections_may_take_more_descriptors_than_a_process_usually_has(monkeypatch, limits, wanted):
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda what: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda what, pair: asked.append((what, pair)))
+    allow_descriptors()
+    assert asked == ([] if wanted is None else [(resource.RLIMIT_NOFILE, wanted)])
