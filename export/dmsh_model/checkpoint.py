@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from dmsh_model.backbone import require_known
 from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH
 from dmsh_model.pickles import check_pickles
@@ -104,6 +105,7 @@ def load(path: Path) -> DMSH:
     if header.get("kind", FLOAT) != FLOAT:
         raise InputError(f"{path} is a checkpoint of kind {header['kind']}: this needs the float one it was made from")
     config = _config(path, header)
+    require_known(config.backbone)
     state = _read_weights(path)
     asked, held = config.lateral_features * config.fusion_features, sum(tensor.numel() for tensor in state.values())
     if asked > held:  # said before memory is taken for them

@@ -92,10 +92,11 @@ def evaluate(
     split_as_trained = split.sha256 == record.get("sha256")
     tunings = fine_tunings(header.get("quantisation", {}))
     seen = seen_queries([training, *tunings], labelled, labelled.sha256, split)
-    if seen:
-        console.console().print(f"{seen:,} of the {len(split.query):,} queries were trained on.")
-    elif not split_as_trained or (tunings and seen is None):
-        console.console().print("This is not the split of the training: some queries may have been trained on.")
+    learnt = "some queries may have been" if seen is None else f"{seen:,} of the {len(split.query):,} queries were"
+    if not split_as_trained:
+        console.console().print(f"This is not the split of the training: {learnt} trained on.")
+    elif tunings and seen != 0:
+        console.console().print(f"A fine-tuning had another split: {learnt} trained on.")
     elif not data_as_trained:
         console.console().print("These are not the images of the training, or not decoded as they were.")
     if plot:

@@ -429,7 +429,7 @@ def test_an_evaluation_counts_the_queries_that_a_fine_tuning_learnt_from(command
         code, text, _ = command(tmp_path / out, images, "--json", tmp_path / "found.json", of="evaluate")
         found = json.loads((tmp_path / "found.json").read_text())
         assert (code, found["split_as_trained"]) == (0, True)  # by the teacher, that is
-        assert (found["queries_trained_on"] > 0, "queries were trained on" in text) == (learnt, learnt)
+        assert (found["queries_trained_on"] > 0, "A fine-tuning had another split" in text) == (learnt, learnt)
 
 
 def test_queries_of_images_that_no_checkpoint_records_are_not_called_held_out(command, folders, images, tmp_path):
