@@ -180,6 +180,13 @@ def test_fault_46_a_log_is_appended_to_and_a_large_one_is_kept_beside_the_new_wh
     assert server_log.said().count("line") == 10  # what a failed start is judged by is not rotated away
 
 
+def caching(tmp_path, *program):
+    """Return a folder, and what runs a Python program with numba's cache in it."""
+    cache = tmp_path / "cache"
+    command, environment = [sys.executable, *map(str, program)], {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    return cache, lambda: subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
 def test_fault_38_a_truncated_file_in_the_cache_of_compiled_code_is_compiled_anew(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
@@ -189,12 +196,7 @@ def test_fault_38_a_truncated_file_in_the_cache_of_compiled_code_is_compiled_ane
         "    return 2 * number\n"
         "print(doubled(21))\n"
     )
-    cache = tmp_path / "cache"
-
-    def run():
-        environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
-        return subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True)
-
+    cache, run = caching(tmp_path, program)
     assert run().stdout == "42\n"
     for ending in ("nbi", "nbc"):
         (file,) = [path for path in cache.rglob(f"*.{ending}") if "program" in path.name]
@@ -230,12 +232,7 @@ def test_fault_38_what_lies_in_a_cache_of_others_is_not_loaded(tmp_path):
         "    return 2 * number\n"
         "print(doubled(21), doubled.stats.cache_hits)\n"
     )
-    cache = tmp_path / "cache"
-
-    def run():
-        environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
-        return subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True)
-
+    cache, run = caching(tmp_path, program)
     run()
     assert run().stdout == "42 {(int64,): 1}\n".replace("{(int64,): 1}", run().stdout[3:-1])
     hit = run()
@@ -255,12 +252,7 @@ def test_fault_38_what_lies_in_a_cache_of_others_is_not_loaded_by_the_evaluation
         "bound_precisions(counts, counts, np.ones(1, np.int64), sums, sums)\n"
         "print(sum(bound_precisions.stats.cache_hits.values()))\n"
     )
-    cache = tmp_path / "cache"
-
-    def run():
-        environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
-        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-
+    cache, run = caching(tmp_path, "-c", program)
     run()
     assert run().stdout == "1\n"
     for folder in [cache, *(path for path in cache.rglob("*") if path.is_dir())]:

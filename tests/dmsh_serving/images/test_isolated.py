@@ -202,19 +202,28 @@ def test_nothing_is_decoded_that_nobody_waits_for(decoders):
     assert not child.is_running()
 
 
-def test_a_file_waits_for_a_process_that_is_busy_no_longer_than_anybody_waits_for_the_file():
-    decoders = Decoders(1)
+@contextlib.contextmanager
+def at_work(decoders):
+    """Hold the only process over a file for as long as the block runs; then its answer must be right."""
     busy = child_of(decoders)
     busy.suspend()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(decoders.rgb, GOOD)
         wait_for(decoders._places.empty)
+        try:
+            yield busy
+        finally:
+            busy.resume()
+        assert answer.result(GENEROUS).size == (190, 70)
+
+
+def test_a_file_waits_for_a_process_that_is_busy_no_longer_than_anybody_waits_for_the_file():
+    decoders = Decoders(1)
+    with at_work(decoders):
         start = time.monotonic()
         with pytest.raises(UnavailableError, match=BUSY):
             decoders.image(GOOD, 16, Framing(), name="x", until=start + 0.1)
         assert time.monotonic() - start < GENEROUS
-        busy.resume()
-        assert answer.result(GENEROUS).size == (190, 70)
     decoders.close()
 
 
@@ -337,14 +346,8 @@ def test_files_one_after_the_other_and_starts_take_one_process():
 
 def test_closing_ends_the_processes_and_one_that_decodes_when_it_is_done():
     decoders = Decoders(1)
-    busy = child_of(decoders)
-    busy.suspend()
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(decoders.rgb, GOOD)
-        wait_for(decoders._places.empty)
+    with at_work(decoders) as busy:
         decoders.close()
-        busy.resume()
-        assert answer.result(GENEROUS).size == (190, 70)
     assert not busy.is_running()
     idle = Decoders(1)
     child = child_of(idle)
