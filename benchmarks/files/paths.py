@@ -68,7 +68,8 @@ def file_paths(network: str, folder: Path, codes: int, seconds: float) -> list[F
     for rule in DECODE_RULES:
         repository = folder / f"rule-{rule}"
         write_repository(repository, dataclasses.replace(world.spec, framing=Framing(decode_rule=rule)))
-        with TritonServer(repository, log_file=folder / f"rule-{rule}.log") as server:
+        # Searches of the watch itself would be in the means of the models.
+        with TritonServer(repository, log_file=folder / f"rule-{rule}.log", canary=False) as server:
             for content, (files, batch) in contents.items():
                 with TritonTarget(server.url, SEARCH_FILE_MODEL, files, batch=batch, k=10, timeout=60) as target:
                     one = measure(

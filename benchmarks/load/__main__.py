@@ -114,7 +114,7 @@ def measured(name: str, perf_analyzer: Sequence[str], rounds: int) -> list[Row]:
                 _row(name, each, server.url, world.images[:8], data, perf_analyzer, rounds)
                 for each in (Closed(1), Closed(4))
             ]
-            rate = Open(float(f"{rows[-1].ours.requests_per_s / 3:.2g}"))
+            rate = Open(float(f"{rows[-1].ours.requests_per_s / 3:.2g}"), "fixed")
             rows.append(_row(name, rate, server.url, world.images[:8], data, perf_analyzer, rounds))
     return rows
 
@@ -150,8 +150,8 @@ def _theirs(load: "Load", url: str, data: Path, perf_analyzer: Sequence[str]) ->
     out = data.with_name("perf.csv")
     if isinstance(load, Closed):
         asked = ["--concurrency-range", str(load.concurrency)]
-    else:
-        asked = ["--request-rate-range", f"{load.rate:g}", "--request-distribution", "poisson"]
+    else:  # at fixed times: two tools do not draw the same random ones
+        asked = ["--request-rate-range", f"{load.rate:g}", "--request-distribution", "constant"]
     command = [*perf_analyzer, "-m", SEARCH_MODEL, "-i", "grpc", "-u", url, "--input-data", str(data), *asked]
     try:
         done = subprocess.run(

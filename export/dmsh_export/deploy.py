@@ -106,13 +106,13 @@ def deploy(
     if in_float and header.get("kind") == float_checkpoint.INTEGER:
         raise InputError(f"{checkpoint} is an integer checkpoint: --float needs the float one it was made from")
     given = in_float or header.get("kind") == float_checkpoint.INTEGER
-    made = _Deployment(checkpoint if given else out / INTEGER, images, out, settings, skip_bad, overwrite, on_progress)
+    made = _Deployment(checkpoint if given else out / INTEGER, images, out, settings, skip_bad, on_progress)
     with _Run(out, _made_of(checkpoint, images, in_float, settings), overwrite, on_step) as run:
         if not given:
             run.step("quantise", made.source, lambda: made.quantise(checkpoint), lambda: dmsh_model.load(made.source))
         run.step("export", made.model, made.export, lambda: read_manifest(made.model))
         run.step("runtime", made.settings, made.choose_runtime, lambda: read_manifest(made.served))
-        run.step("gallery", made.gallery, made.encode, made.check_gallery)
+        run.step("gallery", made.gallery, lambda: made.encode(keep=run.has_gallery), made.check_gallery)
         run.step("repository", made.repository, made.write_repository, made.check_repository)
         return tuple(run.steps)
 
@@ -127,13 +127,12 @@ class _Deployment:
         out: Path,
         asked: EncoderSettings | None,
         skip_bad: bool,
-        overwrite: bool,
         on_progress: Progress | None,
     ) -> None:
         self.source, self.model, self.settings = source, out / MODEL, out / SETTINGS
         self.gallery, self.repository = out / GALLERY, out / REPOSITORY
         self._out, self._images, self._asked = out, images, asked
-        self._skip_bad, self._overwrite, self._on_progress = skip_bad, overwrite, on_progress
+        self._skip_bad, self._on_progress = skip_bad, on_progress
 
     @property
     def fingerprint(self) -> str:
@@ -173,8 +172,9 @@ class _Deployment:
         write_settings(self.settings, asked or EncoderSettings(choice.runtime), choice.to_dict())
         return choice.why
 
-    def encode(self) -> str:
-        if not self._overwrite:
+    def encode(self, *, keep: bool) -> str:
+        """Encode the images, or ``keep`` the gallery that is there, and whatever was added to it since."""
+        if keep:
             with contextlib.suppress(InputError, OSError):  # none, a damaged one, or of another model
                 there = gallery.open_current(self.gallery, fingerprint=self.fingerprint)
                 return f"{there.count:,} codes of {there.bits} bits, which were there, with what was changed since"
@@ -230,6 +230,8 @@ class _Run:
         out.mkdir(exist_ok=True)
         self._lock = _locked(out)
         self._results = {} if overwrite else _earlier_results(out, made_of)
+        self._gallery_of = _images_of_gallery(self._record)
+        self.has_gallery = not overwrite and self._gallery_of == made_of["set of images"]
 
     def __enter__(self) -> "_Run":
         return self
@@ -247,12 +249,16 @@ class _Run:
             # What follows was made of what is about to go.
             self._note({step.name: step.result for step in self.steps})
             result = make()
+            if name == GALLERY:
+                self._gallery_of = self._made_of["set of images"]
             self._note({**self._results, name: result})
         self.steps.append(Step(name, artefact, kept, time.monotonic() - started, result))
 
     def _note(self, results: dict[str, str]) -> None:
         self._results = results
-        write_json(self._record, {"format": "dmsh-deploy", "made_of": self._made_of, "done": results})
+        # An overwriting run that is interrupted before its gallery leaves the one that was there, of other images.
+        record = {"format": "dmsh-deploy", "made_of": self._made_of, "done": results, "gallery_of": self._gallery_of}
+        write_json(self._record, record)
 
 
 def _locked(out: Path) -> int:
@@ -288,6 +294,15 @@ def _earlier_results(out: Path, made_of: dict[str, str]) -> dict[str, str]:
             f"{out} was made of another {' and another '.join(changed)}: choose another --out, or --overwrite it"
         )
     return {str(name): str(result) for name, result in results.items()}
+
+
+def _images_of_gallery(record: Path) -> str | None:
+    """Return the name of the set of images that the gallery beside ``record`` was made of; None if it does not say."""
+    try:
+        found = json.loads(record.read_text())["gallery_of"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _whole(check: Callable[[], object]) -> bool:

@@ -175,6 +175,24 @@ def test_what_was_changed_in_the_gallery_since_is_kept_unless_it_is_to_be_overwr
     assert gallery.open_current(folder).count == count
 
 
+def test_an_overwriting_run_that_stopped_before_its_gallery_leaves_none_of_other_images_to_be_kept(
+    original, deployed, images, tmp_path, mnist, monkeypatch
+):
+    integer, other = original[0] / "integer", tmp_path / "other.npy"  # one fingerprint, whatever the images
+    np.save(other, mnist.images[1::160])
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deployment, "codes_of_images", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        deploy(integer, other, deployed, overwrite=True)
+    monkeypatch.undo()
+    deploy(integer, other, deployed)
+    served = gallery.open_current(deployed / deployment.GALLERY).contents().codes
+    assert (served == dmsh_model.load(integer).codes(np.load(other))).all()
+
+
 def test_float_stays_in_float_and_an_integer_checkpoint_is_not_quantised_again(deployed, images, tmp_path, mnist):
     steps = deploy(DEMO_CHECKPOINT, images, tmp_path / "float", in_float=True)
     assert made_and_kept(steps) == (STEPS[1:], [])
