@@ -20,6 +20,7 @@ from dmsh_export.encode.sources import Source, source_of
 from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.files import write_atomically
+from dmsh_serving.gallery.folder import writing
 from dmsh_serving.images.read import Progress
 
 __all__ = ["DEAD_LETTERS", "EncodedShards", "Engine", "Job", "encode", "on_processes"]
@@ -93,8 +94,9 @@ def encode(
         on_progress: called with (images done, images in all) after every shard.
 
     Raises:
-        InputError: nothing to encode, or more than ``max_bad`` images that give no code; finished files stay.
-        UnavailableError: S3 does not answer.
+        InputError: nothing to encode, another process writes to ``out``, or more than ``max_bad`` images that give no
+            code; finished files stay.
+        UnavailableError: a disk or S3 does not answer; finished files stay.
         CheckError: workers die again and again.
     """
     source = source_of(images)
@@ -108,32 +110,33 @@ def encode(
     if of > 99_999:
         raise InputError(f"{source.count:,} images make {of:,} files: give more images per file")
     ranges = [(start, min(start + shard_images, source.count)) for start in range(0, source.count, shard_images)]
-    shards = [
-        Shard(number, of, start, stop, source.digest(start, stop), metadata.fingerprint, out.absolute())
-        for number, (start, stop) in enumerate(ranges)
-    ]
-    _remove_others(out, shards)
-    done = {shard.number: result for shard in shards if (result := finished(shard))}
-    kept = len(done)
-    missing = [shard for shard in shards if shard.number not in done]
-    for shard in missing:  # if this run stops, what another one left must not pass for the rest of it
-        shard.path.unlink(missing_ok=True)
-    _check_bad(out, done, max_bad)
-    progress = sum(shard.stop - shard.start for shard in shards if shard.number in done)
-    if on_progress:
-        on_progress(progress, source.count)
-    if missing:
-        for result in engine(Job(model.absolute(), source, batch), missing, workers):
-            done[result.number] = result
-            progress += shards[result.number].stop - shards[result.number].start
-            if on_progress:
-                on_progress(progress, source.count)
-            _check_bad(out, done, max_bad)
-    if lost := [shard.path.name for shard in shards if shard.number not in done]:
-        raise CheckError(f"{len(lost)} files were not written, such as {lost[0]}: run it again")
-    bad = _check_bad(out, done, max_bad)
-    count = sum(result.count for result in done.values())
-    return EncodedShards(of, kept, count, bad, metadata.bits, metadata.fingerprint)
+    with writing(out):
+        shards = [
+            Shard(number, of, start, stop, source.digest(start, stop), metadata.fingerprint, out.absolute())
+            for number, (start, stop) in enumerate(ranges)
+        ]
+        _remove_others(out, shards)
+        done = {shard.number: result for shard in shards if (result := finished(shard))}
+        kept = len(done)
+        missing = [shard for shard in shards if shard.number not in done]
+        for shard in missing:  # if this run stops, what another one left must not pass for the rest of it
+            shard.path.unlink(missing_ok=True)
+        _check_bad(out, done, max_bad)
+        progress = sum(shard.stop - shard.start for shard in shards if shard.number in done)
+        if on_progress:
+            on_progress(progress, source.count)
+        if missing:
+            for result in engine(Job(model.absolute(), source, batch), missing, workers):
+                done[result.number] = result
+                progress += shards[result.number].stop - shards[result.number].start
+                if on_progress:
+                    on_progress(progress, source.count)
+                _check_bad(out, done, max_bad)
+        if lost := [shard.path.name for shard in shards if shard.number not in done]:
+            raise CheckError(f"{len(lost)} files were not written, such as {lost[0]}: run it again")
+        bad = _check_bad(out, done, max_bad)
+        count = sum(result.count for result in done.values())
+        return EncodedShards(of, kept, count, bad, metadata.bits, metadata.fingerprint)
 
 
 def on_processes(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardResult]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dmsh_export.encode.sources import Image, Source
+from dmsh_export.encode.sources import GONE, Image, Source
 from dmsh_serving.codes import Codes
 from dmsh_serving.encoder.base import Encoder as OpenEncoder
 from dmsh_serving.encoder.open import open_encoder
@@ -139,13 +139,16 @@ def _encode_shard(encoder: OpenEncoder, source: Source, shard: Shard, batch: int
 def finished(shard: Shard) -> ShardResult | None:
     """Return the result of a shard that an earlier run has finished; None if it is to be encoded.
 
-    Its images, its model and its bytes must be those of the record.
+    Its images, its model and its bytes must be those of the record, and none of its images was gone.
     """
     try:
         record = json.loads(shard.record_path.read_bytes())
         same = (record["images"], record["fingerprint"]) == (shard.digest, shard.fingerprint)
         if not same or sha256_of_file(shard.path) != record["sha256"]:
             return None
-        return ShardResult(shard.number, int(record["count"]), tuple((key, reason) for key, reason in record["bad"]))
+        bad = tuple((key, reason) for key, reason in record["bad"])
+        if any(reason == GONE for _, reason in bad):
+            return None
+        return ShardResult(shard.number, int(record["count"]), bad)
     except (OSError, ValueError, KeyError, TypeError, InputError):
         return None

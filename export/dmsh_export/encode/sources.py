@@ -5,6 +5,7 @@ is a range in it.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +15,11 @@ from typing import Any, Final, Protocol
 from dmsh_serving.errors import InputError, MissingError, UnavailableError
 from dmsh_serving.files import read_regular
 from dmsh_serving.images.decode import MAX_FILE_BYTES
-from dmsh_serving.images.read import image_paths, is_no_image
+from dmsh_serving.images.read import NO_IMAGE_FILE, image_paths, is_no_image
 
-__all__ = ["Image", "Source", "source_of"]
+__all__ = ["GONE", "Image", "Source", "source_of"]
 
+GONE: Final = "does not exist"  # of an image that was listed: it may come back
 S3: Final = "s3://"
 _ID, _KEY, _IMAGE = "id", "key", "image"
 
@@ -45,10 +47,15 @@ class Source(Protocol):
         """The number of images."""
 
     def digest(self, start: int, stop: int) -> str:
-        """Return a SHA-256 (hex) that changes if the images from ``start`` to ``stop`` do; none is read."""
+        """Return a SHA-256 (hex) of place and state of the images from ``start`` to ``stop``; none is read."""
 
     def images(self, start: int, stop: int) -> Iterator[Image]:
-        """Yield the images from ``start`` to ``stop``."""
+        """Yield the images from ``start`` to ``stop``.
+
+        Raises:
+            InputError: the source is damaged.
+            UnavailableError: one cannot be read now, as on a disk that is away: that says nothing about the image.
+        """
 
 
 def source_of(text: str) -> Source:
@@ -93,7 +100,7 @@ class _Folder:
         for path in self._paths[start:stop]:
             stat = path.stat()
             lines.append(f"{path.relative_to(self.folder).as_posix()}\t{stat.st_size}\t{stat.st_mtime_ns}")
-        return _sha256(start, lines)
+        return _sha256(str(self.folder.resolve()), start, lines)
 
     def images(self, start: int, stop: int) -> Iterator[Image]:
         for number, path in enumerate(self._paths[start:stop], start):
@@ -130,7 +137,7 @@ class _Table:
 
     def digest(self, start: int, stop: int) -> str:
         stat = self.path.stat()
-        return _sha256(start, [f"{self.path.name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{stop}"])
+        return _sha256(str(self.path.resolve()), start, [f"{stat.st_size}\t{stat.st_mtime_ns}\t{stop}"])
 
     def images(self, start: int, stop: int) -> Iterator[Image]:
         pa, _ = _pyarrow()
@@ -205,7 +212,8 @@ class _Objects:
         return len(self._objects)
 
     def digest(self, start: int, stop: int) -> str:
-        return _sha256(start, [f"{name}\t{size}\t{when}" for name, size, when in self._objects[start:stop]])
+        lines = [f"{name}\t{size}\t{when}" for name, size, when in self._objects[start:stop]]
+        return _sha256(self.address.rstrip("/"), start, lines)
 
     def images(self, start: int, stop: int) -> Iterator[Image]:
         system, root = self._place
@@ -218,7 +226,7 @@ class _Objects:
                     with system.open_input_stream(f"{root.rstrip('/')}/{name}") as stream:
                         data = stream.read()
                 except FileNotFoundError:
-                    data = "does not exist"
+                    data = GONE
                 except OSError as error:  # the store, not the image: the shard is tried again
                     raise UnavailableError(f"{self.address}: {name} cannot be read: {_reason(error)}") from None
             yield Image(number, name, data)
@@ -228,17 +236,33 @@ def _read(path: Path) -> bytes | str:
     try:
         return read_regular(path, MAX_FILE_BYTES)
     except FileNotFoundError:
-        return "does not exist"
+        if _is_away(path.parent):
+            raise UnavailableError(
+                f"{path.parent} is empty or away, but had images when they were listed: run it again"
+            ) from None
+        return GONE
     except OSError as error:
-        return error.strerror or str(error)
+        reason = error.strerror or str(error)
+        if error.errno not in NO_IMAGE_FILE:
+            raise UnavailableError(f"{path} cannot be read: {reason}; run it again when it can be") from None
+        return reason
+
+
+def _is_away(folder: Path) -> bool:
+    """Say whether a folder is not there or empty, as one is whose disk is not mounted on this machine."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
 
 
 def _reason(error: OSError) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _sha256(start: int, lines: list[str]) -> str:
-    return hashlib.sha256("\n".join([str(start), *lines]).encode("utf-8", "surrogateescape")).hexdigest()
+def _sha256(place: str, start: int, lines: list[str]) -> str:
+    return hashlib.sha256("\n".join([place, str(start), *lines]).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes
 from dmsh_serving.images.framing import Framing
 
 __all__ = [
+    "NO_IMAGE_FILE",
     "ImageSet",
     "Progress",
     "image_paths",
@@ -40,7 +41,7 @@ _NO_IMAGE_SUFFIXES: Final = frozenset([
 ])  # fmt: skip
 _DEFAULT_BATCH: Final = 64
 _SHOWN: Final = 3
-_NO_IMAGE_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ELOOP, errno.ENXIO)  # no file, or too large
+NO_IMAGE_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ELOOP, errno.ENXIO)  # no file, or too large
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) after every batch."""
@@ -266,7 +267,7 @@ def _read(path: Path, folder: Path, image_size: int, framing: Framing) -> npt.ND
     except FileNotFoundError:
         return f"{name}: does not exist"
     except OSError as error:
-        if error.errno not in _NO_IMAGE_FILE:
+        if error.errno not in NO_IMAGE_FILE:
             raise
         return f"{name}: {error.strerror or error}"
 

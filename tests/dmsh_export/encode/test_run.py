@@ -1,5 +1,6 @@
 """Encoding with several workers: the same bytes whatever they are, and only what is missing."""
 
+import errno
 import json
 import os
 import signal
@@ -13,9 +14,10 @@ import pytest
 import tiny_model
 from encode_world import codes_by_id, files_of, write_images
 
+from dmsh_export.encode import sources
 from dmsh_export.encode.run import DEAD_LETTERS, Job, encode, on_processes
 from dmsh_export.encode.sources import source_of
-from dmsh_serving.errors import CheckError, InputError, MissingError
+from dmsh_serving.errors import CheckError, InputError, MissingError, UnavailableError
 from dmsh_serving.gallery.tables import read_table
 
 pytest.importorskip("pyarrow")
@@ -109,6 +111,61 @@ def test_images_that_give_no_code_are_listed_with_reasons_and_capped(world, tmp_
     assert [letter["key"] for letter in letters] == [world[3][5], world[3][30]]
     assert "NaN or Inf" in letters[1]["reason"]
     assert set(codes_by_id(world[2])) == set(range(COUNT - 1)) - {5, 29}  # ids count what is there, the bad ones too
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
+def test_a_disk_that_does_not_answer_stops_the_run_and_makes_no_image_a_bad_one(world, monkeypatch, code):
+    def failing(path, most_bytes):
+        if path.name == world[3][20]:
+            raise OSError(code, os.strerror(code), str(path))
+        return original(path, most_bytes)
+
+    original = sources.read_regular
+    monkeypatch.setattr(sources, "read_regular", failing)
+    with pytest.raises(UnavailableError, match=f"{world[3][20]} cannot be read: {os.strerror(code)}"):
+        run(world, max_bad=COUNT)
+    monkeypatch.setattr(sources, "read_regular", original)
+    done = run(world)
+    assert (done.count, done.bad, done.kept) == (COUNT, (), 4)
+
+
+@pytest.mark.parametrize("mount_point", [False, True])
+def test_a_disk_that_goes_away_after_the_listing_stops_the_run(world, tmp_path, mount_point):
+    images, away = tmp_path / "images", tmp_path / "away"
+
+    def unmounted(job, shards, workers):
+        images.rename(away)
+        if mount_point:
+            images.mkdir()
+        yield from in_process(job, shards, workers)
+
+    with pytest.raises(UnavailableError, match=f"{images} is empty or away"):
+        run(world, engine=unmounted, max_bad=COUNT)
+    away.rename(images)
+    assert run(world).count == COUNT
+
+
+def test_an_image_that_was_gone_is_looked_for_again(world, tmp_path):
+    image, away = tmp_path / "images" / world[3][20], tmp_path / "away.png"
+
+    def without_it(job, shards, workers):
+        image.rename(away)
+        yield from in_process(job, shards, workers)
+
+    assert run(world, engine=without_it, max_bad=1).bad == ((image.name, "does not exist"),)
+    away.rename(image)
+    done = run(world)
+    assert (done.count, done.bad, done.kept) == (COUNT, (), 6)
+
+
+def test_a_second_run_into_the_folder_is_refused_while_one_is_at_work(world):
+    def disturbed(job, shards, workers):
+        with pytest.raises(InputError, match=f"{world[2]} is being changed by another process"):
+            run(world, shard_images=25)
+        yield from in_process(job, shards, workers)
+
+    assert run(world, engine=disturbed).count == COUNT
+    assert run(world).kept == 7
 
 
 def test_a_worker_that_is_killed_is_replaced(world, monkeypatch):
