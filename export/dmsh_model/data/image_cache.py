@@ -5,6 +5,7 @@ that is written last, so that an entry is whole or not there. Another list, a ch
 key. Entries may be deleted at any time.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -12,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +35,18 @@ def files_key(root: Path, names: Sequence[str], image_size: int, framing: Framin
 
     The folder is part of it: files unpacked from archives may have equal names, sizes and times. Another name, order,
     size, time of change or decoder is another key.
+
+    Raises:
+        OSError: the disk does not say whether a file is there.
     """
     digest = _decoder(image_size, framing)
     digest.update(f"{root.resolve()}\n".encode(errors="surrogateescape"))
     for name in names:
         try:
             state = (root / name).stat()
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
             digest.update(f"{name}\0absent\n".encode(errors="surrogateescape"))
         else:
             digest.update(f"{name}\0{state.st_size} {state.st_mtime_ns}\n".encode(errors="surrogateescape"))
@@ -76,7 +83,8 @@ def gather(
         cache: a folder, made where it is missing; the images are then a mapped file. None gathers them in memory.
 
     Raises:
-        InputError: not enough memory or room, another process is writing the same entry, or what ``batches`` raises.
+        InputError: not enough memory or room, another process is writing the same entry, files changed or went away
+            while they were decoded, or what ``batches`` raises.
     """
     size = count * image_size * image_size * 3
     if cache is None:
@@ -85,10 +93,11 @@ def gather(
     if cache.exists() and not cache.is_dir():
         raise InputError(f"--cache {cache} is not a folder")
     cache.mkdir(parents=True, exist_ok=True)
-    entry = cache / f"images-{key()[:32]}"
+    name = key()
+    entry = cache / f"images-{name[:32]}"
     found = _read(entry, image_size)
     if found is None:
-        _write(entry, batches(), size, image_size)
+        _write(entry, _unchanged(batches(), key, name), size, image_size)
         found = _read(entry, image_size)
     if found is None:
         raise InputError(f"{entry}: the cache was changed while it was written: try again")
@@ -130,6 +139,13 @@ def _read(entry: Path, image_size: int) -> ImageSet | None:
     return ImageSet(images, names, bad)
 
 
+def _unchanged(batches: Iterable[ImageSet], key: Callable[[], str], name: str) -> Iterator[ImageSet]:
+    """Yield ``batches``; raise at the end if their key is no longer ``name``, which would keep what is not of it."""
+    yield from batches
+    if key() != name:
+        raise InputError("images were changed, or their disk went away, while they were decoded: try again")
+
+
 def _write(entry: Path, batches: Iterable[ImageSet], size: int, image_size: int) -> None:
     free = shutil.disk_usage(entry.parent).free
     if free < size:
@@ -145,6 +161,8 @@ def _write(entry: Path, batches: Iterable[ImageSet], size: int, image_size: int)
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{unfinished}: another process is decoding the same images: wait for it") from None
+        if not _is_file_of(unfinished, file):  # who held the lock has just given it its last name, or removed it
+            raise InputError(f"{unfinished}: another process has just decoded the same images: try again")
         with naming(unfinished):
             file.truncate(0)
         names: list[str] = []
@@ -164,6 +182,13 @@ def _write(entry: Path, batches: Iterable[ImageSet], size: int, image_size: int)
         unfinished.replace(entry.with_suffix(".rgb"))
     record = {"image_size": image_size, "names": names, "bad": bad}
     write_atomically(entry.with_suffix(".json"), json.dumps(record).encode())
+
+
+def _is_file_of(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _require_memory(size: int) -> None:

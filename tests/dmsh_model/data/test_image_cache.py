@@ -10,6 +10,7 @@ from dmsh_model.data import image_cache
 from dmsh_model.data import load as data
 from dmsh_model.data.load import load_labelled
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 
 
 @pytest.fixture
@@ -125,6 +126,44 @@ def test_a_second_run_of_the_same_images_is_told_to_wait(photos, tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process is decoding the same images"):
             load_labelled(str(photos), 16, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("last_name", [".rgb", None])
+def test_a_run_that_gets_the_lock_of_one_that_has_just_ended_leaves_its_entry_alone(
+    photos, tmp_path, monkeypatch, last_name
+):
+    load_labelled(str(photos), 16, cache=tmp_path / "cache")
+    (pixels,) = (tmp_path / "cache").glob("*.rgb")
+    whole = pixels.read_bytes()
+    pixels.rename(pixels.with_suffix(".unfinished"))
+
+    def ends_first(file, how):
+        unfinished = pixels.with_suffix(".unfinished")
+        unfinished.replace(pixels) if last_name else unfinished.unlink()
+        locked(file, how)
+
+    locked = fcntl.flock
+    monkeypatch.setattr(image_cache.fcntl, "flock", ends_first)
+    with pytest.raises(InputError, match="another process has just decoded the same images: try again"):
+        load_labelled(str(photos), 16, cache=tmp_path / "cache")
+    assert not last_name or pixels.read_bytes() == whole
+
+
+def test_images_that_go_away_while_they_are_decoded_are_not_kept_as_bad_ones(photos, tmp_path, monkeypatch):
+    def unmounted(*arguments, **options):
+        photos.joinpath("cat").rename(tmp_path / "away")
+        yield from original(*arguments, **options)
+
+    original = data.iter_listed_batches
+    monkeypatch.setattr(data, "iter_listed_batches", unmounted)
+    with pytest.raises(InputError, match="their disk went away, while they were decoded"):
+        load_labelled(str(photos), 16, cache=tmp_path / "cache", skip_bad=True)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_file_of_which_the_system_cannot_say_whether_it_is_there_is_not_absent(photos):
+    with pytest.raises(OSError, match="name too long"):
+        image_cache.files_key(photos, ["a" * 300], 16, Framing())
 
 
 def test_images_left_out_are_remembered_and_refused_when_not_asked_for(photos, tmp_path):
