@@ -50,6 +50,25 @@ def test_ray_writes_the_bytes_that_processes_write_also_if_a_worker_is_killed(wo
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "processes")
 
 
+def test_ray_raises_the_error_of_a_worker_as_processes_do(world, tmp_path):
+    pytest.importorskip("ray")
+
+    def unmounted(engine):
+        def away(*arguments):
+            world[1].rename(tmp_path / "away")
+            try:
+                yield from engine(*arguments)
+            finally:
+                (tmp_path / "away").rename(world[1])
+
+        return away
+
+    for engine in (on_processes, on_ray):
+        with pytest.raises(UnavailableError, match=f"{world[1]} is empty or away"):
+            run(world, tmp_path / "codes", unmounted(engine))
+    assert run(world, tmp_path / "codes", on_ray).count == COUNT
+
+
 @pytest.fixture
 def s3(monkeypatch):
     server_module = pytest.importorskip("moto.server")

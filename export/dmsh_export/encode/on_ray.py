@@ -13,7 +13,7 @@ from typing import Any
 
 from dmsh_export.encode.run import Job
 from dmsh_export.encode.shards import Shard, ShardResult
-from dmsh_serving.errors import MissingError
+from dmsh_serving.errors import DmshError, MissingError
 
 __all__ = ["on_ray"]
 
@@ -25,8 +25,10 @@ class _Actor:
         self._encoder = job.encoder()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result = self._encoder(row["shard"])
-        return {"number": result.number, "count": result.count, "bad": [list(letter) for letter in result.bad]}
+        try:
+            return {"done": self._encoder(row["shard"])}
+        except DmshError as error:  # Ray would raise an error of its own
+            return {"done": error}
 
 
 def on_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardResult]:
@@ -34,6 +36,7 @@ def on_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardRes
 
     Raises:
         MissingError: Ray is not installed.
+        DmshError: an actor's, as it is.
     """
     try:
         import ray
@@ -55,7 +58,9 @@ def on_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardRes
             num_cpus=1,
         )
         for row in done.iter_rows():
-            yield ShardResult(row["number"], row["count"], tuple((key, reason) for key, reason in row["bad"]))
+            if isinstance(row["done"], DmshError):
+                raise row["done"]
+            yield row["done"]
     finally:
         if own:
             ray.shutdown()
