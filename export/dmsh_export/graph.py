@@ -12,19 +12,37 @@ from dmsh_serving.errors import InputError
 
 Dialect = Literal["onnxruntime", "tensorrt", "openvino"]  # the forms that an integer network is written in
 
-__all__ = ["Dialect", "element_types", "metadata_of", "model_from_file", "with_shapes"]
+__all__ = [
+    "Dialect",
+    "bytes_of_model",
+    "element_types",
+    "metadata_of",
+    "model_from_bytes",
+    "model_from_file",
+    "with_shapes",
+]
 
 
 def model_from_file(path: Path) -> onnx.ModelProto:
-    """Read and check an ONNX file made by dmsh-export; nodes without a name get one, shapes are inferred.
+    """Read and check an ONNX file made by dmsh-export, as :func:`model_from_bytes` does."""
+    return model_from_bytes(bytes_of_model(path), path)
 
-    Raises:
-        InputError: not a file, not ONNX, weights outside the file, or other inputs and outputs than an encoder's.
-    """
+
+def bytes_of_model(path: Path) -> bytes:
+    """Return what the ONNX file ``path`` holds; :class:`InputError` if it is not a file."""
     if not path.is_file():
         raise InputError(f"{path} is not a file: name an ONNX model made by dmsh-export onnx")
+    return path.read_bytes()
+
+
+def model_from_bytes(content: bytes, path: Path) -> onnx.ModelProto:
+    """Parse and check what the ONNX file ``path`` held; nodes without a name get one, shapes are inferred.
+
+    Raises:
+        InputError: not ONNX, weights outside the file, or other inputs and outputs than an encoder's.
+    """
     try:
-        model = onnx.load_model(path, load_external_data=False)
+        model = onnx.load_model_from_string(content)
     except DecodeError as error:
         raise InputError(f"{path} is not an ONNX model: name a file made by dmsh-export onnx") from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):

@@ -1,6 +1,7 @@
 """The static certificate of an integer ONNX model: which network it is, and the largest sum of each layer."""
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dmsh_export.graph import Dialect, metadata_of, model_from_file
+from dmsh_export.graph import Dialect, bytes_of_model, metadata_of, model_from_bytes
 from dmsh_export.prove.bound_rows import LayerBound, bounds_of
 from dmsh_export.prove.integer_from_onnx import ReadBack, integer_from_onnx
 from dmsh_export.prove.runtime_needs import RuntimeNeed, runtime_needs
@@ -19,7 +20,6 @@ from dmsh_model.integer.layers import LOWEST, Add, Convolution
 from dmsh_model.integer.network import IntegerNetwork, canonical_hash
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, DmshError, InputError
-from dmsh_serving.files import sha256_of_file
 from dmsh_serving.images.framing import Framing
 
 __all__ = ["Certificate", "certify"]
@@ -75,14 +75,15 @@ def certify(path: Path, against: IntegerNetwork | None = None) -> Certificate:
         InputError: not a model of dmsh-export, or a float one.
         CheckError: the proof fails; the message names the node.
     """
-    model = model_from_file(path)
+    content = bytes_of_model(path)
+    model = model_from_bytes(content, path)
     try:
-        return _certificate(path, model, against)
+        return _certificate(path.name, hashlib.sha256(content).hexdigest(), model, against)
     except DmshError as error:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | None) -> Certificate:
+def _certificate(name: str, sha256: str, model: onnx.ModelProto, against: IntegerNetwork | None) -> Certificate:
     read = integer_from_onnx(model)
     metadata = metadata_of(model)
     if metadata.get(Metadata.DIALECT) != read.dialect:  # by which a runtime is chosen
@@ -106,8 +107,8 @@ def _certificate(path: Path, model: onnx.ModelProto, against: IntegerNetwork | N
             "its export; give --against the integer checkpoint to see where"
         )
     return Certificate(
-        model=path.name,
-        sha256=sha256_of_file(path),
+        model=name,
+        sha256=sha256,
         dialect=read.dialect,
         fingerprint=stated,
         network_hash=found,

@@ -1,5 +1,6 @@
 """The certificate: what is proven of a true model, and the node that is named in one that was tampered with."""
 
+import hashlib
 from typing import get_args
 
 import integer_networks as networks
@@ -24,7 +25,7 @@ from tampering import (
 )
 
 from dmsh_export.graph import Dialect, model_from_file
-from dmsh_export.prove import bound_rows
+from dmsh_export.prove import bound_rows, certificate
 from dmsh_export.prove.bound_rows import bounds_of
 from dmsh_export.prove.certificate import certify
 from dmsh_export.prove.integer_from_onnx import integer_from_onnx
@@ -52,6 +53,18 @@ def prove(model, tmp_path, against=MODEL.network):
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     return certify(path, against)
+
+
+def test_a_certificate_names_the_bytes_that_were_proven_though_the_file_is_replaced_meanwhile(tmp_path, monkeypatch):
+    path, proven = tmp_path / "model.onnx", written("onnxruntime").SerializeToString()
+    path.write_bytes(proven)
+
+    def replaced(network):
+        path.write_bytes(b"another")
+        return bounds_of(network)
+
+    monkeypatch.setattr(certificate, "bounds_of", replaced)
+    assert certify(path).sha256 == hashlib.sha256(proven).hexdigest()
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
