@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -137,6 +138,9 @@ async def _json(request: Request) -> Any:
 
 
 async def _from_form(request: Request) -> Question:
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8")
+    if charset.lower() != b"utf-8":  # the parser would use any codec, and punycode takes minutes for a megabyte
+        raise ProblemError(415, "the texts of a form are UTF-8: send no other charset")
     try:
         async with request.form(max_files=1, max_fields=200, max_part_size=1 << 20) as form:
             files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]

@@ -162,6 +162,16 @@ def test_other_bodies_are_refused():
     assert error.value.status == 413
 
 
+@pytest.mark.parametrize("charset", ["punycode", '"IDNA"', "latin-1", "nothing"])
+def test_a_form_is_read_as_utf_8_alone(charset):
+    # For Python's punycode codec, a field of a megabyte is minutes of work, in which nobody else is answered.
+    with pytest.raises(ProblemError, match="the texts of a form are UTF-8") as error:
+        read(form(file=b"x", k="3"), f"multipart/form-data; Charset={charset}; boundary=b")
+    assert error.value.status == 415
+    for same in ("UTF-8", '"utf-8"'):
+        assert read(form(file=b"x", k="3"), f"multipart/form-data; charset={same}; boundary=b").k == 3
+
+
 def test_a_slow_body_is_given_up(monkeypatch):
     monkeypatch.setattr(questions, "READ_SECONDS", 0.05)
 
