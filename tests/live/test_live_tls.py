@@ -1,6 +1,9 @@
 """gRPC beyond loopback: TLS, mutual TLS, a proxy that asks for a token."""
 
+import gzip
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -80,11 +83,11 @@ def test_tls_answers_who_trusts_it_and_mutual_tls_whom_it_trusts(files, tmp_path
         refused(server.url, own(files, "stranger"))
 
 
-@pytest.mark.skipif(not NGINX.exists(), reason=f"{NGINX} is missing: apt-get install nginx")
-def test_the_proxy_of_the_documents_lets_searches_with_its_token_through_and_nothing_else(files, server, tmp_path):
-    import tritonclient.grpc as triton
-    from tritonclient.utils import InferenceServerException
-
+@pytest.fixture
+def proxy(files, server, tmp_path):
+    """The address of the documents' proxy, in front of the session's server."""
+    if not NGINX.exists():
+        pytest.skip(f"{NGINX} is missing: apt-get install nginx")
     (port,) = free_ports("127.0.0.1", 1)
     text = (ROOT / "docs" / "monitoring" / "nginx.conf").read_text()
     text = text.replace("listen 8443", f"listen 127.0.0.1:{port}").replace("127.0.0.1:8001", server.url)
@@ -92,42 +95,60 @@ def test_the_proxy_of_the_documents_lets_searches_with_its_token_through_and_not
         text = text.replace(f" {name};", f" {files / name};")
     (tmp_path / "nginx.conf").write_text(f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\n{text}")
     command = [NGINX, "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "error.log"]
-    with subprocess.Popen(list(map(str, command))) as proxy:
+    with subprocess.Popen(list(map(str, command))) as running:
         try:
-            url, tls = f"127.0.0.1:{port}", ClientTls(files / "ca.pem")
-            with SearchClient(url, tls=tls, token="CHANGE-ME") as client:
-                deadline = time.monotonic() + 60
-                while True:
-                    try:
-                        answer = client.search_files([png(IMAGES[3])], 5)
-                        break
-                    except MissingError:
-                        assert time.monotonic() < deadline, (tmp_path / "error.log").read_text()
-                        time.sleep(0.05)
-                assert answer.distances[0, 0] == 0
-            for token, code in (
-                ("CHANGE-ME", 0),
-                ("change-me", 1),
-                ("CHANGE-ME2", 1),
-                ("2CHANGE-ME", 1),
-                ("another", 1),
-            ):
-                (tmp_path / "token").write_text(f"{token}\n")
-                shown = ["--tls-ca", files / "ca.pem", "--token-file", tmp_path / "token"]
-                done = subprocess.run([TOOL, "check", url, *shown], capture_output=True, text=True)
-                assert done.returncode == code, done.stderr
-            (tmp_path / "photo.png").write_bytes(png(IMAGES[3]))
-            assert subprocess.run([TOOL, "query", tmp_path / "photo.png", "--url", url, *shown]).returncode == 3
-            (tmp_path / "token").write_text("CHANGE-ME")
-            assert subprocess.run([TOOL, "query", tmp_path / "photo.png", "--url", url, *shown]).returncode == 0
-            measured = subprocess.run(
-                [TOOL, "load", url, "--warm-up", "0", "--window", "0.2", "--windows", "3", *shown]
-            )
-            assert measured.returncode == 0
-            refused(url, tls)
-            with SearchClient(url, timeout=3, tls=tls, token="another") as client, pytest.raises(MissingError):
-                client.search(IMAGES[:1], 5)
-            with triton.InferenceServerClient(url, **tls.channel()) as asking, pytest.raises(InferenceServerException):
-                asking.get_model_repository_index(headers={"authorization": "Bearer CHANGE-ME"})
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except OSError:
+                    assert time.monotonic() < deadline, (tmp_path / "error.log").read_text()
+                    time.sleep(0.05)
+            yield f"127.0.0.1:{port}"
         finally:
-            proxy.terminate()
+            running.terminate()
+
+
+def test_the_proxy_of_the_documents_lets_searches_with_its_token_through_and_nothing_else(files, proxy, tmp_path):
+    import tritonclient.grpc as triton
+    from tritonclient.utils import InferenceServerException
+
+    tls = ClientTls(files / "ca.pem")
+    with SearchClient(proxy, tls=tls, token="CHANGE-ME") as client:
+        assert client.search_files([png(IMAGES[3])], 5).distances[0, 0] == 0
+    for token, code in (("CHANGE-ME", 0), ("change-me", 1), ("CHANGE-ME2", 1), ("2CHANGE-ME", 1), ("another", 1)):
+        (tmp_path / "token").write_text(f"{token}\n")
+        shown = ["--tls-ca", files / "ca.pem", "--token-file", tmp_path / "token"]
+        done = subprocess.run([TOOL, "check", proxy, *shown], capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+    (tmp_path / "photo.png").write_bytes(png(IMAGES[3]))
+    assert subprocess.run([TOOL, "query", tmp_path / "photo.png", "--url", proxy, *shown]).returncode == 3
+    (tmp_path / "token").write_text("CHANGE-ME")
+    assert subprocess.run([TOOL, "query", tmp_path / "photo.png", "--url", proxy, *shown]).returncode == 0
+    measured = subprocess.run([TOOL, "load", proxy, "--warm-up", "0", "--window", "0.2", "--windows", "3", *shown])
+    assert measured.returncode == 0
+    refused(proxy, tls)
+    with SearchClient(proxy, timeout=3, tls=tls, token="another") as client, pytest.raises(MissingError):
+        client.search(IMAGES[:1], 5)
+    with triton.InferenceServerClient(proxy, **tls.channel()) as asking, pytest.raises(InferenceServerException):
+        asking.get_model_repository_index(headers={"authorization": "Bearer CHANGE-ME"})
+
+
+def is_ready(url, message, compressed, *said):
+    """Ask ServerReady with the bytes of a message, by options of curl; return gRPC's status."""
+    frame = bytes([compressed]) + len(message).to_bytes(4, "big") + message
+    headers = ("content-type: application/grpc", "te: trailers", "authorization: Bearer CHANGE-ME")
+    command = ["curl", "-s", "-D-", "-o/dev/null", "--max-time", "30", *said, *(f"-H{each}" for each in headers)]
+    command += ("--data-binary", "@-", f"{url}/inference.GRPCInferenceService/ServerReady")
+    done = subprocess.run(command, input=frame, capture_output=True, check=True)
+    return int(re.search(rb"^grpc-status: (\d+)", done.stdout, re.MULTILINE)[1])
+
+
+def test_behind_the_proxy_of_the_documents_triton_decompresses_nothing(files, server, proxy):
+    nothing, gzipped, plain = gzip.compress(b""), "-Hgrpc-encoding: gzip", "-Hgrpc-encoding: identity"
+    assert is_ready(f"http://{server.url}", nothing, True, "--http2-prior-knowledge", gzipped) == 0  # it would
+    trusts = ("--cacert", files / "ca.pem")
+    assert is_ready(f"https://{proxy}", b"", False, *trusts, plain) == 0
+    for said in ([gzipped], [plain, gzipped], [gzipped, plain]):
+        assert is_ready(f"https://{proxy}", nothing, True, *trusts, *said) != 0
