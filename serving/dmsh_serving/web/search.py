@@ -91,6 +91,7 @@ class Searches:
         self._lock = threading.Lock()
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
         self._decoders = Decoders(_CUTS_AT_ONCE)
+        self._opening = asyncio.Lock()
         self._ordering = asyncio.Semaphore(available_cpus())  # more at once take more memory, and no less time
         self._rankings: OrderedDict[object, Ranking] = OrderedDict()
 
@@ -108,15 +109,18 @@ class Searches:
         """
         started = time.perf_counter()
         times = Times()
+        if self._gallery is None and not question.is_plain:
+            raise ProblemError(409, _WITHOUT_GALLERY)
         await self.check_model()
         if question.is_plain and question.like[0].file is not None and question.after is None and not question.explain:
             resolved, page = await self._searched(question, question.like[0].file)
             times.total = time.perf_counter() - started
             return await self._told(question, page, [resolved], [], times)
-        like = [await self.resolve(example, times, question.version) for example in question.like]
-        unlike = [await self.resolve(example, times, question.version) for example in question.unlike]
+        collection = None if self._gallery is None else await self._version_of(self._gallery, question.version)
+        like = [await self.resolve(example, times, collection) for example in question.like]
+        unlike = [await self.resolve(example, times, collection) for example in question.unlike]
         start = time.perf_counter()
-        page = await self._page(question, like, unlike)
+        page = await self._page(question, collection, like, unlike)
         times.rank = time.perf_counter() - start
         times.total = time.perf_counter() - started
         return await self._told(question, page, like, unlike, times)
@@ -134,18 +138,17 @@ class Searches:
                 409, f"{self._gallery.folder} belongs to another model than the Triton serves: give --gallery its own"
             )
 
-    async def resolve(self, example: Example, times: Times, version: str | None = None) -> Resolved:
-        """Return the code of an example: the one in ``version`` of the gallery, or the encoder's.
+    async def resolve(self, example: Example, times: Times, collection: Collection | None) -> Resolved:
+        """Return the code of an example: the one in ``collection``, or the encoder's.
 
         Raises:
-            ProblemError: there is no such image, or the version is gone.
+            ProblemError: there is no such image.
         """
         if example.code is not None:
-            await self._check_code(example.code)
+            bits = (await self._steps.code_space()).bits if collection is None else collection.bits
+            check_codes(np.frombuffer(example.code, np.uint8)[None], bits)
             return Resolved(example.code)
-        collection = None
-        if self._gallery is not None and example.file is None and example.box is None:
-            collection = await _version_of(self._gallery, version)
+        if collection is not None and example.file is None and example.box is None:
             place = await in_thread(_place_of, collection, example)
             if place is not None:
                 said = {"id": json_id(int(collection.ids[place])), "key": collection.key_at(place)}
@@ -178,23 +181,14 @@ class Searches:
         async with self._cutting:
             return await in_thread(cut_out, data, box, self._decoders)
 
-    async def bits(self) -> int:
-        """Return the bits of a code."""
-        if self._gallery is not None:
-            return (await in_thread(self._gallery.current)).bits
-        return (await self._steps.code_space()).bits
-
-    async def _check_code(self, code: bytes) -> None:
-        check_codes(np.frombuffer(code, np.uint8)[None], await self.bits())
-
-    async def _page(self, question: Question, like: list[Resolved], unlike: list[Resolved]) -> Page:
-        if question.is_plain and question.after is None:
+    async def _page(
+        self, question: Question, collection: Collection | None, like: list[Resolved], unlike: list[Resolved]
+    ) -> Page:
+        if collection is not None and not (question.is_plain and question.after is None):
+            return await self._ordered_page(collection, question, like, unlike)
+        if question.after is None:
             return await self._first_page(question, like[0])
-        if self._gallery is not None:
-            return await self._ordered_page(self._gallery, question, like, unlike)
-        if question.is_plain and question.after is not None:
-            return await self._later_page(question, like[0], question.after)
-        raise ProblemError(409, _WITHOUT_GALLERY)
+        return await self._later_page(question, like[0], question.after)
 
     async def _searched(self, question: Question, file: bytes) -> tuple[Resolved, Page]:
         """Answer the first page of a search by a file with one call."""
@@ -247,9 +241,8 @@ class Searches:
         return await self._steps.rank(code, k, radius=question.radius, ids=question.allowed_ids)
 
     async def _ordered_page(
-        self, gallery: GalleryFolder, question: Question, like: list[Resolved], unlike: list[Resolved]
+        self, collection: Collection, question: Question, like: list[Resolved], unlike: list[Resolved]
     ) -> Page:
-        collection = await _version_of(gallery, question.version)
         codes = [
             np.frombuffer(b"".join(each.code for each in examples), np.uint8).reshape(-1, collection.codes.shape[1])
             for examples in (like, unlike)
@@ -293,6 +286,26 @@ class Searches:
                 self._rankings.popitem(last=False)
         return found
 
+    async def _version_of(self, gallery: GalleryFolder, version: str | None) -> Collection:
+        """Return the version of the gallery that a question names, or the current one.
+
+        Raises:
+            ProblemError: it is gone.
+        """
+        if version is None:
+            return await in_thread(gallery.current)
+        collection = await self._opened(gallery, version)
+        if collection is None:
+            raise ProblemError(410, _CHANGED)
+        return collection
+
+    async def _opened(self, gallery: GalleryFolder, version: str) -> Collection | None:
+        held = gallery.held(version)
+        if held is not None:
+            return held
+        async with self._opening:  # who waits for it here takes none of the threads
+            return await in_thread(gallery.at, version)
+
     async def _told(
         self, question: Question, page: Page, like: list[Resolved], unlike: list[Resolved], times: Times
     ) -> dict[str, Any]:
@@ -301,7 +314,7 @@ class Searches:
             await in_thread(self._originals.refresh)
         collection = None
         if self._gallery is not None:
-            collection = self._gallery.held(page.version) or await in_thread(self._gallery.at, page.version)
+            collection = await self._opened(self._gallery, page.version)
             if collection is None:  # of another model, perhaps, which Triton serves since the example was looked at
                 await self.check_model(anew=True)
         if not self._originals.are_sized(page.keys):
@@ -335,20 +348,6 @@ class Searches:
             "truncated": page.truncated,
             "times": times.to_dict(),
         }
-
-
-async def _version_of(gallery: GalleryFolder, version: str | None) -> Collection:
-    """Return the version of the gallery that a question names, or the current one.
-
-    Raises:
-        ProblemError: it is gone.
-    """
-    if version is None:
-        return await in_thread(gallery.current)
-    collection = gallery.held(version) or await in_thread(gallery.at, version)
-    if collection is None:
-        raise ProblemError(410, _CHANGED)
-    return collection
 
 
 def _place_of(collection: Collection, example: Example) -> int | None:

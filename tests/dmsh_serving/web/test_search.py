@@ -37,13 +37,14 @@ class Steps:
     """What TritonSteps does, by the slow obvious search; a file is its code."""
 
     def __init__(self, version="00000001-aaaaaaaa", fingerprint="ab" * 32):
-        self.version, self.fingerprint, self.asked = version, fingerprint, []
+        self.version, self.fingerprint, self.asked, self.decoded = version, fingerprint, [], []
         self.since = fingerprint  # of the model that is served since it was asked last
 
     async def code_space(self, *, anew=False):
         return SimpleNamespace(bits=64, fingerprint=self.since if anew else self.fingerprint)
 
     async def decode(self, file):
+        self.decoded.append(file)
         return np.frombuffer(file, np.uint8)
 
     async def encode(self, image):
@@ -124,6 +125,15 @@ def test_without_the_folder_what_needs_codes_says_so(originals):
             answer(searches, **asked)
     with pytest.raises(ProblemError, match="no image has the key"):
         answer(searches, like=(Example(key="5.png"),))
+
+
+def test_without_the_folder_nothing_is_encoded_for_what_needs_codes(tmp_path):
+    (tmp_path / "5.png").write_bytes(CODES[5].tobytes())
+    steps = Steps()
+    for asked in ({"like": (Example(key="5.png"),) * 64}, {"like": (Example(key="5.png"),), "where": (("a", ("b",)),)}):
+        with pytest.raises(ProblemError, match="--gallery FOLDER"):
+            answer(Searches(steps, Originals(tmp_path), None), **asked)
+    assert steps.decoded == []
 
 
 def test_a_key_without_the_folder_is_encoded_from_its_file(originals, tmp_path):
@@ -276,6 +286,26 @@ def test_only_as_many_orders_are_made_at_once_as_there_are_cpus(originals, tmp_p
 
     asyncio.run(together())
     assert ordering.most == 2
+
+
+def test_versions_are_opened_one_at_a_time_and_who_waits_takes_no_thread(originals, tmp_path, monkeypatch):
+    versions = [gallery.build(tmp_path / "gallery", CODES[:280], None, None, **SPACE).version]
+    for row in (280, 281, 282):
+        added = gallery.append(tmp_path / "gallery", CODES[row : row + 1], None, None, fingerprint=SPACE["fingerprint"])
+        versions.append(added.version)
+    folder = GalleryFolder(tmp_path / "gallery")
+    opening = AtOnce(folder.at)
+    monkeypatch.setattr(folder, "at", opening)
+    searches = Searches(Steps(), originals, folder)
+
+    async def together():
+        old = [versions[0], versions[2]] * 3  # there is room for one of them beside the current one
+        asked = [Question(like=(Example(number=5),) * 9, version=version) for version in old]
+        answers = await asyncio.gather(*map(searches.answer, asked))
+        assert [each["gallery_version"] for each in answers] == old
+
+    asyncio.run(together())
+    assert opening.most == 1
 
 
 def test_only_as_many_filters_are_counted_at_once_as_there_are_cpus(originals, tmp_path, monkeypatch):

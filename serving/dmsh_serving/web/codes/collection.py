@@ -153,10 +153,10 @@ class GalleryFolder:
         """
         if not is_version(version):
             raise InputError(f"{version!r} is no version of a gallery")
-        held = self._held.get(version)
-        if held is not None:
-            return held
         with self._lock:
+            held = self._held.get(version)  # who waited finds what was opened meanwhile
+            if held is not None:
+                return held
             try:
                 return self._hold(open_version(self.folder, version, self._snapshot))
             except FileNotFoundError:

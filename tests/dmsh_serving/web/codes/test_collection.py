@@ -108,6 +108,30 @@ def test_readers_of_old_versions_do_not_close_the_current_one(tmp_path):
     assert len(folder._held) == 2
 
 
+def test_who_waits_while_a_version_is_opened_does_not_open_it_again(tmp_path, monkeypatch):
+    codes = uniform_codes(30, 64, 0)
+    first = gallery.build(tmp_path / "g", codes[:20], None, None, **SPACE).version
+    gallery.append(tmp_path / "g", codes[20:], None, None, fingerprint=SPACE["fingerprint"])
+    folder = GalleryFolder(tmp_path / "g")
+    opened, open_version = [], collection.open_version
+    monkeypatch.setattr(collection, "open_version", lambda *given: opened.append(1) or open_version(*given))
+
+    class Busy:
+        """A lock that comes free once another has opened the version."""
+
+        def __enter__(self):
+            folder._lock = lock
+            folder.at(first)
+            lock.__enter__()
+
+        def __exit__(self, *error):
+            lock.__exit__(*error)
+
+    lock, folder._lock = folder._lock, Busy()
+    assert folder.at(first).version == first
+    assert len(opened) == 1
+
+
 def test_a_version_that_is_gone_is_none(tmp_path):
     gallery.build(tmp_path / "g", uniform_codes(3, 64, 0), None, None, **SPACE)
     assert GalleryFolder(tmp_path / "g").at("00000007-01234567") is None
