@@ -5,6 +5,7 @@ import contextlib
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -24,7 +25,7 @@ from dmsh_serving.web.http.abandoned import AbandonedError, in_thread, unless_ab
 from dmsh_serving.web.http.files import OwnFiles
 from dmsh_serving.web.http.guard import Guard
 from dmsh_serving.web.http.problems import ProblemError, handle
-from dmsh_serving.web.http.questions import keys_of, question_of
+from dmsh_serving.web.http.questions import Question, keys_of, question_of
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.thumbnails import MEDIA_TYPE, SHOWN_SECONDS, VIEW_BOX, Thumbnails, rendered
 from dmsh_serving.web.search import Searches, Times
@@ -34,7 +35,7 @@ from dmsh_serving.web.steps import TritonSteps
 __all__ = ["Web"]
 
 # In flight; the next one is told to come again.
-MOST_AT_ONCE: Final = {"searches": 64, "pictures": 64, "examinations": 8}
+MOST_AT_ONCE: Final = {"searches": 64, "searches by region": 8, "pictures": 64, "rows": 64, "examinations": 8}
 EXAMINATION_SECONDS: Final = 120.0
 _SHOWN: Final = f"private, max-age={SHOWN_SECONDS}"
 _CLOSED: Final = 499  # nginx's number for a client that went away; nobody reads it
@@ -56,6 +57,7 @@ class Web:
         self.metadata = None if settings.metadata is None else Metadata(settings.metadata)
         self._counts: Counter[str] = Counter()
         self._rendering = asyncio.Semaphore(available_cpus())  # a large image takes up to 200 MB while it is decoded
+        self._rendering_rows = asyncio.Semaphore(available_cpus())  # they wait here first: others pass
         self._counting = asyncio.Semaphore(available_cpus())
         self._templates = Environment(
             loader=PackageLoader("dmsh_serving.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -115,7 +117,7 @@ class Web:
     async def search(self, request: Request) -> Response:
         """POST /v1/search."""
         question = await question_of(request)
-        return await self._working(request, lambda: self.searches.answer(question))
+        return await self._working(request, lambda: self.searches.answer(question), _kind_of(question))
 
     async def encode(self, request: Request) -> Response:
         """POST /v1/encode: the code and the logits of one image."""
@@ -128,7 +130,7 @@ class Web:
             found = await self.searches.encode(question.like[0], times)
             return {**found.to_dict(), "times": times.to_dict()}
 
-        return await self._working(request, encoded)
+        return await self._working(request, encoded, _kind_of(question))
 
     async def about(self, request: Request) -> Response:
         """GET /v1/gallery: what is served."""
@@ -210,7 +212,7 @@ class Web:
         key = request.path_params["key"]
 
         async def looked_up() -> tuple[str, bytes]:
-            return await self._thumbnail(key, await in_thread(self.thumbnails.looked_up, [key]))
+            return await self._thumbnail(key, await in_thread(self.thumbnails.looked_up, [key]), nullcontext())
 
         tag, data = self.thumbnails.at_hand(key) or await self._in_flight(request, looked_up, "pictures")
         headers = {"cache-control": _SHOWN, "etag": f'"{tag}"'}
@@ -224,30 +226,32 @@ class Web:
         A browser spends far longer on a request than on the picture that it brings.
         """
         keys = await keys_of(request)
+        held = {key: found for key in keys if (found := self.thumbnails.at_hand(key)) is not None}
+        absent = [key for key in dict.fromkeys(keys) if key not in held]
 
-        async def together() -> bytes:
-            held = {key: found for key in keys if (found := self.thumbnails.at_hand(key)) is not None}
-            absent = [key for key in keys if key not in held]
-            on_disk = await in_thread(self.thumbnails.looked_up, absent) if absent else {}
+        async def looked_up() -> None:
+            on_disk = await in_thread(self.thumbnails.looked_up, absent)
 
-            async def read(key: str) -> bytes:
-                try:
-                    return (held.get(key) or await self._thumbnail(key, on_disk))[1]
-                except (ProblemError, InputError):  # no such image, or one that cannot be read
-                    return b""
+            async def read(key: str) -> None:
+                with contextlib.suppress(ProblemError, InputError):  # no such image, or one that cannot be read
+                    held[key] = await self._thumbnail(key, on_disk, self._rendering_rows)
 
-            parts = await asyncio.gather(*map(read, keys))
-            return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+            await asyncio.gather(*map(read, absent))
 
-        body = await unless_abandoned(request, together())
+        if absent:
+            await self._in_flight(request, looked_up, "rows")
+        parts = [held[key][1] if key in held else b"" for key in keys]
+        body = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
         return Response(body, headers={"cache-control": "no-store"}, media_type="application/octet-stream")
 
-    async def _thumbnail(self, key: str, on_disk: Mapping[str, tuple[str, bytes | None]]) -> tuple[str, bytes]:
+    async def _thumbnail(
+        self, key: str, on_disk: Mapping[str, tuple[str, bytes | None]], turn: AbstractAsyncContextManager[None]
+    ) -> tuple[str, bytes]:
         if key not in on_disk:
             raise ProblemError(404, f"no image has the key {key!r}")
         tag, data = on_disk[key]
         if data is None:
-            async with self._rendering:
+            async with turn, self._rendering:
                 data = await in_thread(self.thumbnails.made, key, tag)
         self.thumbnails.hold(key, tag, data)
         return tag, data
@@ -283,6 +287,10 @@ class Web:
 
     def _ended(self, kind: str, _: asyncio.Future[Any]) -> None:
         self._counts[kind] -= 1
+
+
+def _kind_of(question: Question) -> str:
+    return "searches by region" if question.regions else "searches"
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -26,6 +26,7 @@ __all__ = ["MOST_JSON_BYTES", "Box", "Example", "Question", "json_id"]
 
 DEFAULT_PAGE: Final = 50
 MOST_EXAMPLES: Final = 64
+MOST_REGIONS: Final = 4  # whole images are decoded for them
 MOST_IDS: Final = 100_000
 MOST_KEYS: Final = 100
 MOST_EXACT_IN_JSON: Final = 2**53
@@ -81,6 +82,11 @@ class Question:
     def is_plain(self) -> bool:
         """Whether Triton's ranker alone could answer it: one example to be like, and no filter by metadata."""
         return len(self.like) == 1 and not self.unlike and not self.where
+
+    @property
+    def regions(self) -> int:
+        """How many examples are regions of images."""
+        return sum(example.box is not None for example in (*self.like, *self.unlike))
 
     @property
     def allowed_ids(self) -> npt.NDArray[np.int64] | None:
@@ -201,7 +207,7 @@ def _question(body: Mapping[str, Any], *, like: tuple[Example, ...], unlike: tup
     version = body.get("version")
     if version is not None and not (isinstance(version, str) and is_version(version)):
         raise ProblemError(400, "version is the gallery_version of the answer before")
-    return Question(
+    question = Question(
         like=like,
         unlike=unlike,
         k=k,
@@ -212,6 +218,9 @@ def _question(body: Mapping[str, Any], *, like: tuple[Example, ...], unlike: tup
         version=version,
         explain=explain,
     )
+    if question.regions > MOST_REGIONS:
+        raise ProblemError(400, f"a search has at most {MOST_REGIONS} regions, this one has {question.regions}")
+    return question
 
 
 def _examples(given: Any, name: str) -> tuple[Example, ...]:

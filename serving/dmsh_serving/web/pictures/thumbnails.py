@@ -106,11 +106,14 @@ class Thumbnails:
         return {key: (tag, self.kept(tag)) for key, tag in tags.items() if tag is not None}
 
     def made(self, key: str, tag: str) -> bytes:
-        """Make and keep the thumbnail of ``key``, WebP; ``tag`` is :meth:`tag`'s.
+        """Make and keep the thumbnail of ``key``, WebP, unless another did meanwhile; ``tag`` is :meth:`tag`'s.
 
         Raises:
             InputError: the file is no image.
         """
+        kept = self.kept(tag)
+        if kept is not None:
+            return kept
         data = rendered(self._originals.read(key), THUMBNAIL_BOX, key)
         self._keep(self._path(tag), data)
         return data

@@ -12,6 +12,8 @@ from dmsh_serving.web.http import questions
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.http.questions import Example, Question, json_id, question_of
 
+REGION = {"key": "a", "box": [0, 0, 1, 1]}
+
 
 def read(body, kind="application/json", query=""):
     data = json.dumps(body).encode() if not isinstance(body, bytes) else body
@@ -89,6 +91,7 @@ def test_a_form_and_bytes_say_the_same():
         (b"[" * 100_000, "is not JSON"),
         ({}, "1 to 64 examples, this one has 0"),
         ({"like": [{"id": 1}] * 65}, "this one has 65"),
+        ({"like": [REGION] * 3, "unlike": [{"key": "a"}, REGION, REGION]}, "at most 4 regions, this one has 5"),
         ({"like": {"id": 1}}, "'like' is a list"),
         ({"key": "a", "like": []}, "not both"),
         ({"key": 5}, "key = 5 is no text"),

@@ -1,0 +1,123 @@
+"""Places for what is in flight: what costs much has few of its own, and a picture is made once for all who ask."""
+
+import asyncio
+import json
+import threading
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from dmsh_serving.web import app
+from dmsh_serving.web.app import Web
+from dmsh_serving.web.pictures import thumbnails
+from dmsh_serving.web.settings import WebSettings
+
+NAMES = [f"{number}.png" for number in range(12)]
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "available_cpus", lambda: 1)
+    (tmp_path / "images").mkdir()
+    for name in NAMES:
+        Image.new("RGB", (9, 9)).save(tmp_path / "images" / name)
+    return Web(WebSettings(triton="127.0.0.1:1", images=tmp_path / "images", cache=tmp_path / "cache"))
+
+
+class Made:
+    """Names in the order in which their pictures are made; the first waits until it is let go."""
+
+    def __init__(self, monkeypatch):
+        self.names, self.begun, self.let_go = [], threading.Event(), threading.Event()
+        for module in (app, thumbnails):
+            monkeypatch.setattr(module, "rendered", self)
+
+    def __call__(self, data, box, name):
+        self.names.append(name)
+        self.begun.set()
+        assert self.let_go.wait(60)
+        return name.encode()
+
+
+async def asked(web, path, body=None):
+    """Return status and body of an answer."""
+    parts = [{"type": "http.request", "body": b"" if body is None else json.dumps(body).encode()}]
+    found = []
+
+    async def receive():
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    async def send(message):
+        found.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    method = "GET" if body is None else "POST"
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    async with asyncio.timeout(60):
+        await web.app()(scope, receive, send)
+    return found[0]["status"], b"".join(message["body"] for message in found[1:])
+
+
+def row(*names):
+    return b"".join(len(name).to_bytes(4, "big") + name.encode() for name in names)
+
+
+async def until(true):
+    async with asyncio.timeout(60):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+def test_a_picture_is_made_once_however_often_it_is_asked_for(web, monkeypatch):
+    made = Made(monkeypatch)
+
+    async def together():
+        rows = [asyncio.ensure_future(asked(web, "/v1/thumbnails", {"keys": NAMES[:1] * 100})) for _ in range(4)]
+        alone = [asyncio.ensure_future(asked(web, f"/v1/thumbnails/{NAMES[0]}")) for _ in range(4)]
+        await until(lambda: web._counts == {"rows": 4, "pictures": 4} and made.begun.is_set())
+        made.let_go.set()
+        assert await asyncio.gather(*rows) == [(200, row(NAMES[0]) * 100)] * 4
+        assert await asyncio.gather(*alone) == [(200, NAMES[0].encode())] * 4
+
+    asyncio.run(together())
+    assert made.names == NAMES[:1]
+
+
+def test_a_picture_that_is_asked_for_by_itself_does_not_wait_for_rows_of_others(web, monkeypatch):
+    made = Made(monkeypatch)
+
+    async def together():
+        rows = [asyncio.ensure_future(asked(web, "/v1/thumbnails", {"keys": NAMES[:10]})) for _ in range(3)]
+        await until(made.begun.is_set)
+        alone = [asyncio.ensure_future(asked(web, f"/v1/{kind}/{NAMES[11]}")) for kind in ("images", "thumbnails")]
+        await until(lambda: web._counts["pictures"] == 2 and len(web._rendering._waiters or ()) >= 2)
+        made.let_go.set()
+        assert await asyncio.gather(*alone) == [(200, NAMES[11].encode())] * 2
+        assert await asyncio.gather(*rows) == [(200, row(*NAMES[:10]))] * 3
+
+    asyncio.run(together())
+    assert sorted(made.names) == sorted([*NAMES[:10], NAMES[11], NAMES[11]])
+    assert max(place for place, name in enumerate(made.names) if name == NAMES[11]) <= 4
+
+
+def test_only_so_many_rows_are_in_flight_but_what_is_in_memory_comes(web, monkeypatch):
+    monkeypatch.setattr(app, "MOST_AT_ONCE", {"rows": 0})
+    web.thumbnails.hold(NAMES[3], "tag", b"held")
+    assert asyncio.run(asked(web, "/v1/thumbnails", {"keys": NAMES[3:4]})) == (200, row("held"))
+    status, body = asyncio.run(asked(web, "/v1/thumbnails", {"keys": NAMES}))
+    assert (status, json.loads(body)["detail"]) == (503, "0 rows are in flight already: try again")
+
+
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/encode"])
+def test_searches_by_a_region_leave_the_places_of_others_free(web, monkeypatch, path):
+    monkeypatch.setattr(app, "MOST_AT_ONCE", {"searches": 1, "searches by region": 0})
+
+    async def found(*_):
+        return SimpleNamespace(to_dict=dict) if path == "/v1/encode" else {}
+
+    web.searches = SimpleNamespace(answer=found, encode=found)
+    status, body = asyncio.run(asked(web, path, {"key": NAMES[0]}))
+    assert status == 200, body
+    status, body = asyncio.run(asked(web, path, {"like": [{"key": NAMES[0], "box": [0, 0, 0.5, 1]}]}))
+    assert (status, json.loads(body)["detail"]) == (503, "0 searches by region are in flight already: try again")
