@@ -175,7 +175,7 @@ class _Deployment:
     def encode(self, *, keep: bool) -> str:
         """Encode the images, or ``keep`` the gallery that is there, and whatever was added to it since."""
         if keep:
-            with contextlib.suppress(InputError, OSError):  # none, a damaged one, or of another model
+            with contextlib.suppress(InputError):  # none, a damaged one, or of another model
                 there = gallery.open_current(self.gallery, fingerprint=self.fingerprint)
                 return f"{there.count:,} codes of {there.bits} bits, which were there, with what was changed since"
         found = codes_of_images(
@@ -306,9 +306,10 @@ def _images_of_gallery(record: Path) -> str | None:
 
 
 def _whole(check: Callable[[], object]) -> bool:
+    """Say whether ``check`` finds no damage; an OSError of a disk that is away is none, and is passed on."""
     try:
         check()
-    except (InputError, OSError):
+    except InputError:
         return False
     return True
 

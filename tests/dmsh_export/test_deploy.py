@@ -1,5 +1,6 @@
 """A checkpoint and images become a folder that a server starts from; a rerun does only what is missing."""
 
+import errno
 import fcntl
 import json
 import os
@@ -173,6 +174,27 @@ def test_what_was_changed_in_the_gallery_since_is_kept_unless_it_is_to_be_overwr
     assert gallery.open_current(folder).count == count - 1
     deploy(DEMO_CHECKPOINT, images, deployed, overwrite=True)
     assert gallery.open_current(folder).count == count
+
+
+def test_a_gallery_that_cannot_be_read_for_a_moment_is_not_made_anew(deployed, images, monkeypatch):
+    folder = deployed / deployment.GALLERY
+    count = gallery.open_current(folder).count
+    gallery.remove(folder, np.array([3]))
+
+    def away(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+
+    for interrupted in (False, True):
+        if interrupted:  # before the gallery was noted
+            record = json.loads((deployed / "deploy.json").read_text())
+            del record["done"]["gallery"], record["done"]["repository"]
+            (deployed / "deploy.json").write_text(json.dumps(record))
+        with monkeypatch.context() as patched:
+            patched.setattr(gallery, "open_current", away)
+            with pytest.raises(OSError, match="Input/output error"):
+                deploy(DEMO_CHECKPOINT, images, deployed)
+    deploy(DEMO_CHECKPOINT, images, deployed)
+    assert gallery.open_current(folder).count == count - 1
 
 
 def test_an_overwriting_run_that_stopped_before_its_gallery_leaves_none_of_other_images_to_be_kept(
