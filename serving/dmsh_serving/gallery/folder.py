@@ -27,7 +27,6 @@ from dmsh_serving.gallery.snapshot import Snapshot, chained
 
 __all__ = [
     "CURRENT",
-    "MAX_PARTS",
     "OTHER_MODEL",
     "current_version",
     "leftover_paths",
@@ -148,19 +147,24 @@ def next_id_of(folder: Path) -> int:
     """Return the number above every id that the gallery has given out, versions that were taken back included."""
     highest = 0
     for path in part_paths(folder):
-        with contextlib.suppress(InputError, OSError):  # a damaged file that no version needs
+        with contextlib.suppress(InputError, FileNotFoundError):  # a damaged file that no version needs; one just swept
             highest = max(highest, read_next_id(path))
     return highest
 
 
 def part_paths(folder: Path) -> list[Path]:
-    """Return the files of all parts, oldest first."""
-    return sorted(path for path in folder.glob("gallery-*.safetensors") if is_version(version_of(path)))
+    """Return the files of all parts, oldest first.
+
+    Raises:
+        OSError: the folder cannot be listed; ``Path.glob`` takes it for empty.
+    """
+    found = (path for path in folder.iterdir() if path.match("gallery-*.safetensors"))
+    return sorted(path for path in found if is_version(version_of(path)))
 
 
 def leftover_paths(folder: Path) -> list[Path]:
     """Return the unfinished files of a writer that was killed."""
-    return sorted([*folder.glob(".gallery-*"), *folder.glob(f".{CURRENT}.*")])
+    return sorted(path for path in folder.iterdir() if path.name.startswith((".gallery-", f".{CURRENT}.")))
 
 
 def part_path(folder: Path, version: str) -> Path:

@@ -1,10 +1,10 @@
 """Publish a version of a gallery: what a kill or a power loss at any moment leaves is the old version or the new one.
 
 A writer writes a new file, fsyncs it, and only then moves the pointer. If it is killed at any moment, the old version
-goes on serving, and the next writer deletes what is left over. The last two versions are kept with all their parts.
+goes on serving, and the next writer deletes what is left over. The last two versions are kept with all their parts, and
+no part is deleted unless all parts of both are known.
 """
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.files import whole_file, write_atomically
 from dmsh_serving.gallery.folder import (
     CURRENT,
-    MAX_PARTS,
     leftover_paths,
     named_version,
     next_id_of,
@@ -41,8 +40,10 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
         raise InputError(f"{folder} has used up its version numbers: build a new gallery")
     version = f"{number:08d}-{digest[:8]}"
     served = named_version(folder)
-    # No part before the new one is there: one that was rolled back may alone know the largest id that was given out.
-    _sweep(folder, keep=set(existing))
+    before = [name.version for name in known.names] if known else _versions_below(folder, served)
+    # Parts stay until the new one is there: one that was rolled back may alone know the largest id that was given out.
+    for path in leftover_paths(folder):
+        path.unlink(missing_ok=True)
     with whole_file(part_path(folder, version), mode=0o444) as file:
         write_part(file, part, digest)
     try:
@@ -53,24 +54,24 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
     try:
         write_atomically(folder / CURRENT, f"{version}\n".encode())
     except OSError:
-        if named_version(folder) != version:  # the next try would leave another one on a full disk
+        if named_version(folder) == served:  # the next try would leave another one on a full disk
             part_path(folder, version).unlink()
         raise
-    kept = [*_files_of(folder, version), *(_files_of(folder, served) if served else [])]
-    _sweep(folder, keep=set(kept))
+    kept = {*before, *(name.version for name in snapshot.names)}
+    for path in existing:
+        if before and version_of(path) not in kept:
+            path.unlink(missing_ok=True)
     return snapshot
 
 
-def _files_of(folder: Path, version: str) -> list[Path]:
-    """Return the files of a version's parts, as far as they can be read."""
-    found = [part_path(folder, version)]
-    with contextlib.suppress(InputError, OSError):
-        while (base := read_base(found[-1])) and len(found) < MAX_PARTS:
-            found.append(part_path(folder, base.version))
+def _versions_below(folder: Path, version: str | None) -> list[str]:
+    """Return ``version`` and the versions whose parts it stands on; none if one of these parts cannot be read."""
+    found = []
+    try:
+        while version:
+            found.append(version)
+            base = read_base(part_path(folder, version))
+            version = base.version if base else None
+    except (InputError, OSError):
+        return []
     return found
-
-
-def _sweep(folder: Path, keep: set[Path]) -> None:
-    """Delete all parts but ``keep``, and what a killed writer left."""
-    for path in (*leftover_paths(folder), *(path for path in part_paths(folder) if path not in keep)):
-        path.unlink(missing_ok=True)

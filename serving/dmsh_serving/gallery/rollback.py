@@ -37,7 +37,7 @@ def open_sound(
     except OtherModelError:
         raise
     except (InputError, OSError) as damage:
-        snapshot = _newest_sound(folder, fingerprint, bits)
+        snapshot = _newest_sound(folder, fingerprint, bits) if folder.is_dir() else None
         if snapshot is None:
             raise
         return snapshot, damage

@@ -210,7 +210,7 @@ def shard_paths(folder: Path) -> list[Path]:
     Raises:
         InputError: none, or not all of them.
     """
-    paths = sorted(path for path in folder.glob("codes-*.parquet") if _SHARD.fullmatch(path.name))
+    paths = sorted(path for path in folder.iterdir() if _SHARD.fullmatch(path.name))
     if not paths:
         raise InputError(f"{folder} holds no codes-*.parquet: make them with dmsh-export encode")
     of = int(paths[0].stem.rpartition("-")[2])

@@ -37,7 +37,7 @@ def verify(folder: Path) -> Verification:
     Raises:
         InputError: nothing in it is a gallery's.
     """
-    paths = part_paths(folder)
+    paths = part_paths(folder) if folder.is_dir() else []
     if not paths and not (folder / CURRENT).exists():
         current_version(folder)  # says so
     files = tuple((path.name, _problem(path)) for path in paths)

@@ -1,9 +1,11 @@
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -525,6 +527,103 @@ def test_fault_18_a_build_that_fails_leaves_a_gallery_whose_pointer_is_damaged_t
         monkeypatch, lambda: build(folder, random_codes(1), None, None, bits=16, fingerprint=F, overwrite=True)
     )
     assert rollback(folder).count == 40
+
+
+def fail(code):
+    raise OSError(code, os.strerror(code))
+
+
+def fail_a_listing(disk, number):
+    """Let the ``number``-th listing of a folder fail, in a way that some of Python's functions take for empty."""
+    listed = []
+
+    def failing(listing):
+        def maybe(*arguments):
+            listed.append(arguments)
+            if len(listed) == number:
+                fail(errno.EACCES)
+            return listing(*arguments)
+
+        return maybe
+
+    disk.setattr(os, "listdir", failing(os.listdir))
+    disk.setattr(os, "scandir", failing(os.scandir))
+    return listed
+
+
+@pytest.mark.parametrize("change", ["append", "remove", "compact", "build"])
+def test_a_folder_that_cannot_be_listed_for_a_moment_loses_no_part_and_no_id(folder, tmp_path, monkeypatch, change):
+    append(folder, random_codes(3), None, ["a", "b", "c"])
+    append(folder, random_codes(3), None, ["d", "e", "f"])  # ids 143 to 145
+    rollback(folder)
+    changes_of = {
+        "append": lambda place: append(place, random_codes(1), None, ["x"]),
+        "remove": lambda place: remove(place, np.array([100])),
+        "compact": compact,
+        "build": lambda place: build(place, random_codes(5), None, None, bits=16, fingerprint=F, overwrite=True),
+    }
+    for number in range(1, 20):
+        place = shutil.copytree(folder, tmp_path / str(number))
+        with monkeypatch.context() as disk:
+            listed = fail_a_listing(disk, number)
+            with contextlib.suppress(PermissionError):
+                changes_of[change](place)
+        after = open_current(place)
+        if after.version == current_version(folder):
+            assert append(place, random_codes(1), None, ["x"]).ids[-1] == 146
+        elif change != "build":
+            assert after.next_id == 146 + (change == "append")
+        assert rollback(place).count == 43
+        if len(listed) < number:
+            break
+    assert number > 2
+
+
+def fail_to_open(disk, path):
+    """Let no attempt to open ``path`` succeed, once the pointer has moved."""
+    moved, write, opened = [], publishing.write_atomically, Path.open
+
+    def move(*arguments):
+        write(*arguments)
+        moved.append(True)
+
+    def refuse(self, *arguments, **options):
+        if moved and self == path:
+            fail(errno.EMFILE)
+        return opened(self, *arguments, **options)
+
+    disk.setattr(publishing, "write_atomically", move)
+    disk.setattr(Path, "open", refuse)
+
+
+def test_parts_whose_headers_cannot_be_read_after_the_pointer_has_moved_keep_those_below_them(folder, monkeypatch):
+    append(folder, random_codes(8), None, [f"{number}" for number in range(8)])
+    middle = snapshot_path(folder)
+    with monkeypatch.context() as disk:
+        fail_to_open(disk, middle)
+        append(folder, random_codes(1), None, ["x"])
+    assert len(open_current(folder).parts) == 3
+    with monkeypatch.context() as disk:
+        disk.setattr(publishing, "read_base", lambda _: fail(errno.EIO))
+        build(folder, random_codes(1), None, None, bits=16, fingerprint=F, overwrite=True)
+    assert rollback(folder).count == 49  # nothing was swept: what the version before stands on was not known
+    build(folder, random_codes(1), None, None, bits=16, fingerprint=F, overwrite=True)
+    assert len(list(folder.glob("gallery-*"))) == 4
+
+
+def test_an_id_does_not_come_back_because_a_header_could_not_be_read_for_a_moment(folder, monkeypatch):
+    append(folder, random_codes(3), None, ["a", "b", "c"])  # ids 140 to 142
+    taken_back, opened = snapshot_path(folder), Path.open
+    rollback(folder)
+
+    def refuse(self, *arguments):
+        return fail(errno.EMFILE) if self == taken_back else opened(self, *arguments)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "open", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            append(folder, random_codes(1), None, ["x"])
+    assert append(folder, random_codes(1), None, ["x"]).ids[-1] == 143
 
 
 def test_what_changes_while_it_is_written_does_not_serve(folder, monkeypatch):
