@@ -22,6 +22,7 @@ from typing import BinaryIO, Final
 from dmsh_serving.errors import InputError
 
 __all__ = [
+    "files_below",
     "fsync_folder",
     "is_ours",
     "move_durably",
@@ -31,7 +32,6 @@ __all__ = [
     "replace_folder",
     "sha256_of_file",
     "temporary_beside",
-    "walk",
     "whole_file",
     "write_atomically",
 ]
@@ -135,17 +135,28 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk as ``os.walk`` does, but raise an error for a folder that cannot be listed: it takes one for empty.
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield the path below ``folder`` of each file, in any order; hidden files and folders are left out.
+
+    ``os.walk`` takes a folder that cannot be listed for empty, and one that cannot be looked at for a file.
 
     Raises:
-        OSError: a folder cannot be listed; it names the folder, or ``folder`` if the system does not say which.
+        InputError: a folder in it is a link, which could lead out of it or around in circles.
+        OSError: a folder cannot be listed or looked at; it is named.
     """
-
-    def fail(error: OSError) -> None:
-        raise error if error.filename else OSError(error.errno, error.strerror, str(folder))
-
-    return os.walk(folder, onerror=fail)
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with naming(folder / below), os.scandir(folder / below) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{below}{entry.name}/")
+                elif entry.is_symlink() and Path(entry.path).is_dir():
+                    raise InputError(f"{entry.path} is a link to a folder: give the folder itself, or copy it")
+                else:
+                    yield below + entry.name
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -154,10 +165,7 @@ def replace_folder(new: Path, target: Path) -> None:
     If the process is killed at any moment, ``target`` is the old folder or the new one, whole. A file system that
     cannot exchange two names (NFS, for one) leaves a moment without ``target``, which only a kill can hit.
     """
-    for folder, _, names in walk(new):
-        for name in names:
-            _fsync(Path(folder, name))
-        fsync_folder(Path(folder))
+    _fsync_all(new)
     old = new.with_name(new.name + ".old")
     if not target.exists():
         new.rename(target)
@@ -197,6 +205,16 @@ def temporary_beside(path: Path) -> Path:
 def fsync_folder(folder: Path) -> None:
     """Wait until the names in ``folder`` are on the disk."""
     _fsync(folder)
+
+
+def _fsync_all(folder: Path) -> None:
+    with naming(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _fsync_all(Path(entry.path))
+            else:
+                _fsync(Path(entry.path))
+    fsync_folder(folder)
 
 
 def _fsync(path: Path) -> None:

@@ -13,12 +13,12 @@ from named_pipe import pipe_at
 from dmsh_serving import files
 from dmsh_serving.errors import InputError
 from dmsh_serving.files import (
+    files_below,
     is_ours,
     open_regular,
     read_regular,
     replace_folder,
     sha256_of_file,
-    walk,
     whole_file,
     write_atomically,
 )
@@ -132,17 +132,35 @@ def test_a_file_is_read_up_to_a_size(tmp_path):
 
 
 @pytest.mark.parametrize("named", [True, False])  # that listing breaks off halfway names no folder
-def test_a_folder_that_cannot_be_listed_stops_a_walk_and_is_named(tmp_path, monkeypatch, named):
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty_and_is_named(tmp_path, monkeypatch, named):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    scandir = os.scandir
 
     def broken(path):
-        raise OSError(errno.EIO, "Input/output error", *([str(path)] if named else []))
+        if Path(path).name == "folder":
+            raise OSError(errno.EIO, "Input/output error", *([str(path)] if named else []))
+        return scandir(path)
 
-    assert [folder for folder, _, _ in walk(tmp_path)] == [str(tmp_path), str(tmp_path / "folder")]
+    assert list(files_below(tmp_path)) == ["folder/file"]
     monkeypatch.setattr(os, "scandir", broken)
     with pytest.raises(OSError, match="Input/output error") as refused:
-        list(walk(tmp_path))
-    assert refused.value.filename == str(tmp_path)
+        list(files_below(tmp_path))
+    assert refused.value.filename == str(tmp_path / "folder")
+
+
+def test_links_to_files_are_files_and_links_to_folders_are_refused(tmp_path):
+    for name in ("target/file", ".hidden/file", "folder/.hidden", "folder/file"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "target" / "file")
+    (tmp_path / "folder" / "nowhere").symlink_to("missing")
+    (tmp_path / "folder" / "circle").symlink_to("circle")
+    names = ["folder/circle", "folder/file", "folder/link", "folder/nowhere", "target/file"]
+    assert sorted(files_below(tmp_path)) == names
+    (tmp_path / "folder" / "out").symlink_to(tmp_path / "target")
+    with pytest.raises(InputError, match="folder/out is a link to a folder"):
+        list(files_below(tmp_path))
 
 
 def test_what_others_can_write_is_not_ours(tmp_path, monkeypatch):

@@ -2,11 +2,11 @@
 
 import hashlib
 import heapq
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.files import files_below
 
 __all__ = ["sampled_files", "smallest"]
 
@@ -22,7 +22,7 @@ def sampled_files(folder: Path, count: int, seed: int) -> list[str]:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {what}: give a folder of images")
-    chosen = smallest(_files(folder, ""), count, seed)
+    chosen = smallest(files_below(folder), count, seed)
     if not chosen:
         raise InputError(f"{folder} holds no files: give a folder of images")
     return chosen
@@ -35,16 +35,3 @@ def smallest(names: Iterable[str], count: int, seed: int) -> list[str]:
         return hashlib.sha256(f"{seed}\n{name}".encode(errors="surrogateescape")).digest()
 
     return heapq.nsmallest(count, names, key=order)
-
-
-def _files(folder: Path, below: str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir() and entry.is_symlink():
-                raise InputError(f"{entry.path} is a link to a folder: give the folder itself, or copy it")
-            if entry.is_dir():
-                yield from _files(Path(entry.path), f"{below}{entry.name}/")
-            else:
-                yield below + entry.name

@@ -41,7 +41,8 @@ class Synced:
         changed: keys whose code is another.
         removed: keys that are gone; a key that was there twice counts here too.
         unchanged: number of images whose code stays.
-        bad: one line per image that cannot be read; its code, if there was one, is removed.
+        bad: one line per image that cannot be read; its code, if there was one, is removed, unless the folder lists
+            the image and yet it is not found: its disk may be away.
     """
 
     snapshot: Snapshot
@@ -77,15 +78,11 @@ def sync(
     Raises:
         InputError: no gallery, one without keys or of another model, no images, or images that cannot be read.
     """
-    if not images.is_dir():
-        raise InputError(f"{images} is not a folder: give the folder of images that the gallery is to hold")
-    paths = image_paths(images)
-    if not paths:
-        raise InputError(f"{images} holds no images: a sync would empty {folder}; build a new gallery instead")
-    names = [path.relative_to(images).as_posix() for path in paths]
-    digests = dict(zip(names, _digests(paths), strict=True))
+    names = _listed(images, folder)
+    digests = dict(zip(names, _digests([images / name for name in names]), strict=True))
     codes: dict[str, bytes] = {}
     bad: list[str] = []
+    absent: list[str] = []
     tried: set[str] = set()
     with open_encoder(model) as encoder:
         fingerprint = encoder.fingerprint
@@ -101,13 +98,16 @@ def sync(
             read = partial(iter_listed_batches, skip_bad=skip_bad, need_one=False, on_progress=on_progress)
             for part in read(images, untried, encoder.image_size, batch, encoder.framing):
                 bad += part.bad
+                absent += part.absent
                 if len(part.images):
                     codes |= dict(zip(part.names, _rows(codes_of_set(encoder, part)), strict=True))
             tried.update(untried)
             unreadable = set(unknown) - set(codes)
             added = [name for name in codes if name not in held]
             changed = [name for name, code in codes.items() if name in held and held[name][1] != code]
-            gone = [name for name in held if name not in digests or name in unreadable]
+            doubtful = set(absent).intersection(_listed(images, folder)) if absent else set()
+            lost = unreadable - doubtful
+            gone = [name for name in held if name not in digests or name in lost]
             ids = [held[name][0] for name in (*changed, *gone)] + [number for _, number in repeated]
             new = [*added, *changed]
             block = np.frombuffer(b"".join(codes[name] for name in new), np.uint8)
@@ -122,6 +122,16 @@ def sync(
     _write_record(folder, fingerprint, recorded)
     removed = [*gone, *(name for name, _ in repeated)]
     return Synced(snapshot, added, changed, removed, len(current) - len(added) - len(changed), bad)
+
+
+def _listed(images: Path, folder: Path) -> list[str]:
+    """Return the paths below ``images`` of what it holds; refuse to empty the gallery if there is nothing."""
+    if not images.is_dir():
+        raise InputError(f"{images} is not a folder: give the folder of images that the gallery is to hold")
+    paths = image_paths(images)
+    if not paths:
+        raise InputError(f"{images} holds no images: a sync would empty {folder}; build a new gallery instead")
+    return [path.relative_to(images).as_posix() for path in paths]
 
 
 def _held(snapshot: Snapshot) -> tuple[dict[str, tuple[int, bytes]], list[tuple[str, int]]]:

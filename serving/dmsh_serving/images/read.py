@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dmsh_serving.checks import check_images
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import read_regular, walk
+from dmsh_serving.files import files_below, read_regular
 from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes
 from dmsh_serving.images.framing import Framing
 
@@ -55,11 +55,13 @@ class ImageSet:
         images: (N, H, W, 3) uint8, RGB.
         names: N names: the path below the folder, or ``file.npy[row]``.
         bad: one line for each file that could not be read, left out of the two above.
+        absent: the names of those of them that did not exist.
     """
 
     images: npt.NDArray[np.uint8]
     names: list[str]
     bad: list[str]
+    absent: list[str] = field(default_factory=list)
 
 
 def load_images(
@@ -179,14 +181,7 @@ def is_no_image(name: str) -> bool:
 
 
 def _paths(folder: Path) -> list[Path]:
-    found = []
-    for root, folders, files in walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        links = [name for name in folders if Path(root, name).is_symlink()]
-        if links:
-            raise InputError(f"{Path(root, links[0])} is a link to a folder: give the folder itself, or copy it")
-        found += [Path(root, name) for name in files if not name.startswith(".")]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return [folder / name for name in sorted(files_below(folder))]
 
 
 def load_npy(path: Path, what: str) -> npt.NDArray[np.generic]:
@@ -232,17 +227,15 @@ def _batches_of_files(
             coming = decoding(start + batch_size)  # while the caller works on this batch
             refused = [item for item in decoded if isinstance(item, str)]
             images = [item for item in decoded if not isinstance(item, str)]
-            names = [
-                path.relative_to(folder).as_posix()
-                for path, item in zip(part, decoded, strict=True)
-                if not isinstance(item, str)
-            ]
+            named = [(path.relative_to(folder).as_posix(), item) for path, item in zip(part, decoded, strict=True)]
+            names = [name for name, item in named if not isinstance(item, str)]
+            absent = [name for name, item in named if isinstance(item, str) and item == _absent(name)]
             bad += refused
             if on_progress:
                 on_progress(start + len(part), len(paths))
             if (images or refused) and (skip_bad or not bad):
                 stacked = np.stack(images) if images else np.empty((0, image_size, image_size, 3), np.uint8)
-                yield ImageSet(stacked, names, refused)
+                yield ImageSet(stacked, names, refused, absent)
     finally:
         pool.shutdown(cancel_futures=True)
     if need_one and len(bad) == len(paths):
@@ -265,11 +258,15 @@ def _read(path: Path, folder: Path, image_size: int, framing: Framing) -> npt.ND
     except InputError as error:
         return str(error)
     except FileNotFoundError:
-        return f"{name}: does not exist"
+        return _absent(name)
     except OSError as error:
         if error.errno not in NO_IMAGE_FILE:
             raise
         return f"{name}: {error.strerror or error}"
+
+
+def _absent(name: str) -> str:
+    return f"{name}: does not exist"
 
 
 def _batches_of_array(path: Path, image_size: int, batch_size: int, on_progress: Progress | None) -> Iterator[ImageSet]:

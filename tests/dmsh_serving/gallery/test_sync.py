@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,6 +175,73 @@ def test_a_folder_that_cannot_be_listed_is_an_error_not_a_reason_to_remove_its_i
     with pytest.raises(PermissionError, match="images/b"):
         run()
     assert held(root) == before
+
+
+class WithoutTypes:
+    """Lists as a file system that gives no types with names, and does not find out what ``b`` is."""
+
+    def __init__(self, listing):
+        self.listing = listing
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.listing.close()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        entry = next(self.listing)
+
+        def is_dir(**options):
+            if entry.name == "b":
+                raise OSError(errno.EIO, "Input/output error", entry.path)
+            return entry.is_dir(**options)
+
+        return SimpleNamespace(name=entry.name, path=entry.path, is_dir=is_dir, is_symlink=entry.is_symlink)
+
+
+def test_nor_is_a_folder_of_which_the_system_does_not_say_that_it_is_one(world, monkeypatch):
+    root, run = world
+    scandir, before = os.scandir, held(root)
+    monkeypatch.setattr(os, "scandir", lambda path: WithoutTypes(scandir(path)))
+    with pytest.raises(OSError, match="Input/output error"):
+        run(skip_bad=True)
+    assert held(root) == before
+
+
+def test_nor_is_a_folder_that_goes_away_while_its_images_are_read(world, monkeypatch):
+    root, run = world
+    before = held(root)
+    meanwhile(monkeypatch, lambda: (root / "images").rename(root / "away"))
+    with pytest.raises(InputError, match="images is not a folder"):
+        run(skip_bad=True)
+    assert held(root) == before
+
+
+def test_an_image_that_is_listed_but_not_found_keeps_its_code(world, monkeypatch):
+    root, run = world
+    read = images_read.read_regular
+
+    def away(path, most):
+        if path.parent.name == "a":
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        return read(path, most)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(images_read, "read_regular", away)
+        done = run(skip_bad=True)
+    assert (done.added, done.removed, done.unchanged, len(done.bad)) == ([key(5)], [], 2, 3)
+    assert held(root) == expected([0, 1, 2, 3, 5])
+    assert (run().added, held(root)) == ([key(4)], expected(range(6)))
+
+
+def test_an_image_that_is_deleted_while_images_are_read_is_gone(world, monkeypatch):
+    root, run = world
+    meanwhile(monkeypatch, (root / "images" / key(0)).unlink)
+    assert (run(skip_bad=True).removed, held(root)) == ([key(0)], expected(range(1, 6)))
 
 
 def test_a_file_that_is_edited_while_it_is_encoded_is_encoded_again_though_it_is_put_back(world, monkeypatch):
