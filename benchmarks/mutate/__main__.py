@@ -1,6 +1,6 @@
 """How many small faults do the tests find? Mutants of the packages whose checks are the product, and their tests.
 
-    python -m benchmarks.mutate prove quantise --sample 60 [--page docs/mutation.md] [--json FILE]
+    python -m benchmarks.mutate prove quantise --sample 40 [--page docs/mutation.md] [--json FILE]
 
 The mutants of a package are tried in random order until there are enough, so the score is that of a fair sample.
 """
@@ -125,7 +125,7 @@ def _shown(mutant: Mutant) -> str:
 @app.command()
 def bench(
     packages: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(SUBJECTS)}; all without any.")] = None,
-    sample: Annotated[int, typer.Option(min=1, help="Number of faults to try per package.")] = 60,
+    sample: Annotated[int, typer.Option(min=1, help="Number of faults to try per package.")] = 40,
     seed: Annotated[int, typer.Option(help="Random seed for the faults and their order.")] = 0,
     page: Annotated[Path | None, typer.Option(help="A page with a place for the table.")] = None,
     json: JsonOption = None,

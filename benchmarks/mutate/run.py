@@ -226,7 +226,9 @@ def _swap(mutant: Mutant, functions: Sequence[types.FunctionType]) -> Callable[[
     whole = next((whole for whole, body in outermost(mutant.path) if mutant.line in body), None)
     if whole is None or len(before) != len(after):
         return None
-    old, new = next(pair for pair in zip(before, after, strict=True) if pair[0].co_firstlineno in whole)
+    # Before the function's own code comes that of its defaults, of which a lambda has code too.
+    mine = (pair for pair in zip(before, after, strict=True) if pair[0].co_firstlineno in whole)
+    old, new = next(pair for pair in mine if not pair[0].co_name.startswith("<"))
     place = (old.co_filename, old.co_firstlineno, old.co_qualname)
     found = [
         each

@@ -9,8 +9,10 @@ from benchmarks.mutate.run import Tests
 from benchmarks.mutate.subjects import ROOT, SUBJECTS
 
 CODE = '''"""A module."""
+from collections.abc import Callable
 
-def limited(value: int | None, most: int = 7) -> int:
+
+def limited(value: int | None, most: int = 7, tell: Callable[[], None] = lambda: None) -> int:
     """Return ``value`` or ``most``."""
     check(value)
     if value is None or value > most:
