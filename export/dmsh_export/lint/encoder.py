@@ -142,6 +142,7 @@ def _onnx(path: Path, shown: str, in_openvino_backend: bool) -> EncoderFile:
 
     proto = model_from_file(path)
     said = EncoderMetadata.from_props(metadata_of(proto), str(path))
+    said.require_own_fingerprint(path.read_bytes(), str(path))
     integer = any(node.op_type in ("QLinearConv", "QuantizeLinear") for node in proto.graph.node)
     inputs, outputs = (
         {value.name: _tensor_of(value) for value in values} for values in (proto.graph.input, proto.graph.output)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from dmsh_serving.codes import checked_bits
 from dmsh_serving.contract import Metadata
@@ -9,6 +10,8 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.images.framing import Framing
 
 __all__ = ["EncoderMetadata"]
+
+_QUANTISED: Final = (b"QuantizeLinear", b"DequantizeLinear")  # operations of every quantised network
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,22 @@ class EncoderMetadata:
             dialect=props.get(Metadata.DIALECT),
             known_answer=props.get(Metadata.KNOWN_ANSWER),
         )
+
+    def require_own_fingerprint(self, data: bytes, name: str) -> None:
+        """Refuse integers under the fingerprint of the float network that a tool made them from, metadata and all.
+
+        Args:
+            data: the file's bytes.
+            name: what an error calls the file.
+
+        Raises:
+            InputError: a quantised network that names neither its dialect nor its parent fingerprint.
+        """
+        if self.dialect is None and self.parent_fingerprint is None and any(each in data for each in _QUANTISED):
+            raise InputError(
+                f"{name} holds integers and names no dialect, so its codes are not those of its fingerprint: export "
+                "the integer checkpoint that dmsh-export quantize makes"
+            )
 
 
 def _positive(props: Mapping[str, str], key: str) -> int:

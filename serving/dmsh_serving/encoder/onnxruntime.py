@@ -34,8 +34,8 @@ class OnnxEncoder(Encoder):
     ``check_known_answer=False`` is for those who compare every bit themselves.
 
     Raises:
-        InputError: not an ONNX file, not made by dmsh-export, not the file that its manifest describes, or its weights
-            lie outside the file.
+        InputError: not an ONNX file, not made by dmsh-export, not the file that its manifest describes, quantised by
+            another tool, or its weights lie outside the file.
         MissingError: ONNX Runtime or a requested provider is not there.
         CheckError: the known answer comes out different on this machine.
     """
@@ -51,11 +51,13 @@ class OnnxEncoder(Encoder):
         optimise: bool = True,
         check_known_answer: bool = True,
     ) -> None:
-        self._session = _open_session(path, threads, tuple(providers or CPU_PROVIDERS), optimise)
+        data = proven_bytes(path)
+        self._session = _open_session(path, data, threads, tuple(providers or CPU_PROVIDERS), optimise)
         super().__init__(path, self._session.get_modelmeta().custom_metadata_map)
         tensors = self._session.get_inputs() + self._session.get_outputs()
         self._check_signature({tensor.name: _TYPES.get(tensor.type, tensor.type) for tensor in tensors})
         if check_known_answer:
+            self.metadata.require_own_fingerprint(data, str(path))
             self._check_known_answer()
 
     def close(self) -> None:
@@ -67,8 +69,7 @@ class OnnxEncoder(Encoder):
         return Encoded(code, logits)
 
 
-def _open_session(path: Path, threads: int | None, providers: tuple[str, ...], optimise: bool) -> Any:
-    data = proven_bytes(path)
+def _open_session(path: Path, data: bytes, threads: int | None, providers: tuple[str, ...], optimise: bool) -> Any:
     try:
         import onnxruntime
     except ImportError as error:

@@ -100,6 +100,14 @@ def test_a_dialect_that_openvino_cannot_compute_is_found(copied, encoder, dialec
     assert f"dmsh_encoder/1/model.onnx is in the {dialect} dialect" in finding.problem
 
 
+@pytest.mark.parametrize("encoder", ["onnxruntime", "openvino", "python"])
+def test_integers_under_the_fingerprint_of_a_float_network_are_found(copied, encoder):
+    repository = copied(encoder)
+    tiny_model.quantise(tiny_model.write(repository / "dmsh_encoder" / "1" / "model.onnx"))
+    (finding,) = lint_repository(repository).findings
+    assert "model.onnx holds integers and names no dialect" in finding.problem
+
+
 # name: (encoder, model, text in its configuration, the mistake, what the finding says, what the fix says)
 MISTAKES = {
     "dim of the image": (

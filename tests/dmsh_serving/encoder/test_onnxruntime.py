@@ -31,6 +31,15 @@ def test_the_file_says_what_it_is(path):
         assert encoder.metadata.parent_fingerprint is None
 
 
+def test_integers_under_the_fingerprint_of_a_float_network_are_refused(tmp_path):
+    path = tiny_model.quantise(tiny_model.write(tmp_path / "model.onnx"))
+    with pytest.raises(InputError, match="holds integers and names no dialect, so its codes are not those"):
+        OnnxEncoder(path)
+    OnnxEncoder(path, check_known_answer=False).close()  # for those who compare every bit
+    for name, value in (("dialect", "onnxruntime"), ("parent_fingerprint", "cd" * 32)):
+        OnnxEncoder(tiny_model.quantise(tiny_model.write(path, **{name: value}))).close()
+
+
 def test_no_images_give_no_codes(path):
     with OnnxEncoder(path) as encoder:
         encoded = encoder.infer(tiny_model.random_images(0))

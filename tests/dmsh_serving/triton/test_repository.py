@@ -475,6 +475,12 @@ def test_the_command_lets_no_provider_choose_the_types_of_a_low_precision_model(
     )
 
 
+@pytest.mark.parametrize("encoder", ["python", "onnxruntime", "openvino", "openvino --native"])
+def test_the_command_serves_no_integers_under_the_fingerprint_of_a_float_network(tmp_path, encoder):
+    model = tiny_model.quantise(tiny_model.write(tmp_path / "model.onnx"))
+    assert "names no dialect" in export_repository(tmp_path, model, "--encoder", *encoder.split())
+
+
 @pytest.mark.parametrize("encoder", ["python", "onnxruntime"])
 @pytest.mark.parametrize(
     ("damaged", "message"),
