@@ -1,6 +1,10 @@
 """Images and a tiny model on disk, for tests of encoding at scale; workers import what is here."""
 
+import os
+import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import tiny_model
@@ -31,6 +35,25 @@ def codes_by_id(out: Path):
 def files_of(out: Path):
     """The bytes of every file of a run."""
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+class NoJob:
+    """A job whose encoder is never asked for anything."""
+
+    def encoder(self):
+        return None
+
+
+def killed_with_a_worker(job, workers):
+    """Start a worker of encode that has work for an hour, put its process's number into ``workers``, and be killed."""
+    from dmsh_export.encode.run import _start
+
+    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(job,))
+    workers.put(pool.submit(os.getpid).result())
+    pool.submit(time.sleep, 3600)
+    workers.close()
+    workers.join_thread()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wait_until(condition, seconds=60):

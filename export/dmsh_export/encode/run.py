@@ -7,7 +7,9 @@ OUT/dead-letters.jsonl              all images that gave no code, with reasons
 
 import json
 import multiprocessing
+import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -162,7 +164,16 @@ def on_processes(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[Sh
 
 def _start(job: Job) -> None:
     global _worker  # a process of a pool has one for all its shards
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = job.encoder()
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that holds the lock: the next run must not find files of this one among its own."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _encode(shard: Shard) -> ShardResult:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import tiny_model
-from encode_world import codes_by_id, files_of, write_images
+from encode_world import NoJob, codes_by_id, files_of, killed_with_a_worker, wait_until, write_images
 
 from dmsh_export.encode import sources
 from dmsh_export.encode.run import DEAD_LETTERS, Job, encode, on_processes
@@ -184,6 +185,27 @@ def test_a_worker_that_is_killed_is_replaced(world, monkeypatch):
     done = run(world, engine=on_processes, shard_images=2)
     assert killed.is_set()
     assert done.count == COUNT
+
+
+def test_a_worker_ends_with_a_run_that_is_killed_and_writes_nothing_after_it():
+    context = multiprocessing.get_context("spawn")
+    workers = context.Queue()
+    run = context.Process(target=killed_with_a_worker, args=(NoJob(), workers))
+    run.start()
+    worker = psutil.Process(workers.get(timeout=60))
+    run.join()
+
+    def gone():
+        try:
+            return worker.status() == psutil.STATUS_ZOMBIE  # where nobody collects orphans
+        except psutil.NoSuchProcess:
+            return True
+
+    try:
+        wait_until(gone)
+    finally:
+        if not gone():
+            worker.kill()
 
 
 def test_an_image_that_kills_every_worker_ends_the_run_by_name(world, monkeypatch):
