@@ -5,7 +5,6 @@ is a range in it.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import Any, Final, Protocol
 from dmsh_serving.errors import InputError, MissingError, UnavailableError
 from dmsh_serving.files import read_regular
 from dmsh_serving.images.decode import MAX_FILE_BYTES
-from dmsh_serving.images.read import NO_IMAGE_FILE, image_paths, is_no_image
+from dmsh_serving.images.read import NO_IMAGE_FILE, image_paths, is_no_image, refuse_away
 
 __all__ = ["GONE", "Image", "Source", "source_of"]
 
@@ -236,25 +235,13 @@ def _read(path: Path) -> bytes | str:
     try:
         return read_regular(path, MAX_FILE_BYTES)
     except FileNotFoundError:
-        if _is_away(path.parent):
-            raise UnavailableError(
-                f"{path.parent} is empty or away, but had images when they were listed: run it again"
-            ) from None
+        refuse_away(path.parent, [path.name])
         return GONE
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno not in NO_IMAGE_FILE:
             raise UnavailableError(f"{path} cannot be read: {reason}; run it again when it can be") from None
         return reason
-
-
-def _is_away(folder: Path) -> bool:
-    """Say whether a folder is not there or empty, as one is whose disk is not mounted on this machine."""
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is None
-    except OSError:
-        return True
 
 
 def _reason(error: OSError) -> str:

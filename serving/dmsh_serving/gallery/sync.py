@@ -24,7 +24,7 @@ from dmsh_serving.files import open_regular, write_atomically
 from dmsh_serving.gallery.changes import exchange
 from dmsh_serving.gallery.folder import open_current
 from dmsh_serving.gallery.snapshot import Snapshot
-from dmsh_serving.images.read import Progress, image_paths, iter_listed_batches
+from dmsh_serving.images.read import Progress, image_paths, iter_listed_batches, refuse_away
 
 __all__ = ["RECORD", "Synced", "sync"]
 
@@ -77,6 +77,7 @@ def sync(
 
     Raises:
         InputError: no gallery, one without keys or of another model, no images, or images that cannot be read.
+        UnavailableError: the disk of the images is away.
     """
     names = _listed(images, folder)
     digests = dict(zip(names, _digests([images / name for name in names]), strict=True))
@@ -97,6 +98,7 @@ def sync(
             untried = [name for name in unknown if name not in tried]
             read = partial(iter_listed_batches, skip_bad=skip_bad, need_one=False, on_progress=on_progress)
             for part in read(images, untried, encoder.image_size, batch, encoder.framing):
+                refuse_away(images, part.absent)
                 bad += part.bad
                 absent += part.absent
                 if len(part.images):

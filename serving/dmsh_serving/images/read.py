@@ -1,7 +1,9 @@
 """A folder of image files, or an .npy array of images -> decoded images with names, in bounded memory."""
 
+import contextlib
 import errno
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy.typing as npt
 
 from dmsh_serving.checks import check_images
 from dmsh_serving.cpu import available_cpus
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, UnavailableError
 from dmsh_serving.files import files_below, read_regular
 from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes
 from dmsh_serving.images.framing import Framing
@@ -28,6 +30,7 @@ __all__ = [
     "load_images",
     "load_npy",
     "others_line",
+    "refuse_away",
 ]
 
 # What names say plainly: files that lie beside images, and are none.
@@ -108,6 +111,7 @@ def iter_image_batches(
 
     Raises:
         InputError: nothing there, a wrong kind of file, or unreadable images (see ``skip_bad``).
+        UnavailableError: as of :func:`refuse_away`.
     """
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: give at least 1")
@@ -115,7 +119,9 @@ def iter_image_batches(
         paths = image_paths(source)
         if not paths:
             raise InputError(f"{source} holds no images{_but_others(source)}: give a folder of images")
-        yield from _batches_of_files(source, paths, image_size, batch_size, framing, skip_bad, on_progress)
+        for part in _batches_of_files(source, paths, image_size, batch_size, framing, skip_bad, on_progress):
+            refuse_away(source, part.absent)
+            yield part
     elif source.suffix == ".npy":
         yield from _batches_of_array(source, image_size, batch_size, on_progress)
     elif source.exists():
@@ -263,6 +269,19 @@ def _read(path: Path, folder: Path, image_size: int, framing: Framing) -> npt.ND
         if error.errno not in NO_IMAGE_FILE:
             raise
         return f"{name}: {error.strerror or error}"
+
+
+def refuse_away(folder: Path, absent: Iterable[str]) -> None:
+    """Refuse to take for gone what was listed in a folder that is not there or empty now: its disk is not mounted.
+
+    Raises:
+        UnavailableError: one of the ``absent``, paths below ``folder``, was in such a folder.
+    """
+    for parent in {(folder / name).parent for name in absent}:
+        with contextlib.suppress(OSError), os.scandir(parent) as entries:
+            if next(entries, None):
+                continue
+        raise UnavailableError(f"{parent} is empty or away, but had images when they were listed: run it again")
 
 
 def _absent(name: str) -> str:

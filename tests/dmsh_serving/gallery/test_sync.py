@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dmsh_serving import gallery
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, UnavailableError
 from dmsh_serving.gallery import changes
 from dmsh_serving.gallery import folder as gallery_folder
 from dmsh_serving.gallery import sync as module
@@ -212,11 +212,17 @@ def test_nor_is_a_folder_of_which_the_system_does_not_say_that_it_is_one(world, 
     assert held(root) == before
 
 
-def test_nor_is_a_folder_that_goes_away_while_its_images_are_read(world, monkeypatch):
+@pytest.mark.parametrize("mounted", ["images", "images/a"])
+def test_nor_is_a_folder_that_goes_away_while_its_images_are_read(world, monkeypatch, mounted):
     root, run = world
     before = held(root)
-    meanwhile(monkeypatch, lambda: (root / "images").rename(root / "away"))
-    with pytest.raises(InputError, match="images is not a folder"):
+
+    def unmount():
+        (root / mounted).rename(root / "away")
+        (root / mounted).mkdir()
+
+    meanwhile(monkeypatch, unmount)
+    with pytest.raises(UnavailableError, match="is empty or away"):
         run(skip_bad=True)
     assert held(root) == before
 

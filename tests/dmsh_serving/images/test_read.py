@@ -1,5 +1,6 @@
 import io
 import pickle
+import shutil
 import time
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from named_pipe import pipe_at
 from PIL import Image
 
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, UnavailableError
 from dmsh_serving.images import read
 from dmsh_serving.images.decode import MAX_FILE_BYTES
 from dmsh_serving.images.read import image_paths, iter_image_batches, iter_listed_batches, load_images, others_line
@@ -110,6 +111,15 @@ def test_listed_files_come_in_the_order_of_the_list_and_an_absent_one_is_named(f
 def test_a_link_to_nowhere_is_a_bad_file(folder):
     (folder / "link.png").symlink_to("missing.png")
     assert load_images(folder, 8, skip_bad=True).bad == ["link.png: does not exist"]
+
+
+def test_a_folder_that_goes_away_while_its_images_are_read_is_no_folder_of_bad_images(folder):
+    batches = iter_image_batches(folder, 8, 1, skip_bad=True)
+    next(batches)
+    shutil.rmtree(folder / "c")
+    (folder / "c").mkdir()
+    with pytest.raises(UnavailableError, match="c/d is empty or away"):
+        list(batches)
 
 
 def test_a_pipe_or_a_device_among_the_images_is_a_bad_file_that_nobody_waits_for(folder):
