@@ -176,6 +176,11 @@ def _check_same_space(reference: Runner, target: Runner) -> None:
                 f"{target.name} is of another code space than {reference.name}: {what} {theirs} is not {ours}; "
                 "export it from this checkpoint"
             )
+    if None not in (reference.framing, target.framing) and reference.framing != target.framing:
+        raise InputError(
+            f"{target.name} has pictures framed as {target.framing}, {reference.name} as {reference.framing}: "
+            "export it from this checkpoint"
+        )
 
 
 def _batch_invariance(

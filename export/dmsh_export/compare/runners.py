@@ -20,6 +20,7 @@ from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.encoder.open import runtime_of
 from dmsh_serving.encoder.openvino import OpenVinoEncoder
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 
 __all__ = ["Images", "OnnxRunner", "OpenVinoRunner", "Runner", "TorchRunner", "TritonRunner", "runner_of"]
 
@@ -34,6 +35,7 @@ class Runner(Protocol):
     image_size: int
     fingerprint: str
     parent_fingerprint: str | None  # of a low-precision encoder: the code space it approximates
+    framing: Framing | None  # how pictures become its images; None if it does not say
 
     def __enter__(self) -> Self:
         """Start it: open the session or the connection."""
@@ -54,6 +56,7 @@ class _Runner:
     """Nothing to start, nothing to stop."""
 
     parent_fingerprint: str | None = None
+    framing: Framing | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +77,7 @@ class TorchRunner(_Runner):
         self.bits = model.config.bits
         self.image_size = model.config.image_size
         self.fingerprint = model.fingerprint
+        self.framing = model.config.framing
 
     def infer(self, images: Images) -> Encoded:
         """Encode one batch in one call of the network."""
@@ -100,6 +104,7 @@ class _FileRunner(_Runner, ABC):
         self.image_size = self._encoder.image_size
         self.fingerprint = self._encoder.fingerprint
         self.parent_fingerprint = self._encoder.metadata.parent_fingerprint
+        self.framing = self._encoder.framing
         return self
 
     def __exit__(

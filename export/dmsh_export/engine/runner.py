@@ -16,6 +16,7 @@ from dmsh_serving.checks import check_images, check_plan_code_is_trusted
 from dmsh_serving.codes import Encoded, bytes_per_code
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
 from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.images.framing import Framing
 
 if TYPE_CHECKING:
     import tensorrt
@@ -45,6 +46,8 @@ class TensorRTRunner:
             ``built_here``, by this process, and the environment does not trust it.
         MissingError: no GPU, no TensorRT package, or another GPU or version than the plan was built for.
     """
+
+    framing: Framing | None = None  # no manifest of a plan says how pictures become its images
 
     def __init__(self, path: Path, *, built_here: bool = False) -> None:
         self.name = path.name

@@ -4,14 +4,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dmsh_export.compare.parity import batches_of_every_size, compare, upper_bound_95
+from dmsh_export.compare.runners import OnnxRunner
 from dmsh_serving.codes import Encoded, pack
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.framing import Framing
 
 BITS, SIZE = 12, 4
+PAD = {"framing": str(Framing(crop="pad"))}
 
 
 class Fake:
@@ -20,7 +24,7 @@ class Fake:
     def __init__(self, name="fake", change=lambda logits, images: None, **space):
         self.name, self.change = name, change
         self.bits, self.image_size, self.fingerprint = BITS, SIZE, "f" * 64
-        self.parent_fingerprint = None
+        self.parent_fingerprint = self.framing = None
         vars(self).update(space)
         self.open = False
 
@@ -155,6 +159,13 @@ def test_logits_that_are_no_numbers_are_an_error_never_a_code():
 def test_another_code_space_is_refused_before_anything_is_compared(what, value):
     with pytest.raises(InputError, match=f"{what} {value} is not"):
         only_target(Fake(**{what: value}))
+
+
+def test_a_file_for_pictures_that_are_framed_otherwise_is_refused(tmp_path):
+    made, torn = (tiny_model.write(tmp_path / name, **said) for name, said in (("a.onnx", {}), ("b.onnx", PAD)))
+    assert compare(OnnxRunner(made), [OnnxRunner(made)], tiny_model.random_images(4)).passed
+    with pytest.raises(InputError, match=r"b\.onnx has pictures framed as pad .*, a\.onnx as centre"):
+        compare(OnnxRunner(made), [OnnxRunner(torn)], tiny_model.random_images(4))
 
 
 def test_no_images_is_an_error_not_a_pass():
