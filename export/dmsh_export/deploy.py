@@ -299,8 +299,11 @@ def _earlier_results(out: Path, made_of: dict[str, str]) -> dict[str, str]:
 def _images_of_gallery(record: Path) -> str | None:
     """Return the name of the set of images that the gallery beside ``record`` was made of; None if it does not say."""
     try:
-        found = json.loads(record.read_text())["gallery_of"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        said = json.loads(record.read_text())
+        if "gallery_of" not in said and GALLERY in said["done"]:  # from before this was noted
+            return str(said["made_of"]["set of images"])
+        found = said["gallery_of"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return found if isinstance(found, str) else None
 

@@ -215,6 +215,24 @@ def test_an_overwriting_run_that_stopped_before_its_gallery_leaves_none_of_other
     assert (served == dmsh_model.load(integer).codes(np.load(other))).all()
 
 
+@pytest.mark.parametrize(
+    ("said", "images"),
+    [
+        ({"gallery_of": "these", "done": {}}, "these"),
+        ({"done": {"gallery": "10 codes"}}, "all"),  # from before it was noted
+        ({"done": {"export": "0 wrong"}}, None),
+        ({"gallery_of": None, "done": {"gallery": "10 codes"}}, None),
+        (None, None),
+    ],
+)
+def test_a_gallery_is_of_the_images_that_the_record_says_or_that_an_older_one_means(tmp_path, said, images):
+    if said:
+        (tmp_path / "deploy.json").write_text(json.dumps({"made_of": {"set of images": "all"}, **said}))
+    assert deployment._images_of_gallery(tmp_path / "deploy.json") == images
+    with pytest.raises(OSError, match="Is a directory"):
+        deployment._images_of_gallery(tmp_path)  # a disk that does not answer says nothing of the gallery
+
+
 def test_float_stays_in_float_and_an_integer_checkpoint_is_not_quantised_again(deployed, images, tmp_path, mnist):
     steps = deploy(DEMO_CHECKPOINT, images, tmp_path / "float", in_float=True)
     assert made_and_kept(steps) == (STEPS[1:], [])
