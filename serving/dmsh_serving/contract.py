@@ -28,6 +28,7 @@ __all__ = [
     "MAX_BITS",
     "MAX_FILTER_IDS",
     "MAX_K",
+    "MAX_RESULTS",
     "MIN_BITS",
     "MODEL_FILE",
     "PAD_DISTANCE",
@@ -66,6 +67,7 @@ PAD_KEY: Final = ""
 
 DEFAULT_K: Final = 10
 MAX_K: Final = 16_384
+MAX_RESULTS: Final = 65_536  # of one request: its rows times its k
 MAX_FILTER_IDS: Final = 1_000_000
 
 DECODE_MODEL: Final = "dmsh_decode"

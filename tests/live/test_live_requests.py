@@ -87,6 +87,13 @@ def test_fault_09_k_out_of_range_is_refused(client, k):
         client.search(IMAGES[:1], k)
 
 
+def test_a_request_for_more_results_than_are_answered_is_refused_and_the_client_asks_in_parts(server, client):
+    with pytest.raises(InferenceServerException, match="5 codes with k = 16384 are 81920 results") as error:
+        raw(server, RANKER_MODEL, code=CODES[:5], k=np.full((5, 1), MAX_K))
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+    check(client.search(IMAGES[:5], MAX_K), IMAGES[:5], MAX_K)
+
+
 def test_two_ks_in_one_request_are_refused(server):
     with pytest.raises(InferenceServerException, match="the same in every row") as error:
         raw(server, SEARCH_MODEL, image=IMAGES[:2], k=np.array([[1], [2]], np.int64))

@@ -29,6 +29,7 @@ from dmsh_serving.contract import (
     IMAGE,
     KEYS,
     LOGITS,
+    MAX_RESULTS,
     PAD_ID,
     RADIUS,
     RERANK,
@@ -138,7 +139,8 @@ class Questions:
             inputs[FILTER] = np.broadcast_to(_filter(allowed), (len(data), max(1, len(allowed))))
         if rerank is not None:
             inputs[RERANK] = np.full((len(data), 1), rerank.encode(), dtype=np.object_)
-        found = yield from self._all(model, inputs, _FOUND, deadline)
+        most = max(1, MAX_RESULTS // max(1, int(k)))  # whether k is good, the server says
+        found = yield from self._all(model, inputs, _FOUND, deadline, most)
         return Answer(
             ids=found[IDS],
             distances=found[DISTANCES],
@@ -173,13 +175,19 @@ class Questions:
         return (yield from self._max_batch(model, _Time(None)))
 
     def _all(
-        self, model: str, inputs: dict[str, Tensor], outputs: Sequence[str], deadline: float | None
+        self,
+        model: str,
+        inputs: dict[str, Tensor],
+        outputs: Sequence[str],
+        deadline: float | None,
+        most: int | None = None,
     ) -> Steps[dict[str, Tensor]]:
-        """Ask in batches as large as the server takes, one after the other, and put their answers together in order."""
+        """Ask in batches as large as the server takes, or of ``most``, and put their answers together in order."""
         if not len(next(iter(inputs.values()))):
             raise InputError(f"{model}: there is nothing to ask, 0 images were given")
         limit = _Time(deadline)
         size = yield from self._max_batch(model, limit)
+        size = size if most is None else min(size, most)
         several = len(next(iter(inputs.values()))) > size
         before = (yield from self._fingerprint(model, limit)) if several else ""
         parts = []

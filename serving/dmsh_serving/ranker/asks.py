@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dmsh_serving.checks import checked_k
 from dmsh_serving.codes import Codes, check_codes, pack
-from dmsh_serving.contract import DEFAULT_K, MAX_FILTER_IDS, PAD_DISTANCE, PAD_ID
+from dmsh_serving.contract import DEFAULT_K, MAX_FILTER_IDS, MAX_RESULTS, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.gallery.snapshot import SearchResult
 from dmsh_serving.hamming.inputs import checked_radius
@@ -33,7 +33,7 @@ class Ask:
 
     Attributes:
         codes: (N, B) uint8; N may be 0.
-        k: results per query, 1 to ``contract.MAX_K``.
+        k: results per query, 1 to ``contract.MAX_K``; of all queries together at most ``contract.MAX_RESULTS``.
         radius: find only codes at most this far; None for any distance.
         filters: (N, F) int64, the ids that each query may find, filled up with ``contract.PAD_ID``; None for all. Ids
             that the gallery does not have do no harm.
@@ -51,6 +51,11 @@ class Ask:
         """Raise :class:`InputError` unless a gallery of ``bits`` can be asked this."""
         checked_k(self.k)
         check_codes(self.codes, bits)
+        if len(self.codes) * self.k > MAX_RESULTS:
+            raise InputError(
+                f"{len(self.codes)} codes with k = {self.k} are {len(self.codes) * self.k} results: a request may ask "
+                f"for {MAX_RESULTS}, so send at most {MAX_RESULTS // self.k} codes at once, or ask for fewer"
+            )
         if self.radius is not None:
             checked_radius(self.radius)
         if self.filters is not None:

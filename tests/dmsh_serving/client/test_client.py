@@ -22,6 +22,8 @@ from dmsh_serving.contract import (
     IDS,
     IMAGE,
     KEYS,
+    MAX_K,
+    MAX_RESULTS,
     PAD_ID,
     RADIUS,
     K,
@@ -93,6 +95,16 @@ def test_many_images_are_sent_in_batches_and_come_back_in_order(server, client):
     np.testing.assert_array_equal(answer.ids, np.repeat(asked[:, 0, 0, :1], 3, axis=1))
     assert answer.gallery_version.tolist() == ["v1"] * 10
     assert [request[K].tolist() for request in server.asked] == [[[3]] * 4, [[3]] * 4, [[3]] * 2]
+
+
+def test_of_a_large_k_no_more_is_asked_in_one_request_than_the_server_answers(server, client):
+    server.max_batch = 8
+    assert client.search(images(10), MAX_K).ids.shape == (10, MAX_K)
+    assert server.rows == [4, 4, 2]
+    assert client.search(images(10), MAX_RESULTS // 8).ids.shape == (10, MAX_RESULTS // 8)
+    assert server.rows[3:] == [8, 2]
+    client.search(images(2), 2 * MAX_RESULTS)  # the fake server takes it
+    assert server.rows[5:] == [1, 1]
 
 
 def test_every_request_has_an_id_of_its_own_and_shows_the_token(server, kind):

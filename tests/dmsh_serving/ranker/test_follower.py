@@ -5,7 +5,7 @@ import pytest
 import tiny_model
 
 from dmsh_serving import gallery
-from dmsh_serving.contract import MAX_FILTER_IDS, MAX_K, PAD_DISTANCE, PAD_ID
+from dmsh_serving.contract import MAX_FILTER_IDS, MAX_K, MAX_RESULTS, PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError
 from dmsh_serving.gallery.snapshot import Snapshot
 from dmsh_serving.hamming.oracle import search_oracle as oracle
@@ -98,6 +98,13 @@ def test_no_codes_give_no_answers(ranker):
 def test_k_out_of_range_is_refused(ranker, k):
     with pytest.raises(InputError, match=f"k = {k} is out of range: ask for 1 to {MAX_K}"):
         ranker.search(CODES[:1], k)
+
+
+def test_more_results_than_a_request_may_ask_for_are_refused(ranker):
+    assert ranker.search(np.repeat(CODES[:1], 4, axis=0), MAX_K).ids.shape == (4, MAX_K)
+    assert 4 * MAX_K == MAX_RESULTS
+    with pytest.raises(InputError, match=r"^5 codes with k = 16384 are 81920 results.* 65536, so send at most 4 codes"):
+        ranker.search(np.repeat(CODES[:1], 5, axis=0), MAX_K)
 
 
 def test_a_radius_and_a_filter_of_each_query_keep_what_they_say(ranker):
