@@ -16,7 +16,6 @@ __all__ = ["WebServer"]
 
 _STOP_SECONDS = 5
 _HANDSHAKE_SECONDS = 10.0  # of TLS
-_LONGEST_HEAD = 64 << 10  # a key may be long
 
 
 class WebServer:
@@ -44,7 +43,6 @@ class WebServer:
                     backlog=128,
                     timeout_graceful_shutdown=_STOP_SECONDS,
                     http=Connection,  # over h11: httptools, which uvicorn prefers, has no limit of a request's head
-                    h11_max_incomplete_event_size=_LONGEST_HEAD,
                 )
             )
         except BaseException:

@@ -1,13 +1,15 @@
 """How long a connection may wait for its client, and how many there may be.
 
 uvicorn bounds neither: connections that never end a request, or never read its answer, would take all descriptors of
-the process, which ``dmsh-serve start --web`` shares with the watch over Triton.
+the process, which ``dmsh-serve start --web`` shares with the watch over Triton. Nor does it bound what its parser does
+in one go: each header and each chunk of a body takes microseconds in the one loop that answers everybody.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 __all__ = ["Connection"]
@@ -15,13 +17,19 @@ __all__ = ["Connection"]
 HEAD_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 60.0  # the longest has some MB
 MOST_CONNECTIONS: Final = 500  # half of the 1,024 descriptors of a process; with TLS, each counts after its handshake
+LONGEST_HEAD: Final = 16 << 10  # bytes; a key may be long
+_NO_LENGTH: Final = "A body is taken with its Content-Length alone, not in chunks."
 
 
 class Connection(H11Protocol):
-    """A connection of uvicorn that is closed if it is one too many, sends no whole head or takes no answer in time."""
+    """A connection of uvicorn that is closed if it is one too many, sends no whole head or takes no answer in time.
+
+    A request whose head is too long, or whose body comes in chunks, is answered with 400.
+    """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.conn = self._requests = _Requests(h11.SERVER, LONGEST_HEAD)
         self._head, self._answer = _Clock(), _Clock()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -45,11 +53,18 @@ class Connection(H11Protocol):
         """
         if self.transport.get_write_buffer_size() == 0:
             self._answer.stop()
-        super().data_received(data)
+        # The parser refuses what is too long only if it is not whole yet: it gets less at a time than asyncio reads.
+        for start in range(0, len(data), LONGEST_HEAD):
+            if not self.transport.is_closing():
+                super().data_received(data[start : start + LONGEST_HEAD])
         if self.cycle is None or self.cycle.response_complete:
             self._head.start(self.loop, HEAD_SECONDS, self.transport.abort)
         else:
             self._head.stop()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, or one without a length."""
+        super().send_400_response(_NO_LENGTH if self._requests.is_chunked else msg)
 
     def on_response_complete(self) -> None:
         """Start a clock for the client to take what the system did not take at once."""
@@ -61,6 +76,19 @@ class Connection(H11Protocol):
         self._answer.stop()
         if self.transport.get_write_buffer_size() > 0:
             self.transport.abort()
+
+
+class _Requests(h11.Connection):
+    """Reads requests, and none whose body comes in chunks: each of them could be one byte."""
+
+    is_chunked = False
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request) and any(name == b"transfer-encoding" for name, _ in event.headers):
+            self.is_chunked = True
+            raise h11.RemoteProtocolError(_NO_LENGTH)
+        return event
 
 
 class _Clock:

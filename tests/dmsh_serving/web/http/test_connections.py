@@ -117,6 +117,37 @@ def test_after_an_answer_neither_half_a_head_nor_half_a_body_is_waited_for(addre
         closed(client)
 
 
+def refused(client):
+    """Return what a connection says before it is closed."""
+    client.settimeout(30)
+    got = bytearray()
+    with contextlib.suppress(ConnectionError):  # what it had not read yet is thrown away
+        while part := client.recv(1000):
+            got += part
+    return got.decode()
+
+
+@pytest.mark.parametrize("head", [REQUEST, REQUEST.replace(b"GET", b"POST")])
+def test_a_body_in_chunks_is_refused_unread(server, address, head):
+    with socket.create_connection(address) as client:
+        answered(client)
+        client.sendall(head.replace(b"x\r\n", b"x\r\nTransfer-Encoding: chunked\r\n") + 100 * b"1\r\nx\r\n")
+        said = refused(client)
+    assert said.startswith("HTTP/1.1 400 ")
+    assert "A body is taken with its Content-Length alone, not in chunks." in said
+    assert server.server_state.total_requests == 1
+
+
+def test_a_head_that_is_whole_but_too_long_is_not_read_through(server, address):
+    with socket.create_connection(address) as client:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(REQUEST[:-2] + 50_000 * b"a:b\r\n" + b"\r\n" + REQUEST)
+        assert refused(client).split(" ")[:2] in ([""], ["HTTP/1.1", "400"])
+    with socket.create_connection(address) as client:
+        answered(client, REQUEST[:-2] + b"X: " + 15_000 * b"x" + b"\r\n\r\n")
+    assert server.server_state.total_requests == 1
+
+
 @pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"])
 def test_an_answer_that_nobody_reads_is_given_up(server, address, monkeypatch, header):
     monkeypatch.setattr(connections, "ANSWER_SECONDS", 0.2)
