@@ -29,6 +29,8 @@ MOST_EXAMPLES: Final = 64
 MOST_REGIONS: Final = 4  # whole images are decoded for them
 MOST_IDS: Final = 100_000
 MOST_KEYS: Final = 100
+MOST_COLUMNS: Final = 100
+MOST_VALUES: Final = 1000  # of a column
 MOST_EXACT_IN_JSON: Final = 2**53
 MOST_JSON_BYTES: Final = 4 << 20
 READ_SECONDS: Final = 30.0  # for a body to arrive
@@ -294,6 +296,8 @@ def _where(given: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
         for values in given.values()
     ):
         raise ProblemError(400, "where is an object: for each column a list of values, texts")
+    if len(given) > MOST_COLUMNS or any(len(values) > MOST_VALUES for values in given.values()):
+        raise ProblemError(400, f"where has at most {MOST_COLUMNS} columns, and {MOST_VALUES:,} values of each")
     return tuple((column, tuple(values)) for column, values in sorted(given.items()))
 
 

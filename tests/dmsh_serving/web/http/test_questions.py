@@ -114,6 +114,8 @@ def test_a_form_and_bytes_say_the_same():
         ({"key": "a", "ids": list(range(100_001))}, "at most 100,000 ids"),
         ({"key": "a", "where": {"c": "x"}}, "for each column a list"),
         ({"key": "a", "where": {"c": []}}, "for each column a list"),
+        ({"key": "a", "where": {"b": ["x"], "c": ["x"] * 1001}}, "at most 100 columns, and 1,000 values of each"),
+        ({"key": "a", "where": {f"c{number}": ["x"] for number in range(101)}}, "at most 100 columns"),
         ({"key": "a", "after": {"distance": 1}}, "the distance and the id"),
         ({"key": "a", "after": {"distance": 10**30, "id": 1}}, "the distance and the id"),
         *[
@@ -128,6 +130,11 @@ def test_what_is_wrong_is_said(body, said):
     with pytest.raises(ProblemError, match=said) as error:
         read(body)
     assert error.value.status == 400
+
+
+def test_a_filter_has_room_for_many_values():
+    where = {f"{column:03}": ["x"] * 1000 for column in range(100)}
+    assert read({"key": "a", "where": where}).where == tuple((name, ("x",) * 1000) for name in where)
 
 
 def test_a_negative_radius_needs_an_example_to_be_unlike():
