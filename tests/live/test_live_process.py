@@ -28,6 +28,21 @@ from dmsh_serving.triton.spec import RepositorySpec
 
 SLOW_FILE = png(np.zeros((3000, 3000, 3), np.uint8))  # few bytes to send, many pixels to decode
 
+# Makes an encoder compute for 4 s of a processor if it is given a full batch.
+SLOWLY = """
+import time
+_execute = TritonPythonModel.execute
+
+def _slowly(self, requests):
+    full = sum(len(request.inputs()[0].as_numpy()) for request in requests) == 8
+    end = time.process_time() + 4 * full
+    while time.process_time() < end:
+        pass
+    return _execute(self, requests)
+
+TritonPythonModel.execute = _slowly
+"""
+
 
 @pytest.fixture
 def own_world(tmp_path):
@@ -160,6 +175,42 @@ def test_fault_36_a_process_that_hangs_is_noticed_and_healed(own_world, monkeypa
         assert wait_until_answered(server.url) < 5
         wait_until_gone([victim])
     assert len(events) == 1
+
+
+def test_an_encoder_that_computes_slow_batches_from_its_start_is_no_process_that_hangs(own_world, monkeypatch):
+    monkeypatch.setattr(vitals, "EVERY_SECONDS", 0.2)
+    monkeypatch.setattr(vitals, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(vitals, "ALONE_SECONDS", 1.0)
+    model = own_world.repository / "dmsh_encoder" / "1" / "model.py"
+    model.write_text(model.read_text() + SLOWLY)
+    (port,) = free_ports("127.0.0.1", 1)
+    ended, answered, looks = threading.Event(), [], []
+    seen = launcher.processor_seconds
+    monkeypatch.setattr(launcher, "processor_seconds", lambda *asked: looks.append(asked[0]) or seen(*asked))
+
+    def encode():
+        with SearchClient(f"127.0.0.1:{port}") as client:
+            while not ended.is_set():
+                try:
+                    answered.append(client.encode(IMAGES[:8]).code)
+                except MissingError:
+                    ended.wait(0.02)  # it is not there yet
+
+    events = []
+    with ThreadPoolExecutor(2) as pool:
+        clients = [pool.submit(encode) for _ in range(2)]
+        try:
+            with own_world.server(on_event=events.append, canary=True, grpc_port=port) as server:
+                # Once it was looked at again at the end of a look: it had finished nothing, and computed.
+                wait_for(lambda: events or looks.count("dmsh_encoder") > looks.count("dmsh_decode"))
+                ended.set()
+                for client in clients:
+                    client.result()
+        finally:
+            ended.set()
+    assert (events, server.restarts) == ([], 0)
+    assert answered
+    assert all((code == CODES[:8]).all() for code in answered)
 
 
 def test_fault_46_a_server_that_drains_is_not_ready(own_world):

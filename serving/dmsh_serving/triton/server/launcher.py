@@ -27,7 +27,7 @@ from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.server.addresses import Addresses
 from dmsh_serving.triton.server.control import Control
 from dmsh_serving.triton.server.log import ServerLog, error_from_log, news_of_a_gallery
-from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
+from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs, processor_seconds
 from dmsh_serving.triton.server.preflight import LOOPBACK
 from dmsh_serving.triton.server.tracing import Tracing
 from dmsh_serving.triton.server.vitals import Vitals
@@ -201,7 +201,10 @@ class TritonServer:
             )
         self._stubs = self._wait_ready(self._process)
         if self._canary:
-            self._vitals = Vitals(self.http_url, self._tell)
+            server = self._process.pid
+            self._vitals = Vitals(
+                self.http_url, lambda model: processor_seconds(model, server, self._stubs), self._tell
+            )
             self._vitals.start()
 
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> frozenset[int]:

@@ -1,10 +1,11 @@
 """The processes of Triton's Python models (stubs), read from /proc."""
 
 import contextlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["all_living", "all_stubs", "living_stubs"]
+__all__ = ["all_living", "all_stubs", "living_stubs", "processor_seconds"]
 
 PROCESSES = Path("/proc")
 _ZOMBIE = "Z"
@@ -26,6 +27,26 @@ def all_stubs(server: int, processes: Path = PROCESSES) -> frozenset[int]:
     return frozenset(stub for stub, _ in _stubs(server, processes))
 
 
+def processor_seconds(model: str, server: int, stubs: Iterable[int], processes: Path = PROCESSES) -> float:
+    """Return the seconds of the processor that the stubs of ``model`` have had, or ``server``, in which it then runs.
+
+    0 for processes that are gone.
+    """
+    own = [stub for stub in stubs if f"/{model}/".encode() in _read(processes / str(stub) / "cmdline")]
+    ticks = 0
+    for process in own or [server]:
+        fields = _read(processes / str(process) / "stat").rpartition(b")")[2].split()
+        ticks += sum(map(int, fields[11:13]))  # utime and stime, the 14th and 15th of proc_pid_stat(5)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def _stubs(server: int, processes: Path) -> list[tuple[int, str]]:
     found: set[int] = set()
     for tasks in processes.glob(f"{server}/task/*/children"):
@@ -37,9 +58,5 @@ def _stubs(server: int, processes: Path) -> list[tuple[int, str]]:
 
 def _state(stat: Path) -> str:
     """Return the letter of a stub's state, "" for what is none."""
-    try:
-        text = stat.read_text(errors="replace")  # Linux cuts names at 15 bytes, also within a letter
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    name, rest = text[text.index("(") + 1 :].rsplit(")", 1)
+    name, _, rest = _read(stat).partition(b"(")[2].decode(errors="replace").rpartition(")")  # cut at 15 bytes
     return rest.split()[0] if name == _STUB_NAME else ""

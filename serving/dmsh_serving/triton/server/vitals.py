@@ -1,8 +1,8 @@
 """Is a server alive? A search for its canary tells: a process that hangs is there, and Triton calls it ready.
 
 A search that is not answered may have met a busy server: it may stand in the queue of one model, while the next one has
-nothing to do. So a model counts as hanging only if it finished no request at all while the search waited, and does not
-answer a question of its own either.
+nothing to do. So a model counts as hanging only if it finished no request at all while the search waited, does not
+answer a question of its own either, and its process did not compute: one batch may take minutes.
 """
 
 import http.client
@@ -32,6 +32,9 @@ __all__ = ["PATIENCE_SECONDS", "Vitals"]
 EVERY_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 15.0  # longer than a batch may take to decode, which is 10 s
 ALONE_SECONDS: Final = 5.0  # for a model that had nothing to do to answer a question of its own
+# Of the time, in the processor: a process that computes takes more, one that hangs but looks after its gallery less.
+_LEAST_SHARE: Final = 0.05
+MOST_LOOKS: Final = 20  # in a row, a third of a minute each, at a process that computes and finishes nothing
 _STEPS: Final = (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL)
 # A server that is gone; or another program on its port, which may answer anything: the watch must go on.
 _NO_ANSWER: Final = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError)
@@ -42,19 +45,20 @@ _Counts = dict[str, int]
 class Vitals:
     """Searches for the canary of the server whose HTTP is at ``url``, again and again, in a thread of its own.
 
-    ``on_event`` is told, once, if a search gives another code than the known one: a start anew would not mend that.
+    ``used`` returns the seconds of the processor that the process of a model has had. ``on_event`` is told, once, if a
+    search gives another code than the known one: a start anew would not mend that.
 
     Attributes:
         hanging: what hangs; None while nothing does.
         searches: how many searches were answered.
     """
 
-    def __init__(self, url: str, on_event: Callable[[str], None]) -> None:
+    def __init__(self, url: str, used: Callable[[str], float], on_event: Callable[[str], None]) -> None:
         self.hanging: str | None = None
         self.searches = 0
-        self._url, self._on_event = url, on_event
+        self._url, self._used, self._on_event = url, used, on_event
         self._told = False
-        self._fastest = 0.0  # seconds of a search so far: what one image takes at least
+        self._looks = 0  # in a row that saw a model compute, and finish nothing
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="triton-canary", daemon=True)
 
@@ -72,7 +76,9 @@ class Vitals:
 
     def _look(self) -> str | None:
         """Search once; return what hangs, None if nothing does, or nothing can be said."""
+        began = time.monotonic()
         try:
+            used = {model: self._used(model) for model in _STEPS}
             before = self._finished()
             canary = Canary.from_parameters(_texts(self._json("GET", f"/v2/models/{DECODE_MODEL}/config")))
         except TimeoutError:
@@ -83,16 +89,14 @@ class Vitals:
             file = len(canary.file).to_bytes(4, "little") + canary.file
             inputs = [(FILE, "BYTES", [1, 1], file), (K, "INT64", [1, 1], (1).to_bytes(8, "little"))]
             headers, body = _request(inputs, [CODE, IDS])  # one of the last step: see docs/serving.md
-            began = time.monotonic()
             found = self._json("POST", f"/v2/models/{SEARCH_FILE_MODEL}/infer", body, headers)
             (code,) = [bytes(output["data"]) for output in found["outputs"] if output["name"] == CODE]
         except TimeoutError:
-            return self._without_progress(before)
+            return self._without_progress(before, began, used)
         except _NO_ANSWER:
             return None  # refused, by a full queue for one: so it lives
-        took = time.monotonic() - began
-        self._fastest = min(self._fastest or took, took)
         self.searches += 1
+        self._looks = 0
         bits = canary.differing_bits(code)
         if bits and not self._told:
             self._on_event(
@@ -101,14 +105,19 @@ class Vitals:
         self._told = bits > 0
         return None
 
-    def _without_progress(self, before: _Counts) -> str | None:
+    def _without_progress(self, before: _Counts, began: float, used: dict[str, float]) -> str | None:
+        computes = False
         try:
             after = self._finished()
             for model in _STEPS:
-                if after.get(model) == before.get(model) and not self._answers_alone(model):
+                if after.get(model) != before.get(model) or self._answers_alone(model):
+                    continue
+                computes = self._used(model) - used[model] > _LEAST_SHARE * (time.monotonic() - began)
+                if not computes or self._looks == MOST_LOOKS:
                     return f"{model} finished no request for {PATIENCE_SECONDS:g} s"
         except _NO_ANSWER:
             return f"tritonserver gave no answer for {PATIENCE_SECONDS:g} s"
+        self._looks = self._looks + 1 if computes else 0
         return None
 
     def _answers_alone(self, model: str) -> bool:
@@ -119,11 +128,9 @@ class Vitals:
         try:
             config = self._json("GET", f"/v2/models/{model}/config")
             (given,) = (each for each in config["input"] if each["name"] == _ASKED_ALONE[model])
-            # It may compute one full batch, in which an image takes no longer than a search of one.
-            seconds = max(ALONE_SECONDS, 2 * self._fastest * int(config["max_batch_size"]) - PATIENCE_SECONDS)
             shape = [1, *map(int, given["dims"])]
             headers, body = _request([(given["name"], "UINT8", shape, bytes(math.prod(shape)))], [])
-            status, _ = self._ask("POST", f"/v2/models/{model}/infer", body, headers, seconds)
+            status, _ = self._ask("POST", f"/v2/models/{model}/infer", body, headers, ALONE_SECONDS)
         except TimeoutError:
             return self._finished().get(model) != before
         except _NO_ANSWER:

@@ -1,4 +1,6 @@
-from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs
+import os
+
+from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs, processor_seconds
 
 
 def process(folder, pid, name, state, children=""):
@@ -40,3 +42,22 @@ def test_stubs_that_were_found_are_asked_for_alone(tmp_path):
     assert all_living([11, 12], tmp_path)
     for dead in (13, 14, 15):
         assert not all_living([11, dead], tmp_path)
+
+
+def test_the_processors_time_of_a_model_is_that_of_its_stubs_and_else_of_the_server(tmp_path):
+    second = os.sysconf("SC_CLK_TCK")
+    for pid, name, model, user, system in (
+        (10, "tritonserver", "", 5, 2),
+        (11, "odd) S 1 (name", "dmsh_encoder", 20, 4),
+        (12, "triton_python_b", "dmsh_encoder", 100, 0),
+        (13, "triton_python_b", "dmsh_ranker", 1000, 0),
+    ):
+        process(tmp_path, pid, name, "S")
+        fields = f"{pid} ({name}) S 1 1 1 0 -1 4194560 9 8 7 6 {user * second} {system * second} 77 66"
+        (tmp_path / str(pid) / "stat").write_text(fields)
+        (tmp_path / str(pid) / "cmdline").write_text(f"stub\0/repository/{model}/1/model.py\0")
+    stubs = {11, 12, 13, 14}
+    assert processor_seconds("dmsh_encoder", 10, stubs, tmp_path) == 124
+    assert processor_seconds("dmsh_ranker", 10, stubs, tmp_path) == 1000
+    assert processor_seconds("dmsh_decode", 10, stubs, tmp_path) == 7
+    assert processor_seconds("dmsh_decode", 15, [], tmp_path) == 0

@@ -19,6 +19,11 @@ CANARY = Canary.of_known_answer(known_answer.dump(IMAGES, tiny_model.codes_of(IM
 MODELS = ("dmsh_decode", "dmsh_encoder", "dmsh_ranker")
 
 
+def still(model):
+    """The processor's time of a server that does nothing, whichever of its models is meant."""
+    return 3.0
+
+
 class Server(ThreadingHTTPServer):
     """Answers as Triton does; ``moving`` are the models whose counts grow, ``answers`` whether a search is answered."""
 
@@ -93,7 +98,7 @@ def impatient(monkeypatch):
 
 def test_a_search_that_is_answered_is_a_sign_of_life(server):
     told = []
-    looked = Vitals(server.url, told.append)
+    looked = Vitals(server.url, still, told.append)
     assert looked._look() is None
     assert (looked.searches, told) == (1, [])
     ((head, sent),) = server.asked
@@ -106,32 +111,32 @@ def test_a_search_that_is_answered_is_a_sign_of_life(server):
 def test_another_program_on_the_port_does_not_end_the_watch(server, monkeypatch, asked, answer):
     monkeypatch.setattr(Handler, asked, lambda self: self.say(answer))
     told = []
-    assert Vitals(server.url, told.append)._look() is None
+    assert Vitals(server.url, still, told.append)._look() is None
     assert told == []
 
 
 @pytest.mark.parametrize("outputs", [7, [], [{"name": "code"}], [{"name": "code", "data": ["x"]}], [{"name": 1}]])
 def test_an_answer_without_a_code_does_not_end_the_watch(server, monkeypatch, outputs):
     monkeypatch.setattr(Handler, "do_POST", lambda self: self.say({"outputs": outputs}))
-    looked = Vitals(server.url, pytest.fail)
+    looked = Vitals(server.url, still, pytest.fail)
     assert (looked._look(), looked.searches) == (None, 0)
 
 
 @pytest.mark.parametrize(("moving", "hanging"), [(MODELS[:2], "dmsh_ranker"), (MODELS[:0], "dmsh_decode")])
 def test_fault_36_a_model_that_finishes_nothing_while_a_search_waits_hangs(server, impatient, moving, hanging):
     server.answers, server.moving = False, set(moving)
-    assert Vitals(server.url, print)._look() == f"{hanging} finished no request for 0.6 s"
+    assert Vitals(server.url, still, print)._look() == f"{hanging} finished no request for 0.6 s"
 
 
 def test_a_server_that_is_merely_busy_is_left_alone(server, impatient):
     server.answers = False
-    assert Vitals(server.url, print)._look() is None
+    assert Vitals(server.url, still, print)._look() is None
 
 
 @pytest.mark.parametrize("busy", [MODELS[:1], MODELS[:2]])
 def test_a_model_behind_a_busy_one_has_nothing_to_do_and_does_not_hang(server, impatient, busy):
     server.answers, server.moving, server.idle = False, set(busy), set(MODELS) - set(busy)
-    assert Vitals(server.url, print)._look() is None
+    assert Vitals(server.url, still, print)._look() is None
     asked = [head["inputs"][0] for head, _ in server.asked[1:]]
     shapes = {"dmsh_encoder": ("image", [1, 8, 8, 3]), "dmsh_ranker": ("code", [1, 8])}
     assert [(each["name"], each["shape"]) for each in asked] == [shapes[model] for model in MODELS if model not in busy]
@@ -139,7 +144,7 @@ def test_a_model_behind_a_busy_one_has_nothing_to_do_and_does_not_hang(server, i
 
 def test_a_model_that_finishes_something_else_meanwhile_does_not_hang(server, impatient, monkeypatch):
     server.answers, server.moving = False, {"dmsh_decode", "dmsh_encoder"}
-    looked = Vitals(server.url, print)
+    looked = Vitals(server.url, still, print)
     ask = looked._ask
 
     def moved_meanwhile(method, path, *given):
@@ -151,21 +156,27 @@ def test_a_model_that_finishes_something_else_meanwhile_does_not_hang(server, im
     assert looked._look() is None
 
 
-def test_a_model_that_computes_one_slow_batch_is_given_the_time_of_a_batch(server, impatient, monkeypatch):
-    looked, given = Vitals(server.url, print), []
-    assert looked._look() is None
-    assert 0 < looked._fastest < 60
-    looked._fastest = 0.2  # of 8 images 1.6 s, twice that is 3.2
+def computing(*models):
+    """The processor's time of a server in which these models compute."""
+    return lambda model: time.monotonic() if model in models else 0.0
+
+
+def test_a_model_that_computes_one_slow_batch_does_not_hang_unless_it_never_ends(server, impatient, monkeypatch):
+    monkeypatch.setattr(vitals, "MOST_LOOKS", 2)
+    server.answers, server.moving, server.idle = False, {"dmsh_decode"}, {"dmsh_ranker"}
+    looked = Vitals(server.url, computing("dmsh_encoder"), print)
+    for _ in range(2):
+        assert [looked._look(), looked._look()] == [None, None]
+        server.moving.add("dmsh_encoder")
+        assert looked._look() is None, "it has finished something"
+        server.moving.remove("dmsh_encoder")
+    assert [looked._look() for _ in range(3)] == [None, None, "dmsh_encoder finished no request for 0.6 s"]
+
+
+def test_a_model_that_hangs_behind_one_that_computes_is_noticed(server, impatient):
     server.answers, server.moving = False, {"dmsh_decode"}
-    ask = looked._ask
-
-    def noted(method, path, body, headers, seconds):
-        given.extend([seconds] if path == "/v2/models/dmsh_encoder/infer" else [])
-        return ask(method, path, body, headers, seconds)
-
-    monkeypatch.setattr(looked, "_ask", noted)
-    looked._look()
-    assert given == [pytest.approx(3.2 - 0.6)]
+    looked = Vitals(server.url, computing("dmsh_decode", "dmsh_encoder"), print)
+    assert looked._look() == "dmsh_ranker finished no request for 0.6 s"
 
 
 @pytest.mark.parametrize(("status", "hanging"), [(500, "dmsh_ranker finished no request for 0.6 s"), (503, None)])
@@ -173,29 +184,29 @@ def test_fault_36_a_model_whose_process_does_not_answer_triton_hangs_and_one_wit
     server, impatient, status, hanging
 ):
     server.answers, server.moving, server.idle, server.status = False, set(MODELS[:2]), {"dmsh_ranker"}, status
-    assert Vitals(server.url, print)._look() == hanging
+    assert Vitals(server.url, still, print)._look() == hanging
 
 
 def test_a_server_that_refuses_lives(server):
     server.status = 503
-    assert Vitals(server.url, print)._look() is None
+    assert Vitals(server.url, still, print)._look() is None
 
 
 def test_fault_36_a_server_that_says_nothing_hangs(server, impatient):
     server.silent = True
-    assert Vitals(server.url, print)._look() == "tritonserver gave no answer for 0.6 s"
+    assert Vitals(server.url, still, print)._look() == "tritonserver gave no answer for 0.6 s"
 
 
 def test_a_server_that_is_gone_is_not_for_the_canary_to_tell(server):
     url = server.url
     server.shutdown()
     server.server_close()
-    assert Vitals(url, print)._look() is None
+    assert Vitals(url, still, print)._look() is None
 
 
 def test_a_wrong_code_is_told_once(server):
     told = []
-    looked = Vitals(server.url, told.append)
+    looked = Vitals(server.url, still, told.append)
     server.code = bytes([server.code[0] ^ 3]) + server.code[1:]
     for _ in range(3):
         assert looked._look() is None
@@ -204,7 +215,7 @@ def test_a_wrong_code_is_told_once(server):
 
 def test_it_looks_again_and_again_until_something_hangs(server, impatient, monkeypatch):
     monkeypatch.setattr(vitals, "EVERY_SECONDS", 0.01)
-    looking = Vitals(server.url, print)
+    looking = Vitals(server.url, still, print)
     looking.start()
     deadline = time.monotonic() + 10
     while looking.searches < 3:
