@@ -97,3 +97,4 @@ class Metadata:
     CONFIG: Final = "dmsh.config"
     TOOL_VERSION: Final = "dmsh.tool_version"
     KNOWN_ANSWER: Final = "dmsh.known_answer"
+    GRAPH_SHA256: Final = "dmsh.graph_sha256"  # of what it computes: whoever changes that keeps no code space

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
 from dmsh_serving.encoder import known_answer
+from dmsh_serving.encoder.props import graph_sha256
 from dmsh_serving.images.framing import Framing
 
 SIZE, BITS = 16, 64
@@ -43,6 +44,7 @@ def write(path: Path, *, fingerprint=FINGERPRINT, answer=None, without=(), **mor
         **{f"dmsh.{name}": value for name, value in more.items()},
     }
     model = _model()
+    properties[Metadata.GRAPH_SHA256] = graph_sha256(model.SerializeToString(), str(path))
     helper.set_model_props(model, {key: value for key, value in properties.items() if key not in without})
     onnx.save(model, path)
     return path

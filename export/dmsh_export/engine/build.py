@@ -14,8 +14,9 @@ from dmsh_export.engine.process import run_worker
 from dmsh_export.engine.proof import Proof, proof_of
 from dmsh_export.engine.targets import HardwareCompatibility, PlanTargets
 from dmsh_export.engine.tensorrt_api import FlavourChoice, Runtime, choose_flavour
-from dmsh_export.graph import metadata_of, model_from_file
+from dmsh_export.graph import bytes_of_model, metadata_of, model_from_bytes
 from dmsh_export.manifest import add_results, manifest_path, publish, read_manifest, write_manifest
+from dmsh_export.seal import sealed
 from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.errors import DmshError, InputError
@@ -126,8 +127,11 @@ def engine_from_onnx(
     made = [path for path in (out, typed_out, options.timing_cache) if path is not None]
     with publish(*made) as drafts:
         draft_of = dict(zip(made, drafts, strict=True))
-        model = model_from_file(source)
+        content = bytes_of_model(source)
+        model = model_from_bytes(content, source)
         metadata = EncoderMetadata.from_props(metadata_of(model), str(source))
+        if options.precision == "fp32":  # any other is a code space of its own
+            metadata.check_graph(content, str(source))
         made_from = _checked_source(source, metadata)
         certificate = _certified(source, metadata_of(model), options.precision)
         typed = typed_graph(model, options.precision)
@@ -298,7 +302,7 @@ def _write_typed(typed: TypedGraph, out: Path, source: Path, made_from: str, opt
     from dmsh_export.engine.rounding import with_known_answer
 
     model = with_known_answer(typed.model, source)
-    out.write_bytes(model.SerializeToString(deterministic=True))
+    out.write_bytes(sealed(model))
     write_manifest(
         out,
         kind="onnx",

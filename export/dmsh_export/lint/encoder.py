@@ -137,12 +137,13 @@ def _file_names(model: Model) -> list[str]:
 
 
 def _onnx(path: Path, shown: str, in_openvino_backend: bool) -> EncoderFile:
-    from dmsh_export.graph import metadata_of, model_from_file
+    from dmsh_export.graph import bytes_of_model, metadata_of, model_from_bytes
     from dmsh_export.prove.meaning import dialect_of
 
-    proto = model_from_file(path)
+    content = bytes_of_model(path)
+    proto = model_from_bytes(content, path)
     said = EncoderMetadata.from_props(metadata_of(proto), str(path))
-    said.require_own_fingerprint(path.read_bytes(), str(path))
+    said.check_graph(content, str(path))
     integer = any(node.op_type in ("QLinearConv", "QuantizeLinear") for node in proto.graph.node)
     inputs, outputs = (
         {value.name: _tensor_of(value) for value in values} for values in (proto.graph.input, proto.graph.output)

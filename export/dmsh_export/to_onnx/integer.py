@@ -15,6 +15,7 @@ from dmsh_export.compare.parity import ParityReport
 from dmsh_export.compare.runners import OnnxRunner, OpenVinoRunner, Runner
 from dmsh_export.graph import Dialect, with_shapes
 from dmsh_export.prove.certificate import Certificate, certify
+from dmsh_export.seal import sealed
 from dmsh_export.to_onnx.dialects import onnx_from_network
 from dmsh_export.to_onnx.opsets import DEFAULT_OPSET
 from dmsh_export.to_onnx.write import check_request, describe, write_proven
@@ -69,7 +70,7 @@ def export_integer_onnx(
     proto = with_shapes(proto, out.name)  # as it will be written: the certificate names these bytes
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / out.name
-        candidate.write_bytes(proto.SerializeToString(deterministic=True))
+        candidate.write_bytes(sealed(proto))
         certificate = certify(candidate, model.network)
     parity = write_proven(
         proto,

@@ -12,6 +12,7 @@ import onnx
 from dmsh_export.compare.parity import ParityReport, compare
 from dmsh_export.compare.runners import OnnxRunner, Runner, TorchRunner
 from dmsh_export.manifest import publish, write_manifest
+from dmsh_export.seal import sealed
 from dmsh_export.to_onnx.opsets import MIN_OPSET
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
@@ -88,7 +89,7 @@ def write_proven(
     onnx.checker.check_model(proto, full_check=True)
     proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     with publish(out) as (candidate,):
-        candidate.write_bytes(proto.SerializeToString(deterministic=True))
+        candidate.write_bytes(sealed(proto))
         report = compare(
             TorchRunner(model), runners_of(candidate), images, max_batch=max_batch, on_progress=on_progress
         )

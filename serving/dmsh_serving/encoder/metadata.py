@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from dmsh_serving.codes import checked_bits
 from dmsh_serving.contract import Metadata
+from dmsh_serving.encoder.props import graph_sha256
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.framing import Framing
 
 __all__ = ["EncoderMetadata"]
-
-_QUANTISED: Final = (b"QuantizeLinear", b"DequantizeLinear")  # operations of every quantised network
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,7 @@ class EncoderMetadata:
         precision: fp16, bf16, int8 or fp8, the precision of a low-precision encoder's trunk.
         known_answer: images and their codes (see :mod:`.known_answer`); a graph on its way
             to a compiler has none.
+        graph_sha256: of the graph that was compared with PyTorch.
     """
 
     fingerprint: str
@@ -38,6 +37,7 @@ class EncoderMetadata:
     precision: str | None = None
     dialect: str | None = None
     known_answer: str | None = None
+    graph_sha256: str | None = None
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], name: str) -> "EncoderMetadata":
@@ -48,10 +48,7 @@ class EncoderMetadata:
         """
         absent = [key for key in (Metadata.FINGERPRINT, Metadata.BITS, Metadata.IMAGE_SIZE) if key not in props]
         if absent:
-            raise InputError(
-                f"{name} was not made by dmsh-export: it has no {', '.join(absent)} in its metadata (a tool that "
-                "changes the file must keep metadata_props)"
-            )
+            raise InputError(f"{name} was not made by dmsh-export: it has no {', '.join(absent)} in its metadata")
         try:
             bits = checked_bits(_positive(props, Metadata.BITS))
             image_size = _positive(props, Metadata.IMAGE_SIZE)
@@ -67,22 +64,24 @@ class EncoderMetadata:
             precision=props.get(Metadata.PRECISION),
             dialect=props.get(Metadata.DIALECT),
             known_answer=props.get(Metadata.KNOWN_ANSWER),
+            graph_sha256=props.get(Metadata.GRAPH_SHA256),
         )
 
-    def require_own_fingerprint(self, data: bytes, name: str) -> None:
-        """Refuse integers under the fingerprint of the float network that a tool made them from, metadata and all.
+    def check_graph(self, data: bytes, name: str) -> None:
+        """Refuse the file with the bytes ``data`` if its graph is not the exported one; an error calls it ``name``.
 
-        Args:
-            data: the file's bytes.
-            name: what an error calls the file.
+        Other tools keep the metadata when they change a graph. Quantised or halved it has other codes, and the few of
+        the known answer may yet be right.
 
         Raises:
-            InputError: a quantised network that names neither its dialect nor its parent fingerprint.
+            InputError: the graph was changed, or the metadata does not say which it was.
         """
-        if self.dialect is None and self.parent_fingerprint is None and any(each in data for each in _QUANTISED):
+        if self.graph_sha256 is None:
+            raise InputError(f"{name} has no {Metadata.GRAPH_SHA256} in its metadata: export the model again")
+        if graph_sha256(data, name) != self.graph_sha256:
             raise InputError(
-                f"{name} holds integers and names no dialect, so its codes are not those of its fingerprint: export "
-                "the integer checkpoint that dmsh-export quantize makes"
+                f"{name} was changed after its export, and still names the code space {self.fingerprint[:12]}: export "
+                "the model again; lower precisions are made by dmsh-export trt"
             )
 
 

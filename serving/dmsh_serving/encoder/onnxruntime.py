@@ -34,7 +34,7 @@ class OnnxEncoder(Encoder):
     ``check_known_answer=False`` is for those who compare every bit themselves.
 
     Raises:
-        InputError: not an ONNX file, not made by dmsh-export, not the file that its manifest describes, quantised by
+        InputError: not an ONNX file, not made by dmsh-export, not the file that its manifest describes, changed by
             another tool, or its weights lie outside the file.
         MissingError: ONNX Runtime or a requested provider is not there.
         CheckError: the known answer comes out different on this machine.
@@ -57,7 +57,7 @@ class OnnxEncoder(Encoder):
         tensors = self._session.get_inputs() + self._session.get_outputs()
         self._check_signature({tensor.name: _TYPES.get(tensor.type, tensor.type) for tensor in tensors})
         if check_known_answer:
-            self.metadata.require_own_fingerprint(data, str(path))
+            self.metadata.check_graph(data, str(path))
             self._check_known_answer()
 
     def close(self) -> None:

@@ -60,6 +60,8 @@ class OpenVinoEncoder(Encoder):
         super().__init__(path, props_of_onnx(data, str(path)))
         if has_external_data(data, str(path)):  # OpenVINO would read it from the current folder
             raise InputError(f"{path}: {OUTSIDE}")
+        if check_known_answer:
+            self.metadata.check_graph(data, str(path))
         self._check_dialect(data)
         if reason := why_not_here(integer=self.metadata.dialect is not None):
             raise MissingError(f"{path}: {reason}")

@@ -4,14 +4,16 @@ A file is one protobuf message, ModelProto, whose field 14 repeats StringStringE
 https://protobuf.dev/programming-guides/encoding/ and https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from dmsh_serving.errors import InputError
 
-__all__ = ["has_external_data", "props_of_onnx"]
+__all__ = ["graph_sha256", "has_external_data", "props_of_onnx"]
 
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
+_COMPUTES: Final = (7, 8, 25)  # graph, opset_import, functions: what decides which numbers come out
 _VARINT, _LENGTH_DELIMITED = 0, 2
 _FIXED_BYTES = {1: 8, 5: 4}  # by wire type
 _LONGEST_VARINT = 10  # bytes
@@ -40,6 +42,23 @@ def props_of_onnx(data: bytes, name: str) -> dict[str, str]:
         return {bytes(entry[_KEY]).decode(): bytes(entry.get(_VALUE, b"")).decode() for entry in entries}
     except (IndexError, KeyError, ValueError) as error:
         raise InputError(f"{name} is not an ONNX model: name a file made by dmsh-export onnx") from error
+
+
+def graph_sha256(data: bytes, name: str) -> str:
+    """Return the SHA-256 of what an ONNX file computes, from its bytes; ``name`` is what an error calls the file.
+
+    Raises:
+        InputError: the bytes are no protobuf message.
+    """
+    digest = hashlib.sha256()
+    try:
+        for field, content in _fields(memoryview(data)):
+            if field in _COMPUTES:
+                digest.update(f"{field} {len(content)}\n".encode())
+                digest.update(content)
+    except (IndexError, ValueError) as error:
+        raise InputError(f"{name} is not an ONNX model: name a file made by dmsh-export onnx") from error
+    return digest.hexdigest()
 
 
 def has_external_data(data: bytes, name: str) -> bool:

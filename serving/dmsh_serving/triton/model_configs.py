@@ -52,8 +52,8 @@ _VERSION_NOTE: Final = """\
 # Triton loads the engine only if it has the very TensorRT version that built it.
 """
 _ACCELERATOR_NOTE: Final = f"""\
-# This provider leaves TF32 on: start Triton with NVIDIA_TF32_OVERRIDE=0, and prove the served codes with
-# dmsh-export parity CHECKPOINT triton://host:port/{ENCODER_MODEL}
+# This provider leaves TF32 on: start Triton with NVIDIA_TF32_OVERRIDE=0 (dmsh-serve does), and prove the served codes
+# with dmsh-export parity CHECKPOINT triton://host:port/{ENCODER_MODEL}
 """
 _OPENVINO_NOTE: Final = f"""\
 # This backend cannot be told to keep FP32: on a CPU with bf16 (AMX, or avx512_bf16 in /proc/cpuinfo) the head of an

@@ -30,6 +30,7 @@ from dmsh_export.engine.manifest import read_plan_manifest
 from dmsh_export.engine.tensorrt_api import FlavourChoice, Gpu, choose_flavour, find_gpu
 from dmsh_export.graph import metadata_of
 from dmsh_export.manifest import read_manifest
+from dmsh_export.seal import sealed
 from dmsh_serving.codes import Encoded
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError, MissingError
@@ -155,6 +156,8 @@ def test_an_operator_that_tensorrt_lacks_is_named_with_its_node(encoders, tmp_pa
     relu = next(node for node in model.graph.node if node.op_type == "Relu")
     relu.op_type = "Bernoulli"
     onnx.save(model, tmp_path / "model.onnx")
+    refused(tmp_path / "model.onnx", tmp_path, rtx("fp32"), InputError, "was changed after its export")
+    (tmp_path / "model.onnx").write_bytes(sealed(model))
     refused(
         tmp_path / "model.onnx", tmp_path, rtx("fp32"), InputError,
         rf"model\.onnx: TensorRT does not support the operator Bernoulli \(node {relu.name}\)",

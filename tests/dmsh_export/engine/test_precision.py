@@ -21,6 +21,7 @@ from dmsh_export.engine.qdq_check import with_plain_biases
 from dmsh_export.engine.rounding import rounding_graph, with_known_answer
 from dmsh_export.graph import element_types, metadata_of, model_from_file, with_shapes
 from dmsh_export.parts import parts_of
+from dmsh_export.seal import sealed
 from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError
@@ -34,7 +35,7 @@ def types_of(graph, operators):
 def typed_file(source, precision, folder):
     out = folder / f"model.{precision}.onnx"
     typed = typed_graph(model_from_file(source), precision)
-    out.write_bytes(with_known_answer(typed.model, source).SerializeToString())
+    out.write_bytes(sealed(with_known_answer(typed.model, source)))
     return out
 
 
@@ -83,7 +84,7 @@ def test_any_head_is_told_from_its_trunk(fields, tmp_path):
 def test_uint8_is_cast_at_the_edge_and_the_codes_stay_the_same(encoders, small_images, tmp_path):
     typed = typed_graph(model_from_file(encoders.demo), "fp32")
     assert [node.op_type for node in typed.model.graph.node][:2] == ["Cast", "Transpose"]
-    (tmp_path / "typed.onnx").write_bytes(typed.model.SerializeToString())
+    (tmp_path / "typed.onnx").write_bytes(sealed(typed.model))
     with OnnxEncoder(encoders.demo) as plain, OnnxEncoder(tmp_path / "typed.onnx") as moved:
         np.testing.assert_array_equal(plain.infer(small_images).logits, moved.infer(small_images).logits)
 

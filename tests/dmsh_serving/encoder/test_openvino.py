@@ -11,6 +11,7 @@ import tiny_model
 from onnx import helper
 
 from dmsh_export.compare.parity import batches_of_every_size
+from dmsh_export.seal import sealed
 from dmsh_export.to_onnx.dialects import onnx_from_network
 from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder import first_try, known_answer, openvino
@@ -33,7 +34,7 @@ def write(path, dialect, *, said=None, codes=None):
         Metadata.IMAGE_SIZE: str(networks.SIZE), Metadata.KNOWN_ANSWER: answer, Metadata.DIALECT: said or dialect,
     }  # fmt: skip
     helper.set_model_props(proto, properties)
-    onnx.save(proto, path)
+    path.write_bytes(sealed(proto))
     return path
 
 
@@ -206,7 +207,7 @@ def test_weights_outside_the_file_are_refused_wherever_they_are_said_to_be(path,
 def test_a_model_with_an_unknown_operator_is_refused_in_one_line(path, tmp_path):
     model = onnx.load(path)
     model.graph.node[0].op_type = "Nonsense"
-    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(sealed(model))
     with pytest.raises(InputError, match="OpenVINO cannot load it") as error:
         OpenVinoEncoder(tmp_path / "model.onnx", tried_first=False)
     assert "\n" not in str(error.value)
@@ -216,7 +217,7 @@ def test_a_model_with_an_unknown_operator_is_refused_in_one_line(path, tmp_path)
 def test_a_model_with_other_tensors_is_refused(path, tmp_path):
     model = onnx.load(path)
     del model.graph.output[0]
-    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(sealed(model))
     with pytest.raises(InputError, match="expected the tensors"):
         OpenVinoEncoder(tmp_path / "model.onnx", tried_first=False)
 

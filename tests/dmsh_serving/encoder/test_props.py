@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from dmsh_serving.encoder.props import has_external_data, props_of_onnx
+from dmsh_serving.encoder.props import graph_sha256, has_external_data, props_of_onnx
 from dmsh_serving.errors import InputError
 
 
@@ -23,6 +23,24 @@ def test_a_whole_model_gives_its_properties(tmp_path):
     expected = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert props_of_onnx(path.read_bytes(), "model.onnx") == expected
     assert {"dmsh.fingerprint", "dmsh.bits", "dmsh.image_size", "dmsh.framing"} <= expected.keys()
+
+
+def test_the_hash_of_the_graph_is_of_what_it_computes_and_of_nothing_else(tmp_path):
+    model = onnx.load(tiny_model.write(tmp_path / "model.onnx"))
+    expected = graph_sha256((tmp_path / "model.onnx").read_bytes(), "model.onnx")
+    helper.set_model_props(model, {"another": "property"})
+    model.producer_name = "another tool"
+    assert graph_sha256(model.SerializeToString(), "model.onnx") == expected
+    for change in (
+        lambda: setattr(model.graph.node[0], "name", "renamed"),
+        lambda: setattr(model.opset_import[0], "version", 18),
+        lambda: model.functions.add(name="function"),
+    ):
+        change()
+        before, expected = expected, graph_sha256(model.SerializeToString(), "model.onnx")
+        assert before != expected
+    with pytest.raises(InputError, match="is not an ONNX model"):
+        graph_sha256(b"\x3a\xff", "model.onnx")
 
 
 @pytest.mark.parametrize("data", [b"not a model" * 50, b"\x72", b"\x72\xff\xff", b"\xff" * 20, b"\x07"])

@@ -120,6 +120,7 @@ def test_the_servers_environment_is_that_of_its_own_python(tmp_path, monkeypatch
     assert str(home.libraries[0]) in found["LD_LIBRARY_PATH"].split(os.pathsep)
     assert "PYTHONPATH" not in found
     assert "VIRTUAL_ENV" not in found
+    assert found["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
 def test_facts_are_what_the_other_python_says(tmp_path):
