@@ -6,6 +6,8 @@ import pytest
 from visitor import expected, give, settled, shown, until
 from web_world import CODES, COUNT, HOSTILE, HOSTILE_FROM, IMAGES, KEYS, in_order, png
 
+from dmsh_serving.web import app
+
 SCROLL = """async () => {
   const seen = new Map();
   const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
@@ -42,6 +44,13 @@ def test_a_dropped_image_shows_its_neighbours_and_a_click_searches_on(tab):
     tab.go_back()
     tab.locator("#hero").wait_for()
     assert tab.locator(".example").count() == 0
+
+
+def test_every_card_has_its_picture_however_few_an_answer_brings(tab, monkeypatch):
+    monkeypatch.setattr(app, "MOST_ROW_BYTES", 1)
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    until(tab, "document.querySelectorAll('.card img[src^=data]').length >= 20")
+    assert shown(tab) == expected(CODES[7])
 
 
 @pytest.mark.parametrize("how", ["drop", "paste"])

@@ -36,6 +36,7 @@ __all__ = ["Web"]
 
 # In flight; the next one is told to come again.
 MOST_AT_ONCE: Final = {"searches": 64, "searches by region": 8, "pictures": 64, "rows": 64, "examinations": 8}
+MOST_ROW_BYTES: Final = 2 << 20  # of an answer, which is in memory until it is read; the page's own have some 1 MB
 EXAMINATION_SECONDS: Final = 120.0
 _SHOWN: Final = f"private, max-age={SHOWN_SECONDS}"
 _CLOSED: Final = 499  # nginx's number for a client that went away; nobody reads it
@@ -223,7 +224,8 @@ class Web:
     async def several_thumbnails(self, request: Request) -> Response:
         """POST /v1/thumbnails: those of a row of cards at once, each behind its length in 4 bytes; 0 if it has none.
 
-        A browser spends far longer on a request than on the picture that it brings.
+        A browser spends far longer on a request than on the picture that it brings. The answer ends after as many as
+        fit into it, one at least.
         """
         keys = await keys_of(request)
         held = {key: found for key in keys if (found := self.thumbnails.at_hand(key)) is not None}
@@ -240,9 +242,13 @@ class Web:
 
         if absent:
             await self._in_flight(request, looked_up, "rows")
-        parts = [held[key][1] if key in held else b"" for key in keys]
-        body = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-        return Response(body, headers={"cache-control": "no-store"}, media_type="application/octet-stream")
+        body = bytearray()
+        for key in keys:
+            data = held[key][1] if key in held else b""
+            if body and len(body) + 4 + len(data) > MOST_ROW_BYTES:
+                break
+            body += len(data).to_bytes(4, "big") + data
+        return Response(bytes(body), headers={"cache-control": "no-store"}, media_type="application/octet-stream")
 
     async def _thumbnail(
         self, key: str, on_disk: Mapping[str, tuple[str, bytes | None]], turn: AbstractAsyncContextManager[None]

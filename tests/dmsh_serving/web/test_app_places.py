@@ -84,6 +84,21 @@ def test_a_picture_is_made_once_however_often_it_is_asked_for(web, monkeypatch):
     assert made.names == NAMES[:1]
 
 
+def test_an_answer_has_as_many_pictures_as_fit_and_one_at_least(web, monkeypatch):
+    for name in NAMES:
+        web.thumbnails.hold(name, "tag", name.encode())
+    for most, count in ((1, 1), (len(row(*NAMES[:4])), 4), (len(row(*NAMES[:4])) - 1, 3)):
+        monkeypatch.setattr(app, "MOST_ROW_BYTES", most)
+        assert asyncio.run(asked(web, "/v1/thumbnails", {"keys": NAMES})) == (200, row(*NAMES[:count]))
+    assert asyncio.run(asked(web, "/v1/thumbnails", {"keys": []})) == (200, b"")
+
+
+def test_an_answer_with_the_largest_picture_a_hundred_times_is_short(web):
+    web.thumbnails.hold(NAMES[0], "tag", bytes(220_000))
+    status, body = asyncio.run(asked(web, "/v1/thumbnails", {"keys": NAMES[:1] * 100}))
+    assert (status, len(body)) == (200, 9 * 220_004)
+
+
 def test_a_picture_that_is_asked_for_by_itself_does_not_wait_for_rows_of_others(web, monkeypatch):
     made = Made(monkeypatch)
 

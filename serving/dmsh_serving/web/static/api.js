@@ -59,17 +59,22 @@ function postForm(path, example, question, signal) {
   return answered(path, { method: "POST", body: form, signal });
 }
 
-// The addresses of several keys' pictures, in their order, by one request; null for a key that has none. Each holds the
-// picture itself: a browser sends every other address to another of its processes, which takes longer than the picture.
+// The addresses of several keys' pictures, in their order; null for a key that has none. One request brings as many as
+// fit into an answer. Each address holds the picture itself: a browser sends every other one to another of its
+// processes, which takes longer than the picture.
 export async function thumbnails(keys, signal) {
-  const body = await post("/v1/thumbnails", { keys }, signal, "arrayBuffer");
-  const lengths = new DataView(body);
-  let at = 0;
-  return keys.map(() => {
-    const [start, length] = [at + 4, lengths.getUint32(at)];
-    at = start + length;
-    return length ? `data:image/webp;base64,${new Uint8Array(body, start, length).toBase64()}` : null;
-  });
+  const found = [];
+  while (found.length < keys.length) {
+    const body = await post("/v1/thumbnails", { keys: keys.slice(found.length) }, signal, "arrayBuffer");
+    const lengths = new DataView(body);
+    let at = 0;
+    do {
+      const [start, length] = [at + 4, lengths.getUint32(at)];
+      at = start + length;
+      found.push(length ? `data:image/webp;base64,${new Uint8Array(body, start, length).toBase64()}` : null);
+    } while (at < body.byteLength);
+  }
+  return found;
 }
 
 // A slash of a key is no slash of the address, so a key such as ../x stays one name.
