@@ -32,6 +32,7 @@ from dmsh_serving.web.steps import Nearest, TritonSteps
 
 __all__ = ["Page", "Resolved", "Searches", "Times"]
 
+MOST_FROM_FOLDER: Final = 8  # a few letters ask for the work of a large file, and for several times its memory
 _CUTS_AT_ONCE: Final = 2  # whole images in memory, of up to 470 MB each
 _MOST_RANKINGS: Final = 32  # an empty one has no bytes, but its question is kept
 _RANKINGS_BYTES: Final = 256 << 20  # of rankings that are kept while their readers scroll
@@ -92,6 +93,7 @@ class Searches:
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
         self._decoders = Decoders(_CUTS_AT_ONCE)
         self._opening = asyncio.Lock()
+        self._from_folder = 0  # files that keys name and that are encoded now
         self._ordering = asyncio.Semaphore(available_cpus())  # more at once take more memory, and no less time
         self._rankings: OrderedDict[object, Ranking] = OrderedDict()
 
@@ -149,6 +151,9 @@ class Searches:
             check_codes(np.frombuffer(example.code, np.uint8)[None], bits)
             return Resolved(example.code)
         if collection is not None and example.file is None and example.box is None:
+            if example.key is not None and not collection.are_keys_hashed:
+                async with self._opening:  # the others would wait for the hashes in the threads that all share
+                    await in_thread(collection.place_of_key, example.key)
             place = await in_thread(_place_of, collection, example)
             if place is not None:
                 said = {"id": json_id(int(collection.ids[place])), "key": collection.key_at(place)}
@@ -158,12 +163,26 @@ class Searches:
         return await self.encode(example, times)
 
     async def encode(self, example: Example, times: Times) -> Resolved:
-        """Return the code and the logits that the served encoder gives for a file, or the file that a key names."""
-        data = example.file
-        if data is None:
-            if example.key is None or example.key not in self._originals:
-                raise ProblemError(404, f"no image has the key {example.key!r}")
-            data = await in_thread(self._originals.read, example.key)
+        """Return the code and the logits that the served encoder gives for a file, or the file that a key names.
+
+        Raises:
+            ProblemError: there is no such image, or too many files of the folder are encoded at the moment.
+        """
+        if example.file is not None:
+            return await self._encoded(example, example.file, times)
+        if example.key is None or example.key not in self._originals:
+            raise ProblemError(404, f"no image has the key {example.key!r}")
+        if example.box is not None:  # these searches have places of their own
+            return await self._encoded(example, await in_thread(self._originals.read, example.key), times)
+        if self._from_folder >= MOST_FROM_FOLDER:
+            raise ProblemError(503, f"{MOST_FROM_FOLDER} files of the folder are being encoded: try again")
+        self._from_folder += 1
+        try:
+            return await self._encoded(example, await in_thread(self._originals.read, example.key), times)
+        finally:
+            self._from_folder -= 1
+
+    async def _encoded(self, example: Example, data: bytes, times: Times) -> Resolved:
         started = time.perf_counter()
         if example.box is not None:
             data = await self._cut(data, example.box)

@@ -124,9 +124,23 @@ def test_only_so_many_rows_are_in_flight_but_what_is_in_memory_comes(web, monkey
     assert (status, json.loads(body)["detail"]) == (503, "0 rows are in flight already: try again")
 
 
-@pytest.mark.parametrize("path", ["/v1/search", "/v1/encode"])
-def test_searches_by_a_region_leave_the_places_of_others_free(web, monkeypatch, path):
-    monkeypatch.setattr(app, "MOST_AT_ONCE", {"searches": 1, "searches by region": 0})
+REGION = {"like": [{"key": NAMES[0], "box": [0, 0, 0.5, 1]}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "costly", "kind"),
+    [
+        ("/v1/search", REGION, "searches by region"),
+        ("/v1/encode", REGION, "searches by region"),
+        ("/v1/search", {"like": [{"id": 1}, {"id": 2}]}, "ordered searches"),
+        ("/v1/search", {"like": [{"id": 1}], "unlike": [{"id": 2}]}, "ordered searches"),
+        ("/v1/search", {"key": NAMES[0], "where": {"a": ["b"]}}, "ordered searches"),
+        ("/v1/search", {"key": NAMES[0], "after": {"distance": 1, "id": 1}}, "ordered searches"),
+        ("/v1/search", {"key": NAMES[0], "version": "00000001-00000000"}, "ordered searches"),
+    ],
+)
+def test_searches_that_cost_much_leave_the_places_of_others_free(web, monkeypatch, path, costly, kind):
+    monkeypatch.setattr(app, "MOST_AT_ONCE", {"searches": 1, kind: 0})
 
     async def found(*_):
         return SimpleNamespace(to_dict=dict) if path == "/v1/encode" else {}
@@ -134,5 +148,5 @@ def test_searches_by_a_region_leave_the_places_of_others_free(web, monkeypatch, 
     web.searches = SimpleNamespace(answer=found, encode=found)
     status, body = asyncio.run(asked(web, path, {"key": NAMES[0]}))
     assert status == 200, body
-    status, body = asyncio.run(asked(web, path, {"like": [{"key": NAMES[0], "box": [0, 0, 0.5, 1]}]}))
-    assert (status, json.loads(body)["detail"]) == (503, "0 searches by region are in flight already: try again")
+    status, body = asyncio.run(asked(web, path, costly))
+    assert (status, json.loads(body)["detail"]) == (503, f"0 {kind} are in flight already: try again")

@@ -15,12 +15,15 @@ from starlette.datastructures import QueryParams
 from dmsh_serving import gallery
 from dmsh_serving.codes import Encoded, uniform_codes
 from dmsh_serving.errors import InputError
+from dmsh_serving.gallery.keys import Keys
 from dmsh_serving.hamming.oracle import search_oracle
 from dmsh_serving.images.decode import FORMATS
 from dmsh_serving.images.isolated import Decoders
 from dmsh_serving.web import app, search
+from dmsh_serving.web.codes import collection
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.ranking import Cursor
+from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.http.questions import Example, Question
 from dmsh_serving.web.pictures.originals import Originals
@@ -293,6 +296,7 @@ def test_versions_are_opened_one_at_a_time_and_who_waits_takes_no_thread(origina
     for row in (280, 281, 282):
         added = gallery.append(tmp_path / "gallery", CODES[row : row + 1], None, None, fingerprint=SPACE["fingerprint"])
         versions.append(added.version)
+    monkeypatch.setattr(collection, "_VERSIONS_HELD", 2)
     folder = GalleryFolder(tmp_path / "gallery")
     opening = AtOnce(folder.at)
     monkeypatch.setattr(folder, "at", opening)
@@ -308,6 +312,72 @@ def test_versions_are_opened_one_at_a_time_and_who_waits_takes_no_thread(origina
     assert opening.most == 1
 
 
+def test_who_asks_for_keys_of_a_version_that_is_opened_anew_takes_no_thread(originals, tmp_path, monkeypatch):
+    keys = [f"{number}.png" for number in range(300)]
+    version = gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE).version
+    searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
+    begun, let_go, each_key = threading.Event(), threading.Event(), Keys.__iter__
+
+    def slow(self):
+        begun.set()
+        assert let_go.wait(120)
+        return each_key(self)
+
+    monkeypatch.setattr(Keys, "__iter__", slow)
+
+    async def together():
+        asked = Question(like=(Example(key="5.png"),), version=version)
+        answers = [asyncio.ensure_future(searches.answer(asked)) for _ in range(60)]  # there are 40 threads
+        try:
+            async with asyncio.timeout(60):
+                while not begun.is_set():
+                    await asyncio.sleep(0.001)
+                for _ in range(100):
+                    await in_thread(int)
+        finally:
+            let_go.set()
+        for each in await asyncio.gather(*answers):
+            assert each["images"][0]["id"] == 5
+
+    asyncio.run(together())
+
+
+def test_only_so_many_files_that_keys_name_are_encoded_at_once(originals, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "MOST_FROM_FOLDER", 2)
+    (tmp_path / "images" / "new.png").write_bytes(CODES[5].tobytes())
+    originals = Originals(tmp_path / "images")
+    gallery.build(tmp_path / "gallery", CODES, None, None, **SPACE)
+    steps, let_go = Steps(), asyncio.Event()
+
+    async def decode(file):
+        steps.decoded.append(file)
+        await let_go.wait()
+        return np.frombuffer(file, np.uint8)
+
+    monkeypatch.setattr(steps, "decode", decode)
+    searches = Searches(steps, originals, GalleryFolder(tmp_path / "gallery"))
+    new = Question(like=(Example(key="new.png"),) * 3)
+
+    async def together():
+        async with asyncio.timeout(60):
+            first = [asyncio.ensure_future(searches.answer(new)) for _ in range(2)]
+            while len(steps.decoded) < 2:
+                await asyncio.sleep(0.001)
+            with pytest.raises(ProblemError, match="2 files of the folder are being encoded: try again") as refused:
+                await searches.answer(new)
+            assert refused.value.status == 503
+            assert (await searches.answer(Question(like=(Example(number=5),))))["images"]
+            first[0].cancel()
+            while not first[0].done():
+                await asyncio.sleep(0.001)
+            first.append(asyncio.ensure_future(searches.answer(new)))
+            let_go.set()
+            assert len(await asyncio.gather(*first[1:])) == 2
+            assert searches._from_folder == 0
+
+    asyncio.run(together())
+
+
 def test_only_as_many_filters_are_counted_at_once_as_there_are_cpus(originals, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "available_cpus", lambda: 2)
     gallery.build(tmp_path / "gallery", CODES, None, None, **SPACE)
@@ -316,6 +386,7 @@ def test_only_as_many_filters_are_counted_at_once_as_there_are_cpus(originals, t
     web = app.Web(WebSettings(triton="127.0.0.1:1", images=tmp_path / "images", **given))
     counting = AtOnce(web.metadata.counts)
     monkeypatch.setattr(web.metadata, "counts", counting)
+    monkeypatch.setattr(app, "MOST_AT_ONCE", {"facets": 8})  # beside the places of searches
 
     async def together():
         request = SimpleNamespace(query_params=QueryParams(), receive=asyncio.Event().wait)

@@ -22,7 +22,7 @@ from dmsh_serving.gallery.keys import Keys
 
 __all__ = ["Collection", "GalleryFolder", "Places", "Words", "words_of"]
 
-_VERSIONS_HELD: Final = 2  # a reader that scrolls goes on in the version it began with
+_VERSIONS_HELD: Final = 3  # a reader that scrolls goes on in the version it began with
 _REFUSED_SECONDS: Final = 2.0
 _log = logging.getLogger(__name__)
 
@@ -80,6 +80,11 @@ class Collection:
                 return place
             first += 1
         return None
+
+    @property
+    def are_keys_hashed(self) -> bool:
+        """Whether :meth:`place_of_key` answers at once; else its first call takes a second per million keys."""
+        return self.keys is None or "_hashes" in vars(self)
 
     def places_of_ids(self, ids: npt.NDArray[np.int64]) -> Places:
         """Return the places, ascending, of those of ``ids`` (M,) that are here."""

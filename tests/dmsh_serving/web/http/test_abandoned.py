@@ -213,15 +213,15 @@ def test_an_abandoned_search_keeps_its_place_until_its_thread_is_done(tmp_path, 
     async def played():
         for each in threads:
             with pytest.raises(AbandonedError):
-                await web._working(Client(until=each.begun), partial(in_thread, each))
+                await web._working(Client(until=each.begun), partial(in_thread, each), "searches")
         with pytest.raises(ProblemError, match="2 searches are in flight already"):
-            await web._working(Client(60), lambda: in_thread(int))
+            await web._working(Client(60), lambda: in_thread(int), "searches")
         # What is examined has places of its own.
         assert (await web._working(Client(60), lambda: in_thread(int), "examinations")).body == b"0"
         for each in threads:
             each.let_go.set()
         while web._counts.total():
             await asyncio.sleep(0.001)
-        assert (await web._working(Client(60), lambda: in_thread(int))).body == b"0"
+        assert (await web._working(Client(60), lambda: in_thread(int), "searches")).body == b"0"
 
     asyncio.run(played())
