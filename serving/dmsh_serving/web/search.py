@@ -309,12 +309,13 @@ class Searches:
         """Return the version of the gallery that a question names, or the current one.
 
         Raises:
-            ProblemError: it is gone.
+            ProblemError: it is gone, or has another model's codes than the current one.
         """
+        current = await in_thread(gallery.current)
         if version is None:
-            return await in_thread(gallery.current)
+            return current
         collection = await self._opened(gallery, version)
-        if collection is None:
+        if collection is None or collection.fingerprint != current.fingerprint:
             raise ProblemError(410, _CHANGED)
         return collection
 

@@ -181,6 +181,18 @@ def test_an_example_is_the_image_that_it_was_in_the_version_of_the_search(origin
     assert error.value.status == 410
 
 
+def test_codes_of_a_version_from_before_another_model_are_not_mixed_with_those_of_the_current_one(originals, tmp_path):
+    keys = [f"{number}.png" for number in range(300)]
+    first = gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE).version
+    other = {**SPACE, "fingerprint": "cd" * 32}
+    now = gallery.build(tmp_path / "gallery", CODES[::-1], None, keys, **other, overwrite=True).version
+    searches = Searches(Steps(now, "cd" * 32), originals, GalleryFolder(tmp_path / "gallery"))
+    assert answer(searches, like=(Example(key="5.png"),), k=1, version=now)["images"][0]["distance"] == 0
+    with pytest.raises(ProblemError, match="has changed") as error:
+        answer(searches, like=(Example(key="5.png"),), k=1, version=first)
+    assert error.value.status == 410
+
+
 def test_of_a_long_question_the_order_alone_is_kept(originals, tmp_path):
     gallery.build(tmp_path / "gallery", CODES, None, [f"{number}.png" for number in range(300)], **SPACE)
     searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
