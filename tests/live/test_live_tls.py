@@ -4,6 +4,7 @@ import gzip
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 from live_world import IMAGES, World, check, png
 from project import ROOT
 
-from dmsh_serving.client import SearchClient
+from dmsh_serving.client import Retries, SearchClient
 from dmsh_serving.errors import MissingError
 from dmsh_serving.tls import ClientTls, ServerTls
 from dmsh_serving.triton.server.launcher import free_ports
@@ -152,3 +153,44 @@ def test_behind_the_proxy_of_the_documents_triton_decompresses_nothing(files, se
     assert is_ready(f"https://{proxy}", b"", False, *trusts, plain) == 0
     for said in ([gzipped], [plain, gzipped], [gzipped, plain]):
         assert is_ready(f"https://{proxy}", nothing, True, *trusts, *said) != 0
+
+
+def frame(kind, flags, stream, data=b""):
+    """A frame of HTTP/2 (RFC 9113, 4.1)."""
+    return len(data).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + data
+
+
+def ask_and_read_nothing(connection, requests):
+    """Ask ServerReady so often on a connection whose window for answers is 0."""
+    path, window = b"/inference.GRPCInferenceService/ServerReady", (4).to_bytes(2, "big") + bytes(4)
+    said = {b":method": b"POST", b":scheme": b"https", b":path": path, b":authority": b"localhost"}
+    said |= {b"te": b"trailers", b"content-type": b"application/grpc", b"authorization": b"Bearer CHANGE-ME"}
+    headers = b"".join(bytes([0, len(name)]) + name + bytes([len(value)]) + value for name, value in said.items())
+    asked = [frame(1, 4, stream, headers) + frame(0, 1, stream, bytes(5)) for stream in range(1, 2 * requests, 2)]
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, window) + frame(4, 1, 0) + b"".join(asked))
+
+
+def test_the_proxy_of_the_documents_limits_an_address_and_drops_answers_that_nobody_reads(files, proxy):
+    tls = ClientTls(files / "ca.pem")
+    context = ssl.create_default_context(cafile=files / "ca.pem")
+    context.set_alpn_protocols(["h2"])
+    host, port = proxy.split(":")
+
+    def is_answered():
+        try:
+            with SearchClient(proxy, tls=tls, token="CHANGE-ME", retries=Retries(0)) as client:
+                check(client.search(IMAGES[:1], 5), IMAGES[:1], 5)
+            return True
+        except MissingError as error:
+            if "status: 503" not in str(error):
+                raise
+            return False
+
+    with context.wrap_socket(socket.create_connection((host, int(port))), server_hostname=host) as connection:
+        assert is_answered()
+        ask_and_read_nothing(connection, 110)
+        for expected in (False, True):  # the connection is open all the time, and nginx gives it 60 s if not told
+            deadline = time.monotonic() + 40
+            while is_answered() is not expected:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
