@@ -13,7 +13,9 @@ import numpy as np
 import psutil
 import pytest
 import tiny_model
+import tritonclient.grpc as triton
 from live_world import CODES, IMAGES, World, check, png
+from tritonclient.utils import InferenceServerException
 
 from dmsh_serving import gallery
 from dmsh_serving.client import SearchClient
@@ -145,20 +147,38 @@ def test_a_start_that_fails_is_tried_again_until_the_gallery_is_mended(own_world
         assert wait_until_answered(server.url) < 5
 
 
+@pytest.mark.parametrize(
+    ("of_model", "waited"), [(True, [0.1, 0.2, 0.4, 0.4]), (False, [0.1, 0.2, 0.2, 0.2])], ids=["model", "server"]
+)
 def test_fault_36_a_server_that_dies_again_and_again_is_started_ever_more_rarely_and_never_given_up(
-    own_world, monkeypatch
+    own_world, monkeypatch, of_model, waited
 ):
     monkeypatch.setattr(launcher, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(launcher, "LONGEST_RETRY_SECONDS", 0.4)
+    monkeypatch.setattr(launcher, "CRASH_RETRY_SECONDS", 0.2)
     events = []
     with own_world.server(on_event=events.append) as server:
-        for death in range(7):
-            os.kill(server.pid, signal.SIGKILL)
+        for death in range(5):
+            os.kill(min(server.stubs) if of_model else server.pid, signal.SIGKILL)
             wait_for(lambda death=death: sum("was started again" in event for event in events) == death + 1)
         assert wait_until_answered(server.url) < 5
     waits = [event.rpartition("started again in ")[2] for event in events if "is started again in" in event]
-    assert waits == ["0.1 s", "0.2 s", "0.4 s", "0.4 s", "0.4 s", "0.4 s"]
-    assert (server.restarts, server.failure, server.exit_code) == (7, None, 0)
+    assert waits == [f"{seconds:g} s" for seconds in waited]
+    assert (server.restarts, server.failure, server.exit_code) == (5, None, 0)
+
+
+def test_a_request_that_ends_triton_ends_it_for_a_moment(own_world):
+    events = []
+    code = triton.InferInput("code", [1, 8], "UINT8").set_data_from_numpy(CODES[:1])
+    with own_world.server(on_event=events.append) as server:
+        with triton.InferenceServerClient(server.url) as client, pytest.raises(InferenceServerException) as refused:
+            client.infer("dmsh_ranker", [code], outputs=[triton.InferRequestedOutput("keys", class_count=1)])
+        if refused.value.status() == "StatusCode.INVALID_ARGUMENT":
+            assert (server.restarts, wait_until_answered(server.url) < 5) == (0, True)
+            pytest.skip(f"this Triton refuses a classification of strings ({refused.value.message()})")
+        wait_for(lambda: events)
+        assert events[0].startswith("tritonserver ended by itself (-8): Triton was started again in "), events
+        assert wait_until_answered(server.url) < 5
 
 
 @pytest.mark.parametrize("model", ["dmsh_decode", "dmsh_encoder", "dmsh_ranker"])

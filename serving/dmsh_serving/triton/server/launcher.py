@@ -39,6 +39,7 @@ STOP_SECONDS = 30  # how long requests in flight may take once the server is tol
 WATCH_SECONDS = 0.25
 RETRY_SECONDS = 1.0  # before the second start in a row; each one after it waits twice as long
 LONGEST_RETRY_SECONDS = 30.0
+CRASH_RETRY_SECONDS = 2.0  # the longest for a server that served and crashed: one request may end Triton 24.10
 CALM_SECONDS = 60.0  # a server that lived so long is started again at once
 DEAD_STUB_SECONDS = 15.0  # until Triton says itself why a model's process ended while it was loaded
 _log = logging.getLogger(__name__)
@@ -257,7 +258,7 @@ class TritonServer:
         self._control.drain(STOP_SECONDS)
 
     def _keep_alive(self) -> None:
-        wait, began, blind = 0.0, time.monotonic(), False
+        wait, began, blind, served = 0.0, time.monotonic(), False, True
         while not self._stopping.wait(WATCH_SECONDS):
             try:
                 lost = self._what_is_lost()
@@ -270,6 +271,8 @@ class TritonServer:
                 continue
             if time.monotonic() > began + CALM_SECONDS:
                 wait = 0.0
+            if served and self._process is not None and (self._process.poll() or 0) < 0:
+                wait = min(wait, CRASH_RETRY_SECONDS)
             self._end(1)  # no request to a model without its process can be answered: do not wait for them
             self._regions.remove_regions()
             if wait:
@@ -279,12 +282,14 @@ class TritonServer:
             wait = min(LONGEST_RETRY_SECONDS, 2 * wait or RETRY_SECONDS)
             began = time.monotonic()
             self.restarts += 1
+            served = False
             try:
                 self._launch()
             except Exception as error:  # Triton's, or as above: whatever it is, it is tried again
                 self._end(1)
                 self._tell(f"{lost}, and Triton could not be started again: {error}")
                 continue
+            served = True
             if self._stopping.is_set():
                 return
             self._tell(f"{lost}: Triton was started again in {time.monotonic() - began:.1f} s")
