@@ -57,6 +57,9 @@ class Connection(H11Protocol):
         for start in range(0, len(data), LONGEST_HEAD):
             if not self.transport.is_closing():
                 super().data_received(data[start : start + LONGEST_HEAD])
+            # Nor does it look while the request before has no answer yet: what comes then is kept, whole or not.
+            if len(self._requests.trailing_data[0]) > LONGEST_HEAD:
+                self.transport.abort()
         if self.cycle is None or self.cycle.response_complete:
             self._head.start(self.loop, HEAD_SECONDS, self.transport.abort)
         else:

@@ -147,6 +147,16 @@ def test_a_head_that_is_whole_but_too_long_is_not_read_through(address):
         answered(client, REQUEST[:-2] + b"X: " + 15_000 * b"x" + b"\r\n\r\n")
 
 
+def test_nor_is_the_head_of_a_second_request_that_comes_with_the_first(server, address):
+    received = b""
+    with socket.create_connection(address) as client, contextlib.suppress(ConnectionError):
+        client.settimeout(30)
+        client.sendall(REQUEST + REQUEST[:-2] + 8_000 * b"a:b\r\n" + b"Connection: close\r\n\r\n")
+        while part := client.recv(1 << 16):
+            received += part
+    assert received.count(b"HTTP/1.1 200") <= 1
+
+
 @pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"])
 def test_an_answer_that_nobody_reads_is_given_up(server, address, monkeypatch, header):
     monkeypatch.setattr(connections, "ANSWER_SECONDS", 0.2)
