@@ -1,6 +1,14 @@
 """The errors that a user can meet; each kind has its own exit code."""
 
-__all__ = ["CheckError", "DmshError", "InputError", "MissingError", "OtherModelError", "UnavailableError"]
+__all__ = [
+    "CheckError",
+    "DmshError",
+    "InputError",
+    "MemoryShortError",
+    "MissingError",
+    "OtherModelError",
+    "UnavailableError",
+]
 
 
 class DmshError(Exception):
@@ -19,6 +27,10 @@ class InputError(DmshError):
     """The input or the usage is wrong."""
 
     exit_code = 2
+
+
+class MemoryShortError(InputError):
+    """An image needs more memory to decode than there is now: in a folder, that is no damage."""
 
 
 class OtherModelError(InputError):

@@ -16,7 +16,7 @@ from dmsh_export.encode.sources import GONE, Image, Source
 from dmsh_serving.codes import Codes
 from dmsh_serving.encoder.base import Encoder as OpenEncoder
 from dmsh_serving.encoder.open import open_encoder
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, MemoryShortError, UnavailableError
 from dmsh_serving.files import sha256_of_file, write_atomically
 from dmsh_serving.gallery.keys import packed_keys
 from dmsh_serving.gallery.tables import CodeTable, write_table
@@ -112,6 +112,8 @@ def _encode_shard(encoder: OpenEncoder, source: Source, shard: Shard, batch: int
                 raise InputError(f"{image.key}: {image.data}")
             image.key.encode()
             held.append((image, image_from_bytes(image.data, encoder.image_size, encoder.framing, name=image.key)))
+        except MemoryShortError as error:
+            raise UnavailableError(f"{error}: give more memory, or take the image away, and run it again") from error
         except InputError as error:
             bad.append((image.key, str(error).removeprefix(f"{image.key}: ")))
         except UnicodeEncodeError:

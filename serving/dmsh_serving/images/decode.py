@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, MemoryShortError
 from dmsh_serving.images import limits
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.jpeg import check_work, load_whole, scans_of, shows_first_scan
@@ -155,7 +155,8 @@ def rgb_from_bytes(
     ``on_size`` is called with the number of pixels once it is known to be allowed, before any is decoded.
 
     Raises:
-        InputError: empty, not an image, a format off the list, truncated or damaged, or too large.
+        InputError: empty, not an image, a format off the list, truncated or damaged, or too large; its subclass
+            MemoryShortError if the memory of the moment does not do.
     """
     check_file(data, name)
     try:
@@ -181,7 +182,7 @@ def rgb_from_bytes(
     except InputError:
         raise
     except MemoryError:
-        raise InputError(f"{name}: the image needs too much memory to decode") from None
+        raise MemoryShortError(f"{name}: the image needs too much memory to decode") from None
     except Exception as error:  # a decoder fed hostile bytes raises nearly anything
         raise InputError(f"{name}: the image is truncated or damaged ({error or type(error).__name__})") from error
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dmsh_serving.checks import check_images
 from dmsh_serving.cpu import available_cpus
-from dmsh_serving.errors import InputError, UnavailableError
+from dmsh_serving.errors import InputError, MemoryShortError, UnavailableError
 from dmsh_serving.files import files_below, read_regular
 from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes
 from dmsh_serving.images.framing import Framing
@@ -256,11 +256,14 @@ def _read(path: Path, folder: Path, image_size: int, framing: Framing) -> npt.ND
     """Return the image, or one line that says why there is none: it is damaged, gone or no file.
 
     Raises:
-        OSError: it cannot be read, as on a disk that is away: that says nothing about the image.
+        OSError, UnavailableError: it cannot be read, as on a disk that is away, or not decoded with the memory of the
+            moment: that says nothing about the image.
     """
     name = path.relative_to(folder).as_posix()
     try:
         return image_from_bytes(read_regular(path, MAX_FILE_BYTES), image_size, framing, name=name)
+    except MemoryShortError as error:
+        raise UnavailableError(f"{error}: give more memory, or take the file away, and run it again") from error
     except InputError as error:
         return str(error)
     except FileNotFoundError:

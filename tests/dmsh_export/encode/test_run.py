@@ -15,10 +15,10 @@ import pytest
 import tiny_model
 from encode_world import NoJob, codes_by_id, files_of, killed_with_a_worker, wait_until, write_images
 
-from dmsh_export.encode import sources
+from dmsh_export.encode import shards, sources
 from dmsh_export.encode.run import DEAD_LETTERS, Job, encode, on_processes
 from dmsh_export.encode.sources import source_of
-from dmsh_serving.errors import CheckError, InputError, MissingError, UnavailableError
+from dmsh_serving.errors import CheckError, InputError, MemoryShortError, MissingError, UnavailableError
 from dmsh_serving.gallery.tables import read_table
 
 pytest.importorskip("pyarrow")
@@ -128,6 +128,20 @@ def test_a_disk_that_does_not_answer_stops_the_run_and_makes_no_image_a_bad_one(
     monkeypatch.setattr(sources, "read_regular", original)
     done = run(world)
     assert (done.count, done.bad, done.kept) == (COUNT, (), 4)
+
+
+def test_memory_that_does_not_do_for_a_moment_makes_no_image_a_bad_one(world, monkeypatch):
+    def short(data, *arguments, name, **options):
+        if name == world[3][20]:
+            raise MemoryShortError(f"{name}: the image needs too much memory to decode")
+        return original(data, *arguments, name=name, **options)
+
+    original = shards.image_from_bytes
+    monkeypatch.setattr(shards, "image_from_bytes", short)
+    with pytest.raises(UnavailableError, match=f"{world[3][20]}: the image needs too much memory to decode: give more"):
+        run(world, max_bad=COUNT)
+    monkeypatch.setattr(shards, "image_from_bytes", original)
+    assert run(world).count == COUNT
 
 
 @pytest.mark.parametrize("mount_point", [False, True])

@@ -9,7 +9,7 @@ from named_pipe import pipe_at
 from PIL import Image
 
 from dmsh_serving.errors import InputError, UnavailableError
-from dmsh_serving.images import read
+from dmsh_serving.images import decode, read
 from dmsh_serving.images.decode import MAX_FILE_BYTES
 from dmsh_serving.images.read import image_paths, iter_image_batches, iter_listed_batches, load_images, others_line
 
@@ -235,3 +235,13 @@ def test_a_folder_of_other_files_alone_says_so(tmp_path):
         load_images(tmp_path, 8)
     (tmp_path / "notes.txt").unlink()
     assert others_line(tmp_path) is None
+
+
+def test_an_image_for_which_the_memory_does_not_do_now_is_no_bad_one(folder, monkeypatch):
+    def short(image, name):
+        if name == "b/0.png":
+            raise MemoryError
+
+    monkeypatch.setattr(decode, "check_opened", short)
+    with pytest.raises(UnavailableError, match=r"^b/0\.png: the image needs too much memory to decode: give more"):
+        load_images(folder, 8, skip_bad=True)
