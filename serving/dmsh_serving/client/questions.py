@@ -61,6 +61,7 @@ CHANNEL_OPTIONS: Final = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),  # a server that was started again is found at once
 ]
+MOST_REQUEST_BYTES: Final = 64 << 20  # of a request of several rows; a proxy may refuse more
 _FOUND: Final = (IDS, DISTANCES, KEYS, GALLERY_VERSION, CODE)
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
@@ -182,16 +183,20 @@ class Questions:
         deadline: float | None,
         most: int | None = None,
     ) -> Steps[dict[str, Tensor]]:
-        """Ask in batches as large as the server takes, or of ``most``, and put their answers together in order."""
+        """Ask in batches as large as the server takes, or of ``most``, and put their answers together in order.
+
+        A batch of more than one row has at most ``MOST_REQUEST_BYTES``.
+        """
         if not len(next(iter(inputs.values()))):
             raise InputError(f"{model}: there is nothing to ask, 0 images were given")
         limit = _Time(deadline)
         size = yield from self._max_batch(model, limit)
         size = size if most is None else min(size, most)
-        several = len(next(iter(inputs.values()))) > size
+        batches = list(_batches(inputs, size))
+        several = len(batches) > 1
         before = (yield from self._fingerprint(model, limit)) if several else ""
         parts = []
-        for part in _batches(inputs, size):
+        for part in batches:
             answer = yield from self._attempts(limit, Infer(model, part, outputs, 0))
             parts.append(answer)
         if several and (yield from self._fingerprint(model, limit)) != before:
@@ -268,8 +273,19 @@ def _within(step: Infer | Configuration, seconds: float) -> Step:
 
 
 def _batches(inputs: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
-    for start in range(0, len(next(iter(inputs.values()))), size):
-        yield {name: array[start : start + size] for name, array in inputs.items()}
+    row_bytes = np.sum([_row_bytes(array) for array in inputs.values()], axis=0)
+    start = 0
+    while start < len(row_bytes):
+        fitting = int(np.searchsorted(np.cumsum(row_bytes[start : start + size]), MOST_REQUEST_BYTES, side="right"))
+        stop = start + max(1, fitting)
+        yield {name: array[start:stop] for name, array in inputs.items()}
+        start = stop
+
+
+def _row_bytes(array: Tensor) -> npt.NDArray[np.int64]:
+    if array.dtype == np.object_:
+        return np.array([sum(map(len, row)) for row in array.reshape(len(array), -1)], np.int64)
+    return np.full(len(array), array[:1].nbytes, np.int64)
 
 
 def _for_each(count: int, name: str, value: int) -> npt.NDArray[np.int64]:

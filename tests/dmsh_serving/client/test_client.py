@@ -12,7 +12,7 @@ from fake_triton import SIZE, FakeTriton
 from named_pipe import pipe_at
 from tritonclient.grpc import service_pb2
 
-from dmsh_serving.client import AsyncSearchClient, CodeSpace, Retries, SearchClient
+from dmsh_serving.client import AsyncSearchClient, CodeSpace, Retries, SearchClient, questions
 from dmsh_serving.client.answers import code_space_of
 from dmsh_serving.contract import (
     CODE,
@@ -95,6 +95,16 @@ def test_many_images_are_sent_in_batches_and_come_back_in_order(server, client):
     np.testing.assert_array_equal(answer.ids, np.repeat(asked[:, 0, 0, :1], 3, axis=1))
     assert answer.gallery_version.tolist() == ["v1"] * 10
     assert [request[K].tolist() for request in server.asked] == [[[3]] * 4, [[3]] * 4, [[3]] * 2]
+
+
+def test_no_request_of_several_images_is_larger_than_a_proxy_takes(server, client, monkeypatch):
+    monkeypatch.setattr(questions, "MOST_REQUEST_BYTES", 3 * images(1).nbytes)
+    client.encode(images(7))
+    assert server.rows == [3, 3, 1]
+    files = [bytes(length) for length in (400, 100, 60, 5, 5, 5, 5)]
+    monkeypatch.setattr(questions, "MOST_REQUEST_BYTES", 200)
+    client.search_files(files, 1)
+    assert server.rows[3:] == [1, 4, 2]  # 400; 100, 60, 5, 5; 5, 5
 
 
 def test_of_a_large_k_no_more_is_asked_in_one_request_than_the_server_answers(server, client):
