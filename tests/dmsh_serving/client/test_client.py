@@ -102,7 +102,7 @@ def test_no_request_of_several_images_is_larger_than_a_proxy_takes(server, clien
     client.encode(images(7))
     assert server.rows == [3, 3, 1]
     files = [bytes(length) for length in (400, 100, 60, 5, 5, 5, 5)]
-    monkeypatch.setattr(questions, "MOST_REQUEST_BYTES", 200)
+    monkeypatch.setattr(questions, "MOST_REQUEST_BYTES", 210)  # of which each row has 8 for its k
     client.search_files(files, 1)
     assert server.rows[3:] == [1, 4, 2]  # 400; 100, 60, 5, 5; 5, 5
 
