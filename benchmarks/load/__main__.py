@@ -109,7 +109,7 @@ def measured(name: str, perf_analyzer: Sequence[str], rounds: int) -> list[Row]:
         world = make_world(name, folder, 10_000, 2)
         data = folder / "search.json"
         data.write_text(input_data(world.images[:8]))
-        with TritonServer(world.repository, log_file=folder / "triton.log") as server:
+        with TritonServer(world.repository, log_file=folder / "triton.log", canary=False) as server:
             rows = [
                 _row(name, each, server.url, world.images[:8], data, perf_analyzer, rounds)
                 for each in (Closed(1), Closed(4))

@@ -9,16 +9,21 @@ ROOT: Final = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Subject:
-    """A package, its tests, those of them that are too slow to run for each fault, and the least share to be found."""
+    """A package, its tests, those of them that are too slow to run for each fault, and the least share to be found.
+
+    ``elsewhere`` are modules that run in a process of their own, into which no fault is put.
+    """
 
     package: str
     tests: tuple[str, ...]
     least: float
     slow: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
     def files(self) -> list[Path]:
         """Return its modules. Compiled kernels are left out: numba's cache would give the code without the fault."""
-        return sorted(path for path in (ROOT / self.package).glob("*.py") if path.name != "__init__.py")
+        left_out = ("__init__.py", *self.elsewhere)
+        return sorted(path for path in (ROOT / self.package).glob("*.py") if path.name not in left_out)
 
 
 SUBJECTS: Final = {
@@ -49,6 +54,7 @@ SUBJECTS: Final = {
         ("tests/dmsh_serving/images", "tests/faults/test_decode.py"),
         0.8,
         slow=("malformed", "huge_tile", "flood"),
+        elsewhere=("decoding_process.py",),
     ),
     "lint": Subject("export/dmsh_export/lint", ("tests/dmsh_export/lint",), 0.8),
 }

@@ -1,6 +1,7 @@
 """ONNX -> TensorRT plan: typed, audited, built in a fresh process, and written only if every check passes."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,10 +131,12 @@ def engine_from_onnx(
         content = bytes_of_model(source)
         model = model_from_bytes(content, source)
         metadata = EncoderMetadata.from_props(metadata_of(model), str(source))
-        if options.precision == "fp32":  # any other is a code space of its own
+        if options.precision == "fp32":  # integers are proven below, and all else is a code space of its own
             metadata.check_graph(content, str(source))
-        made_from = _checked_source(source, metadata)
         certificate = _certified(source, metadata_of(model), options.precision)
+        made_from = _checked_source(source, metadata)
+        if made_from != hashlib.sha256(content).hexdigest():
+            raise InputError(f"{source} was replaced while it was read: run it again")
         typed = typed_graph(model, options.precision)
         plan = draft_of[out]
         folder = plan.with_name(plan.name + ".build")

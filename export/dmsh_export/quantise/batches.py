@@ -17,6 +17,7 @@ from dmsh_serving.images.read import (
     iter_image_batches,
     iter_listed_batches,
     load_npy,
+    none_away,
 )
 
 __all__ = ["Images", "Sample", "batch_size", "first_images", "spread_batches", "spread_images"]
@@ -68,7 +69,8 @@ def spread_images(source: Path, image_size: int, count: int, framing: Framing = 
         return None
     names = [paths[row].relative_to(source).as_posix() for row in _spread(len(paths), count)]
     try:
-        batches = list(iter_listed_batches(source, names, image_size, count, framing, skip_bad=True))
+        listed = iter_listed_batches(source, names, image_size, count, framing, skip_bad=True)
+        batches = list(none_away(source, listed))
     except InputError:  # none can be read: the pass over all images reports why
         return None
     return np.concatenate([batch.images for batch in batches])
@@ -90,9 +92,10 @@ def spread_batches(
     """
     if source.is_dir() and len(paths := image_paths(source)) > most:
         names = [paths[row].relative_to(source).as_posix() for row in _spread(len(paths), most)]
-        yield from iter_listed_batches(
+        listed = iter_listed_batches(
             source, names, image_size, size, framing, skip_bad=skip_bad, on_progress=on_progress
         )
+        yield from none_away(source, listed)
         return
     if source.suffix == ".npy" and source.is_file():
         array = load_npy(source, f"images, uint8 [N, {image_size}, {image_size}, 3]")

@@ -9,7 +9,7 @@ from dmsh_model.data.labelled import LabelledImages, Split
 from dmsh_model.data.split import SplitOptions, split_images, split_record
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.framing import Framing
-from dmsh_serving.images.read import image_paths, iter_listed_batches
+from dmsh_serving.images.read import image_paths, iter_listed_batches, none_away
 
 __all__ = [
     "MNIST_5K",
@@ -121,8 +121,11 @@ def _class_folders(
             "one folder per class, or --unlabelled for images without classes"
         )
     found = image_cache.gather(
-        lambda: iter_listed_batches(
-            folder, listed, image_size, _BATCH, framing, skip_bad=skip_bad, on_progress=on_progress
+        lambda: none_away(
+            folder,
+            iter_listed_batches(
+                folder, listed, image_size, _BATCH, framing, skip_bad=skip_bad, on_progress=on_progress
+            ),
         ),
         len(listed),
         image_size,

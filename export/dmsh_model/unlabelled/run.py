@@ -20,7 +20,7 @@ from dmsh_model.unlabelled.sample import sampled_files
 from dmsh_model.weights.fill import fill
 from dmsh_model.weights.read import Pretrained
 from dmsh_serving.errors import InputError
-from dmsh_serving.images.read import iter_listed_batches
+from dmsh_serving.images.read import iter_listed_batches, none_away
 
 __all__ = ["fit_unlabelled"]
 
@@ -89,9 +89,10 @@ def fit_unlabelled(
         moments = Moments(sum(trunk.channels))
         kept: list[Taps] = []
         bad = 0
-        for batch in iter_listed_batches(
+        read = iter_listed_batches(
             folder, names, config.image_size, _BATCH, config.framing, skip_bad=skip_bad, on_progress=on_taps
-        ):
+        )
+        for batch in none_away(folder, read):
             bad += len(batch.bad)
             if len(batch.images):
                 taps = trunk.of_images(batch.images)

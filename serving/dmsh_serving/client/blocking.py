@@ -39,7 +39,7 @@ class SearchClient:
     """A connection to the Triton at ``url`` (host:port of gRPC).
 
     Any number of images may be given: they are sent in batches of the server's ``max_batch_size``, smaller ones for a
-    large ``k`` (``contract.MAX_RESULTS``), and the answers come in the images' order.
+    large ``k`` (``contract.MAX_RESULTS``) or over 64 MiB, and the answers come in the images' order.
 
     Args:
         url: host:port.

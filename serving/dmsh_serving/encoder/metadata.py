@@ -26,7 +26,7 @@ class EncoderMetadata:
         precision: fp16, bf16, int8 or fp8, the precision of a low-precision encoder's trunk.
         known_answer: images and their codes (see :mod:`.known_answer`); a graph on its way
             to a compiler has none.
-        graph_sha256: of the graph that was compared with PyTorch.
+        graph_sha256: of the graph as dmsh-export wrote it.
     """
 
     fingerprint: str

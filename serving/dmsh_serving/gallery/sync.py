@@ -40,7 +40,7 @@ class Synced:
         added: keys that are new.
         changed: keys whose code is another.
         removed: keys that are gone; a key that was there twice counts here too.
-        unchanged: number of images whose code stays.
+        unchanged: number of images whose code stays, but for those listed and not found.
         bad: one line per image that cannot be read; its code, if there was one, is removed, unless the folder lists
             the image and yet it is not found: its disk may be away.
     """

@@ -205,7 +205,6 @@ def size_from_header(file: BinaryIO, name: str) -> tuple[int, int]:
         head += file.read()
         check_blocks(head, name)
         scans_of(head, name)
-    file.seek(0)
     is_png = head.startswith(b"\x89PNG")
     with Image.open(io.BytesIO(_without_pixels(head)) if is_png else file, formats=FORMATS) as image:
         check_size(image.size, name)

@@ -29,6 +29,7 @@ __all__ = [
     "iter_listed_batches",
     "load_images",
     "load_npy",
+    "none_away",
     "others_line",
     "refuse_away",
 ]
@@ -119,9 +120,9 @@ def iter_image_batches(
         paths = image_paths(source)
         if not paths:
             raise InputError(f"{source} holds no images{_but_others(source)}: give a folder of images")
-        for part in _batches_of_files(source, paths, image_size, batch_size, framing, skip_bad, on_progress):
-            refuse_away(source, part.absent)
-            yield part
+        yield from none_away(
+            source, _batches_of_files(source, paths, image_size, batch_size, framing, skip_bad, on_progress)
+        )
     elif source.suffix == ".npy":
         yield from _batches_of_array(source, image_size, batch_size, on_progress)
     elif source.exists():
@@ -285,6 +286,13 @@ def refuse_away(folder: Path, absent: Iterable[str]) -> None:
             if next(entries, None):
                 continue
         raise UnavailableError(f"{parent} is empty or away, but had images when they were listed: run it again")
+
+
+def none_away(folder: Path, batches: Iterable[ImageSet]) -> Iterator[ImageSet]:
+    """Yield ``batches`` of what was listed in ``folder``; errors as of :func:`refuse_away`."""
+    for batch in batches:
+        refuse_away(folder, batch.absent)
+        yield batch
 
 
 def _absent(name: str) -> str:

@@ -44,7 +44,7 @@ MOST_AT_ONCE: Final = {
     "rows": 64,
     "examinations": 8,
 }
-_MOST_SHORT: Final = 1000  # images of an answer
+_MOST_IN_SHORT: Final = 1000  # images of an answer that costs little to tell
 MOST_ROW_BYTES: Final = 2 << 20  # of an answer, which is in memory until it is read; the page's own have some 1 MB
 EXAMINATION_SECONDS: Final = 120.0
 _SHOWN: Final = f"private, max-age={SHOWN_SECONDS}"
@@ -310,7 +310,7 @@ def _kind_of(question: Question) -> str:
     # All codes are put in order for the others, and an older version is opened, perhaps: Triton alone is far faster.
     is_first = question.after is None and question.version is None
     # A long answer is work in the loop that answers everybody; the page itself asks for 1,000 at most.
-    is_short = question.k <= _MOST_SHORT
+    is_short = question.k <= _MOST_IN_SHORT
     return "searches" if question.is_plain and is_first and is_short else "ordered searches"
 
 

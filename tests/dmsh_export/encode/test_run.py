@@ -201,7 +201,7 @@ def test_a_worker_that_is_killed_is_replaced(world, monkeypatch):
     assert done.count == COUNT
 
 
-def test_a_worker_ends_with_a_run_that_is_killed_and_writes_nothing_after_it():
+def test_a_worker_ends_with_a_run_that_is_killed():
     context = multiprocessing.get_context("spawn")
     workers = context.Queue()
     run = context.Process(target=killed_with_a_worker, args=(NoJob(), workers))

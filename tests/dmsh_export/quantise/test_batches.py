@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dmsh_export.quantise import batches
 from dmsh_export.quantise.batches import batch_size, first_images, spread_batches, spread_images
 from dmsh_export.quantise.run import PADDING_IMAGES, quantise
-from dmsh_serving.errors import InputError
-from dmsh_serving.images.read import iter_image_batches
+from dmsh_serving.errors import InputError, UnavailableError
+from dmsh_serving.images.read import iter_image_batches, iter_listed_batches
 
 CLASS_FIRST = (3, 0, 9)  # grey padding costs class 3 too little to mend, and all classes together enough
 
@@ -153,3 +154,22 @@ def test_the_first_images_are_looked_at_and_not_lost(tmp_path, count):
 def test_of_no_batches_there_are_no_first_images():
     first, every = first_images(iter(()), 4)
     assert (first.shape, list(every)) == ((0, 1, 1, 3), [])
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda folder: list(spread_batches(folder, 8, 2, 4, skip_bad=True)), lambda folder: spread_images(folder, 8, 4)],
+)
+def test_a_folder_that_goes_away_before_its_images_are_read_is_no_folder_of_bad_images(tmp_path, monkeypatch, read):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+
+    def unmounted(*arguments, **options):
+        folder.rename(tmp_path / "away")
+        yield from iter_listed_batches(*arguments, **options)
+
+    monkeypatch.setattr(batches, "iter_listed_batches", unmounted)
+    with pytest.raises(UnavailableError, match="images is empty or away"):
+        read(folder)

@@ -9,7 +9,7 @@ from PIL import Image
 from dmsh_model.data import image_cache
 from dmsh_model.data import load as data
 from dmsh_model.data.load import load_labelled
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, UnavailableError
 from dmsh_serving.images.framing import Framing
 
 
@@ -149,16 +149,17 @@ def test_a_run_that_gets_the_lock_of_one_that_has_just_ended_leaves_its_entry_al
     assert not last_name or pixels.read_bytes() == whole
 
 
-def test_images_that_go_away_while_they_are_decoded_are_not_kept_as_bad_ones(photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cached", [True, False])
+def test_images_that_go_away_while_they_are_decoded_are_no_bad_ones(photos, tmp_path, monkeypatch, cached):
     def unmounted(*arguments, **options):
         photos.joinpath("cat").rename(tmp_path / "away")
         yield from original(*arguments, **options)
 
     original = data.iter_listed_batches
     monkeypatch.setattr(data, "iter_listed_batches", unmounted)
-    with pytest.raises(InputError, match="their disk went away, while they were decoded"):
-        load_labelled(str(photos), 16, cache=tmp_path / "cache", skip_bad=True)
-    assert list((tmp_path / "cache").iterdir()) == []
+    with pytest.raises(UnavailableError, match="cat is empty or away, but had images when they were listed"):
+        load_labelled(str(photos), 16, cache=tmp_path / "cache" if cached else None, skip_bad=True)
+    assert list((tmp_path / "cache").glob("*")) == []
 
 
 def test_a_file_of_which_the_system_cannot_say_whether_it_is_there_is_not_absent(photos):

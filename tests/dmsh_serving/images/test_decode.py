@@ -348,6 +348,10 @@ def test_the_pixel_cap_is_below_the_size_at_which_pillow_warns():
         (b"hello, I am not an image", "not an image"),
         (bytes(1000), "not an image"),
         (b"%PDF-1.7 ...", "PDF is not accepted; JPEG, PNG, WEBP, BMP, GIF, TIFF"),
+        (b"<?xml version='1.0'?>", "XML or SVG is not accepted"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG is not accepted"),
+        (b"%!PS-Adobe-3.0", "PostScript is not accepted"),
+        (b"P6 1 1 255 ...", "PPM is not accepted"),
         (file_of(photo(), "PPM"), "PPM is not accepted"),
         (file_of(photo(), "ICO"), "icon is not accepted"),
         (b"<svg xmlns='x'/>", "SVG is not accepted"),
@@ -385,10 +389,24 @@ def test_damage_and_size_are_told_by_the_error_alone_without_warnings(tmp_path):
     assert "10000 x 10000 pixels is too large" in done.stdout
 
 
-@pytest.mark.parametrize("size", [0, -1, 5000])
+@pytest.mark.parametrize("size", [0, -1, 4097])
 def test_an_image_size_out_of_range_is_refused(size):
     with pytest.raises(InputError, match="image_size"):
         image_from_bytes(FILES["png"], size)
+    assert image_from_bytes(FILES["png"], 4096).shape == (4096, 4096, 3)
+
+
+def test_the_number_of_pixels_is_told_before_they_are_decoded(monkeypatch):
+    told = []
+
+    def unread(image):
+        assert told
+        raise InputError("not decoded")
+
+    monkeypatch.setattr(Image.Image, "load", unread)
+    with Image.open(io.BytesIO(FILES["png"])) as image, pytest.raises(InputError, match="not decoded"):
+        decode.rgb_from_bytes(FILES["png"], on_size=told.append)
+    assert told == [image.width * image.height]
 
 
 def test_memory_that_there_is_not_is_told_as_such(monkeypatch):

@@ -28,9 +28,9 @@ def all_stubs(server: int, processes: Path = PROCESSES) -> frozenset[int]:
 
 
 def processor_seconds(model: str, server: int, stubs: Iterable[int], processes: Path = PROCESSES) -> float:
-    """Return the seconds of the processor that the stubs of ``model`` have had, or ``server``, in which it then runs.
+    """Return the seconds of the processor that the stubs of ``model`` have had.
 
-    0 for processes that are gone.
+    Without a living stub of its own, a model runs in ``server``, whose seconds these then are; 0 if that is gone.
     """
     own = [stub for stub in stubs if f"/{model}/".encode() in _read(processes / str(stub) / "cmdline")]
     ticks = 0

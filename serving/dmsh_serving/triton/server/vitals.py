@@ -2,7 +2,8 @@
 
 A search that is not answered may have met a busy server: it may stand in the queue of one model, while the next one has
 nothing to do. So a model counts as hanging only if it finished no request at all while the search waited, does not
-answer a question of its own either, and its process did not compute: one batch may take minutes.
+answer a question of its own either, and its process did not compute: one batch may take minutes. A process that
+computes through 20 looks in a row and finishes nothing hangs all the same.
 """
 
 import http.client
@@ -113,8 +114,10 @@ class Vitals:
                 if after.get(model) != before.get(model) or self._answers_alone(model):
                     continue
                 computes = self._used(model) - used[model] > _LEAST_SHARE * (time.monotonic() - began)
-                if not computes or self._looks == MOST_LOOKS:
+                if not computes:
                     return f"{model} finished no request for {PATIENCE_SECONDS:g} s"
+                if self._looks == MOST_LOOKS:
+                    return f"{model} computed through {MOST_LOOKS} looks in a row and finished no request"
         except _NO_ANSWER:
             return f"tritonserver gave no answer for {PATIENCE_SECONDS:g} s"
         self._looks = self._looks + 1 if computes else 0

@@ -24,7 +24,8 @@ _NO_LENGTH: Final = "A body is taken with its Content-Length alone, not in chunk
 class Connection(H11Protocol):
     """A connection of uvicorn that is closed if it is one too many, sends no whole head or takes no answer in time.
 
-    A request whose head is too long, or whose body comes in chunks, is answered with 400.
+    A request whose head is too long, or whose body comes in chunks, is answered with 400. A head of at most
+    ``LONGEST_HEAD`` is taken, one of over twice as much never.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

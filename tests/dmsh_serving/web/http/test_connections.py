@@ -155,6 +155,8 @@ def test_nor_is_the_head_of_a_second_request_that_comes_with_the_first(server, a
         while part := client.recv(1 << 16):
             received += part
     assert received.count(b"HTTP/1.1 200") <= 1
+    with socket.create_connection(address) as client:
+        answered(client)
 
 
 @pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"])
