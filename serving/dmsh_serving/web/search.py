@@ -32,6 +32,7 @@ from dmsh_serving.web.steps import Nearest, TritonSteps
 
 __all__ = ["Page", "Resolved", "Searches", "Times"]
 
+_MOST_SIZING: Final = 2  # of the threads that all share
 MOST_FROM_FOLDER: Final = 8  # a few letters ask for the work of a large file, and for several times its memory
 _CUTS_AT_ONCE: Final = 2  # whole images in memory, of up to 470 MB each
 _MOST_RANKINGS: Final = 32  # an empty one has no bytes, but its question is kept
@@ -93,6 +94,7 @@ class Searches:
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
         self._decoders = Decoders(_CUTS_AT_ONCE)
         self._opening = asyncio.Lock()
+        self._sizing = asyncio.Semaphore(_MOST_SIZING)
         self._from_folder = 0  # files that keys name and that are encoded now
         self._ordering = asyncio.Semaphore(available_cpus())  # more at once take more memory, and no less time
         self._rankings: OrderedDict[object, Ranking] = OrderedDict()
@@ -339,7 +341,8 @@ class Searches:
                 await self.check_model(anew=True)
         if not self._originals.are_sized(page.keys):
             stop = threading.Event()
-            await in_thread(self._originals.read_sizes, page.keys, stop, stop=stop)
+            async with self._sizing:  # a long answer has thousands of files
+                await in_thread(self._originals.read_sizes, page.keys, stop, stop=stop)
         codes: list[str | None] = [None] * len(page.ids)
         if collection is not None:
             places = [collection.place_of_id(number) for number in page.ids]

@@ -193,6 +193,27 @@ def test_codes_of_a_version_from_before_another_model_are_not_mixed_with_those_o
     assert error.value.status == 410
 
 
+def test_headers_of_images_are_read_by_few_of_the_threads_that_all_share(originals, monkeypatch):
+    reading, most = [], []
+
+    def read_sizes(keys, stop):
+        reading.append(keys)
+        most.append(len(reading))
+        time.sleep(0.05)
+        reading.pop()
+
+    monkeypatch.setattr(originals, "are_sized", lambda keys: False)
+    monkeypatch.setattr(originals, "read_sizes", read_sizes)
+    searches = Searches(Steps(), originals, None)
+
+    async def several():
+        await asyncio.gather(*(searches.answer(Question(like=LIKE, k=3)) for _ in range(8)))
+
+    asyncio.run(several())
+    assert len(most) == 8
+    assert max(most) <= 2
+
+
 def test_of_a_long_question_the_order_alone_is_kept(originals, tmp_path):
     gallery.build(tmp_path / "gallery", CODES, None, [f"{number}.png" for number in range(300)], **SPACE)
     searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))

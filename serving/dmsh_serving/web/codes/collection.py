@@ -128,16 +128,23 @@ class GalleryFolder:
         self._last = self._hold(gallery.open_sound(folder)[0])
 
     def current(self) -> Collection:
-        """Return the version that the gallery's pointer names now, or the one before it while that cannot be used."""
+        """Return the version that the gallery's pointer names now, or the one before it while that cannot be used.
+
+        While one caller opens a version, the others go on with the one before.
+        """
         named = None
         try:
             named = current_version(self.folder)
             found = self._held.get(named)
             if found is None:
-                with self._lock:
-                    if time.monotonic() < self._refused_until:
-                        return self._last
-                    found = self._hold(gallery.open_current(self.folder, known=self._snapshot))
+                if time.monotonic() < self._refused_until or not self._lock.acquire(blocking=False):
+                    return self._last
+                try:
+                    found = self._held.get(named)  # it may just have been opened
+                    if found is None:
+                        found = self._hold(gallery.open_current(self.folder, known=self._snapshot))
+                finally:
+                    self._lock.release()
             self._last, self._refused = found, ""
         except (InputError, OSError) as error:
             self._refused_until = time.monotonic() + _REFUSED_SECONDS  # to look at a large one takes a second

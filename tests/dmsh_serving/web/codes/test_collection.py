@@ -1,5 +1,7 @@
 """Images are found by id and by key; a version stays open while its readers scroll."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -132,6 +134,16 @@ def test_who_waits_while_a_version_is_opened_does_not_open_it_again(tmp_path, mo
     lock, folder._lock = folder._lock, Busy()
     assert folder.at(first).version == first
     assert len(opened) == 1
+
+
+def test_while_a_version_is_opened_others_go_on_with_the_one_before(tmp_path):
+    codes = uniform_codes(30, 64, 0)
+    first = gallery.build(tmp_path / "g", codes[:20], None, None, **SPACE).version
+    folder = GalleryFolder(tmp_path / "g")
+    second = gallery.append(tmp_path / "g", codes[20:], None, None, fingerprint=SPACE["fingerprint"]).version
+    with ThreadPoolExecutor(1) as pool, folder._lock:  # which another holds that opens the version
+        assert pool.submit(folder.current).result(timeout=30).version == first
+    assert folder.current().version == second
 
 
 def test_a_version_that_is_gone_is_none(tmp_path):
