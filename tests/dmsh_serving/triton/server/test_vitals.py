@@ -156,6 +156,16 @@ def test_a_model_that_finishes_something_else_meanwhile_does_not_hang(server, im
     assert looked._look() is None
 
 
+def test_a_model_that_triton_says_has_failed_and_that_finishes_nothing_hangs(server):
+    looked = Vitals(server.url, still, print)
+    server.status, server.moving = 500, {"dmsh_encoder", "dmsh_ranker"}
+    assert [looked._look() for _ in range(3)] == [None, None, "dmsh_decode finished no request for 15 s"]
+    server.status = 200
+    assert looked._look() is None
+    server.status, server.moving = 500, set(MODELS)
+    assert [looked._look() for _ in range(6)] == [None] * 6, "each finishes requests"
+
+
 def computing(*models):
     """The processor's time of a server in which these models compute."""
     return lambda model: time.monotonic() if model in models else 0.0
