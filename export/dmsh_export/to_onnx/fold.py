@@ -100,7 +100,6 @@ def _fold_backbone(backbone: nn.Module, steps: list[FoldStep]) -> nn.Module:
         rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
         _set_module(traced, node.target, rest)
         steps.append(FoldStep(what, True, f"into {source.target}"))
-    traced.recompile()
     return traced
 
 

@@ -433,6 +433,70 @@ def test_the_command_prints_a_table_and_json_and_fails_on_a_finding(copied, tmp_
     assert set(last) == {"file", "problem", "fix"}
 
 
+def test_if_the_encoders_file_cannot_be_read_its_configuration_says_which_codes_the_others_must_have(copied):
+    repository = copied()
+    file = repository / "dmsh_encoder" / "1" / "model.onnx"
+    file.chmod(0o644)
+    file.write_bytes(b"damaged")
+    (alone,) = lint_repository(repository).findings
+    assert alone.file == "dmsh_encoder/1/model.onnx"
+    edit(repository, "dmsh_ranker", tiny_model.FINGERPRINT, OTHER)
+    edit(
+        repository,
+        "dmsh_decode",
+        'key: "image_size" value { string_value: "16" }',
+        'key: "image_size" value { string_value: "3" }',
+    )
+    report = lint_repository(repository)
+    assert len(report.findings) == 3
+    assert_found(report, "dmsh_ranker/config.pbtxt", "fingerprint is cdcd", "write abab")
+    assert_found(report, "dmsh_decode/config.pbtxt", "image_size is 3, dmsh_encoder/config.pbtxt has 16", "write 16")
+
+
+@pytest.mark.parametrize("bits", ["many", ""])
+def test_if_neither_says_how_many_bits_there_are_that_alone_is_found(copied, bits):
+    repository = copied()
+    file = repository / "dmsh_encoder" / "1" / "model.onnx"
+    file.chmod(0o644)
+    file.write_bytes(b"damaged")
+    edit(
+        repository,
+        "dmsh_encoder",
+        'key: "bits" value { string_value: "64" }',
+        f'key: "bits" value {{ string_value: "{bits}" }}',
+    )
+    assert {found.file for found in lint_repository(repository).findings} <= {
+        "dmsh_encoder/1/model.onnx", "dmsh_encoder/config.pbtxt"
+    }  # fmt: skip
+
+
+def test_what_is_missing_hides_no_mistake_behind_it(copied):
+    repository = copied("tensorrt")
+    (plan,) = (repository / "dmsh_encoder" / "1").glob("*8*6*.plan")
+    plan.unlink()
+    (other,) = (repository / "dmsh_encoder" / "1").glob("*.plan")
+    other.with_name(other.name + ".json").unlink()
+    shutil.rmtree(repository / "dmsh_decode")
+    edit(repository, "dmsh_ranker", tiny_model.FINGERPRINT, OTHER)
+    report = lint_repository(repository)
+    assert_found(report, f"dmsh_encoder/1/{plan.name}", "the file is missing", "put it there")
+    assert [found for found in report.findings if found.file == f"dmsh_encoder/1/{other.name}"]
+    assert_found(report, "dmsh_ranker/config.pbtxt", "fingerprint is cdcd", "write abab")
+
+
+def test_an_ensemble_without_a_source_for_a_step_has_that_one_mistake(copied):
+    repository = copied()
+    edit(repository, "dmsh_search", 'key: "code" value: "code" } input_map', 'key: "code" value: "nowhere" } input_map')
+    (found,) = lint_repository(repository).findings
+    assert "nothing makes the tensor nowhere" in found.problem
+
+
+def test_a_step_that_names_no_version_takes_the_latest(copied):
+    repository = copied()
+    edit(repository, "dmsh_search", "model_version: -1", "", count=2)
+    assert lint_repository(repository).findings == ()
+
+
 @pytest.mark.parametrize("dialect", ["onnxruntime", "tensorrt", "openvino"])
 def test_the_dialect_of_an_encoder_is_that_of_its_graph_whatever_it_says(tmp_path, dialect):
     model = onnx_from_network(integer_networks.network(), dialect, 20)

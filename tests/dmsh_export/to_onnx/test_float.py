@@ -1,6 +1,7 @@
 """Export: one file that says what it is, proven before it bears its name."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -71,6 +72,31 @@ def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(demo_exports,
     np.testing.assert_array_equal(codes, demo_model.codes(images))
     assert all(not node.metadata_props and not node.doc_string for node in proto.graph.node)
     assert b"site-packages" not in path.read_bytes()
+
+
+class Stated:
+    """A model whose logits are given; it notes how many images it was asked."""
+
+    def __init__(self, logits, image_size=32):
+        self._logits, self.config, self.asked = logits, SimpleNamespace(image_size=image_size), 0
+
+    def logits(self, images):
+        self.asked = len(images)
+        return self._logits[: len(images)]
+
+
+@pytest.mark.parametrize(("size", "asked"), [(32, 64), (80, 64), (160, 16), (224, 8), (1000, 8)])
+def test_the_known_answer_is_chosen_from_fewer_images_if_they_are_large(size, asked):
+    model = Stated(np.random.default_rng(0).normal(size=(70, 16)), size)
+    onnx_export._telling(model, np.zeros((70, 1, 1, 3), np.uint8))
+    assert model.asked == asked
+
+
+def test_the_known_answer_shows_each_bit_in_both_values_if_an_image_has_it():
+    logits = np.full((24, 8), 0.1)  # the clearest half has 12: 11 of ones, and one of zeros
+    logits[:11], logits[11] = 2, -0.5
+    _, codes = onnx_export._telling(Stated(logits), np.zeros((24, 1, 1, 3), np.uint8))
+    assert sorted({int(code) for code in codes[:, 0]}) == [0, 255]
 
 
 def test_an_encoder_that_ignores_its_input_fails_the_known_answer(demo_exports):

@@ -71,6 +71,7 @@ def test_a_linear_head_becomes_one_gemm_on_pooled_vectors():
     assert [type(module) for module in folded.head] == [nn.Linear]
     assert folded.head[0].weight.shape == (20, 64 + 96 + 128)
     assert {step.what for step in steps if not step.folded} == {"normalisation into the first convolution"}
+    assert "laterals onto pooled vectors" in {step.what for step in steps if step.folded}
 
 
 @pytest.mark.parametrize(
@@ -96,15 +97,17 @@ def test_a_batch_normalisation_whose_convolution_is_used_twice_is_kept_and_repor
             super().__init__()
             self.conv = nn.Conv2d(3, 64, 3)
             self.norm = nn.BatchNorm2d(64)
+            self.last, self.last_norm = nn.Conv2d(64, 64, 1), nn.BatchNorm2d(64)
 
         def forward(self, image):
             raw = self.conv(image)
-            return [self.norm(raw) + raw]
+            return [self.last_norm(self.last(self.norm(raw) + raw))]
 
     model = network(taps=(2,))
     model.backbone = Twice().eval()
     folded, steps = fold(model)
-    assert [step.why for step in steps if step.what == "BN norm"] == ["the output of conv is used elsewhere too"]
+    told = [(step.what, step.why) for step in steps if step.what.startswith("BN ") and "norm" in step.what]
+    assert told == [("BN norm", "the output of conv is used elsewhere too"), ("BN last_norm", "into last")]
     with torch.inference_mode():
         torch.testing.assert_close(folded(images()), model(images()))
 

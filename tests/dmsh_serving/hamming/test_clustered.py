@@ -243,7 +243,9 @@ def test_queries_k_and_masks_are_checked_as_in_a_plain_search():
             call()
 
 
-@pytest.mark.parametrize(("ids", "why"), [([3, 1, 3], "more than once"), ([2, -1, 0], "id -1 is negative")])
+@pytest.mark.parametrize(
+    ("ids", "why"), [([3, 1, 3], "more than once"), ([1, 1, 3], "more than once"), ([2, -1, 0], "id -1 is negative")]
+)
 def test_ids_that_could_not_be_told_apart_are_refused(ids, why):
     with pytest.raises(InputError, match=why):
         cluster(np.zeros((3, 2), np.uint8), np.array(ids, np.int64))

@@ -1,7 +1,9 @@
 """Lending threads to compiled work: as many as there may be."""
 
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,36 @@ def test_a_search_goes_on_with_the_threads_that_could_be_started():
     started, idle, descriptors, later = map(int, done.stdout.split())
     assert (started, idle) == (2, 2)
     assert later == descriptors
+
+
+def test_no_more_threads_are_asked_for_once_one_could_not_be_started_and_its_bell_is_closed(monkeypatch):
+    asked, closed, close = [], [], os.close
+
+    def refused(thread):
+        asked.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(thread_pool, "_idle", [])
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    monkeypatch.setattr(os, "close", lambda descriptor: (closed.append(descriptor), close(descriptor)))
+    with thread_pool.Helpers(3) as mailboxes:
+        assert len(mailboxes) == 0
+    assert len(asked) == 1
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize("with_eventfd", [True, False])
+def test_what_a_bell_is_told_wakes_who_sleeps_on_it(monkeypatch, with_eventfd):
+    if not hasattr(os, "eventfd"):
+        pytest.skip("needs eventfd: Linux and Python 3.10")
+    if not with_eventfd:
+        monkeypatch.delattr(os, "eventfd")
+    sleeps_on, woken_by = thread_pool._bell()
+    assert (sleeps_on == woken_by) == with_eventfd  # Linux wakes a pipe's reader on the CPU of the writer
+    os.write(woken_by, (1).to_bytes(8, sys.byteorder))
+    assert int.from_bytes(os.read(sleeps_on, 8), sys.byteorder) == 1
+    for descriptor in {sleeps_on, woken_by}:
+        os.close(descriptor)
 
 
 def test_helpers_that_were_lent_are_lent_again():
