@@ -39,6 +39,8 @@ from dmsh_serving import __version__, gallery
 from dmsh_serving.console import write_json
 from dmsh_serving.contract import ENCODER_MODEL, MODEL_FILE, Metadata
 from dmsh_serving.encoder.codes_of_images import codes_of_images
+from dmsh_serving.encoder.metadata import EncoderMetadata
+from dmsh_serving.encoder.props import props_of_onnx
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.files import sha256_of_file
 from dmsh_serving.images.read import Progress, image_paths
@@ -110,8 +112,8 @@ def deploy(
     with _Run(out, _made_of(checkpoint, images, in_float, settings), overwrite, on_step) as run:
         if not given:
             run.step("quantise", made.source, lambda: made.quantise(checkpoint), lambda: dmsh_model.load(made.source))
-        run.step("export", made.model, made.export, lambda: read_manifest(made.model))
-        run.step("runtime", made.settings, made.choose_runtime, lambda: read_manifest(made.served))
+        run.step("export", made.model, made.export, made.check_model)
+        run.step("runtime", made.settings, made.choose_runtime, made.check_served)
         run.step("gallery", made.gallery, lambda: made.encode(keep=run.has_gallery), made.check_gallery)
         run.step("repository", made.repository, made.write_repository, made.check_repository)
         return tuple(run.steps)
@@ -206,6 +208,22 @@ class _Deployment:
         )
         write_repository(self.repository, spec)
         return "decoder, encoder, ranker and two ensembles"
+
+    def check_model(self) -> None:
+        """Refuse a model that is not the exported one."""
+        self._checked(self.model)
+
+    def check_served(self) -> None:
+        """Refuse a model that is not the exported one, or that its runtime does not compute."""
+        if self._checked(self.served).dialect not in (None, read_settings(self.settings).runtime):
+            raise InputError(f"{self.served} is in the dialect of another runtime")
+
+    def _checked(self, path: Path) -> EncoderMetadata:
+        read_manifest(path)
+        content = path.read_bytes()
+        said = EncoderMetadata.from_props(props_of_onnx(content, str(path)), str(path))
+        said.check_graph(content, str(path))
+        return said
 
     def check_gallery(self) -> None:
         """Refuse a gallery that is damaged or of another model."""

@@ -26,11 +26,13 @@ from dmsh_model.network import DMSH
 from dmsh_serving import gallery
 from dmsh_serving.contract import FILE, IMAGE
 from dmsh_serving.encoder.open import open_encoder
+from dmsh_serving.encoder.openvino import why_not_here
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.images.read import load_images
 from dmsh_serving.triton.services import DecodeService, Settings
 from dmsh_serving.triton.settings import EncoderSettings, read_settings
 
+HERE = why_not_here(integer=True)
 STEPS = ["quantise", "export", "runtime", "gallery", "repository"]
 
 
@@ -231,6 +233,20 @@ def test_a_gallery_is_of_the_images_that_the_record_says_or_that_an_older_one_me
     assert deployment._images_of_gallery(tmp_path / "deploy.json") == images
     with pytest.raises(OSError, match="Is a directory"):
         deployment._images_of_gallery(tmp_path)  # a disk that does not answer says nothing of the gallery
+
+
+def test_a_served_file_that_is_gone_is_made_anew_and_none_of_another_runtime_served_in_its_place(
+    original, images, tmp_path
+):
+    if HERE is not None:
+        pytest.skip(f"OpenVINO cannot serve here: {HERE}")
+    out, settings = tmp_path / "service", EncoderSettings("openvino")
+    deploy(original[0] / "integer", images, out, settings=settings)
+    served = out / "openvino.onnx"
+    served.unlink()
+    steps = deploy(original[0] / "integer", images, out, settings=settings)
+    assert made_and_kept(steps)[0] == STEPS[2:]
+    assert served.is_file()
 
 
 def test_float_stays_in_float_and_an_integer_checkpoint_is_not_quantised_again(deployed, images, tmp_path, mnist):

@@ -35,7 +35,7 @@ PATIENCE_SECONDS: Final = 15.0  # longer than a batch may take to decode, which 
 ALONE_SECONDS: Final = 5.0  # for a model that had nothing to do to answer a question of its own
 # Of the time, in the processor: a process that computes takes more, one that hangs but looks after its gallery less.
 _LEAST_SHARE: Final = 0.05
-MOST_FAILURES: Final = 3
+MOST_FAILURES: Final = 3  # in a row; a process that has died is noticed before
 MOST_LOOKS: Final = 20  # in a row, a third of a minute each, at a process that computes and finishes nothing
 _STEPS: Final = (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL)
 # A server that is gone; or another program on its port, which may answer anything: the watch must go on.
@@ -61,7 +61,7 @@ class Vitals:
         self._url, self._used, self._on_event = url, used, on_event
         self._told = False
         self._looks = 0  # in a row that saw a model compute, and finish nothing
-        self._failures, self._before_failures = 0, _Counts()  # searches in a row that failed in Triton
+        self._failed: list[tuple[_Counts, float, dict[str, float]]] = []  # what preceded searches in a row that did
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="triton-canary", daemon=True)
 
@@ -95,8 +95,9 @@ class Vitals:
             path = f"/v2/models/{SEARCH_FILE_MODEL}/infer"
             status, content = self._ask("POST", path, body, headers, PATIENCE_SECONDS)
             if status == http.HTTPStatus.INTERNAL_SERVER_ERROR:  # which Triton may say for a process that hangs
-                return self._failed(before, began, used)
-            self._failures = 0
+                self._failed.append((before, began, used))
+                return self._without_progress(*self._failed.pop(0)) if len(self._failed) == MOST_FAILURES else None
+            self._failed.clear()
             if status != http.HTTPStatus.OK:
                 return None  # refused, by a full queue for one: so it lives
             found = json.loads(content)
@@ -114,16 +115,6 @@ class Vitals:
             )
         self._told = bits > 0
         return None
-
-    def _failed(self, before: _Counts, began: float, used: dict[str, float]) -> str | None:
-        """Look what hangs if searches have failed in a row; a process that has died is noticed before."""
-        if not self._failures:
-            self._before_failures = before
-        self._failures += 1
-        if self._failures < MOST_FAILURES:
-            return None
-        self._failures = 0
-        return self._without_progress(self._before_failures, began, used)
 
     def _without_progress(self, before: _Counts, began: float, used: dict[str, float]) -> str | None:
         computes = False

@@ -114,7 +114,10 @@ class Guard:
 
     @contextlib.contextmanager
     def _counted(self, receive: Receive) -> Iterator[Receive]:
-        """Yield ``receive`` with the limits of bodies: what a request has sent is counted until it is answered."""
+        """Yield ``receive`` with the limits of bodies: what a request has sent is counted until it is answered.
+
+        The length is bounded here too, for a server that takes bodies in chunks.
+        """
         read = held = 0
 
         async def receive_counted() -> Message:

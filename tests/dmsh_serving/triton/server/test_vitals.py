@@ -164,6 +164,11 @@ def test_a_model_that_triton_says_has_failed_and_that_finishes_nothing_hangs(ser
     assert looked._look() is None
     server.status, server.moving = 500, set(MODELS)
     assert [looked._look() for _ in range(6)] == [None] * 6, "each finishes requests"
+    server.moving = {"dmsh_encoder", "dmsh_ranker"}
+    used = dict.fromkeys(MODELS, 0.0)
+    busy = Vitals(server.url, lambda model: used[model], print)
+    for used["dmsh_decode"] in (0.0, 5.0, 10.0):  # it grows between the looks
+        assert busy._look() is None, "it computes"
 
 
 def computing(*models):
