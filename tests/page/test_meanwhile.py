@@ -1,5 +1,7 @@
 """Something else happens before an answer comes: another question, the way back, another place on the page."""
 
+import json
+
 import pytest
 from between import BETWEEN, FIRST_PAGES, SEARCHES, do
 from visitor import expected, give, settled, shown, until
@@ -292,3 +294,40 @@ def test_the_page_gallery_leads_on_though_the_gallery_was_not_known_yet(tab):
     tab.get_by_role("button", name="Browse from a random code").click()
     do(tab, "window.released = true")
     tab.wait_for_url("**/?like=code*")
+
+
+def test_after_a_change_of_the_model_nothing_is_asked_by_a_code_of_the_one_before(tab):
+    other, bodies = "cd" * 32, []
+
+    def of_other(route):
+        said = route.fetch().json()
+        route.fulfill(json=said | {"fingerprint": other})
+
+    def as_other(route):
+        body = json.loads(route.request.post_data)
+        assert body.pop("fingerprint") == other
+        route.continue_(post_data=json.dumps(body))
+
+    tab.route("**/v1/gallery", of_other)
+    tab.route("**/v1/search", as_other)
+    tab.goto(f"/?like=key:{KEYS[7]}&k=20")
+    settled(tab)
+    tab.unroute_all()
+    tab.on("request", lambda asked: bodies.append(asked.post_data_json) if asked.url.endswith("/v1/search") else None)
+    tab.locator(".card .pick").nth(3).click()
+    tab.get_by_role("button", name="Search again").click()
+    settled(tab)
+    first, again = [body for body in bodies if "after" not in body]
+    assert (first["fingerprint"], *first["like"][0]) == (other, "code")
+    assert again["fingerprint"] != other
+    assert list(again["like"][0]) == ["key"]
+
+
+def test_a_link_to_a_code_names_its_model_and_is_refused_by_another(tab):
+    code = CODES[7].tobytes().hex()
+    tab.goto(f"/?like=code:{code}&k=20")
+    settled(tab)
+    assert "&model=" in tab.url
+    tab.goto(f"/?like=code:{code}&model={'cd' * 32}&k=20")
+    tab.locator(".status.wrong", has_text="a code of another model").wait_for()
+    assert tab.locator(".card").count() == 0

@@ -107,7 +107,7 @@ class Searches:
         """Return the page that ``question`` asks for, as plain JSON types.
 
         Raises:
-            ProblemError: there is no such image, or the gallery has changed since the page before.
+            ProblemError: there is no such image, or the gallery or the model has changed since the page before.
             InputError: Triton refuses it.
             MissingError: Triton does not answer.
         """
@@ -116,6 +116,7 @@ class Searches:
         if self._gallery is None and not question.is_plain:
             raise ProblemError(409, _WITHOUT_GALLERY)
         await self.check_model()
+        await self._check_codes(question)
         if question.is_plain and question.like[0].file is not None and question.after is None and not question.explain:
             resolved, page = await self._searched(question, question.like[0].file)
             times.total = time.perf_counter() - started
@@ -141,6 +142,12 @@ class Searches:
             raise ProblemError(
                 409, f"{self._gallery.folder} belongs to another model than the Triton serves: give --gallery its own"
             )
+
+    async def _check_codes(self, question: Question, *, anew: bool = False) -> None:
+        if question.fingerprint is not None:
+            space = await self._steps.code_space(anew=anew)
+            if question.fingerprint != space.fingerprint:
+                raise ProblemError(410, "the codes are another model's than the one that is served: search again")
 
     async def resolve(self, example: Example, times: Times, collection: Collection | None) -> Resolved:
         """Return the code of an example: the one in ``collection``, or the encoder's.
@@ -332,6 +339,7 @@ class Searches:
         self, question: Question, page: Page, like: list[Resolved], unlike: list[Resolved], times: Times
     ) -> dict[str, Any]:
         if page.version not in self._versions:  # it may name new files
+            await self._check_codes(question, anew=True)  # it comes with a new model
             self._versions.add(page.version)
             await in_thread(self._originals.refresh)
         collection = None

@@ -193,6 +193,24 @@ def test_codes_of_a_version_from_before_another_model_are_not_mixed_with_those_o
     assert error.value.status == 410
 
 
+@pytest.mark.parametrize("has_folder", [True, False], ids=["with the folder", "without it"])
+def test_codes_of_another_model_than_the_served_one_are_refused(originals, tmp_path, has_folder):
+    version = gallery.build(tmp_path / "gallery", CODES, None, None, **SPACE).version
+    steps = Steps(version)
+    searches = Searches(steps, originals, GalleryFolder(tmp_path / "gallery") if has_folder else None)
+    assert answer(searches, like=LIKE, k=1, fingerprint="ab" * 32)["images"][0]["distance"] == 0
+    with pytest.raises(ProblemError, match="another model's") as error:
+        answer(searches, like=LIKE, k=1, fingerprint="cd" * 32)
+    assert error.value.status == 410
+
+
+def test_codes_are_refused_if_another_model_came_while_they_were_ranked(originals):
+    steps = Steps()
+    steps.since = "cd" * 32
+    with pytest.raises(ProblemError, match="another model's"):
+        answer(Searches(steps, originals, None), like=LIKE, k=1, fingerprint="ab" * 32)
+
+
 def test_headers_of_images_are_read_by_few_of_the_threads_that_all_share(originals, monkeypatch):
     reading, most = [], []
 

@@ -38,7 +38,7 @@ _NUMBERS: Final = ("k", "radius")
 _SAID: Final = {"true": True, "1": True, "false": False, "0": False}
 _WHERE: Final = "where."
 _EXAMPLE: Final = {"key", "id", "code", "box"}
-_QUESTION: Final = {"key", "like", "unlike", "k", "radius", "ids", "where", "after", "version", "explain"}
+_QUESTION: Final = {"key", "like", "unlike", "k", "radius", "ids", "where", "after", "version", "fingerprint", "explain"}
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height of a region, as shares of the upright image's."""
@@ -67,6 +67,7 @@ class Question:
         where: only images with one of these values, for each column of the metadata.
         after: only images after this one.
         version: the version of the gallery that ``after`` was found in.
+        fingerprint: of the model that the examples' codes are of.
         explain: time each step by itself, and return the logits.
     """
 
@@ -78,6 +79,7 @@ class Question:
     where: tuple[tuple[str, tuple[str, ...]], ...] = ()
     after: Cursor | None = None
     version: str | None = None
+    fingerprint: str | None = None
     explain: bool = False
 
     @property
@@ -209,6 +211,9 @@ def _question(body: Mapping[str, Any], *, like: tuple[Example, ...], unlike: tup
     version = body.get("version")
     if version is not None and not (isinstance(version, str) and is_version(version)):
         raise ProblemError(400, "version is the gallery_version of the answer before")
+    fingerprint = body.get("fingerprint")
+    if fingerprint is not None and not isinstance(fingerprint, str):
+        raise ProblemError(400, "fingerprint is the one that /v1/gallery gives")
     question = Question(
         like=like,
         unlike=unlike,
@@ -218,6 +223,7 @@ def _question(body: Mapping[str, Any], *, like: tuple[Example, ...], unlike: tup
         where=_where(body.get("where", {})),
         after=_cursor(body.get("after")),
         version=version,
+        fingerprint=fingerprint,
         explain=explain,
     )
     if question.regions > MOST_REGIONS:

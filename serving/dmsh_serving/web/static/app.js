@@ -71,6 +71,7 @@ async function run(wanted = view.k, y = 0) {
   loading = true;
   try {
     about ??= await api.gallery(signal);
+    renew();
     drawAbout();
     answer = await firstPage(wanted, signal);
     remember();
@@ -85,6 +86,15 @@ async function run(wanted = view.k, y = 0) {
   } catch (error) {
     failed(error, () => run(wanted, y));
   }
+}
+
+// Codes of another model say nothing: what they were found for is asked again.
+function renew() {
+  if (view.model !== undefined && view.model !== about.fingerprint) {
+    for (const example of view.examples) if (example.file || example.key !== undefined || example.id !== undefined) delete example.code;
+    if (view.examples.some((example) => example.code)) throw new api.ApiError(400, "This address has a code of another model than the one that is served now. Give the image itself.");
+  }
+  view.model = about.fingerprint;
 }
 
 async function filter(signal) {
@@ -119,7 +129,7 @@ async function ofFile(example, answered) {
 }
 
 function filters() {
-  const found = {};
+  const found = { fingerprint: about.fingerprint };
   if (view.radius !== undefined) found.radius = view.radius;
   if (view.ids) found.ids = view.ids;
   if (Object.keys(view.where).length) found.where = view.where;
@@ -188,7 +198,7 @@ function failed(error, again) {
   }
   if (error.status === 410) {
     say("");
-    byId("end").replaceChildren("The gallery has changed since this search began. ", h("button", { type: "button", onclick: () => run() }, "Search again"));
+    byId("end").replaceChildren("The gallery has changed since this search began. ", h("button", { type: "button", onclick: () => { about = null; run(); } }, "Search again"));
     return;
   }
   if (!answer) byId("lead").textContent = "";

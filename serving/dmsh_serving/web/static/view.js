@@ -1,4 +1,5 @@
 // What is looked at, and the address that brings it back: ?like=key:a/b.png&unlike=id:7&k=50&radius=12&where.class=3
+// A code is of one model, which the address names too: &model=FINGERPRINT.
 // An uploaded image is like=upload:1 until its code is known. Only the page that it was given to knows that one.
 
 export const DEFAULT_K = 50;
@@ -7,7 +8,7 @@ export const DEFAULT_K = 50;
 const emptyWhere = () => Object.create(null);
 
 // examples: in the order in which they were given; unlike is true of those to be unlike.
-export const emptyView = () => ({ examples: [], k: DEFAULT_K, radius: undefined, ids: undefined, where: emptyWhere() });
+export const emptyView = () => ({ examples: [], k: DEFAULT_K, radius: undefined, ids: undefined, where: emptyWhere(), model: undefined });
 
 export const signed = ({ examples }) => ({ like: examples.filter((each) => !each.unlike), unlike: examples.filter((each) => each.unlike) });
 
@@ -28,6 +29,7 @@ export function viewOf(text) {
     } else if (name === "k" && isWhole(value)) view.k = Math.min(1000, Math.max(1, Number(value)));
     else if (name === "radius" && isWhole(value)) view.radius = Number(value);
     else if (name === "ids") view.ids = idsOf(value);
+    else if (name === "model") view.model = value;
     else if (name.startsWith("where.")) (view.where[name.slice(6)] ??= []).push(value);
   }
   return view;
@@ -36,6 +38,7 @@ export function viewOf(text) {
 export function addressOf(view) {
   const query = new URLSearchParams();
   for (const example of view.examples) query.append(example.unlike ? "unlike" : "like", textOf(example));
+  if (view.model && view.examples.some((each) => textOf(each) === `code:${each.code}`)) query.append("model", view.model);
   if (view.k !== DEFAULT_K) query.append("k", view.k);
   if (view.radius !== undefined) query.append("radius", view.radius);
   if (view.ids) query.append("ids", view.ids.join(","));

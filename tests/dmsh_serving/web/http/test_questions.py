@@ -54,6 +54,7 @@ def test_json_says_everything():
             "where": {"b": ["1"], "a": ["x", "y"]},
             "after": {"distance": -3, "id": "5"},
             "version": "00000001-00000000",
+            "fingerprint": "ab" * 32,
             "explain": True,
         }
     )
@@ -66,6 +67,7 @@ def test_json_says_everything():
         where=(("a", ("x", "y")), ("b", ("1",))),
         after=Cursor(-3, 5),
         version="00000001-00000000",
+        fingerprint="ab" * 32,
         explain=True,
     )
     assert not found.is_plain
@@ -122,6 +124,7 @@ def test_a_form_and_bytes_say_the_same():
             ({"key": "a", "version": each}, "version is the gallery_version of the answer before")
             for each in (5, "", "../gallery", "00000001-0000000G", "00000001-00000000\n", "0000001-00000000", "*")
         ],
+        ({"key": "a", "fingerprint": 5}, "fingerprint is the one that /v1/gallery gives"),
         ({"key": "a", "explain": 1}, "explain is true or false"),
         ({"key": "a", "rerank": "x"}, "a search has no 'rerank'"),
     ],
