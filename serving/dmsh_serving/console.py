@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +24,7 @@ __all__ = [
     "print_table",
     "printable",
     "progress",
+    "reporting",
     "write_json",
 ]
 
@@ -66,7 +69,25 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, justify="right" if index and numbers else "left")
     for row in rows:
         table.add_row(*map(printable, row))
-    console().print(table)
+    stdout = console()
+    with stdout.capture() as drawn:
+        stdout.print(table)
+    typer.echo(drawn.get(), nl=False)  # rich would end the program itself if the reader of a pipe is gone
+
+
+@contextlib.contextmanager
+def reporting(version: str) -> Iterator[None]:
+    """While inside, tell of a version that is written. If that fails, it is said on stderr, and the command succeeds.
+
+    An exit code that spoke of a failure would make a script do the change twice.
+    """
+    try:
+        yield
+    except (OSError, InputError) as error:
+        with contextlib.suppress(OSError):  # what is buffered goes nowhere when the program ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):
+            typer.echo(f"version {version} is written, but the report is not: {printable(str(error))}", err=True)
 
 
 @contextlib.contextmanager

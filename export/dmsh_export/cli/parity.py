@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmsh_serving.console import JsonOption, SkipBadOption, console, progress, write_json
+from dmsh_serving.console import JsonOption, SkipBadOption, console, printable, progress, write_json
 from dmsh_serving.errors import CheckError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def images_of(source: Path | None, config: "HashConfig", skip_bad: bool) -> "npt
 
     loaded = load_images(source, config.image_size, config.framing, skip_bad=skip_bad)
     if others := others_line(source):
-        console().print(others)
+        console().print(printable(others))
     if loaded.bad:
         console().print(f"skipped {len(loaded.bad)} images that cannot be read: {', '.join(loaded.bad[:5])}")
     return loaded.images

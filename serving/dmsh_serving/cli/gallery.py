@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmsh_serving.commands import command, make_app
-from dmsh_serving.console import JsonOption, SkipBadOption, print_table, write_json
+from dmsh_serving.console import JsonOption, SkipBadOption, print_table, printable, reporting, write_json
 from dmsh_serving.contract import DEFAULT_MAX_BATCH
 from dmsh_serving.errors import CheckError, InputError
 
@@ -88,7 +88,8 @@ def build(
         fingerprint=given.fingerprint,
         overwrite=overwrite,
     )
-    _report("Gallery built", out, snapshot, json, given.bad, others=given.others)
+    with reporting(snapshot.version):
+        _report("Gallery built", out, snapshot, json, given.bad, others=given.others)
 
 
 @command(gallery_app, "dmsh-serve gallery append build/gallery --model build/model.onnx --images more")
@@ -124,7 +125,8 @@ def append(
         fingerprint=given.fingerprint,
         new_keys=not again,  # once more, and for sure: another writer may have been at work meanwhile
     )
-    _report(f"{len(given.codes)} codes appended", folder, snapshot, json, given.bad, others=given.others)
+    with reporting(snapshot.version):
+        _report(f"{len(given.codes)} codes appended", folder, snapshot, json, given.bad, others=given.others)
 
 
 @command(
@@ -156,14 +158,17 @@ def remove(
     except OverflowError:
         raise InputError("an id is too large: ids are int64") from None
     if is_address(place):
-        report_remote("Codes removed", place, removed_remotely(place, dropped, key or []), json)
+        version = removed_remotely(place, dropped, key or [])
+        with reporting(version.version):
+            report_remote("Codes removed", place, version, json)
         return
     folder = Path(place)
     if dropped is None:
         snapshot, dropped = remove_keys(folder, key or [])
     else:
         snapshot = gallery.remove(folder, dropped)
-    _report(f"{len(ascending_ids(dropped))} codes removed", folder, snapshot, json)
+    with reporting(snapshot.version):
+        _report(f"{len(ascending_ids(dropped))} codes removed", folder, snapshot, json)
 
 
 @command(gallery_app, "dmsh-serve gallery compact build/gallery")
@@ -176,9 +181,13 @@ def compact(place: PlaceArgument, json: JsonOption = None) -> None:
     if is_address(place):
         from dmsh_serving.clickhouse.changes import compact as compact_remotely
 
-        report_remote("Gallery compacted", place, compact_remotely(Address.parse(place)), json)
+        version = compact_remotely(Address.parse(place))
+        with reporting(version.version):
+            report_remote("Gallery compacted", place, version, json)
         return
-    _report("Gallery compacted", Path(place), gallery.compact(Path(place)), json)
+    snapshot = gallery.compact(Path(place))
+    with reporting(snapshot.version):
+        _report("Gallery compacted", Path(place), snapshot, json)
 
 
 @command(gallery_app, "dmsh-serve gallery rollback build/gallery")
@@ -191,9 +200,13 @@ def rollback(place: PlaceArgument, json: JsonOption = None) -> None:
     if is_address(place):
         from dmsh_serving.clickhouse.changes import rollback as rollback_remotely
 
-        report_remote("Gallery rolled back", place, rollback_remotely(Address.parse(place)), json)
+        version = rollback_remotely(Address.parse(place))
+        with reporting(version.version):
+            report_remote("Gallery rolled back", place, version, json)
         return
-    _report("Gallery rolled back", Path(place), gallery.rollback(Path(place)), json)
+    snapshot = gallery.rollback(Path(place))
+    with reporting(snapshot.version):
+        _report("Gallery rolled back", Path(place), snapshot, json)
 
 
 @command(gallery_app, "dmsh-serve gallery merge build/gallery build/other --out build/merged --renumber")
@@ -210,7 +223,8 @@ def merge(
     from dmsh_serving import gallery
 
     snapshot = gallery.merge(folders, out, renumber=renumber, overwrite=overwrite)
-    _report(f"{len(folders)} galleries merged", out, snapshot, json)
+    with reporting(snapshot.version):
+        _report(f"{len(folders)} galleries merged", out, snapshot, json)
 
 
 @command(gallery_app, "dmsh-serve gallery info build/gallery")
@@ -325,9 +339,9 @@ def _report(
     print_table(f"{title}: {folder}", ["", ""], rows)
     typer.echo(f"fingerprint {snapshot.fingerprint}")  # too long for a narrow table, and one wants to copy it
     if others:
-        typer.echo(others)
+        typer.echo(printable(others))
     for line in bad:
-        typer.echo(f"skipped {line}", err=True)
+        typer.echo(f"skipped {printable(line)}", err=True)
     write_json(
         json,
         {

@@ -7,7 +7,7 @@ import typer
 
 from dmsh_serving.cli.gallery import BatchOption, GalleryArgument, gallery_app
 from dmsh_serving.commands import command
-from dmsh_serving.console import JsonOption, SkipBadOption, print_table, progress, write_json
+from dmsh_serving.console import JsonOption, SkipBadOption, print_table, printable, progress, write_json
 from dmsh_serving.contract import DEFAULT_MAX_BATCH
 
 _SHOWN = 20
@@ -15,14 +15,14 @@ _SHOWN = 20
 
 @command(gallery_app, "dmsh-serve gallery list build/gallery", name="list")
 def list_codes(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """List the id and the key of every code. A line is an id, a tab and a key."""
+    """List the id and the key of every code. A line is an id, a tab and a key, with escapes for control characters."""
     from dmsh_serving import gallery
 
     snapshot = gallery.open_current(folder)
     contents = snapshot.contents()
     ids, keys = contents.ids.tolist(), contents.keys
     for row, number in enumerate(ids):
-        typer.echo(f"{number}\t{keys[row]}" if keys is not None else str(number))
+        typer.echo(f"{number}\t{printable(keys[row])}" if keys is not None else str(number))
     write_json(
         json,
         {
@@ -73,9 +73,9 @@ def sync(
         ],
     )
     for line in done.bad[:_SHOWN]:
-        typer.echo(f"skipped {line}", err=True)
+        typer.echo(f"skipped {printable(line)}", err=True)
     if others := others_line(images):
-        typer.echo(others)
+        typer.echo(printable(others))
     result = {name: list(keys) for name, keys in counts.items()}
     write_json(
         json,

@@ -8,7 +8,7 @@ import typer
 from dmsh_serving.cli.clickhouse_results import report_remote
 from dmsh_serving.cli.gallery import gallery_app
 from dmsh_serving.commands import command
-from dmsh_serving.console import JsonOption, progress, write_json
+from dmsh_serving.console import JsonOption, progress, reporting, write_json
 from dmsh_serving.errors import InputError
 
 AddressArgument = Annotated[
@@ -65,7 +65,8 @@ def push(
             append=append,
             on_progress=lambda done, total: display.update(task, completed=done, total=total),
         )
-    report_remote(f"{sent:,} codes sent", address, version, json, sent=sent)
+    with reporting(version.version):
+        report_remote(f"{sent:,} codes sent", address, version, json, sent=sent)
 
 
 @command(gallery_app, "dmsh-serve gallery pull clickhouse://localhost/images/photos --out build/pulled")

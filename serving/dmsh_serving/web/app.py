@@ -27,7 +27,7 @@ from dmsh_serving.web.http.guard import Guard
 from dmsh_serving.web.http.problems import ProblemError, handle
 from dmsh_serving.web.http.questions import Question, keys_of, question_of
 from dmsh_serving.web.pictures.originals import Originals
-from dmsh_serving.web.pictures.thumbnails import MEDIA_TYPE, SHOWN_SECONDS, VIEW_BOX, Thumbnails, rendered
+from dmsh_serving.web.pictures.thumbnails import MEDIA_TYPE, SHOWN_SECONDS, THUMBNAIL_BOX, VIEW_BOX, Thumbnails
 from dmsh_serving.web.search import Searches, Times
 from dmsh_serving.web.settings import WebSettings
 from dmsh_serving.web.steps import TritonSteps
@@ -41,6 +41,7 @@ MOST_AT_ONCE: Final = {
     "searches by region": 8,
     "facets": 16,
     "pictures": 64,
+    "views": 16,
     "rows": 64,
     "examinations": 8,
 }
@@ -67,7 +68,8 @@ class Web:
         self.metadata = None if settings.metadata is None else Metadata(settings.metadata)
         self._counts: Counter[str] = Counter()
         self._rendering = asyncio.Semaphore(available_cpus())  # a large image takes up to 200 MB while it is decoded
-        self._rendering_rows = asyncio.Semaphore(available_cpus())  # they wait here first: others pass
+        # These wait here first, and others pass: rows are many pictures, and views large ones.
+        self._rendering_rows, self._rendering_views = (asyncio.Semaphore(available_cpus()) for _ in range(2))
         self._counting = asyncio.Semaphore(available_cpus())
         self._templates = Environment(
             loader=PackageLoader("dmsh_serving.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -207,14 +209,12 @@ class Web:
     async def image(self, request: Request) -> Response:
         """GET /v1/images/{key}: a view of the image, upright, without metadata."""
         key = request.path_params["key"]
-        if key not in self.originals:
-            raise ProblemError(404, f"no image has the key {key!r}")
 
         async def view() -> bytes:
-            async with self._rendering:
-                return await in_thread(lambda: rendered(self.originals.read(key), VIEW_BOX, key))
+            on_disk = await in_thread(self.thumbnails.looked_up, [key], VIEW_BOX)
+            return (await self._picture(key, on_disk, self._rendering_views, VIEW_BOX))[1]
 
-        data = await self._in_flight(request, view, "pictures")
+        data = await self._in_flight(request, view, "views")
         return Response(data, headers={"cache-control": _SHOWN}, media_type=MEDIA_TYPE)
 
     async def thumbnail(self, request: Request) -> Response:
@@ -222,7 +222,9 @@ class Web:
         key = request.path_params["key"]
 
         async def looked_up() -> tuple[str, bytes]:
-            return await self._thumbnail(key, await in_thread(self.thumbnails.looked_up, [key]), nullcontext())
+            found = await self._picture(key, await in_thread(self.thumbnails.looked_up, [key]), nullcontext())
+            self.thumbnails.hold(key, *found)
+            return found
 
         tag, data = self.thumbnails.at_hand(key) or await self._in_flight(request, looked_up, "pictures")
         headers = {"cache-control": _SHOWN, "etag": f'"{tag}"'}
@@ -245,7 +247,8 @@ class Web:
 
             async def read(key: str) -> None:
                 with contextlib.suppress(ProblemError, InputError):  # no such image, or one that cannot be read
-                    held[key] = await self._thumbnail(key, on_disk, self._rendering_rows)
+                    held[key] = await self._picture(key, on_disk, self._rendering_rows)
+                    self.thumbnails.hold(key, *held[key])
 
             await asyncio.gather(*map(read, absent))
 
@@ -259,16 +262,19 @@ class Web:
             body += len(data).to_bytes(4, "big") + data
         return Response(bytes(body), headers={"cache-control": "no-store"}, media_type="application/octet-stream")
 
-    async def _thumbnail(
-        self, key: str, on_disk: Mapping[str, tuple[str, bytes | None]], turn: AbstractAsyncContextManager[None]
+    async def _picture(
+        self,
+        key: str,
+        on_disk: Mapping[str, tuple[str, bytes | None]],
+        turn: AbstractAsyncContextManager[None],
+        box: tuple[int, int] = THUMBNAIL_BOX,
     ) -> tuple[str, bytes]:
         if key not in on_disk:
             raise ProblemError(404, f"no image has the key {key!r}")
         tag, data = on_disk[key]
         if data is None:
             async with turn, self._rendering:
-                data = await in_thread(self.thumbnails.made, key, tag)
-        self.thumbnails.hold(key, tag, data)
+                data = await in_thread(self.thumbnails.made, key, tag, box)
         return tag, data
 
     async def _working(

@@ -340,8 +340,8 @@ class Searches:
     ) -> dict[str, Any]:
         if page.version not in self._versions:  # it may name new files
             await self._check_codes(question, anew=True)  # it comes with a new model
-            self._versions.add(page.version)
-            await in_thread(self._originals.refresh)
+            if await in_thread(self._originals.refresh):
+                self._versions.add(page.version)
         collection = None
         if self._gallery is not None:
             collection = await self._opened(self._gallery, page.version)

@@ -1,6 +1,8 @@
 import json
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -340,3 +342,33 @@ def test_files_that_are_no_images_are_counted_in_the_report(command, images, tmp
     code, said, _ = command("build", "--model", "m.onnx", "--images", images, "--out", tmp_path / "g", "--batch", 3)
     assert (code, "1 file is no image by name and left out: Thumbs.db" in said) == (0, True)
     assert open_current(tmp_path / "g").count == 7
+
+
+def test_names_that_steer_a_terminal_are_shown_with_escapes(command, images, tmp_path):
+    (images / "0.png").rename(images / "0\x1b[2J\n7.png")
+    (images / b"notes \xe9.txt".decode(errors="surrogateescape")).write_bytes(b"no image")
+    out = tmp_path / "g"
+    code, said, _ = command("build", "--model", "m.onnx", "--images", images, "--out", out, "--batch", 3)
+    assert (code, r"left out: notes \udce9.txt" in said) == (0, True)
+    assert command("list", out)[1].splitlines()[0] == r"0	0\x1b[2J\n7.png".replace(r"0\t", "0\t")
+
+
+@pytest.mark.parametrize("lost", ["a full disk", "a reader that is gone", "a file that cannot be made"])
+def test_a_change_that_is_written_succeeds_though_its_report_cannot_be(command, codes, tmp_path, lost):
+    folder = tmp_path / "g"
+    assert command(*of_codes(codes, folder))[0] == 0
+    main = [sys.executable, "-c", "from dmsh_serving.cli import main; main()", "gallery"]
+    line = [*main, "append", folder, "--codes", codes, "--bits", "16", "--fingerprint", F]
+    if lost == "a file that cannot be made":
+        line += ["--json", "/proc/result.json"]
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.Popen(
+            line, stdout=full if lost == "a full disk" else subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        if lost == "a reader that is gone":
+            run.stdout.close()
+            run.stdout = None
+        said = run.communicate()[1]
+    assert (run.returncode, len(said.splitlines())) == (0, 1), said
+    assert f"version {open_current(folder).version} is written, but the report is not: " in said
+    assert open_current(folder).count == 20

@@ -30,8 +30,7 @@ class Made:
 
     def __init__(self, monkeypatch):
         self.names, self.begun, self.let_go = [], threading.Event(), threading.Event()
-        for module in (app, thumbnails):
-            monkeypatch.setattr(module, "rendered", self)
+        monkeypatch.setattr(thumbnails, "rendered", self)
 
     def __call__(self, data, box, name):
         self.names.append(name)
@@ -106,7 +105,7 @@ def test_a_picture_that_is_asked_for_by_itself_does_not_wait_for_rows_of_others(
         rows = [asyncio.ensure_future(asked(web, "/v1/thumbnails", {"keys": NAMES[:10]})) for _ in range(3)]
         await until(made.begun.is_set)
         alone = [asyncio.ensure_future(asked(web, f"/v1/{kind}/{NAMES[11]}")) for kind in ("images", "thumbnails")]
-        await until(lambda: web._counts["pictures"] == 2 and len(web._rendering._waiters or ()) >= 2)
+        await until(lambda: len(web._rendering._waiters or ()) == 2)
         made.let_go.set()
         assert await asyncio.gather(*alone) == [(200, NAMES[11].encode())] * 2
         assert await asyncio.gather(*rows) == [(200, row(*NAMES[:10]))] * 3
@@ -114,6 +113,25 @@ def test_a_picture_that_is_asked_for_by_itself_does_not_wait_for_rows_of_others(
     asyncio.run(together())
     assert sorted(made.names) == sorted([*NAMES[:10], NAMES[11], NAMES[11]])
     assert max(place for place, name in enumerate(made.names) if name == NAMES[11]) <= 4
+
+
+def test_a_picture_does_not_wait_for_large_views_of_others_and_a_view_is_made_once(web, monkeypatch):
+    made = Made(monkeypatch)
+
+    async def together():
+        names = [*NAMES[:8], *NAMES[:8]]
+        views = [asyncio.ensure_future(asked(web, f"/v1/images/{name}")) for name in names]
+        await until(lambda: len(web._rendering_views._waiters or ()) == len(names) - 1)
+        status, body = await asked(web, f"/v1/images/{NAMES[9]}")
+        assert (status, json.loads(body)["detail"]) == (503, "16 views are in flight already: try again")
+        alone = asyncio.ensure_future(asked(web, f"/v1/thumbnails/{NAMES[11]}"))
+        await until(lambda: len(web._rendering._waiters or ()) == 1)
+        made.let_go.set()
+        assert await asyncio.gather(alone, *views) == [(200, name.encode()) for name in [NAMES[11], *names]]
+
+    asyncio.run(together())
+    assert made.names.index(NAMES[11]) <= 2
+    assert sorted(made.names) == sorted([*NAMES[:8], NAMES[11]])
 
 
 def test_only_so_many_rows_are_in_flight_but_what_is_in_memory_comes(web, monkeypatch):

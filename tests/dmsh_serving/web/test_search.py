@@ -265,13 +265,13 @@ def test_an_answer_of_a_model_that_is_served_since_a_moment_ago_is_refused(origi
 
 def test_readers_in_two_versions_do_not_make_the_folder_of_images_read_each_time(originals, monkeypatch):
     reads = []
-    monkeypatch.setattr(originals, "refresh", lambda: reads.append(1))
+    monkeypatch.setattr(originals, "refresh", lambda: reads.append(1) or len(reads) != 2)
     steps = Steps()
     searches = Searches(steps, originals, None)
     for version in ("00000001-aaaaaaaa", "00000002-bbbbbbbb") * 3:
         steps.version = version
         answer(searches, like=LIKE, k=1)
-    assert len(reads) == 2
+    assert len(reads) == 3  # the second time, the folder could not be read
 
 
 def test_a_code_of_another_width_is_refused(originals):
@@ -347,7 +347,7 @@ def test_versions_are_opened_one_at_a_time_and_who_waits_takes_no_thread(origina
     for row in (280, 281, 282):
         added = gallery.append(tmp_path / "gallery", CODES[row : row + 1], None, None, fingerprint=SPACE["fingerprint"])
         versions.append(added.version)
-    monkeypatch.setattr(collection, "_VERSIONS_HELD", 2)
+    monkeypatch.setattr(collection, "VERSIONS_HELD", 2)
     folder = GalleryFolder(tmp_path / "gallery")
     opening = AtOnce(folder.at)
     monkeypatch.setattr(folder, "at", opening)

@@ -20,9 +20,9 @@ from dmsh_serving.gallery.folder import current_version, open_version
 from dmsh_serving.gallery.header import is_version
 from dmsh_serving.gallery.keys import Keys
 
-__all__ = ["Collection", "GalleryFolder", "Places", "Words", "words_of"]
+__all__ = ["VERSIONS_HELD", "Collection", "GalleryFolder", "Places", "Words", "words_of"]
 
-_VERSIONS_HELD: Final = 3  # a reader that scrolls goes on in the version it began with
+VERSIONS_HELD: Final = 3  # a reader that scrolls goes on in the version it began with
 _REFUSED_SECONDS: Final = 2.0
 _log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class GalleryFolder:
             self._held[snapshot.version] = Collection(
                 snapshot.version, snapshot.bits, snapshot.fingerprint, contents.ids, contents.codes, contents.keys
             )
-            while len(self._held) > _VERSIONS_HELD:
+            while len(self._held) > VERSIONS_HELD:
                 del self._held[next(version for version in self._held if version != self._last.version)]
             if self._snapshot is None or snapshot.version > self._snapshot.version:
                 self._snapshot = snapshot

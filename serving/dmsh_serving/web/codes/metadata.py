@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.web.codes.collection import Collection, Places
+from dmsh_serving.web.codes.collection import VERSIONS_HELD, Collection, Places
 
 __all__ = ["MOST_VALUES", "SHOWN_VALUES", "Metadata", "Where"]
 
@@ -58,7 +58,7 @@ class Metadata:
             twice = next(key for row, key in enumerate(keys) if self._rows[key] != row)
             raise InputError(f"{path} has more than one row with the key {twice!r}")
         self.columns = [_column(name, values) for name, values in table.items()]
-        self._matched: tuple[str, npt.NDArray[np.int64]] = ("", np.empty(0, np.int64))
+        self._matched: dict[str, npt.NDArray[np.int64]] = {}
 
     def attributes(self, key: str) -> dict[str, str]:
         """Return what the table says of an image."""
@@ -114,11 +114,12 @@ class Metadata:
 
     def _rows_of(self, collection: Collection) -> npt.NDArray[np.int64]:
         """Return the row of the table for each image of a collection, (N,), ``_NONE`` for those without."""
-        version, rows = self._matched
-        if version != collection.version:
+        rows = self._matched.get(collection.version)
+        if rows is None:
             found = (self._rows.get(key, _NONE) for key in collection.keys or ())
             rows = np.fromiter(found, np.int64, len(collection)) if collection.keys else np.full(len(collection), _NONE)
-            self._matched = (collection.version, rows)
+            last = [*self._matched.items()][1 - VERSIONS_HELD :]
+            self._matched = {**dict(last), collection.version: rows}
         return rows
 
 

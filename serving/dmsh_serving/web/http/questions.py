@@ -6,7 +6,7 @@ It is a JSON object, a form with a file, or the bytes of a file with parameters 
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
@@ -38,7 +38,6 @@ _NUMBERS: Final = ("k", "radius")
 _SAID: Final = {"true": True, "1": True, "false": False, "0": False}
 _WHERE: Final = "where."
 _EXAMPLE: Final = {"key", "id", "code", "box"}
-_QUESTION: Final = {"key", "like", "unlike", "k", "radius", "ids", "where", "after", "version", "fingerprint", "explain"}
 
 Box = tuple[float, float, float, float]
 """Left, top, width and height of a region, as shares of the upright image's."""
@@ -96,6 +95,9 @@ class Question:
     def allowed_ids(self) -> npt.NDArray[np.int64] | None:
         """The ids of ``ids``, (M,)."""
         return None if self.ids is None else np.array(self.ids, np.int64)
+
+
+_QUESTION: Final = {"key"} | {each.name for each in fields(Question)}
 
 
 async def question_of(request: Request) -> Question:

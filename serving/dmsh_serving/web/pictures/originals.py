@@ -1,6 +1,5 @@
 """The files that the gallery's keys name. A key is looked up in an index of the folder, and never joined to a path."""
 
-import contextlib
 import os
 import threading
 import time
@@ -39,11 +38,21 @@ class Originals:
     def __contains__(self, key: str) -> bool:
         return key in self._files
 
-    def refresh(self) -> None:
-        """Read the folder again, unless it was read within the last second; one that cannot be read changes nothing."""
-        with self._lock, contextlib.suppress(InputError, OSError):
-            if time.monotonic() - self._read_at > _FRESH_SECONDS:
-                self._files, self._sizes, self._read_at = self._indexed(), {}, time.monotonic()
+    def refresh(self) -> bool:
+        """Read the folder again, unless that was tried within the last second, and return whether it was read.
+
+        One that cannot be read changes nothing.
+        """
+        with self._lock:
+            if time.monotonic() - self._read_at <= _FRESH_SECONDS:
+                return False
+            try:
+                self._files, self._sizes = self._indexed(), {}
+            except (InputError, OSError):
+                return False
+            finally:
+                self._read_at = time.monotonic()
+            return True
 
     def path(self, key: str) -> Path | None:
         """Return the file that ``key`` names, or None."""

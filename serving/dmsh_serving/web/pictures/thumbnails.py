@@ -51,7 +51,7 @@ def rendered(data: bytes, box: tuple[int, int], name: str) -> bytes:
 
 
 class Thumbnails:
-    """Thumbnails of ``originals``, made when first asked for, in ``folder``; at most ``most_bytes`` are kept."""
+    """Copies of ``originals`` that fit into a box, made when first asked for; ``folder`` keeps ``most_bytes``."""
 
     def __init__(self, originals: Originals, folder: Path, most_bytes: int) -> None:
         self._originals, self._folder, self._most_bytes = originals, folder, most_bytes
@@ -62,8 +62,8 @@ class Thumbnails:
         self._keeps = True  # what was last made
         self._bytes = sum(_file_size(path) for path in folder.glob(f"*{_SUFFIX}"))
 
-    def tag(self, key: str) -> str | None:
-        """Return what names the content of a key's thumbnail, or None if the key has no file."""
+    def tag(self, key: str, box: tuple[int, int] = THUMBNAIL_BOX) -> str | None:
+        """Return what names the content of a key's copy, or None if the key has no file."""
         path = self._originals.path(key)
         if path is None:
             return None
@@ -71,7 +71,7 @@ class Thumbnails:
             status = path.stat()
         except OSError:
             return None
-        said = f"{_RECIPE}\n{THUMBNAIL_BOX}\n{path.absolute()}\n{status.st_mtime_ns}\n{status.st_size}"
+        said = f"{_RECIPE}\n{box}\n{path.absolute()}\n{status.st_mtime_ns}\n{status.st_size}"
         return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()[:40]
 
     def at_hand(self, key: str) -> tuple[str, bytes] | None:
@@ -88,7 +88,7 @@ class Thumbnails:
                 self._held_bytes -= len(self._held.pop(next(iter(self._held)))[2])
 
     def kept(self, tag: str) -> bytes | None:
-        """Return the thumbnail that has the tag ``tag``, WebP, or None if it is yet to be made."""
+        """Return the copy that has the tag ``tag``, WebP, or None if it is yet to be made."""
         try:
             # A link in a folder that another user can write would name a file of this process's user.
             handle = os.open(self._path(tag), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -100,13 +100,15 @@ class Thumbnails:
             return None
         return data or None  # a crash may leave the name without the data
 
-    def looked_up(self, keys: Iterable[str]) -> dict[str, tuple[str, bytes | None]]:
+    def looked_up(
+        self, keys: Iterable[str], box: tuple[int, int] = THUMBNAIL_BOX
+    ) -> dict[str, tuple[str, bytes | None]]:
         """Return :meth:`tag` and :meth:`kept` of each of ``keys`` that has a file."""
-        tags = {key: self.tag(key) for key in keys}
+        tags = {key: self.tag(key, box) for key in keys}
         return {key: (tag, self.kept(tag)) for key, tag in tags.items() if tag is not None}
 
-    def made(self, key: str, tag: str) -> bytes:
-        """Make and keep the thumbnail of ``key``, WebP, unless another did meanwhile; ``tag`` is :meth:`tag`'s.
+    def made(self, key: str, tag: str, box: tuple[int, int] = THUMBNAIL_BOX) -> bytes:
+        """Make and keep the copy of ``key``, WebP, unless another did meanwhile; ``tag`` is :meth:`tag`'s.
 
         Raises:
             InputError: the file is no image.
@@ -114,7 +116,7 @@ class Thumbnails:
         kept = self.kept(tag)
         if kept is not None:
             return kept
-        data = rendered(self._originals.read(key), THUMBNAIL_BOX, key)
+        data = rendered(self._originals.read(key), box, key)
         self._keep(self._path(tag), data)
         return data
 

@@ -13,9 +13,9 @@ from dmsh_serving.web.codes.metadata import MOST_VALUES, SHOWN_VALUES, Metadata
 KEYS = ["a.png", "b,c.png", "d.png", "e.png"]
 
 
-def collection(keys=KEYS):
+def collection(keys=KEYS, version="v"):
     codes = np.zeros((len(keys), 1), np.uint8)
-    return Collection("v", 8, "f", np.arange(len(keys)), codes, packed_keys(keys))
+    return Collection(version, 8, "f", np.arange(len(keys)), codes, packed_keys(keys))
 
 
 @pytest.fixture
@@ -41,6 +41,18 @@ def test_csv_and_parquet_say_the_same(csv):
         assert metadata.places(collection(), (("colour", ("red",)),)).tolist() == [0, 2]
         assert metadata.places(collection(), (("colour", ("red", "blue")), ("size", ("1",)))).tolist() == [0, 1]
         assert metadata.places(collection(), (("colour", ("green", "no such")),)).tolist() == []
+
+
+def test_readers_in_several_versions_do_not_make_the_keys_matched_each_time(csv, monkeypatch):
+    metadata = Metadata(csv)
+    versions = [collection(KEYS[number:], str(number)) for number in range(3)]
+    found = [metadata.places(each, (("colour", ("red",)),)).tolist() for each in versions]
+    assert found == [[0, 2], [1], [0]]
+    monkeypatch.setattr(metadata, "_rows", None)
+    assert [metadata.places(each, (("colour", ("red",)),)).tolist() for each in versions] == found
+    monkeypatch.undo()
+    metadata.places(collection(KEYS[3:], "3"), (("colour", ("red",)),))
+    assert [*metadata._matched] == ["1", "2", "3"]
 
 
 def test_a_value_is_counted_as_if_only_the_other_columns_were_chosen(csv):

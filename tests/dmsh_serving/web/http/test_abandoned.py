@@ -198,7 +198,7 @@ def test_a_picture_that_nobody_waits_for_is_not_made_and_only_so_many_wait(tmp_p
         web._rendering = asyncio.Semaphore(0)  # every CPU is at work
         async with asyncio.timeout(60):
             assert await status_for_one_who_is_gone(web, "GET", f"/v1/{kind}/a.png", asked) == 499
-            monkeypatch.setattr(app, "MOST_AT_ONCE", {"pictures": 0})
+            monkeypatch.setattr(app, "MOST_AT_ONCE", {"pictures": 0, "views": 0})
             assert await status_for_one_who_is_gone(web, "GET", f"/v1/{kind}/a.png", asked) == 503
 
     asyncio.run(played())

@@ -127,11 +127,14 @@ def test_new_files_are_seen_after_a_refresh_and_a_folder_that_breaks_changes_not
     originals = Originals(folder)
     (folder / "new.jpg").write_bytes(jpeg())
     assert "new.jpg" not in originals
-    originals.refresh()
+    assert originals.refresh()
     assert "new.jpg" in originals
     (folder / "link").symlink_to(folder.parent)
-    originals.refresh()
+    assert not originals.refresh()
     assert len(originals) == 4
+    monkeypatch.setattr(originals_module, "_FRESH_SECONDS", 60)
+    monkeypatch.setattr(originals, "_indexed", lambda: pytest.fail("read again"))
+    assert not originals.refresh()
 
 
 def test_a_file_that_is_gone_is_an_error(folder):
