@@ -54,5 +54,18 @@ def bmp_of_runs(count):
     return b"BM" + struct.pack("<IHHI", offset + len(rows), 0, 0, offset) + header + palette + rows
 
 
+def tiff_of_bad_rows(rows):
+    """1 by ``rows`` pixels, whose strips of fax code are one and no code: libtiff complains of each row."""
+    strips, code = 64, b"\1" * 1100
+    offsets = 8 + 2 + 12 * 10 + 4
+    tags = [
+        (256, 4, 1, 1), (257, 4, 1, rows), (258, 3, 1, 1), (259, 3, 1, 3), (262, 3, 1, 0), (273, 4, strips, offsets),
+        (277, 3, 1, 1), (278, 4, 1, -(-rows // strips)), (279, 4, strips, offsets + 4 * strips), (292, 4, 1, 1),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    places = struct.pack("<I", offsets + 8 * strips) * strips + struct.pack("<I", len(code)) * strips
+    return b"II*\0" + struct.pack("<I", 8) + directory + places + code
+
+
 SLOW = {"AVIF": avif_of_many_items(300_000), "TIFF": tiff_of_many_strips(1_000_000)}
 """Each takes more than 4 s; of 3 and 1 MB."""

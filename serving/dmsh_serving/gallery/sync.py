@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from dmsh_serving.codes import Codes, bytes_per_code
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.encoder.codes_of_images import codes_of_set
 from dmsh_serving.encoder.open import open_encoder
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, UnavailableError
 from dmsh_serving.files import open_regular, write_atomically
 from dmsh_serving.gallery.changes import exchange
 from dmsh_serving.gallery.folder import open_current
@@ -77,7 +77,7 @@ def sync(
 
     Raises:
         InputError: no gallery, one without keys or of another model, no images, or images that cannot be read.
-        UnavailableError: the disk of the images is away.
+        UnavailableError: the disk of the images, or of a folder among them, is away.
     """
     names = _listed(images, folder)
     digests = dict(zip(names, _digests([images / name for name in names]), strict=True))
@@ -107,9 +107,11 @@ def sync(
             unreadable = set(unknown) - set(codes)
             added = [name for name in codes if name not in held]
             changed = [name for name, code in codes.items() if name in held and held[name][1] != code]
-            doubtful = set(absent).intersection(_listed(images, folder)) if absent else set()
-            lost = unreadable - doubtful
-            gone = [name for name in held if name not in digests or name in lost]
+            # What is not found may be listed all the same; what was not listed may have come since, by another sync.
+            listed = set(_listed(images, folder)) if absent or held.keys() - digests.keys() else set(names)
+            lost = unreadable - listed.intersection(absent)
+            gone = [name for name in held if name in lost or (name not in digests and name not in listed)]
+            _refuse_emptied(images, gone)
             ids = [held[name][0] for name in (*changed, *gone)] + [number for _, number in repeated]
             new = [*added, *changed]
             block = np.frombuffer(b"".join(codes[name] for name in new), np.uint8)
@@ -134,6 +136,18 @@ def _listed(images: Path, folder: Path) -> list[str]:
     if not paths:
         raise InputError(f"{images} holds no images: a sync would empty {folder}; build a new gallery instead")
     return [path.relative_to(images).as_posix() for path in paths]
+
+
+def _refuse_emptied(images: Path, gone: Sequence[str]) -> None:
+    """Refuse to take the images of a folder for gone that is there and empty: so is one whose disk is not mounted."""
+    folders = {parent for name in gone for parent in PurePosixPath(name).parents} - {PurePosixPath()}
+    for folder in sorted(folders):
+        path = images / folder
+        if path.is_dir() and not any(path.iterdir()):
+            raise UnavailableError(
+                f"{path} is empty, and the gallery holds images of it: its disk may be away; if they are gone, "
+                "remove the folder too"
+            )
 
 
 def _held(snapshot: Snapshot) -> tuple[dict[str, tuple[int, bytes]], list[tuple[str, int]]]:

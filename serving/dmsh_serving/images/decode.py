@@ -181,9 +181,9 @@ def rgb_from_bytes(
             return _rgb(_upright(image))
     except InputError:
         raise
-    except MemoryError:
-        raise MemoryShortError(f"{name}: the image needs too much memory to decode") from None
     except Exception as error:  # a decoder fed hostile bytes raises nearly anything
+        if isinstance(error, MemoryError) or "out of memory" in str(error):  # which some decoders only say
+            raise MemoryShortError(f"{name}: the image needs too much memory to decode") from None
         raise InputError(f"{name}: the image is truncated or damaged ({error or type(error).__name__})") from error
 
 

@@ -227,6 +227,20 @@ def test_nor_is_a_folder_that_goes_away_while_its_images_are_read(world, monkeyp
     assert held(root) == before
 
 
+def test_images_of_a_folder_that_is_empty_are_not_gone_until_the_folder_is(world):
+    root, run = world
+    run()
+    before = held(root)
+    for file in (root / "images" / "a").iterdir():
+        file.unlink()
+    with pytest.raises(UnavailableError, match="a is empty, and the gallery holds images of it: its disk may be away"):
+        run(skip_bad=True)
+    assert held(root) == before
+    (root / "images" / "a").rmdir()
+    assert sorted(run().removed) == sorted(before.keys() - held(root).keys())
+    assert len(held(root)) < len(before)
+
+
 def test_an_image_that_is_listed_but_not_found_keeps_its_code(world, monkeypatch):
     root, run = world
     read = images_read.read_regular
@@ -248,6 +262,18 @@ def test_an_image_that_is_deleted_while_images_are_read_is_gone(world, monkeypat
     root, run = world
     meanwhile(monkeypatch, (root / "images" / key(0)).unlink)
     assert (run(skip_bad=True).removed, held(root)) == ([key(0)], expected(range(1, 6)))
+
+
+def test_an_image_that_another_sync_adds_while_images_are_read_stays(world, monkeypatch):
+    root, run = world
+
+    def other():
+        save(root, 7, IMAGES[7])
+        run()
+
+    meanwhile(monkeypatch, other)
+    assert (run().removed, key(7) in held(root)) == ([], True)
+    assert run().unchanged == 7
 
 
 def test_a_file_that_is_edited_while_it_is_encoded_is_encoded_again_though_it_is_put_back(world, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import InputError, MemoryShortError
 from dmsh_serving.images import decode
 from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes, rgb_from_bytes
 from dmsh_serving.images.framing import Framing
@@ -409,12 +409,13 @@ def test_the_number_of_pixels_is_told_before_they_are_decoded(monkeypatch):
     assert told == [image.width * image.height]
 
 
-def test_memory_that_there_is_not_is_told_as_such(monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory error when reading image file")])
+def test_memory_that_there_is_not_is_told_as_such(monkeypatch, error):
     def full(image, name):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(decode, "check_opened", full)
-    with pytest.raises(InputError, match="x: the image needs too much memory to decode"):
+    with pytest.raises(MemoryShortError, match="x: the image needs too much memory to decode"):
         image_from_bytes(FILES["png"], 8, name="x")
 
 

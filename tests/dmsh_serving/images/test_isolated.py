@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from hostile_images import SLOW
+from hostile_images import SLOW, tiff_of_bad_rows
 from PIL import Image
 
 from dmsh_serving.errors import InputError, MissingError, UnavailableError
@@ -403,3 +403,12 @@ def test_an_interpreter_is_found_where_sys_executable_names_none(monkeypatch):
     monkeypatch.setattr(sys, "base_prefix", "/nowhere")
     with pytest.raises(MissingError, match=r"no python3\.\d+ in /nowhere/bin"):
         Decoders(1).start()
+
+
+def test_what_a_decoder_says_of_a_bad_image_fills_nobody_s_log(capfd):
+    file = tiff_of_bad_rows(65_000)
+    rgb_from_bytes(file)
+    assert len(capfd.readouterr().err) > 1e6
+    with contextlib.closing(Decoders(1)) as decoders:
+        assert decoders.rgb(file).size == (1, 65_000)
+    assert capfd.readouterr().err == ""
