@@ -3,10 +3,13 @@
 import contextlib
 import json
 import os
+import queue
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -25,8 +28,13 @@ __all__ = [
     "printable",
     "progress",
     "reporting",
+    "speaking",
     "write_json",
 ]
+
+
+_MOST_UNSAID: Final = 1000  # lines; more are dropped
+_SAY_SECONDS: Final = 1.0  # for what is unsaid at the end
 
 
 def _in_a_folder(path: Path | None) -> Path | None:
@@ -97,6 +105,36 @@ def progress() -> "Iterator[Progress]":
 
     with shown() as display:
         yield display
+
+
+@contextlib.contextmanager
+def speaking() -> Iterator[Callable[[str], None]]:
+    """Yield what says a line on stderr in a thread of its own.
+
+    Whoever watches a server must not wait for a terminal that is held or a log driver that reads nothing.
+    """
+    lines: queue.Queue[str] = queue.Queue(_MOST_UNSAID)
+    ended, stderr = threading.Event(), sys.stderr.fileno()
+
+    def say(line: str) -> None:
+        with contextlib.suppress(queue.Full):
+            lines.put_nowait(line)
+
+    def speak() -> None:
+        while not ended.is_set():
+            line = lines.get()
+            with contextlib.suppress(OSError):
+                os.write(stderr, f"{line}\n".encode(errors="replace"))  # holds no lock while it waits
+            lines.task_done()
+
+    threading.Thread(target=speak, name="says", daemon=True).start()
+    try:
+        yield say
+    finally:
+        end = time.monotonic() + _SAY_SECONDS
+        while lines.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.01)
+        ended.set()
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:

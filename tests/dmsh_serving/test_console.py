@@ -1,9 +1,11 @@
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from dmsh_serving.commands import make_app
-from dmsh_serving.console import JsonOption, console, print_table
+from dmsh_serving.console import JsonOption, console, print_table, speaking
 from dmsh_serving.errors import MissingError
 from dmsh_serving.program import run
 
@@ -61,3 +63,29 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(place, tm
         run(app)
     assert (ended.value.code, ran) == (2, [])
     assert "name a file in a folder that exists" in capsys.readouterr().err
+
+
+def test_lines_are_said_in_order_and_the_end_waits_for_the_last(capfd):
+    with speaking() as say:
+        for number in range(100):
+            say(f"line {number} \udce9")
+    assert capfd.readouterr().err.splitlines() == [f"line {number} ?" for number in range(100)]
+
+
+def test_who_speaks_waits_for_no_reader_of_a_full_pipe(monkeypatch):
+    monkeypatch.setattr("dmsh_serving.console._SAY_SECONDS", 0.1)
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        with speaking() as say:
+            for _ in range(5000):
+                say("x" * 1000)  # 5 MB; a pipe takes 64 KiB
+        os.close(read)  # the thread's write ends, and so does the thread
+
+
+def test_what_cannot_be_said_ends_nothing(monkeypatch):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        with speaking() as say:
+            say("lost")
+            say("lost too")

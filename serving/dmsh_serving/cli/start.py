@@ -1,7 +1,6 @@
 """``dmsh-serve start``: Triton on a model repository, and a page beside it if wanted."""
 
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -79,33 +78,34 @@ def start(
         raise InputError("--web is for a server without TLS: start the page by itself, dmsh-serve web --server-ca FILE")
     _interrupt_once()
     allow_descriptors()
-    server = TritonServer(
-        repository,
-        triton=triton,
-        host=host,
-        metrics_host=metrics_host,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        tls=tls,
-        log_file=log_file,
-        log_json=log_json,
-        slow_seconds=slow_seconds,
-        tracing=tracing,
-        on_event=_say,
-    )
-    with server:
-        if host != LOOPBACK and (tls is None or tls.client_ca is None):
-            _say(f"warning: whoever reaches {host}:{grpc_port} may search: Triton asks for no password")
-        console.console().print(
-            f"Triton is ready: gRPC {server.url}, HTTP {server.http_url}, metrics http://{server.metrics_url}/metrics, "
-            f"log {server.log_file}"
+    with console.speaking() as say:
+        server = TritonServer(
+            repository,
+            triton=triton,
+            host=host,
+            metrics_host=metrics_host,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+            tls=tls,
+            log_file=log_file,
+            log_json=log_json,
+            slow_seconds=slow_seconds,
+            tracing=tracing,
+            on_event=say,
         )
-        try:
-            with page_beside(server, images, metadata, web_port):
-                server.wait()
-        except KeyboardInterrupt:
-            _say("stopping Triton: requests in flight are answered first")
+        with server:
+            if host != LOOPBACK and (tls is None or tls.client_ca is None):
+                say(f"warning: whoever reaches {host}:{grpc_port} may search: Triton asks for no password")
+            console.console().print(
+                f"Triton is ready: gRPC {server.url}, HTTP {server.http_url}, "
+                f"metrics http://{server.metrics_url}/metrics, log {server.log_file}"
+            )
+            try:
+                with page_beside(server, images, metadata, web_port):
+                    server.wait()
+            except KeyboardInterrupt:
+                say("stopping Triton: requests in flight are answered first")
 
 
 def _interrupt_once() -> None:
@@ -121,7 +121,3 @@ def _interrupt_once() -> None:
 
     for each in endings:
         signal.signal(each, interrupt)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
