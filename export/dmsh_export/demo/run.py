@@ -56,6 +56,7 @@ _OWN: Final = {
     _CHECKPOINT, f"{_CHECKPOINT}.taps", _LAST_STAGE, f"{_LAST_STAGE}.taps", _SERVICE, _LOG, _PAGE, QUERIES, DATABASE,
     "everything", *demo_encoders.FILES,
 }  # fmt: skip
+_MARK: Final = ".dmsh-demo"  # a file that says whose the folder is: its names are common ones
 
 
 @dataclass(frozen=True)
@@ -219,15 +220,15 @@ def _serve(
 
 def _make_empty(out: Path) -> None:
     """Make the folder, or remove what an earlier demo left in it, and nothing else."""
-    if not out.exists():
-        out.mkdir(parents=True)
-        return
-    if not out.is_dir():
+    if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder: choose another --out")
-    foreign = sorted({path.name for path in out.iterdir()} - _OWN)
+    out.mkdir(parents=True, exist_ok=True)
+    found = {path.name for path in out.iterdir()}
+    foreign = sorted(found - _OWN - {_MARK} if _MARK in found else found)
     if foreign:
         raise InputError(f"{out} holds {', '.join(foreign[:5])}, which no demo wrote: empty it, or choose another")
-    for path in out.iterdir():
+    (out / _MARK).touch()
+    for path in sorted(out / name for name in found - {_MARK}):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

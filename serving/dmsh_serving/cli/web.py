@@ -114,10 +114,13 @@ def page_beside(server: "TritonServer", images: Path | None, metadata: Path | No
         yield
 
 
-def served_gallery(server: "TritonServer") -> Path:
-    """Return the folder of the gallery that ``server`` serves."""
+def served_gallery(server: "TritonServer") -> Path | None:
+    """Return the folder of the gallery that ``server`` serves, or None if it lies in ClickHouse."""
     import tritonclient.grpc as triton
+
+    from dmsh_serving.clickhouse.address import is_address
 
     with triton.InferenceServerClient(server.url) as client:
         parameters = client.get_model_config(RANKER_MODEL).config.parameters
-    return (server.repository / RANKER_MODEL / str(parameters["gallery"].string_value)).resolve()
+    place = str(parameters["gallery"].string_value)
+    return None if is_address(place) else (server.repository / RANKER_MODEL / place).resolve()

@@ -67,6 +67,7 @@ def out(tmp_path):
     (out / "service").mkdir(parents=True)
     (out / "service" / "deploy.json").write_text("old")
     (out / "report.html").write_text("old")
+    (out / ".dmsh-demo").touch()
     return out
 
 
@@ -103,6 +104,15 @@ def test_a_folder_with_other_things_in_it_is_left_alone(out, name, archive):
     with pytest.raises(InputError, match=f"holds {name.strip('/')}, which no demo wrote"):
         demo.run_demo(archive, out, None)
     assert everything_in(out) == before
+
+
+def test_a_folder_of_the_same_names_that_no_demo_wrote_is_left_alone(tmp_path, archive):
+    for name in ("database", "queries"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    before = everything_in(tmp_path)
+    with pytest.raises(InputError, match="holds database, queries, which no demo wrote"):
+        demo.run_demo(archive, tmp_path / "out", None)
+    assert everything_in(tmp_path) == before
 
 
 def test_a_file_in_the_folders_place_is_left_alone(tmp_path, archive):

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("onnx", reason="onnx, which writes the model, is not installed")
 from web_world import KEYS
 
-from dmsh_serving.cli.web import allow_descriptors
+from dmsh_serving.cli.web import allow_descriptors, served_gallery
 
 TOOL = Path(sys.executable).with_name("dmsh-serve")
 
@@ -100,3 +101,24 @@ def test_idle_connections_may_take_more_descriptors_than_a_process_usually_has(m
     monkeypatch.setattr(resource, "setrlimit", lambda what, pair: asked.append((what, pair)))
     allow_descriptors()
     assert asked == ([] if wanted is None else [(resource.RLIMIT_NOFILE, wanted)])
+
+
+@pytest.mark.parametrize("place", ["../../gallery", "clickhouse://host/database/name"])
+def test_the_page_beside_a_server_knows_the_folder_of_its_gallery_if_it_has_one(tmp_path, monkeypatch, place):
+    class Client:
+        def __init__(self, url):
+            assert url == "127.0.0.1:8001"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def get_model_config(self, name):
+            parameters = {"gallery": SimpleNamespace(string_value=place)}
+            return SimpleNamespace(config=SimpleNamespace(parameters=parameters))
+
+    monkeypatch.setattr("tritonclient.grpc.InferenceServerClient", Client)
+    server = SimpleNamespace(url="127.0.0.1:8001", repository=tmp_path / "repository")
+    assert served_gallery(server) == (tmp_path / "gallery" if place.startswith("..") else None)

@@ -13,6 +13,7 @@ __all__ = ["ProblemError", "told"]
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 2
+MOST_LETTERS = 1000  # what was sent may be repeated in it
 
 
 class ProblemError(Exception):
@@ -45,7 +46,7 @@ def problem_of(error: Exception) -> ProblemError:
 def told(problem: ProblemError) -> Response:
     """Return the answer that tells ``problem``."""
     title = http.HTTPStatus(problem.status).phrase
-    body = {"type": "about:blank", "title": title, "status": problem.status, "detail": problem.detail}
+    body = {"type": "about:blank", "title": title, "status": problem.status, "detail": problem.detail[:MOST_LETTERS]}
     headers = {"cache-control": "no-store"}
     if problem.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
         headers["retry-after"] = str(RETRY_SECONDS)

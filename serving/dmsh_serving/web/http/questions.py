@@ -28,6 +28,7 @@ DEFAULT_PAGE: Final = 50
 MOST_EXAMPLES: Final = 64
 MOST_REGIONS: Final = 4  # whole images are decoded for them
 MOST_IDS: Final = 100_000
+_TOO_MANY_IDS: Final = f"ids is a list of at most {MOST_IDS:,} ids"
 MOST_KEYS: Final = 100
 MOST_COLUMNS: Final = 100
 MOST_VALUES: Final = 1000  # of a column
@@ -174,6 +175,8 @@ def _from_flat(said: list[tuple[str, str]], file: bytes) -> Question:
         elif name == "box" and box is None:
             box = _box([_real(name, part) for part in text.split(",")])
         elif name == "ids" and name not in body:
+            if text.count(",") > MOST_IDS:  # each is read in the loop that answers everybody
+                raise ProblemError(400, _TOO_MANY_IDS)
             body["ids"] = [_whole("ids", part) for part in text.split(",") if part.strip()]
         elif name == "explain" and name not in body and text in _SAID:
             body["explain"] = _SAID[text]
@@ -281,7 +284,7 @@ def _ids(given: Any) -> tuple[int, ...] | None:
     if given is None:
         return None
     if not isinstance(given, list) or len(given) > MOST_IDS:
-        raise ProblemError(400, f"ids is a list of at most {MOST_IDS:,} ids")
+        raise ProblemError(400, _TOO_MANY_IDS)
     return tuple(_id(each) for each in given)
 
 

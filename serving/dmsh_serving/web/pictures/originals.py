@@ -78,10 +78,11 @@ class Originals:
 
     def size(self, key: str) -> Size | None:
         """Return the size that the image's header states, or None if there is no such image."""
-        if key not in self._sizes:
+        sizes = self._sizes  # a refresh puts another in its place
+        if key not in sizes:
             path = self.path(key)
-            self._sizes[key] = None if path is None else _size_of(path, key)
-        return self._sizes[key]
+            sizes[key] = None if path is None else _size_of(path, key)
+        return sizes[key]
 
     def read_sizes(self, keys: list[str], stop: threading.Event) -> None:
         """Get to know the sizes of all ``keys``, unless ``stop`` is set before."""

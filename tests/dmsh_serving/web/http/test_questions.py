@@ -9,7 +9,7 @@ from starlette.requests import Request
 from dmsh_serving.errors import InputError
 from dmsh_serving.web.codes.ranking import Cursor
 from dmsh_serving.web.http import questions
-from dmsh_serving.web.http.problems import ProblemError
+from dmsh_serving.web.http.problems import MOST_LETTERS, ProblemError, told
 from dmsh_serving.web.http.questions import Example, Question, json_id, question_of
 
 REGION = {"key": "a", "box": [0, 0, 1, 1]}
@@ -153,6 +153,7 @@ def test_a_negative_radius_needs_an_example_to_be_unlike():
         ("k=five", "k = 'five' is no whole number"),
         ("box=0,0,x,1", "'x' is no number"),
         ("ids=1,b", "ids = 'b' is no whole number"),
+        ("ids=b" + "," * 100_001, "at most 100,000 ids"),
         ("explain=maybe", "is none of"),
     ],
 )
@@ -205,3 +206,8 @@ def test_a_slow_body_is_given_up(monkeypatch):
 
 def test_ids_that_json_would_round_are_texts():
     assert [json_id(2**53), json_id(2**53 + 1)] == [2**53, "9007199254740993"]
+
+
+def test_what_is_told_of_a_request_is_short_whatever_was_sent():
+    assert len(told(ProblemError(400, "\x7f" * (1 << 20))).body) < 6 * MOST_LETTERS + 200
+    assert b'"detail": "k is wrong"' in told(ProblemError(400, "k is wrong")).body
