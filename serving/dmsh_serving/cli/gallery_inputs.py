@@ -118,7 +118,7 @@ def read_keys(path: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file (UTF-8): {error.reason} at byte {error.start}") from None
     return lines if lines[-1] else lines[:-1]

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from dmsh_serving.errors import DmshError, InputError, MissingError
 
-__all__ = ["ProblemError", "told"]
+__all__ = ["MOST_LETTERS", "ProblemError", "told"]
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 2
