@@ -114,14 +114,14 @@ def speaking() -> Iterator[Callable[[str], None]]:
     Whoever watches a server must not wait for a terminal that is held or a log driver that reads nothing.
     """
     lines: queue.Queue[str] = queue.Queue(_MOST_UNSAID)
-    ended, stderr = threading.Event(), sys.stderr.fileno()
+    ended, stderr = threading.Event(), None if sys.stderr is None else sys.stderr.fileno()
 
     def say(line: str) -> None:
         with contextlib.suppress(queue.Full):
             lines.put_nowait(line)
 
     def speak() -> None:
-        while not ended.is_set():
+        while stderr is not None and not ended.is_set():
             line = lines.get()
             with contextlib.suppress(OSError):
                 os.write(stderr, f"{line}\n".encode(errors="replace"))  # holds no lock while it waits
@@ -132,7 +132,7 @@ def speaking() -> Iterator[Callable[[str], None]]:
         yield say
     finally:
         end = time.monotonic() + _SAY_SECONDS
-        while lines.unfinished_tasks and time.monotonic() < end:
+        while stderr is not None and lines.unfinished_tasks and time.monotonic() < end:
             time.sleep(0.01)
         ended.set()
 

@@ -83,6 +83,12 @@ def test_who_speaks_waits_for_no_reader_of_a_full_pipe(monkeypatch):
         os.close(read)  # the thread's write ends, and so does the thread
 
 
+def test_a_program_without_stderr_says_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with speaking() as say:
+        say("lost")
+
+
 def test_what_cannot_be_said_ends_nothing(monkeypatch):
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stderr", full)

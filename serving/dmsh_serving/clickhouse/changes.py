@@ -108,7 +108,7 @@ def rollback(address: Address) -> Published:
             raise InputError(f"{address} has no published version: make one with dmsh-serve gallery push")
         serving = versions[0]
         for version in versions[1:]:
-            if version.content != version.number or version.number >= serving.content:
+            if version.number >= serving.content:
                 continue
             with contextlib.suppress(CheckError):
                 _check_whole(connection, tables, version)

@@ -313,6 +313,15 @@ def test_removal_by_id_and_key_and_its_rollback(address):
         rollback(address)
 
 
+def test_what_was_taken_back_before_is_not_published_by_a_later_rollback(address):
+    good = remove(address, np.array([5]))
+    remove(address, np.array([6, 7]))
+    assert rollback(address).count == good.count
+    remove(address, np.array([8]))
+    assert rollback(address).count == good.count
+    assert rollback(address).count == COUNT
+
+
 def test_keys_are_looked_up_only_when_no_other_writer_is_at_work(tmp_path, address, monkeypatch):
     begin = Lease.__enter__
 
