@@ -42,7 +42,7 @@ from dmsh_serving.encoder.codes_of_images import codes_of_images
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.encoder.props import props_of_onnx
 from dmsh_serving.errors import CheckError, InputError
-from dmsh_serving.files import sha256_of_file
+from dmsh_serving.files import sha256_of_file, state_of
 from dmsh_serving.images.read import Progress, image_paths
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.settings import EncoderSettings, read_settings, write_settings
@@ -351,8 +351,8 @@ def _listing(images: Path) -> str:
     paths = image_paths(images) if images.is_dir() else [images]
     digest = hashlib.sha256(f"{images.resolve()}\n".encode(errors="surrogateescape"))
     for path in paths:
-        found = path.stat()
-        digest.update(f"{path.relative_to(images.parent)}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+        line = f"{path.relative_to(images.parent)}\0{state_of(path)}\n"
+        digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "read_regular",
     "replace_folder",
     "sha256_of_file",
+    "state_of",
     "temporary_beside",
     "whole_file",
     "write_atomically",
@@ -183,6 +184,21 @@ def replace_folder(new: Path, target: Path) -> None:
         old.unlink()
     else:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def state_of(path: Path) -> str:
+    """Return size and time of change of a file, as a text; ``absent`` for a link that leads nowhere.
+
+    Raises:
+        OSError: the disk does not say.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        return "absent"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def sha256_of_file(path: Path) -> str:

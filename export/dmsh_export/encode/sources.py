@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from dmsh_serving.errors import InputError, MissingError, UnavailableError
-from dmsh_serving.files import read_regular
+from dmsh_serving.files import read_regular, state_of
 from dmsh_serving.images.decode import MAX_FILE_BYTES
 from dmsh_serving.images.read import NO_IMAGE_FILE, image_paths, is_no_image, refuse_away
 
@@ -95,10 +95,8 @@ class _Folder:
         return len(self._paths)
 
     def digest(self, start: int, stop: int) -> str:
-        lines = []
-        for path in self._paths[start:stop]:
-            stat = path.stat()
-            lines.append(f"{path.relative_to(self.folder).as_posix()}\t{stat.st_size}\t{stat.st_mtime_ns}")
+        paths = self._paths[start:stop]
+        lines = [f"{path.relative_to(self.folder).as_posix()}\t{state_of(path)}" for path in paths]
         return _sha256(str(self.folder.resolve()), start, lines)
 
     def images(self, start: int, stop: int) -> Iterator[Image]:
@@ -113,10 +111,15 @@ class _Table:
     path: Path
 
     @cached_property
+    def _state(self) -> str:
+        return state_of(self.path)
+
+    @cached_property
     def _file(self) -> Any:
         pa, parquet = _pyarrow()
         if not self.path.is_file():
             raise InputError(f"{self.path} does not exist or is not a file")
+        self._refuse_another()
         try:
             file = parquet.ParquetFile(self.path)
         except (pa.ArrowException, OSError) as error:
@@ -128,15 +131,14 @@ class _Table:
         return file
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}  # an open file does not travel
+        return {"path": self.path, "_state": self._state}  # an open file does not travel
 
     @property
     def count(self) -> int:
         return int(self._file.metadata.num_rows)
 
     def digest(self, start: int, stop: int) -> str:
-        stat = self.path.stat()
-        return _sha256(str(self.path.resolve()), start, [f"{stat.st_size}\t{stat.st_mtime_ns}\t{stop}"])
+        return _sha256(str(self.path.resolve()), start, [f"{self._state}\t{stop}"])
 
     def images(self, start: int, stop: int) -> Iterator[Image]:
         pa, _ = _pyarrow()
@@ -154,6 +156,12 @@ class _Table:
                 for place, row in enumerate(own):
                     yield self._image(row, {name: values[place] for name, values in columns.items()})
             first += rows
+        self._refuse_another()
+
+    def _refuse_another(self) -> None:
+        """Refuse a file that was put in the place of the one whose rows were counted: it has others."""
+        if state_of(self.path) != self._state:
+            raise InputError(f"{self.path} was changed while it was read: run it again")
 
     def _image(self, row: int, values: dict[str, Any]) -> Image:
         number, data = values.get(_ID, row), values[_IMAGE]

@@ -5,7 +5,6 @@ that is written last, so that an entry is whole or not there. Another list, a ch
 key. Entries may be deleted at any time.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import PIL
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import naming, write_atomically
+from dmsh_serving.files import naming, state_of, write_atomically
 from dmsh_serving.images.decode import decode_recipe
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.read import ImageSet
@@ -42,14 +41,7 @@ def files_key(root: Path, names: Sequence[str], image_size: int, framing: Framin
     digest = _decoder(image_size, framing)
     digest.update(f"{root.resolve()}\n".encode(errors="surrogateescape"))
     for name in names:
-        try:
-            state = (root / name).stat()
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):
-                raise
-            digest.update(f"{name}\0absent\n".encode(errors="surrogateescape"))
-        else:
-            digest.update(f"{name}\0{state.st_size} {state.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        digest.update(f"{name}\0{state_of(root / name)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
