@@ -21,6 +21,7 @@ from dmsh_serving.files import sha256_of_file, write_atomically
 from dmsh_serving.gallery.keys import packed_keys
 from dmsh_serving.gallery.tables import CodeTable, write_table
 from dmsh_serving.images.decode import image_from_bytes
+from dmsh_serving.images.known_answer import check_decoder
 
 __all__ = ["Encoder", "Shard", "ShardResult", "finished"]
 
@@ -69,6 +70,7 @@ class Encoder:
     """A model and the images that it encodes: what each worker opens once."""
 
     def __init__(self, model: Path, source: Source, batch: int) -> None:
+        check_decoder()
         self._source, self._batch = source, batch
         self._encoder = open_encoder(model, threads=1)
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from dmsh_serving.codes import bytes_per_code
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import naming
+from dmsh_serving.files import naming, open_regular
 from dmsh_serving.gallery.part import Part, PartName
 
 __all__ = [
@@ -137,7 +137,7 @@ def base_of(path: Path, metadata: dict[str, str]) -> PartName | None:
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
-    with naming(path), path.open("rb") as file:
+    with naming(path), open_regular(path) as file:
         header, _ = _read_json(path, file, os.fstat(file.fileno()).st_size)
     return _metadata(path, header)
 

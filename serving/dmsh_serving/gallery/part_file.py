@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.cpu import available_cpus
+from dmsh_serving.files import open_regular
 from dmsh_serving.gallery.header import (
     NAME_OF_DTYPE,
     Tensors,
@@ -78,7 +79,7 @@ def read_part(path: Path, name: PartName | None = None) -> tuple[Part, str]:
         InputError: anything is not as :func:`write_part` writes it; the message says what.
         FileNotFoundError: there is no such file.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         metadata, specs, data_start = read_header(path, file)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     tensors: Tensors = {

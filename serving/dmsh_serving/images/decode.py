@@ -33,7 +33,14 @@ from dmsh_serving.errors import InputError, MemoryShortError
 from dmsh_serving.images import limits
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.jpeg import check_work, load_whole, scans_of, shows_first_scan
-from dmsh_serving.images.limits import MAX_FILE_BYTES, check_blocks, check_file, check_opened, check_size
+from dmsh_serving.images.limits import (
+    MAX_DECODE_BYTES,
+    MAX_FILE_BYTES,
+    check_blocks,
+    check_file,
+    check_opened,
+    check_size,
+)
 
 __all__ = [
     "FORMATS",
@@ -182,9 +189,18 @@ def rgb_from_bytes(
     except InputError:
         raise
     except Exception as error:  # a decoder fed hostile bytes raises nearly anything
-        if isinstance(error, MemoryError) or "out of memory" in str(error):  # which some decoders only say
+        if isinstance(error, MemoryError) or not _memory_suffices():
             raise MemoryShortError(f"{name}: the image needs too much memory to decode") from None
         raise InputError(f"{name}: the image is truncated or damaged ({error or type(error).__name__})") from error
+
+
+def _memory_suffices() -> bool:
+    """Say whether there is memory for any image: a decoder that gets none calls the image damaged, in its own words."""
+    try:
+        np.empty(MAX_DECODE_BYTES, np.uint8)
+    except MemoryError:
+        return False
+    return True
 
 
 def image_from_pixels(
@@ -210,7 +226,8 @@ def size_from_header(file: BinaryIO, name: str) -> tuple[int, int]:
         check_size(image.size, name)
         orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)  # a PNG's own method looks behind its pixels
         width, height = image.size
-        return (height, width) if orientation in _LYING else (width, height)
+        is_turned = image.format == "TIFF"  # Pillow gives its size as it will be
+        return (height, width) if orientation in _LYING and not is_turned else (width, height)
 
 
 def _without_pixels(png: bytes) -> bytes:

@@ -18,6 +18,7 @@ from dmsh_serving.errors import InputError, MemoryShortError, UnavailableError
 from dmsh_serving.files import files_below, read_regular
 from dmsh_serving.images.decode import MAX_FILE_BYTES, image_from_bytes
 from dmsh_serving.images.framing import Framing
+from dmsh_serving.images.known_answer import check_decoder
 
 __all__ = [
     "NO_IMAGE_FILE",
@@ -220,6 +221,7 @@ def _batches_of_files(
     on_progress: Progress | None,
     need_one: bool = True,
 ) -> Iterator[ImageSet]:
+    check_decoder()
     bad: list[str] = []
     pool = ThreadPoolExecutor(available_cpus())  # Pillow decodes without the GIL
 

@@ -38,6 +38,7 @@ from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import InputError, MissingError, UnavailableError
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.isolated import Decoders
+from dmsh_serving.images.known_answer import check_decoder
 from dmsh_serving.ranker.asks import Ask, Ranked
 from dmsh_serving.ranker.follower import Ranker, RankerEvents
 from dmsh_serving.ranker.rerank import ASYMMETRIC
@@ -95,7 +96,8 @@ class DecodeService:
 
     @classmethod
     def open(cls, settings: Settings) -> "DecodeService":
-        """Start the service that ``settings`` describe."""
+        """Start the service that ``settings`` describe; raise CheckError if Pillow makes pixels of its own."""
+        check_decoder()
         framing = Framing.parse(settings.text("framing"))
         service = cls(settings.number("image_size"), framing, settings.number("threads"))
         service._decoders.start()

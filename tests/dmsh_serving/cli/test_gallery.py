@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -208,6 +209,14 @@ def test_verify_names_each_damaged_file_and_exits_1(command, codes, tmp_path):
         said = json.loads(result.read_text())
         assert damaged.name in said["problems"]
         assert (said["current"] is not None) == (damaged == serving)
+
+
+def test_a_pipe_with_a_parts_name_is_no_file_to_wait_for(command, codes, tmp_path):
+    command(*of_codes(codes, tmp_path / "g"))
+    os.mkfifo(tmp_path / "g" / "gallery-00000009-abcdef01.safetensors")
+    code, _, error = command("verify", tmp_path / "g")
+    assert (code, "not a regular file" in error) == (1, True)
+    assert command("compact", tmp_path / "g")[0] == 2
 
 
 def test_verify_of_what_is_no_gallery_is_bad_input(command, codes, tmp_path):

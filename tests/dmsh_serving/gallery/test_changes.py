@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID, PAD_KEY
 from dmsh_serving.errors import InputError
-from dmsh_serving.gallery import changes, part_file
+from dmsh_serving.gallery import changes, header, part_file
 from dmsh_serving.gallery import folder as gallery_folder
 from dmsh_serving.gallery import publish as publishing
 from dmsh_serving.gallery.changes import append, build, compact, merge, remove, remove_keys
@@ -581,19 +581,17 @@ def test_a_folder_that_cannot_be_listed_for_a_moment_loses_no_part_and_no_id(fol
 
 def fail_to_open(disk, path):
     """Let no attempt to open ``path`` succeed, once the pointer has moved."""
-    moved, write, opened = [], publishing.write_atomically, Path.open
+    moved, write, opened = [], publishing.write_atomically, header.open_regular
 
     def move(*arguments):
         write(*arguments)
         moved.append(True)
 
-    def refuse(self, *arguments, **options):
-        if moved and self == path:
-            fail(errno.EMFILE)
-        return opened(self, *arguments, **options)
+    def refuse(file):
+        return fail(errno.EMFILE) if moved and file == path else opened(file)
 
     disk.setattr(publishing, "write_atomically", move)
-    disk.setattr(Path, "open", refuse)
+    disk.setattr(header, "open_regular", refuse)
 
 
 def test_parts_whose_headers_cannot_be_read_after_the_pointer_has_moved_keep_those_below_them(folder, monkeypatch):
@@ -613,14 +611,10 @@ def test_parts_whose_headers_cannot_be_read_after_the_pointer_has_moved_keep_tho
 
 def test_an_id_does_not_come_back_because_a_header_could_not_be_read_for_a_moment(folder, monkeypatch):
     append(folder, random_codes(3), None, ["a", "b", "c"])  # ids 140 to 142
-    taken_back, opened = snapshot_path(folder), Path.open
+    taken_back, opened = snapshot_path(folder), header.open_regular
     rollback(folder)
-
-    def refuse(self, *arguments):
-        return fail(errno.EMFILE) if self == taken_back else opened(self, *arguments)
-
     with monkeypatch.context() as disk:
-        disk.setattr(Path, "open", refuse)
+        disk.setattr(header, "open_regular", lambda path: fail(errno.EMFILE) if path == taken_back else opened(path))
         with pytest.raises(OSError, match="Too many open files"):
             append(folder, random_codes(1), None, ["x"])
     assert append(folder, random_codes(1), None, ["x"]).ids[-1] == 143

@@ -90,6 +90,8 @@ def test_a_size_is_read_from_a_png_s_header_and_its_exif_wherever_that_is_withou
     assert rgb_from_bytes(turned).size == (2, 3)
     (folder / "turned.png").write_bytes(turned)
     Image.new("L", (3, 2)).save(folder / "early.png", exif=exif)
+    Image.new("L", (3, 2)).save(folder / "turned.tiff", tiffinfo={0x0112: 6})
+    assert rgb_from_bytes((folder / "turned.tiff").read_bytes()).size == (2, 3)
     (folder / "plain.png").write_bytes(png(3, 2, zlib.compress(bytes(2 * 4))))
     described = b"XML:com.adobe.xmp\0\0\0\0\0" + b'<rdf tiff:Orientation="6"/>'
     (folder / "xmp.png").write_bytes(png(3, 2, zlib.compress(bytes(2 * 4)), chunk(b"iTXt", described)))
@@ -98,10 +100,9 @@ def test_a_size_is_read_from_a_png_s_header_and_its_exif_wherever_that_is_withou
     (folder / "a" / "long.jpg").write_bytes(jpeg(orientation=6).replace(b"\xff\xdb", comment * 20 + b"\xff\xdb", 1))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
     originals = Originals(folder)
-    sizes = [
-        originals.size(key) for key in ("turned.png", "early.png", "xmp.png", "plain.png", "a/turned.jpg", "a/long.jpg")
-    ]
-    assert sizes == [(2, 3), (2, 3), (2, 3), (3, 2), (400, 800), (400, 800)]
+    keys = ("turned.png", "early.png", "xmp.png", "plain.png", "turned.tiff", "a/turned.jpg", "a/long.jpg")
+    sizes = [originals.size(key) for key in keys]
+    assert sizes == [(2, 3), (2, 3), (2, 3), (3, 2), (2, 3), (400, 800), (400, 800)]
 
 
 def test_a_decompression_bomb_has_no_size_and_is_refused_in_one_line(folder, tmp_path):
