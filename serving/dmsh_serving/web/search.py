@@ -32,6 +32,7 @@ from dmsh_serving.web.steps import Nearest, TritonSteps
 
 __all__ = ["Page", "Resolved", "Searches", "Times"]
 
+_LOOKING_SECONDS: Final = 0.5
 _MOST_SIZING: Final = 2  # of the threads that all share
 MOST_FROM_FOLDER: Final = 8  # a few letters ask for the work of a large file, and for several times its memory
 _CUTS_AT_ONCE: Final = 2  # whole images in memory, of up to 470 MB each
@@ -89,7 +90,9 @@ class Searches:
         metadata: Metadata | None = None,
     ) -> None:
         self._steps, self._originals, self._gallery, self._metadata = steps, originals, gallery, metadata
-        self._versions: set[str] = set()  # that answered
+        self._versions: set[str] = set()  # that answered, and whose files are known
+        self._looked_for: set[str] = set()  # also those for which the folder could not be read
+        self._looking: asyncio.Future[None] | None = None
         self._lock = threading.Lock()
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
         self._decoders = Decoders(_CUTS_AT_ONCE)
@@ -335,13 +338,27 @@ class Searches:
         async with self._opening:  # who waits for it here takes none of the threads
             return await in_thread(gallery.at, version)
 
+    async def _look_for_files(self, version: str) -> None:
+        """Read the folder of images, once for all who wait, and at most ``_LOOKING_SECONDS`` of it.
+
+        A large folder takes seconds; until it is read, new images are shown without a picture.
+        """
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._looked(version))
+        if version not in self._looked_for:
+            await asyncio.wait({self._looking}, timeout=_LOOKING_SECONDS)
+
+    async def _looked(self, version: str) -> None:
+        if await in_thread(self._originals.refresh):
+            self._versions.add(version)
+        self._looked_for.add(version)
+
     async def _told(
         self, question: Question, page: Page, like: list[Resolved], unlike: list[Resolved], times: Times
     ) -> dict[str, Any]:
         if page.version not in self._versions:  # it may name new files
             await self._check_codes(question, anew=True)  # it comes with a new model
-            if await in_thread(self._originals.refresh):
-                self._versions.add(page.version)
+            await self._look_for_files(page.version)
         collection = None
         if self._gallery is not None:
             collection = await self._opened(self._gallery, page.version)

@@ -268,10 +268,41 @@ def test_readers_in_two_versions_do_not_make_the_folder_of_images_read_each_time
     monkeypatch.setattr(originals, "refresh", lambda: reads.append(1) or len(reads) != 2)
     steps = Steps()
     searches = Searches(steps, originals, None)
-    for version in ("00000001-aaaaaaaa", "00000002-bbbbbbbb") * 3:
-        steps.version = version
-        answer(searches, like=LIKE, k=1)
+
+    async def played():
+        for version in ("00000001-aaaaaaaa", "00000002-bbbbbbbb") * 3:
+            steps.version = version
+            await searches.answer(Question(like=LIKE, k=1))
+            await searches._looking
+
+    asyncio.run(played())
     assert len(reads) == 3  # the second time, the folder could not be read
+
+
+def test_searches_do_not_wait_for_a_folder_that_takes_long_to_read(originals, monkeypatch):
+    begun, let_go, reads = threading.Event(), threading.Event(), []
+
+    def refresh():
+        reads.append(1)
+        begun.set()
+        return let_go.wait(60)
+
+    monkeypatch.setattr(originals, "refresh", refresh)
+    monkeypatch.setattr(search, "_LOOKING_SECONDS", 0.01)
+    searches = Searches(Steps(), originals, None)
+
+    async def played():
+        answers = [searches.answer(Question(like=LIKE, k=1)) for _ in range(5)]
+        found = await asyncio.gather(*answers)
+        assert [each["images"][0]["id"] for each in found] == [5] * 5
+        assert begun.is_set()
+        assert searches._versions == set()
+        let_go.set()
+        await searches._looking
+        assert len(searches._versions) == 1
+
+    asyncio.run(played())
+    assert len(reads) == 1
 
 
 def test_a_code_of_another_width_is_refused(originals):
