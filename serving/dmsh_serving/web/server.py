@@ -36,7 +36,7 @@ class WebServer:
                     ssl_certfile=settings.tls_cert,
                     ssl_keyfile=settings.tls_key,
                     access_log=False,
-                    log_level="warning",
+                    log_level="error",  # it warns of every request that is no HTTP, in the loop that answers everybody
                     server_header=False,
                     proxy_headers=False,
                     ws="none",
@@ -66,7 +66,7 @@ class WebServer:
         """Stop, once the requests in flight are answered."""
         self._server.should_exit = True
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(2 * _STOP_SECONDS)
         self._socket.close()
 
     def __enter__(self) -> "WebServer":

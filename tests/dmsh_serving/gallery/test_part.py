@@ -324,6 +324,12 @@ def test_ids_that_would_begin_below_0_are_refused():
         Part(16, F, random_codes(1), first_id=-1).check("here")
 
 
+def test_verify_finds_nothing_wrong_with_a_sound_gallery(tmp_path):
+    build(tmp_path / "g", np.arange(100, dtype=np.uint8).reshape(50, 2), None, None, bits=16, fingerprint=F)
+    assert verify(tmp_path / "g").sound
+    assert verify(tmp_path / "g").current is None
+
+
 def test_verify_finds_an_id_that_two_different_codes_of_a_clustered_part_have(tmp_path):
     codes = np.array([[1, 0], [2, 0]], np.uint8)
     (tmp_path / "g").mkdir()

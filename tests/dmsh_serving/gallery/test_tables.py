@@ -11,7 +11,7 @@ from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.gallery import tables as gallery_table
 from dmsh_serving.gallery.changes import append, build, remove
 from dmsh_serving.gallery.folder import open_current
-from dmsh_serving.gallery.tables import read_table, write_parquet
+from dmsh_serving.gallery.tables import parquet_space, read_table, shard_paths, write_parquet
 
 F = "f" * 64
 
@@ -80,6 +80,35 @@ def test_codes_are_read_from_every_type_that_can_hold_them(written, column):
     table = read_table(written(code=column, other=pa.array(["x"] * 5)))
     np.testing.assert_array_equal(table.codes, CODES)
     assert (table.ids, table.keys, table.bits, table.fingerprint) == (None, None, None, None)
+
+
+def test_codes_of_a_slice_are_those_of_its_rows():
+    whole = pa.array(ROWS, pa.binary(2))
+    np.testing.assert_array_equal(gallery_table._codes(pa, "t", whole[2:4]), CODES[2:4])
+
+
+def test_columns_beside_the_codes_are_told_by_kind(written):
+    columns = {
+        "key": ["a", "b"],
+        "id": [1, 2],
+        "colour": ["x", "y"],
+        "size": [1, 2],
+        "weight": [0.5, 1],
+        "on": [True] * 2,
+    }
+    space = parquet_space(written(code=pa.array(ROWS[:2]), **columns))
+    assert space.kinds == {"colour": "String", "size": "Int64", "weight": "Float64"}
+
+
+def test_files_of_codes_are_all_there_or_it_is_said_what_is_missing(tmp_path):
+    with pytest.raises(InputError, match=r"holds no codes-\*\.parquet"):
+        shard_paths(tmp_path)
+    for number in (0, 2):
+        (tmp_path / f"codes-{number:05d}-of-00003.parquet").touch()
+    with pytest.raises(InputError, match="has 2 of 3 files of codes"):
+        shard_paths(tmp_path)
+    (tmp_path / "codes-00001-of-00003.parquet").touch()
+    assert [path.name[6:11] for path in shard_paths(tmp_path)] == ["00000", "00001", "00002"]
 
 
 def test_a_table_without_rows_has_no_codes(written):

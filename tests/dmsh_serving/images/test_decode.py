@@ -354,10 +354,13 @@ def test_the_pixel_cap_is_below_the_size_at_which_pillow_warns():
         (b"P6 1 1 255 ...", "PPM is not accepted"),
         (file_of(photo(), "PPM"), "PPM is not accepted"),
         (file_of(photo(), "ICO"), "icon is not accepted"),
-        (b"<svg xmlns='x'/>", "SVG is not accepted"),
+        (b"\0\0\0\x0cJXL \r\n", "JPEG XL is not accepted"),
+        (b"\0\0\0\x1cftypavif\0", "AVIF is not accepted"),
+        (b"\0\0\0\x1cftypheic\0", "HEIF is not accepted"),
     ],
 )
-def test_what_is_not_an_image_of_the_list_is_refused_by_name(data, message):
+def test_what_is_not_an_image_of_the_list_is_refused_by_name(data, message, monkeypatch):
+    monkeypatch.setattr(decode, "FORMATS", ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"))
     with pytest.raises(InputError, match=f"^upload: .*{message}"):
         image_from_bytes(data, 32, name="upload")
 

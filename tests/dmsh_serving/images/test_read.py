@@ -96,6 +96,9 @@ def test_where_nothing_can_be_read_skipping_does_not_help(tmp_path):
     (tmp_path / "notes.png").write_text("hello")
     with pytest.raises(InputError, match="none of 1 files can be read"):
         load_images(tmp_path, 8, skip_bad=True)
+    with pytest.raises(InputError, match="none of 1 files can be read"):
+        list(iter_listed_batches(tmp_path, ["notes.png"], 8, 1, skip_bad=True))
+    assert next(iter_listed_batches(tmp_path, ["notes.png"], 8, 1, skip_bad=True, need_one=False)).bad
 
 
 def test_listed_files_come_in_the_order_of_the_list_and_an_absent_one_is_named(folder):

@@ -52,6 +52,19 @@ def test_a_connection_that_does_not_shake_hands_is_closed(web_world, certificate
             assert client.recv(1) == b""
 
 
+def test_what_is_no_http_fills_no_log(web_world, capfd):
+    with web_world.page("127.0.0.1:1") as page:
+        target = urlsplit(page.url)
+        for said in (
+            b"X\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        ):
+            with socket.create_connection((target.hostname, target.port), timeout=30) as client:
+                client.sendall(said)
+                assert client.recv(100).startswith(b"HTTP/1.1 ")
+    assert capfd.readouterr().err == ""
+
+
 def test_others_are_let_in_only_on_purpose(tmp_path):
     given = {"triton": "x:1", "images": tmp_path, "cache": tmp_path, "host": "0.0.0.0"}
     with pytest.raises(InputError, match="or --insecure if the network is yours alone"):
