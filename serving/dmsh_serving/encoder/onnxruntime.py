@@ -87,6 +87,8 @@ def _open_session(path: Path, data: bytes, threads: int | None, providers: tuple
     options.add_session_config_entry("session.x64quantprecision", "0" if has_vnni() else "1")
     # With the model given as bytes, external data can only come from this folder, which is none.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null")
+    # Else a mark in the bytes would have another network read from them, in ONNX Runtime's own format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

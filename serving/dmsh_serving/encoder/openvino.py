@@ -4,6 +4,8 @@ OpenVINO is always told to keep FP32: the head of an integer network holds integ
 choice on CPUs that have it, would lose.
 """
 
+import functools
+import io
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,12 +132,12 @@ def compiled(data: bytes, name: str, *, threads: int | None, streams: int = 1, p
     """
     import openvino
 
-    core = openvino.Core()
     try:
-        model = core.read_model(data)
-    except RuntimeError as error:
+        reader = _frontends().load_by_framework("onnx")  # Core.read_model would guess the format from the bytes
+        model = reader.convert(reader.load(io.BytesIO(data)))
+    except Exception as error:  # its failures have no common base
         raise InputError(f"{name}: {_reason(str(error))}") from error
-    return core.compile_model(
+    return openvino.Core().compile_model(
         model,
         "CPU",
         {
@@ -147,6 +149,14 @@ def compiled(data: bytes, name: str, *, threads: int | None, streams: int = 1, p
             "ENABLE_CPU_PINNING": False,
         },
     )
+
+
+@functools.cache
+def _frontends() -> Any:
+    """Return what loads OpenVINO's readers; with it go their libraries, which a model may still need."""
+    from openvino.frontend import FrontEndManager
+
+    return FrontEndManager()
 
 
 def _reason(message: str) -> str:

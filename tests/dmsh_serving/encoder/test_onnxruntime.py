@@ -23,6 +23,17 @@ def test_codes_and_logits_equal_whole_number_arithmetic(path, options):
     np.testing.assert_array_equal(encoded.checked().code, tiny_model.codes_of(images))
 
 
+def test_the_network_is_the_one_that_onnx_reads_whatever_the_bytes_look_like(path, tmp_path):
+    model = onnx.load(path)
+    model.producer_name = "ORTM"  # at byte 4 it is the mark of ONNX Runtime's own format
+    content = model.SerializeToString()
+    assert content[4:8] == b"ORTM"
+    (tmp_path / "model.onnx").write_bytes(content)
+    images = tiny_model.random_images(5)
+    with OnnxEncoder(tmp_path / "model.onnx") as encoder:
+        np.testing.assert_array_equal(encoder.infer(images).logits, tiny_model.logits_of(images))
+
+
 def test_the_file_says_what_it_is(path):
     with OnnxEncoder(path) as encoder:
         found = encoder.bits, encoder.image_size, encoder.fingerprint

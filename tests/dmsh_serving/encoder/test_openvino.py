@@ -56,6 +56,15 @@ def test_every_logit_in_batches_of_1_to_33_is_the_references(path, options):
 
 
 @needs_openvino
+def test_the_network_is_the_one_that_onnx_reads_whatever_the_bytes_look_like(path, tmp_path):
+    images = networks.images(9, seed=8)
+    unknown = b"\xa2\x06\x00"  # an empty field 100: OpenVINO would take the file for another framework's
+    (tmp_path / "model.onnx").write_bytes(unknown + path.read_bytes())
+    with OpenVinoEncoder(tmp_path / "model.onnx", tried_first=False) as encoder:
+        np.testing.assert_array_equal(encoder.infer(images).logits, networks.model().logits(images))
+
+
+@needs_openvino
 def test_a_result_stays_when_the_next_is_computed(path):
     images = networks.images(2, seed=8)
     with OpenVinoEncoder(path, tried_first=False) as encoder:
