@@ -27,7 +27,7 @@ from typing import BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
+from PIL import AvifImagePlugin, Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from dmsh_serving.errors import InputError, MemoryShortError
 from dmsh_serving.images import limits
@@ -62,14 +62,20 @@ MAX_IMAGE_SIZE: Final = 4096
 
 
 def _formats() -> tuple[str, ...]:
-    """Return the formats that are read here: some depend on how Pillow was built, and on a plugin."""
+    """Return the formats that are read here: some depend on how Pillow was built, and on a plugin.
+
+    A decoder is given one thread: as many images as there are processors are decoded at once, each thread takes memory,
+    and one that cannot be started would look like a damaged image. The pixels are the same.
+    """
     found = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
     if features.check("avif"):
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
         found.append("AVIF")
     with contextlib.suppress(ImportError):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+        pillow_heif.options.DECODE_THREADS = 1
         found.append("HEIF")
     return tuple(found)
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from PIL import AvifImagePlugin, Image
+from PIL import Image
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.decode import image_from_bytes, rgb_from_bytes
@@ -48,7 +48,6 @@ def _work() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the end of a file's time; a parent may have ignored or blocked it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     Image.init()
-    _use_one_thread()
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_DATA, MEMORY_BYTES)
     with contextlib.suppress(OSError):
@@ -66,15 +65,6 @@ def _work() -> None:
                 os._exit(NO_MEMORY)
             channel.write(json.dumps(answer).encode() + b"\n")
             channel.flush()
-
-
-def _use_one_thread() -> None:
-    """Keep decoders from starting a thread per processor: each takes memory, and the pixels are the same."""
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.options.DECODE_THREADS = 1
 
 
 def _limit(what: int, most: int) -> None:

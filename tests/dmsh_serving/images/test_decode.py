@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from dmsh_serving.errors import InputError, MemoryShortError
 from dmsh_serving.images import decode
@@ -481,3 +481,8 @@ def test_a_damaged_file_of_a_format_that_is_read_is_not_called_unknown(monkeypat
     monkeypatch.setattr(decode, "FORMATS", ("JPEG", "AVIF"))
     with pytest.raises(InputError, match="not an image, or one cut off"):
         image_from_bytes(b"\0\0\0\x1cftypavif....", 16)
+
+
+def test_decoders_are_given_one_thread():
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    assert (AvifImagePlugin.DEFAULT_MAX_THREADS, pillow_heif.options.DECODE_THREADS) == (1, 1)
