@@ -91,8 +91,8 @@ def reporting(version: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, InputError) as error:
-        with contextlib.suppress(OSError):  # what is buffered goes nowhere when the program ends
+    except (OSError, UnicodeError, InputError) as error:
+        with contextlib.suppress(OSError, AttributeError):  # what is buffered goes nowhere when the program ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         with contextlib.suppress(OSError):
             typer.echo(f"version {version} is written, but the report is not: {printable(str(error))}", err=True)

@@ -187,7 +187,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def state_of(path: Path) -> str:
-    """Return size and time of change of a file, as a text; ``absent`` for a link that leads nowhere.
+    """Return size and time of modification of a file, as a text; ``absent`` if there is none where it leads.
 
     Raises:
         OSError: the disk does not say.

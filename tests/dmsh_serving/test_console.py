@@ -1,12 +1,14 @@
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from dmsh_serving.commands import make_app
-from dmsh_serving.console import JsonOption, console, print_table, speaking
-from dmsh_serving.errors import MissingError
+from dmsh_serving.console import JsonOption, console, print_table, reporting, speaking
+from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.program import run
 
 NAMES = ["cat[old].png", "a[/b].png", "[bold]loud[/bold].png", ":smile:.png", "C:\\[red]"]
@@ -65,7 +67,8 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(place, tm
     assert "name a file in a folder that exists" in capsys.readouterr().err
 
 
-def test_lines_are_said_in_order_and_the_end_waits_for_the_last(capfd):
+def test_lines_are_said_in_order_and_the_end_waits_for_the_last(capfd, monkeypatch):
+    monkeypatch.setattr("dmsh_serving.console._SAY_SECONDS", 60)
     with speaking() as say:
         for number in range(100):
             say(f"line {number} \udce9")
@@ -81,6 +84,9 @@ def test_who_speaks_waits_for_no_reader_of_a_full_pipe(monkeypatch):
             for _ in range(5000):
                 say("x" * 1000)  # 5 MB; a pipe takes 64 KiB
         os.close(read)  # the thread's write ends, and so does the thread
+        for thread in threading.enumerate():
+            if thread.name == "says":
+                thread.join(60)
 
 
 def test_a_program_without_stderr_says_nothing(monkeypatch):
@@ -90,8 +96,21 @@ def test_a_program_without_stderr_says_nothing(monkeypatch):
 
 
 def test_what_cannot_be_said_ends_nothing(monkeypatch):
+    monkeypatch.setattr("dmsh_serving.console._SAY_SECONDS", 60)
+    began = time.monotonic()
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stderr", full)
         with speaking() as say:
             say("lost")
             say("lost too")
+    assert time.monotonic() < began + 30
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no space"), UnicodeEncodeError("ascii", "x", 0, 1, "no"), InputError("no folder")]
+)
+def test_a_report_that_fails_is_said_and_ends_nothing(capsys, monkeypatch, error):
+    monkeypatch.setattr(sys, "stdout", None)
+    with reporting("00000001-aaaaaaaa"):
+        raise error
+    assert capsys.readouterr().err.startswith("version 00000001-aaaaaaaa is written, but the report is not: ")

@@ -296,16 +296,20 @@ def test_the_page_gallery_leads_on_though_the_gallery_was_not_known_yet(tab):
     tab.wait_for_url("**/?like=code*")
 
 
-def test_after_a_change_of_the_model_nothing_is_asked_by_a_code_of_the_one_before(tab):
-    other, bodies = "cd" * 32, []
+OTHER = "cd" * 32  # the model before
+
+
+@pytest.fixture
+def before(tab):
+    """A tab that was opened while another model was served."""
 
     def of_other(route):
         said = route.fetch().json()
-        route.fulfill(json=said | {"fingerprint": other})
+        route.fulfill(json=said | {"fingerprint": OTHER})
 
     def as_other(route):
         body = json.loads(route.request.post_data)
-        assert body.pop("fingerprint") == other
+        assert body.pop("fingerprint") == OTHER
         route.continue_(post_data=json.dumps(body))
 
     tab.route("**/v1/gallery", of_other)
@@ -313,14 +317,27 @@ def test_after_a_change_of_the_model_nothing_is_asked_by_a_code_of_the_one_befor
     tab.goto(f"/?like=key:{KEYS[7]}&k=20")
     settled(tab)
     tab.unroute_all()
+    return tab
+
+
+def test_after_a_change_of_the_model_nothing_is_asked_by_a_code_of_the_one_before(before):
+    tab, bodies = before, []
     tab.on("request", lambda asked: bodies.append(asked.post_data_json) if asked.url.endswith("/v1/search") else None)
     tab.locator(".card .pick").nth(3).click()
     tab.get_by_role("button", name="Search again").click()
     settled(tab)
     first, again = [body for body in bodies if "after" not in body]
-    assert (first["fingerprint"], *first["like"][0]) == (other, "code")
-    assert again["fingerprint"] != other
+    assert (first["fingerprint"], *first["like"][0]) == (OTHER, "code")
+    assert again["fingerprint"] != OTHER
     assert list(again["like"][0]) == ["key"]
+
+
+def test_a_file_that_is_given_after_a_change_of_the_model_is_encoded_by_the_new_one(before):
+    give(before, png(IMAGES[7]))
+    before.get_by_role("button", name="Search again").click()
+    settled(before)
+    assert f"like=code%3A{CODES[7].tobytes().hex()}&model=" in before.url
+    assert OTHER not in before.url
 
 
 def test_a_link_to_a_code_names_its_model_and_is_refused_by_another(tab):

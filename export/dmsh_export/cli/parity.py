@@ -114,5 +114,5 @@ def images_of(source: Path | None, config: "HashConfig", skip_bad: bool) -> "npt
     if others := others_line(source):
         console().print(printable(others))
     if loaded.bad:
-        console().print(f"skipped {len(loaded.bad)} images that cannot be read: {', '.join(loaded.bad[:5])}")
+        console().print(f"skipped {len(loaded.bad)} images that cannot be read: {printable(', '.join(loaded.bad[:5]))}")
     return loaded.images

@@ -226,7 +226,9 @@ def _make_empty(out: Path) -> None:
     found = {path.name for path in out.iterdir()}
     foreign = sorted(found - _OWN - {_MARK} if _MARK in found else found)
     if foreign:
-        raise InputError(f"{out} holds {', '.join(foreign[:5])}, which no demo wrote: empty it, or choose another")
+        raise InputError(
+            f"{out} holds {', '.join(foreign[:5])}, which no demo has marked as its own: empty it, or choose another"
+        )
     (out / _MARK).touch()
     for path in sorted(out / name for name in found - {_MARK}):
         if path.is_dir() and not path.is_symlink():

@@ -158,9 +158,9 @@ def remove(
     except OverflowError:
         raise InputError("an id is too large: ids are int64") from None
     if is_address(place):
-        version = removed_remotely(place, dropped, key or [])
-        with reporting(version.version):
-            report_remote("Codes removed", place, version, json)
+        published = removed_remotely(place, dropped, key or [])
+        with reporting(published.version):
+            report_remote("Codes removed", place, published, json)
         return
     folder = Path(place)
     if dropped is None:
@@ -181,9 +181,9 @@ def compact(place: PlaceArgument, json: JsonOption = None) -> None:
     if is_address(place):
         from dmsh_serving.clickhouse.changes import compact as compact_remotely
 
-        version = compact_remotely(Address.parse(place))
-        with reporting(version.version):
-            report_remote("Gallery compacted", place, version, json)
+        published = compact_remotely(Address.parse(place))
+        with reporting(published.version):
+            report_remote("Gallery compacted", place, published, json)
         return
     snapshot = gallery.compact(Path(place))
     with reporting(snapshot.version):
@@ -200,9 +200,9 @@ def rollback(place: PlaceArgument, json: JsonOption = None) -> None:
     if is_address(place):
         from dmsh_serving.clickhouse.changes import rollback as rollback_remotely
 
-        version = rollback_remotely(Address.parse(place))
-        with reporting(version.version):
-            report_remote("Gallery rolled back", place, version, json)
+        published = rollback_remotely(Address.parse(place))
+        with reporting(published.version):
+            report_remote("Gallery rolled back", place, published, json)
         return
     snapshot = gallery.rollback(Path(place))
     with reporting(snapshot.version):

@@ -1,21 +1,27 @@
 """``dmsh-serve gallery list`` and ``sync``: what a gallery holds, and that it holds what a folder does."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dmsh_serving.cli.gallery import BatchOption, GalleryArgument, gallery_app
 from dmsh_serving.commands import command
-from dmsh_serving.console import JsonOption, SkipBadOption, print_table, printable, progress, write_json
+from dmsh_serving.console import JsonOption, SkipBadOption, print_table, printable, progress, reporting, write_json
 from dmsh_serving.contract import DEFAULT_MAX_BATCH
+
+if TYPE_CHECKING:
+    from dmsh_serving.gallery.sync import Synced
 
 _SHOWN = 20
 
 
 @command(gallery_app, "dmsh-serve gallery list build/gallery", name="list")
 def list_codes(folder: GalleryArgument, json: JsonOption = None) -> None:
-    """List the id and the key of every code. A line is an id, a tab and a key, with escapes for control characters."""
+    """List the id and the key of every code. A line is an id, a tab and a key.
+
+    What cannot be shown of a key has escapes; --json has keys as they are.
+    """
     from dmsh_serving import gallery
 
     snapshot = gallery.open_current(folder)
@@ -60,6 +66,11 @@ def sync(
             skip_bad=skip_bad,
             on_progress=lambda done, total: display.update(task, completed=done, total=total),
         )
+    with reporting(done.snapshot.version):
+        _report(folder, done, others_line(images), json)
+
+
+def _report(folder: Path, done: "Synced", others: str | None, json: Path | None) -> None:
     counts = {"added": done.added, "changed": done.changed, "removed": done.removed}
     print_table(
         f"Gallery synced: {folder}",
@@ -74,7 +85,7 @@ def sync(
     )
     for line in done.bad[:_SHOWN]:
         typer.echo(f"skipped {printable(line)}", err=True)
-    if others := others_line(images):
+    if others:
         typer.echo(printable(others))
     result = {name: list(keys) for name, keys in counts.items()}
     write_json(

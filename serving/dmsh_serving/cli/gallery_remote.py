@@ -99,5 +99,6 @@ def pull(
         next_id=version.next_id,
         overwrite=overwrite,
     )
-    typer.echo(f"wrote {snapshot.count:,} codes of version {version.version} to {out}, version {snapshot.version}")
-    write_json(json, {"address": address, "version": version.version, "count": snapshot.count, "out": str(out)})
+    with reporting(snapshot.version):
+        typer.echo(f"wrote {snapshot.count:,} codes of version {version.version} to {out}, version {snapshot.version}")
+        write_json(json, {"address": address, "version": version.version, "count": snapshot.count, "out": str(out)})

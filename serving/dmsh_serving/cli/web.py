@@ -45,7 +45,7 @@ def web(
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Let others reach the page without TLS.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Folder of thumbnails.  [default: in the cache folder]")] = None,
-    cache_mb: Annotated[int, typer.Option(min=1, help="Most MiB of thumbnails that are kept.")] = 512,
+    cache_mb: Annotated[int, typer.Option(min=1, help="Most MiB of thumbnails and large views that are kept.")] = 512,
     upload_mb: Annotated[int, typer.Option(min=1, max=64, help="Largest upload, in MiB.")] = 32,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until an answer of Triton is given up.")] = 10.0,
 ) -> None:
@@ -108,6 +108,8 @@ def page_beside(server: "TritonServer", images: Path | None, metadata: Path | No
     from dmsh_serving.web.settings import WebSettings
 
     gallery = served_gallery(server)
+    if gallery is None and metadata is not None:
+        raise InputError("--metadata needs a gallery in a folder: the one that is served lies in ClickHouse")
     settings = WebSettings(triton=server.url, images=images, gallery=gallery, metadata=metadata, port=port)
     with WebServer(settings) as page:
         console().print(f"the page is at {page.url}")

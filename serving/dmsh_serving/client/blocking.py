@@ -43,8 +43,8 @@ class SearchClient:
 
     Args:
         url: host:port.
-        timeout: seconds that each request may take; the server is told, whose queues drop what nobody
-            waits for any more if they have limits.
+        timeout: seconds that each request may take; the server is told: its queues, if they have limits,
+            drop what nobody waits for any more.
         retries: how often, and how much later, a request is sent again if the server is not available.
         tls: the files for a server that speaks TLS.
         token: shown to a proxy that asks for one.

@@ -260,7 +260,7 @@ def infer_arguments(step: Infer) -> dict[str, Any]:
         "outputs": [InferRequestedOutput(name) for name in step.outputs],
         "request_id": step.request,
         "client_timeout": step.seconds,
-        # Told to the server too, whose queues drop what nobody waits for any more if they have limits: an ensemble of
+        # Told to the server too, whose queues, if they have limits, drop what nobody waits for any more: an ensemble of
         # Triton 24.10 hands this time on to its steps, but not that the call was cancelled.
         "timeout": max(1, int(step.seconds * 1e6)),
     }

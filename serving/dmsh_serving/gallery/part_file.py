@@ -78,6 +78,7 @@ def read_part(path: Path, name: PartName | None = None) -> tuple[Part, str]:
     Raises:
         InputError: anything is not as :func:`write_part` writes it; the message says what.
         FileNotFoundError: there is no such file.
+        OSError: it is no regular file, or cannot be read.
     """
     with open_regular(path) as file:
         metadata, specs, data_start = read_header(path, file)

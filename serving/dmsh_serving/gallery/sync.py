@@ -7,7 +7,7 @@ code under its key; everything else is encoded. So a record that is missing, old
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +94,7 @@ def sync(
             if old.count and not old.has_keys:
                 raise InputError(f"{folder} has no keys, which tell its images apart: build it again from images")
             held, repeated = _held(old)
+            _refuse_emptied(images, held.keys() - digests.keys())
             unknown = [name for name in names if name not in held or known.get(name) != (digests[name], held[name][1])]
             untried = [name for name in unknown if name not in tried]
             read = partial(iter_listed_batches, skip_bad=skip_bad, need_one=False, on_progress=on_progress)
@@ -111,7 +112,6 @@ def sync(
             listed = set(_listed(images, folder)) if absent or held.keys() - digests.keys() else set(names)
             lost = unreadable - listed.intersection(absent)
             gone = [name for name in held if name in lost or (name not in digests and name not in listed)]
-            _refuse_emptied(images, gone)
             ids = [held[name][0] for name in (*changed, *gone)] + [number for _, number in repeated]
             new = [*added, *changed]
             block = np.frombuffer(b"".join(codes[name] for name in new), np.uint8)
@@ -138,7 +138,7 @@ def _listed(images: Path, folder: Path) -> list[str]:
     return [path.relative_to(images).as_posix() for path in paths]
 
 
-def _refuse_emptied(images: Path, gone: Sequence[str]) -> None:
+def _refuse_emptied(images: Path, gone: Collection[str]) -> None:
     """Refuse to take the images of a folder for gone that is there and empty: so is one whose disk is not mounted."""
     folders = {parent for name in gone for parent in PurePosixPath(name).parents} - {PurePosixPath()}
     for folder in sorted(folders):

@@ -52,9 +52,10 @@ def _work() -> None:
     _limit(resource.RLIMIT_DATA, MEMORY_BYTES)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process ends, not the server
-    memory = io.FileIO(int(sys.argv[1]), "r+")
-    if sys.stderr is not None:  # libtiff writes there, a line per row of a bad image
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    # libtiff writes to descriptor 2, a line per row of a bad image: nothing else may have that number.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    memory = io.FileIO(os.dup(int(sys.argv[1])), "r+")
+    os.dup2(nowhere, 2)
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as ours, ours.makefile("rwb") as channel:
         channel.write(READY)
         channel.flush()

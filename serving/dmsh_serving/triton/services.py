@@ -96,7 +96,7 @@ class DecodeService:
 
     @classmethod
     def open(cls, settings: Settings) -> "DecodeService":
-        """Start the service that ``settings`` describe; raise CheckError if Pillow makes pixels of its own."""
+        """Start the service that ``settings`` describe; raise CheckError if Pillow makes other pixels."""
         check_decoder()
         framing = Framing.parse(settings.text("framing"))
         service = cls(settings.number("image_size"), framing, settings.number("threads"))

@@ -91,7 +91,7 @@ class Searches:
     ) -> None:
         self._steps, self._originals, self._gallery, self._metadata = steps, originals, gallery, metadata
         self._versions: set[str] = set()  # that answered, and whose files are known
-        self._looked_for: set[str] = set()  # also those for which the folder could not be read
+        self._looked_for: set[str] = set()  # also those for which it was not read
         self._looking: asyncio.Future[None] | None = None
         self._lock = threading.Lock()
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
@@ -147,9 +147,9 @@ class Searches:
             )
 
     async def _check_codes(self, question: Question, *, anew: bool = False) -> None:
-        if question.fingerprint is not None:
+        if anew or question.fingerprint is not None:
             space = await self._steps.code_space(anew=anew)
-            if question.fingerprint != space.fingerprint:
+            if question.fingerprint not in (None, space.fingerprint):
                 raise ProblemError(410, "the codes are another model's than the one that is served: search again")
 
     async def resolve(self, example: Example, times: Times, collection: Collection | None) -> Resolved:
@@ -339,9 +339,9 @@ class Searches:
             return await in_thread(gallery.at, version)
 
     async def _look_for_files(self, version: str) -> None:
-        """Read the folder of images, once for all who wait, and at most ``_LOOKING_SECONDS`` of it.
+        """Have the folder of images read, once for all who search, and wait ``_LOOKING_SECONDS`` for that at most.
 
-        A large folder takes seconds; until it is read, new images are shown without a picture.
+        A large folder takes longer; until it is read, new images are shown without a picture.
         """
         if self._looking is None or self._looking.done():
             self._looking = asyncio.ensure_future(self._looked(version))
@@ -356,8 +356,8 @@ class Searches:
     async def _told(
         self, question: Question, page: Page, like: list[Resolved], unlike: list[Resolved], times: Times
     ) -> dict[str, Any]:
+        await self._check_codes(question, anew=page.version not in self._looked_for)  # a new model has a new version
         if page.version not in self._versions:  # it may name new files
-            await self._check_codes(question, anew=True)  # it comes with a new model
             await self._look_for_files(page.version)
         collection = None
         if self._gallery is not None:

@@ -101,7 +101,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(out, name, archive):
     else:
         (out / name).write_text("years of work")
     before = everything_in(out)
-    with pytest.raises(InputError, match=f"holds {name.strip('/')}, which no demo wrote"):
+    with pytest.raises(InputError, match=f"holds {name.strip('/')}, which no demo has marked"):
         demo.run_demo(archive, out, None)
     assert everything_in(out) == before
 
@@ -110,7 +110,7 @@ def test_a_folder_of_the_same_names_that_no_demo_wrote_is_left_alone(tmp_path, a
     for name in ("database", "queries"):
         (tmp_path / "out" / name).mkdir(parents=True)
     before = everything_in(tmp_path)
-    with pytest.raises(InputError, match="holds database, queries, which no demo wrote"):
+    with pytest.raises(InputError, match="holds database, queries, which no demo has marked"):
         demo.run_demo(archive, tmp_path / "out", None)
     assert everything_in(tmp_path) == before
 

@@ -290,3 +290,12 @@ def test_without_ray_the_engine_says_what_to_install(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingError, match=r"dmsh-toolkit\[ray\]"):
         next(on_ray(Job(world[0], source_of(world[1]), 1), [], 1))
+
+
+def test_nothing_is_encoded_by_a_pillow_that_makes_other_pixels(world, monkeypatch):
+    def other():
+        raise CheckError("other pixels")
+
+    monkeypatch.setattr(shards, "check_decoder", other)
+    with pytest.raises(CheckError, match="other pixels"):
+        run(world)

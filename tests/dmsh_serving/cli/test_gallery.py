@@ -360,7 +360,7 @@ def test_names_that_steer_a_terminal_are_shown_with_escapes(command, images, tmp
     out = tmp_path / "g"
     code, said, _ = command("build", "--model", "m.onnx", "--images", images, "--out", out, "--batch", 3)
     assert (code, r"left out: notes \udce9.txt" in said) == (0, True)
-    assert command("list", out)[1].splitlines()[0] == r"0	0\x1b[2J\n7.png".replace(r"0\t", "0\t")
+    assert command("list", out)[1].splitlines()[0] == r"0	0\x1b[2J\n7.png"
 
 
 @pytest.mark.parametrize("lost", ["a full disk", "a reader that is gone", "a file that cannot be made"])

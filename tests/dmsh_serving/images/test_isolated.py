@@ -412,3 +412,18 @@ def test_what_a_decoder_says_of_a_bad_image_fills_nobody_s_log(capfd):
     with contextlib.closing(Decoders(1)) as decoders:
         assert decoders.rgb(file).size == (1, 65_000)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["2 is free", "2 is another file"])
+def test_a_program_without_stderr_decodes_all_the_same(tmp_path, taken):
+    (tmp_path / "bad.tiff").write_bytes(tiff_of_bad_rows(1000))
+    code = (
+        "import os, sys\n"
+        f"held = os.open({os.devnull!r}, os.O_RDONLY) if {taken} else None\n"
+        "from pathlib import Path\n"
+        "from dmsh_serving.images.isolated import Decoders\n"
+        "print(Decoders(1).rgb(Path(sys.argv[1]).read_bytes()).size)\n"
+    )
+    command = ["sh", "-c", '"$@" 2>&-', "sh", sys.executable, "-c", code, tmp_path / "bad.tiff"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert done.stdout == "(1, 1000)\n"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dmsh_serving.errors import CheckError
+from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.images import known_answer
 from dmsh_serving.images.read import load_images
 from dmsh_serving.triton.services import DecodeService
@@ -41,8 +41,18 @@ def test_a_pillow_without_avif_is_asked_for_the_rest(monkeypatch):
 
 def test_one_other_bit_of_one_pixel_is_an_error(other_pillow):
     with pytest.raises(
-        CheckError, match=r"makes other pixels of photo\.webp than those that codes are made of: install"
+        CheckError, match=r"makes other pixels of photo\.webp than those that codes are made of, or none: install"
     ):
+        known_answer.check_decoder()
+
+
+def test_a_pillow_that_does_not_decode_a_file_is_named(monkeypatch):
+    def none(data, *, name):
+        raise InputError(f"{name}: not an image")
+
+    known_answer.check_decoder.cache_clear()
+    monkeypatch.setattr(known_answer, "rgb_from_bytes", none)
+    with pytest.raises(CheckError, match=r"^Pillow [\d.]+ makes other pixels of photo\.jpg .*, or none: install"):
         known_answer.check_decoder()
 
 

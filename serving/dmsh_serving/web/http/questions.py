@@ -178,12 +178,15 @@ def _from_flat(said: list[tuple[str, str]], file: bytes) -> Question:
             if text.count(",") > MOST_IDS:  # each is read in the loop that answers everybody
                 raise ProblemError(400, _TOO_MANY_IDS)
             body["ids"] = [_whole("ids", part) for part in text.split(",") if part.strip()]
+        elif name == "fingerprint" and name not in body:
+            body[name] = text
         elif name == "explain" and name not in body and text in _SAID:
             body["explain"] = _SAID[text]
         elif name.startswith(_WHERE):
             body.setdefault("where", {}).setdefault(name.removeprefix(_WHERE), []).append(text)
         else:
-            raise ProblemError(400, f"{name!r} is said twice, or is none of k, radius, box, ids, explain, where.COLUMN")
+            known = "k, radius, box, ids, fingerprint, explain, where.COLUMN"
+            raise ProblemError(400, f"{name!r} is said twice, or is none of {known}")
     return _question(body, like=(Example(file=file, box=box),))
 
 

@@ -4,6 +4,7 @@ import io
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.isolated import Decoders
+from dmsh_serving.images.known_answer import check_decoder
 from dmsh_serving.images.limits import MAX_FILE_BYTES
 
 __all__ = ["cut_out"]
@@ -15,8 +16,10 @@ def cut_out(data: bytes, box: tuple[float, float, float, float], decoders: Decod
     Its edges are rounded to whole pixels; it is at least one pixel wide and high.
 
     Raises:
+        CheckError: Pillow makes other pixels than it should.
         InputError: ``data`` is no image that ``decoders`` decode, or the region is larger than any file may be.
     """
+    check_decoder()
     image = decoders.rgb(data)
     left, top, width, height = box
     first = min(round(left * image.width), image.width - 1), min(round(top * image.height), image.height - 1)

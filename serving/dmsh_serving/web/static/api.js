@@ -51,6 +51,7 @@ function postForm(path, example, question, signal) {
   if (example.box) form.append("box", example.box.join(","));
   if (question.k) form.append("k", question.k);
   if (question.radius !== undefined) form.append("radius", question.radius);
+  if (question.fingerprint) form.append("fingerprint", question.fingerprint);
   if (question.explain) form.append("explain", "true");
   if (question.ids) form.append("ids", question.ids.join(","));
   for (const [column, values] of Object.entries(question.where ?? {})) {

@@ -91,7 +91,10 @@ async function run(wanted = view.k, y = 0) {
 // Codes of another model say nothing: what they were found for is asked again.
 function renew() {
   if (view.model !== undefined && view.model !== about.fingerprint) {
-    for (const example of view.examples) if (example.file || example.key !== undefined || example.id !== undefined) delete example.code;
+    for (const example of view.examples) if (example.file || example.key !== undefined || example.id !== undefined) {
+      delete example.code;
+      delete example.logits;
+    }
     if (view.examples.some((example) => example.code)) throw new api.ApiError(400, "This address has a code of another model than the one that is served now. Give the image itself.");
   }
   view.model = about.fingerprint;

@@ -80,6 +80,7 @@ def test_a_form_and_bytes_say_the_same():
         like=(Example(file=b"bytes", box=(0, 0, 0.5, 0.5)),), k=3, radius=4, ids=(1, 2), where=(("c", ("x", "y")),)
     )
     assert read(b"bytes", "image/png", "k=3&radius=4&box=0,0,.5,.5&ids=1,2&where.c=x&where.c=y") == expected
+    assert read(b"bytes", "image/png", "fingerprint=abcd").fingerprint == "abcd"
     fields = {"file": b"bytes", "k": "3", "radius": "4", "box": "0,0,0.5,.5", "ids": "1,2", "where.c": "x"}
     body = form(**fields).replace(b"--b--", b'--b\r\nContent-Disposition: form-data; name="where.c"\r\n\r\ny\r\n--b--')
     assert read(body, "multipart/form-data; boundary=b") == expected
