@@ -88,6 +88,9 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         raise InputError(f"{folder} exists already: choose another name, or --overwrite it")
     if folder.exists() and not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{folder} exists already and is no checkpoint: choose another name")
+    foreign = sorted({path.name for path in folder.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE}) if folder.exists() else []
+    if foreign:
+        raise InputError(f"{folder} holds {foreign[0]}, which no checkpoint does: choose another name")
     if not folder.absolute().parent.is_dir():
         raise InputError(f"{folder.absolute().parent} is not a folder: create it, or write elsewhere")
 

@@ -250,6 +250,13 @@ def test_a_folder_is_replaced_only_when_asked_and_only_if_it_is_a_checkpoint(mod
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "photos"]
 
 
+def test_a_folder_that_holds_more_than_a_checkpoint_is_not_replaced(model, folder):
+    (folder / "weights.pth").write_bytes(b"the only ones")
+    with pytest.raises(InputError, match=r"holds weights\.pth, which no checkpoint does: choose another name"):
+        checkpoint.save(model, folder, overwrite=True)
+    assert (folder / "weights.pth").read_bytes() == b"the only ones"
+
+
 def test_a_failed_write_leaves_nothing_behind(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

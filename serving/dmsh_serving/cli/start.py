@@ -12,6 +12,7 @@ from dmsh_serving.contract import DEFAULT_GRPC_PORT
 from dmsh_serving.errors import InputError
 
 _TLS, _PAGE = "TLS", "The page"
+_LOOPBACKS = ("127.0.0.1", "::1", "localhost")
 
 
 def start(
@@ -57,7 +58,7 @@ def start(
 ) -> None:
     """Start Triton on a model repository. It answers until Ctrl-C or SIGTERM."""
     from dmsh_serving.tls import ServerTls
-    from dmsh_serving.triton.server.launcher import LOOPBACK, TritonServer
+    from dmsh_serving.triton.server.launcher import TritonServer
     from dmsh_serving.triton.server.tracing import Tracing
 
     check_page_options(with_page, images, metadata)
@@ -69,7 +70,7 @@ def start(
     if tls_client_ca is not None and tls_cert is None:
         raise InputError("--tls-client-ca needs --tls-cert and --tls-key: clients cannot show theirs without TLS")
     tls = None if tls_cert is None or tls_key is None else ServerTls(tls_cert, tls_key, tls_client_ca)
-    if host not in (LOOPBACK, "localhost", "::1") and tls is None and not insecure:
+    if host not in _LOOPBACKS and tls is None and not insecure:
         raise InputError(
             f"--host {host} lets others reach this server, which asks for no password: give --tls-cert and --tls-key, "
             "or --insecure if the network is yours alone"
@@ -95,7 +96,7 @@ def start(
             on_event=say,
         )
         with server:
-            if host != LOOPBACK and (tls is None or tls.client_ca is None):
+            if host not in _LOOPBACKS and (tls is None or tls.client_ca is None):
                 say(f"warning: whoever reaches {host}:{grpc_port} may search: Triton asks for no password")
             console.console().print(
                 f"Triton is ready: gRPC {server.url}, HTTP {server.http_url}, "

@@ -1,6 +1,7 @@
 """Run the page: in the foreground, or beside something else in a thread."""
 
 import asyncio
+import logging
 import socket
 import threading
 from types import FrameType, TracebackType
@@ -16,6 +17,10 @@ __all__ = ["WebServer"]
 
 _STOP_SECONDS = 5
 _HANDSHAKE_SECONDS = 10.0  # of TLS
+
+
+# It warns of every form that it cannot read; the client is told, too.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 class WebServer:

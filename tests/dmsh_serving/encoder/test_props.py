@@ -43,6 +43,14 @@ def test_the_hash_of_the_graph_is_of_what_it_computes_and_of_nothing_else(tmp_pa
         graph_sha256(b"\x3a\xff", "model.onnx")
 
 
+@pytest.mark.parametrize("tag", [b"\xba\x80\x80\x80\x10", b"\x02"], ids=["field 2^29 + 7", "field 0"])
+def test_a_field_that_readers_with_narrower_numbers_take_for_another_is_refused(tag):
+    hidden = tag + b"\x00"  # of 32 bits, the first tag is the graph's
+    for read in (props_of_onnx, graph_sha256, has_external_data):
+        with pytest.raises(InputError, match="is not an ONNX model"):
+            read(onnx.ModelProto(ir_version=10).SerializeToString() + hidden, "model.onnx")
+
+
 @pytest.mark.parametrize("data", [b"not a model" * 50, b"\x72", b"\x72\xff\xff", b"\xff" * 20, b"\x07"])
 def test_what_is_no_message_is_refused(data):
     with pytest.raises(InputError, match=r"^model\.onnx is not an ONNX model"):

@@ -609,6 +609,35 @@ def test_parts_whose_headers_cannot_be_read_after_the_pointer_has_moved_keep_tho
     assert len(list(folder.glob("gallery-*"))) == 4
 
 
+def test_what_was_taken_back_is_not_served_by_a_rollback_after_a_writer_was_killed(folder, monkeypatch):
+    good = append(folder, random_codes(5), None, list("abcde"))
+    append(folder, random_codes(7), None, list("1234567"))
+    assert rollback(folder).version == good.version
+
+    def killed(path, **_):
+        if current_version(folder) != good.version:
+            raise KeyboardInterrupt
+        removed(path)
+
+    removed = Path.unlink
+    with monkeypatch.context() as writer:
+        writer.setattr(Path, "unlink", lambda path, missing_ok=False: killed(path))
+        with contextlib.suppress(KeyboardInterrupt):
+            append(folder, random_codes(3), None, list("xyz"))
+    assert open_current(folder).count == good.count + 3
+    assert rollback(folder).version == good.version
+
+
+def test_a_pointer_that_does_not_move_keeps_the_ids_that_were_taken_back(folder, monkeypatch):
+    append(folder, random_codes(3), None, ["a", "b", "c"])  # ids 140 to 142
+    rollback(folder)
+    with monkeypatch.context() as disk:
+        disk.setattr(publishing, "write_atomically", lambda *_: fail(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left"):
+            append(folder, random_codes(1), None, ["x"])
+    assert append(folder, random_codes(1), None, ["x"]).ids[-1] >= 143
+
+
 def test_an_id_does_not_come_back_because_a_header_could_not_be_read_for_a_moment(folder, monkeypatch):
     append(folder, random_codes(3), None, ["a", "b", "c"])  # ids 140 to 142
     taken_back, opened = snapshot_path(folder), header.open_regular

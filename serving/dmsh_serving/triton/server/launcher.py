@@ -169,7 +169,7 @@ class TritonServer:
             str(self._home.executable),
             f"--model-repository={self.repository}",
             f"--backend-directory={self._home.backends}",
-            f"--grpc-address={self.host}",
+            f"--grpc-address={_bracketed(self.host)}",
             f"--grpc-port={self.grpc_port}",
             f"--http-address={LOOPBACK}",
             f"--http-port={self.http_port}",
@@ -354,7 +354,11 @@ def _failure_from(error: Exception) -> DmshError:
 
 
 def _reached_at(host: str) -> str:
-    return LOOPBACK if host in ("0.0.0.0", "") else host
+    return {"": LOOPBACK, "0.0.0.0": LOOPBACK, "::": "[::1]"}.get(host, _bracketed(host))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def free_ports(host: str, count: int) -> list[int]:

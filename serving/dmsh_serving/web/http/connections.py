@@ -6,6 +6,7 @@ in one go: each header and each chunk of a body takes microseconds in the one lo
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,7 +23,9 @@ _NO_LENGTH: Final = "A body is taken with its Content-Length alone, not in chunk
 
 
 class Connection(H11Protocol):
-    """A connection of uvicorn that is closed if it is one too many, sends no whole head or takes no answer in time.
+    """A connection of uvicorn that is closed if it sends no whole head or takes no answer in time.
+
+    If there are too many, the one is closed that has kept the server waiting for a head for the longest time.
 
     A request whose head is too long, or whose body comes in chunks, is answered with 400. A head of at most
     ``LONGEST_HEAD`` is taken, one of over twice as much never.
@@ -36,10 +39,13 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the head of a request."""
         super().connection_made(transport)
+        self._head.start(self.loop, HEAD_SECONDS, transport.abort)
         if len(self.connections) > MOST_CONNECTIONS:
-            transport.abort()
-        else:
-            self._head.start(self.loop, HEAD_SECONDS, transport.abort)
+            # Not the new one, whose request is on its way: connections that ask nothing would take all places.
+            own = [each for each in self.connections if isinstance(each, Connection)]
+            longest = min(own, key=lambda each: math.inf if each._head.since is None else each._head.since)
+            longest._head.stop()
+            longest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
@@ -100,13 +106,14 @@ class _Clock:
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
+        self.since: float | None = None  # by the loop's time, while it runs
 
     def start(self, loop: asyncio.AbstractEventLoop, seconds: float, call: Callable[[], None]) -> None:
         """Begin, unless it runs already."""
         if self._timer is None:
-            self._timer = loop.call_later(seconds, call)
+            self._timer, self.since = loop.call_later(seconds, call), loop.time()
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer = self.since = None

@@ -9,10 +9,11 @@ import hashlib
 import io
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ _RECIPE: Final = f"webp {_QUALITY}"
 SHOWN_SECONDS: Final = 600  # until a browser asks again whether a file has changed
 _MOST_HELD_BYTES: Final = 64 << 20
 _SUFFIX: Final = ".webp"
+_TAG: Final = re.compile("[0-9a-f]{40}")
 _log = logging.getLogger(__name__)
 _SWEEP_TO: Final = 0.9  # of the bound, so that not every new file sweeps
 
@@ -60,7 +62,7 @@ class Thumbnails:
         self._held: dict[str, tuple[float, str, bytes]] = {}
         self._held_bytes = 0
         self._keeps = True  # what was last made
-        self._bytes = sum(_file_size(path) for path in folder.glob(f"*{_SUFFIX}"))
+        self._bytes = sum(_file_size(path) for path in self._own_files())
 
     def tag(self, key: str, box: tuple[int, int] = THUMBNAIL_BOX) -> str | None:
         """Return what names the content of a key's copy, or None if the key has no file."""
@@ -120,6 +122,9 @@ class Thumbnails:
         self._keep(self._path(tag), data)
         return data
 
+    def _own_files(self) -> Iterator[Path]:
+        return (path for path in self._folder.glob(f"*{_SUFFIX}") if _TAG.fullmatch(path.stem))
+
     def _path(self, tag: str) -> Path:
         return self._folder / f"{tag}{_SUFFIX}"  # a digest: no part of a key reaches the file system
 
@@ -148,7 +153,7 @@ class Thumbnails:
     def _sweep(self) -> None:
         """Delete the files that were not looked at for the longest time."""
         found = []
-        for path in self._folder.glob(f"*{_SUFFIX}"):
+        for path in self._own_files():
             try:
                 status = path.stat()
             except OSError:

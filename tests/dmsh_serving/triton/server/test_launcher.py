@@ -156,3 +156,14 @@ def test_a_server_is_started_again_though_nobody_can_be_told(watched):
     with watched(_launch=lambda: launches.append(1), _what_is_lost=look, _on_event=deaf) as server:
         assert done.wait(60)
     assert (len(launches), server.restarts, server.failure) == (2, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "127.0.0.1:8001"), ("0.0.0.0", "127.0.0.1:8001"), ("::1", "[::1]:8001"), ("::", "[::1]:8001")],
+)
+def test_an_address_of_ipv6_is_written_in_brackets(tmp_path, host, url):
+    try:
+        assert TritonServer(tmp_path, host=host, grpc_port=8001).url == url
+    except OSError as error:
+        pytest.skip(f"this machine has no {host}: {error}")

@@ -190,6 +190,22 @@ def test_an_answer_may_take_longer_than_a_head(address):
         answered(client)
 
 
+def test_of_too_many_connections_the_one_that_has_said_nothing_for_longest_is_closed(address, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 600)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
+    with socket.create_connection(address) as first:
+        time.sleep(0.05)
+        with socket.create_connection(address) as second:
+            time.sleep(0.05)
+            with socket.create_connection(address) as third:
+                closed(first)
+                answered(third)
+                with socket.create_connection(address) as fourth:
+                    closed(second)
+                    answered(fourth)
+                    answered(third)
+
+
 def test_one_connection_too_many_is_closed_and_the_others_are_served(address, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 600)
     monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
