@@ -38,7 +38,8 @@ _T = TypeVar("_T")
 class AsyncSearchClient:
     """What :class:`~dmsh_serving.client.blocking.SearchClient` is, for asyncio: made and used inside one event loop.
 
-    One connection carries any number of calls at once. A call whose task is cancelled is cancelled at the server too.
+    One connection carries any number of calls at once. A call whose task is cancelled is cancelled at the server too,
+    but for :meth:`encode`, whose call goes on until it is answered.
 
     Arguments and errors are those of :class:`~dmsh_serving.client.blocking.SearchClient`.
     """
@@ -60,6 +61,7 @@ class AsyncSearchClient:
         channel = {} if tls is None else tls.channel()
         self._client = triton.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS, **channel)
         self._headers = token_headers(token)
+        self._going_on: set[asyncio.Future[Any]] = set()
 
     async def __aenter__(self) -> "AsyncSearchClient":
         return self
@@ -158,12 +160,22 @@ class AsyncSearchClient:
             except InferenceServerException as error:
                 failed = error
 
+    async def _inferred(self, step: Infer) -> Any:
+        asked = self._client.infer(**infer_arguments(step), headers=self._headers)
+        if step.model != ENCODER_MODEL:
+            return await asked
+        # One in some hundred calls of the encoder that are cancelled while they are answered ends Triton 24.10.
+        going_on = asyncio.ensure_future(asked)
+        self._going_on.add(going_on)
+        going_on.add_done_callback(self._going_on.discard)
+        return await asyncio.shield(going_on)
+
     async def _do(self, step: Step) -> Any:
         if isinstance(step, Pause):
             await asyncio.sleep(step.seconds)
             return None
         if isinstance(step, Infer):
-            answer = await self._client.infer(**infer_arguments(step), headers=self._headers)
+            answer = await self._inferred(step)
             rows = len(next(iter(step.inputs.values())))
             return arrays_of(answer, step.outputs, rows, self._questions.url)
         found = await self._client.get_model_config(step.model, headers=self._headers, client_timeout=step.seconds)

@@ -3,26 +3,41 @@
 import re
 from typing import Any, Final
 
-from dmsh_serving.errors import DmshError, InputError, MissingError
+from dmsh_serving.errors import DmshError, InputError, MissingError, UnavailableError
 
-__all__ = ["error_of", "error_of_status", "status_of"]
+__all__ = ["error_of", "error_of_status", "may_pass"]
 
+# The Python backend of Triton 24.10 reads the texts of a whole batch at once, and answers all of it with the error of a
+# request whose texts are damaged. Those of this client never are.
+_OF_A_BATCH_MATE: Final = re.compile("incomplete string data|unexpected number of string elements")
 _OF_A_REQUEST: Final = re.compile(r"^\[request id: [^]]*\] ")
 
 
-def status_of(error: Any) -> str:
+def _status_of(error: Any) -> str:
     """Return the name of the gRPC status of an ``InferenceServerException``."""
     return str(error.status()).removeprefix("StatusCode.")
 
 
+def may_pass(error: Any) -> bool:
+    """Say whether the same request may be answered later: the server could not take it, or a batch-mate was damaged."""
+    status = _status_of(error)
+    return status == "UNAVAILABLE" or (status == "INVALID_ARGUMENT" and _is_of_a_batch_mate(str(error.message())))
+
+
+def _is_of_a_batch_mate(message: str) -> bool:
+    return _OF_A_BATCH_MATE.search(message) is not None
+
+
 def error_of(error: Any, url: str, timeout: float) -> DmshError:
     """Return what to tell a person whose call of the Triton at ``url`` raised an ``InferenceServerException``."""
-    return error_of_status(status_of(error), str(error.message()), url, timeout)
+    return error_of_status(_status_of(error), str(error.message()), url, timeout)
 
 
 def error_of_status(status: str, message: str, url: str, timeout: float) -> DmshError:
     """Return what to tell a person whose call of the Triton at ``url`` ended with a gRPC status and its message."""
     match status:
+        case "INVALID_ARGUMENT" if _is_of_a_batch_mate(message):
+            return UnavailableError(f"the Triton at {url} refused a batch for another client's request: try again")
         case "INVALID_ARGUMENT":
             # Triton's own prefix and its advice about configurations do not help a caller.
             return InputError(_OF_A_REQUEST.sub("", message).split(" NOTE: ")[0])

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.client.answers import Answer, CodeSpace, Tensor, code_space_of, joined, strings_of
-from dmsh_serving.client.failures import error_of, status_of
+from dmsh_serving.client.failures import error_of, may_pass
 from dmsh_serving.client.retries import Retries
 from dmsh_serving.codes import Encoded
 from dmsh_serving.contract import (
@@ -232,9 +232,8 @@ class Questions:
             try:
                 return (yield attempt)
             except InferenceServerException as error:
-                status = status_of(error)
                 self._configs.clear()  # what answers now may serve another model, or take smaller batches
-                pause = next(pauses, None) if status == "UNAVAILABLE" else None
+                pause = next(pauses, None) if may_pass(error) else None
                 if pause is None or limit.left(self.timeout) <= pause:
                     raise error_of(error, self.url, seconds) from error
             yield Pause(pause)

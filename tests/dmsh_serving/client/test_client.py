@@ -210,6 +210,18 @@ def test_nothing_but_an_unavailable_server_is_asked_again(server, client, status
     assert len(server.rows) == 1
 
 
+OF_A_MATE = "in ensemble 'dmsh_search', incomplete string data for inference input 'file', expecting string of length 9"
+
+
+def test_a_batch_that_is_refused_for_the_request_of_another_is_asked_again(server, client):
+    server.refusals = [(grpc.StatusCode.INVALID_ARGUMENT, OF_A_MATE)] * 2
+    client.search(images(1))
+    assert len(server.rows) == 3
+    server.refusals = [(grpc.StatusCode.INVALID_ARGUMENT, OF_A_MATE)] * 3
+    with pytest.raises(MissingError, match="refused a batch for another client's request: try again"):
+        client.search(images(1))
+
+
 def test_a_server_that_was_away_is_asked_anew_what_it_serves(server, client):
     assert client.max_batch("dmsh_search") == 4
     server.max_batch, server.refusals = 2, [(grpc.StatusCode.UNAVAILABLE, "Server is stopping")] * 3
@@ -384,6 +396,24 @@ def test_a_call_whose_task_is_cancelled_is_cancelled_at_the_server(server):
 
     server.seconds = 20
     assert asyncio.run(cancelled())
+
+
+def test_a_call_of_the_encoder_whose_task_is_cancelled_goes_on_at_the_server(server):
+    async def cancelled():
+        async with AsyncSearchClient(server.url) as client:
+            await client.max_batch("dmsh_encoder")
+            task = asyncio.create_task(client.encode(images(1)))
+            while not server.rows:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while client._going_on:
+                await asyncio.sleep(0.01)
+        return server.cancelled.is_set()
+
+    server.seconds = 0.5
+    assert not asyncio.run(cancelled())
 
 
 def test_many_calls_share_one_connection_at_once(server):

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dmsh_serving.errors import DmshError, MissingError
+from dmsh_serving.images.limits import MAX_FILE_BYTES
 from dmsh_serving.tls import ServerTls
 from dmsh_serving.triton.metrics import RESTARTS_VARIABLE, SLOW_SECONDS, SLOW_SECONDS_VARIABLE
 from dmsh_serving.triton.served_config import read_encoder_config
@@ -137,6 +138,7 @@ class TritonServer:
         shared_memory.sweep()
         environment_folders.sweep()
         self._regions = shared_memory.RegionPrefix()
+        self._permitted = preflight.needed_shared_memory(self.repository)
         self._watch.start()
         try:
             self._launched.wait()
@@ -310,6 +312,8 @@ class TritonServer:
             return f"tritonserver ended by itself ({'?' if process is None else process.returncode})"
         if self._vitals is not None and self._vitals.hanging is not None:
             return self._vitals.hanging
+        if self._regions.are_full(self._permitted, MAX_FILE_BYTES):
+            return "the shared memory is full of what requests above the limits took"
         if all_living(self._stubs):
             return None
         living = living_stubs(process.pid)

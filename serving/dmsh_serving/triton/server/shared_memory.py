@@ -43,6 +43,20 @@ class RegionPrefix:
             with _alone(region), _opened(region, os.O_RDONLY) as descriptor:
                 os.fchmod(descriptor, 0o600)
 
+    def are_full(self, permitted_bytes: int, wanted_bytes: int) -> bool:
+        """Say whether the regions hold more than ``permitted_bytes``, and too little is left to add ``wanted_bytes``.
+
+        A region grows with its model's largest batch, and never shrinks.
+        """
+        status = os.statvfs(self._folder)
+        if status.f_bavail * status.f_frsize >= wanted_bytes:
+            return False
+        held = 0
+        for region in _regions(self._folder, self.name):
+            with _alone(region):
+                held += region.lstat().st_blocks * 512
+        return held > permitted_bytes
+
     def remove_regions(self) -> None:
         """Remove the regions, when no process of the server lives any more."""
         _remove_regions(self._folder, self.name)

@@ -167,3 +167,14 @@ def test_an_address_of_ipv6_is_written_in_brackets(tmp_path, host, url):
         assert TritonServer(tmp_path, host=host, grpc_port=8001).url == url
     except OSError as error:
         pytest.skip(f"this machine has no {host}: {error}")
+
+
+def test_a_server_whose_shared_memory_is_full_of_large_requests_is_started_again(watched, monkeypatch):
+    server = watched()
+    monkeypatch.setattr(server, "_process", types.SimpleNamespace(poll=lambda: None, pid=1))
+    monkeypatch.setattr(server, "_stubs", [])
+    for full in (False, True):
+        regions = types.SimpleNamespace(are_full=lambda permitted, wanted, full=full: full)
+        monkeypatch.setattr(server, "_regions", regions, raising=False)
+        monkeypatch.setattr(server, "_permitted", 1, raising=False)
+        assert ("shared memory is full" in (server._what_is_lost() or "")) == full

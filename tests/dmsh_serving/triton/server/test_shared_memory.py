@@ -47,6 +47,16 @@ def test_a_child_that_outlives_its_parent_keeps_its_regions(tmp_path):
     assert sweep(tmp_path) == [used.name]
 
 
+def test_regions_are_full_if_they_hold_more_than_permitted_and_no_more_fits(tmp_path, monkeypatch):
+    prefix = RegionPrefix(tmp_path)
+    region(tmp_path, prefix, bytes(1 << 20))
+    status = os.statvfs(tmp_path)
+    free = status.f_bavail * status.f_frsize
+    assert prefix.are_full(permitted_bytes=1 << 19, wanted_bytes=2 * free)
+    assert not prefix.are_full(permitted_bytes=1 << 19, wanted_bytes=free // 2)
+    assert not prefix.are_full(permitted_bytes=1 << 21, wanted_bytes=2 * free)
+
+
 def test_regions_of_others_are_left_alone(tmp_path):
     (tmp_path / "triton_python_backend_shm_region_1").touch()
     (tmp_path / "dmsh-triton-without-a-lock").touch()
