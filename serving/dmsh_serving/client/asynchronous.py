@@ -38,8 +38,8 @@ _T = TypeVar("_T")
 class AsyncSearchClient:
     """What :class:`~dmsh_serving.client.blocking.SearchClient` is, for asyncio: made and used inside one event loop.
 
-    One connection carries any number of calls at once. A call whose task is cancelled is cancelled at the server too,
-    but for :meth:`encode`, whose call goes on until it is answered.
+    One connection carries any number of calls at once. A call whose task is cancelled goes on at the server until it is
+    answered or its ``timeout`` is over.
 
     Arguments and errors are those of :class:`~dmsh_serving.client.blocking.SearchClient`.
     """
@@ -161,11 +161,8 @@ class AsyncSearchClient:
                 failed = error
 
     async def _inferred(self, step: Infer) -> Any:
-        asked = self._client.infer(**infer_arguments(step), headers=self._headers)
-        if step.model != ENCODER_MODEL:
-            return await asked
-        # One in some hundred calls of the encoder that are cancelled while they are answered ends Triton 24.10.
-        going_on = asyncio.ensure_future(asked)
+        # One in some hundred calls that are cancelled while they are answered ends Triton 24.10.
+        going_on = asyncio.ensure_future(self._client.infer(**infer_arguments(step), headers=self._headers))
         self._going_on.add(going_on)
         going_on.add_done_callback(self._going_on.discard)
         return await asyncio.shield(going_on)

@@ -28,7 +28,7 @@ from dmsh_serving.web.http.problems import ProblemError, handle
 from dmsh_serving.web.http.questions import Question, keys_of, question_of
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.thumbnails import MEDIA_TYPE, SHOWN_SECONDS, THUMBNAIL_BOX, VIEW_BOX, Thumbnails
-from dmsh_serving.web.search import Searches, Times
+from dmsh_serving.web.search import SHORT_ANSWER, Searches, Times
 from dmsh_serving.web.settings import WebSettings
 from dmsh_serving.web.steps import TritonSteps
 
@@ -39,6 +39,7 @@ MOST_AT_ONCE: Final = {
     "searches": 64,
     "ordered searches": 16,
     "searches by region": 8,
+    "long searches": 4,
     "facets": 16,
     "pictures": 64,
     "views": 16,
@@ -129,7 +130,8 @@ class Web:
     async def search(self, request: Request) -> Response:
         """POST /v1/search."""
         question = await question_of(request)
-        return await self._working(request, lambda: self.searches.answer(question), _kind_of(question))
+        found = await self._in_flight(request, lambda: self.searches.answer(question), _kind_of(question))
+        return _told(found) if question.k <= SHORT_ANSWER else await in_thread(_told, found)
 
     async def encode(self, request: Request) -> Response:
         """POST /v1/encode: the code and the logits of one image."""
@@ -281,8 +283,7 @@ class Web:
         self, request: Request, work: Callable[[], Any], kind: str, seconds: float | None = None
     ) -> Response:
         """Answer with what ``work`` returns; see :meth:`_in_flight`."""
-        found = await self._in_flight(request, work, kind, seconds)
-        return JSONResponse(found, headers={"cache-control": "no-store"})
+        return _told(await self._in_flight(request, work, kind, seconds))
 
     async def _in_flight(
         self, request: Request, work: Callable[[], Any], kind: str, seconds: float | None = None
@@ -310,14 +311,18 @@ class Web:
         self._counts[kind] -= 1
 
 
+def _told(found: Any) -> Response:
+    return JSONResponse(found, headers={"cache-control": "no-store"})
+
+
 def _kind_of(question: Question) -> str:
     if question.regions:
         return "searches by region"
     # All codes are put in order for the others, and an older version is opened, perhaps: Triton alone is far faster.
     is_first = question.after is None and question.version is None
-    # A long answer is work in the loop that answers everybody; the page itself asks for 1,000 at most.
-    is_short = question.k <= _MOST_IN_SHORT
-    return "searches" if question.is_plain and is_first and is_short else "ordered searches"
+    if question.k > _MOST_IN_SHORT:  # the page itself asks for 1,000 at most
+        return "long searches"
+    return "searches" if question.is_plain and is_first else "ordered searches"
 
 
 async def _gone(request: Request, error: Exception) -> Response:

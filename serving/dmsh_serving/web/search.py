@@ -6,6 +6,7 @@ asked for as many images as the page ends at.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import threading
 import time
@@ -30,10 +31,13 @@ from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.region import cut_out
 from dmsh_serving.web.steps import Nearest, TritonSteps
 
-__all__ = ["Page", "Resolved", "Searches", "Times"]
+__all__ = ["SHORT_ANSWER", "Page", "Resolved", "Searches", "Times"]
 
 _LOOKING_SECONDS: Final = 0.5
+SHORT_ANSWER: Final = 200  # images; a longer one is told in a thread, not in the loop that answers everybody
+_MOST_SIZED: Final = 1000  # images of an answer; the page asks for no more at once
 _MOST_SIZING: Final = 2  # of the threads that all share
+_SIZING_SECONDS: Final = 2.0
 MOST_FROM_FOLDER: Final = 8  # a few letters ask for the work of a large file, and for several times its memory
 _CUTS_AT_ONCE: Final = 2  # whole images in memory, of up to 470 MB each
 _MOST_RANKINGS: Final = 32  # an empty one has no bytes, but its question is kept
@@ -97,7 +101,7 @@ class Searches:
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
         self._decoders = Decoders(_CUTS_AT_ONCE)
         self._opening = asyncio.Lock()
-        self._sizing = asyncio.Semaphore(_MOST_SIZING)
+        self._sizing, self._sizing_many = (asyncio.Semaphore(_MOST_SIZING) for _ in range(2))
         self._from_folder = 0  # files that keys name and that are encoded now
         self._ordering = asyncio.Semaphore(available_cpus())  # more at once take more memory, and no less time
         self._rankings: OrderedDict[object, Ranking] = OrderedDict()
@@ -364,10 +368,35 @@ class Searches:
             collection = await self._opened(self._gallery, page.version)
             if collection is None:  # of another model, perhaps, which Triton serves since the example was looked at
                 await self.check_model(anew=True)
-        if not self._originals.are_sized(page.keys):
-            stop = threading.Event()
-            async with self._sizing:  # a long answer has thousands of files
-                await in_thread(self._originals.read_sizes, page.keys, stop, stop=stop)
+        await self._read_sizes(page.keys[:_MOST_SIZED])
+        if len(page.ids) <= SHORT_ANSWER:
+            images = self._images(page, collection)
+        else:
+            images = await in_thread(self._images, page, collection)
+        last = images[-1] if images and page.more else None
+        return {
+            "query": {"like": [each.to_dict() for each in like], "unlike": [each.to_dict() for each in unlike]},
+            "gallery_version": page.version,
+            "images": images,
+            "next": last and {"distance": last["distance"], "id": last["id"]},
+            "total": page.total,
+            "truncated": page.truncated,
+            "times": times.to_dict(),
+        }
+
+    async def _read_sizes(self, keys: list[str]) -> None:
+        """Get to know the sizes of images, for ``_SIZING_SECONDS`` at most: the rest is told without."""
+        if self._originals.are_sized(keys):
+            return
+        stop = threading.Event()
+        with contextlib.suppress(TimeoutError):
+            async with (
+                asyncio.timeout(_SIZING_SECONDS),
+                self._sizing if len(keys) <= SHORT_ANSWER else self._sizing_many,
+            ):
+                await in_thread(self._originals.read_sizes, keys, stop, stop=stop)
+
+    def _images(self, page: Page, collection: Collection | None) -> list[dict[str, Any]]:
         codes: list[str | None] = [None] * len(page.ids)
         if collection is not None:
             places = [collection.place_of_id(number) for number in page.ids]
@@ -386,16 +415,7 @@ class Searches:
                     "attributes": None if self._metadata is None else self._metadata.attributes(key),
                 }
             )
-        last = images[-1] if images and page.more else None
-        return {
-            "query": {"like": [each.to_dict() for each in like], "unlike": [each.to_dict() for each in unlike]},
-            "gallery_version": page.version,
-            "images": images,
-            "next": last and {"distance": last["distance"], "id": last["id"]},
-            "total": page.total,
-            "truncated": page.truncated,
-            "times": times.to_dict(),
-        }
+        return images
 
 
 def _place_of(collection: Collection, example: Example) -> int | None:

@@ -2,7 +2,7 @@
 
 File -> image -> code and logits -> nearest images: asked one by one, each step can be timed, and the logits are there
 to be shown. In one call Triton hands on the results itself, which is faster. One gRPC channel serves all requests. A
-call whose task is cancelled is cancelled at Triton too.
+call whose task is cancelled goes on at Triton, and the task waits for it.
 """
 
 import time
@@ -31,6 +31,7 @@ from dmsh_serving.contract import (
     K,
 )
 from dmsh_serving.tls import ClientTls
+from dmsh_serving.web.http.abandoned import to_the_end
 
 __all__ = ["Nearest", "TritonSteps"]
 
@@ -93,25 +94,25 @@ class TritonSteps:
     async def decode(self, file: bytes) -> npt.NDArray[np.uint8]:
         """Return the image (1, H, W, 3) uint8 that the encoder is given for an image file."""
         data = np.array([[file]], dtype=np.object_)
-        found = await self._client.ask(DECODE_MODEL, {FILE: data}, [IMAGE])
+        found = await to_the_end(self._client.ask(DECODE_MODEL, {FILE: data}, [IMAGE]))
         image: npt.NDArray[np.uint8] = found[IMAGE]
         return image
 
     async def encode(self, image: npt.NDArray[np.uint8]) -> Encoded:
         """Return the code (1, B) and the logits (1, K) of an image (1, H, W, 3) uint8."""
-        return await self._client.encode(image)
+        return await to_the_end(self._client.encode(image))
 
     async def rank(self, code: Codes, k: int, *, radius: int | None, ids: npt.NDArray[np.int64] | None) -> Nearest:
         """Return the ``k`` nearest images of ``code`` (1, B): within ``radius``, and among ``ids``, if given."""
         inputs = {CODE: code, **_asked_of_ranker(k, radius, ids)}
-        return _nearest(await self._client.ask(RANKER_MODEL, inputs, _FOUND))
+        return _nearest(await to_the_end(self._client.ask(RANKER_MODEL, inputs, _FOUND)))
 
     async def search(
         self, file: bytes, k: int, *, radius: int | None, ids: npt.NDArray[np.int64] | None
     ) -> tuple[Codes, Nearest]:
         """Return the code (1, B) of an image file, and its nearest images as :meth:`rank` does, in one call."""
         inputs = {FILE: np.array([[file]], dtype=np.object_), **_asked_of_ranker(k, radius, ids)}
-        found = await self._client.ask(SEARCH_FILE_MODEL, inputs, [CODE, *_FOUND])
+        found = await to_the_end(self._client.ask(SEARCH_FILE_MODEL, inputs, [CODE, *_FOUND]))
         return found[CODE], _nearest(found)
 
 

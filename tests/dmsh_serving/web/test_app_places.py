@@ -155,7 +155,8 @@ REGION = {"like": [{"key": NAMES[0], "box": [0, 0, 0.5, 1]}]}
         ("/v1/search", {"key": NAMES[0], "where": {"a": ["b"]}}, "ordered searches"),
         ("/v1/search", {"key": NAMES[0], "after": {"distance": 1, "id": 1}}, "ordered searches"),
         ("/v1/search", {"key": NAMES[0], "version": "00000001-00000000"}, "ordered searches"),
-        ("/v1/search", {"key": NAMES[0], "k": 1001}, "ordered searches"),
+        ("/v1/search", {"key": NAMES[0], "k": 1001}, "long searches"),
+        ("/v1/search", {"like": [{"id": 1}, {"id": 2}], "k": 1001}, "long searches"),
     ],
 )
 def test_searches_that_cost_much_leave_the_places_of_others_free(web, monkeypatch, path, costly, kind):

@@ -211,6 +211,33 @@ def test_codes_are_refused_if_another_model_came_while_they_were_ranked(original
         answer(Searches(steps, originals, None), like=LIKE, k=1, fingerprint="ab" * 32)
 
 
+def test_a_slow_disk_holds_no_answer_for_long_and_a_short_one_waits_for_no_long_one(originals, monkeypatch):
+    asked, stopped = [], []
+
+    def read_sizes(keys, stop):
+        asked.append(len(keys))
+        if len(keys) > search.SHORT_ANSWER:
+            stopped.append(stop.wait(60))
+
+    monkeypatch.setattr(originals, "are_sized", lambda keys: False)
+    monkeypatch.setattr(originals, "read_sizes", read_sizes)
+    monkeypatch.setattr(search, "_SIZING_SECONDS", 5)
+    searches = Searches(Steps(), originals, None)
+
+    async def several():
+        long = [asyncio.ensure_future(searches.answer(Question(like=LIKE, k=300))) for _ in range(3)]
+        while len(asked) < 2:
+            await asyncio.sleep(0.01)
+        short = await searches.answer(Question(like=LIKE, k=3))
+        assert not any(each.done() for each in long)
+        return short, *await asyncio.gather(*long)
+
+    short, *long = asyncio.run(several())
+    assert (asked, stopped) == ([300, 300, 3], [True, True])  # the third long one had its time without a turn
+    assert short["images"] == long[0]["images"][:3]
+    assert [len(each["images"]) for each in long] == [300] * 3
+
+
 def test_headers_of_images_are_read_by_few_of_the_threads_that_all_share(originals, monkeypatch):
     reading, most = [], []
 

@@ -72,7 +72,7 @@ def test_others_are_let_in_only_on_purpose(tmp_path):
     assert WebSettings(**given, insecure=True).scheme == "http"
 
 
-def test_what_a_client_abandons_is_cancelled(web_world, web_triton):
+def test_what_a_client_abandons_keeps_its_place_until_triton_is_done_with_it(web_world, web_triton):
     way = Breakable(web_triton.url)
     with web_world.page(way.url, timeout=20) as page:
         assert ask(page, "/v1/search?k=1", png(IMAGES[0])).status == 200
@@ -84,8 +84,10 @@ def test_what_a_client_abandons_is_cancelled(web_world, web_triton):
         with socket.create_connection((target.hostname, target.port)) as client:
             client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             eventually(lambda: in_flight(application) == 1)
+        time.sleep(0.5)
+        assert in_flight(application) == 1
+        way.cut()
         eventually(lambda: in_flight(application) == 0)
-    way.cut()
 
 
 def in_flight(application):

@@ -63,6 +63,19 @@ async def in_thread(work: Callable[[*Ts], T], *given: *Ts, stop: threading.Event
         raise
 
 
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Return what ``work`` returns. If the caller is cancelled, it is waited for, as in :func:`in_thread`."""
+    going_on = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(going_on)
+    except asyncio.CancelledError:
+        going_on.add_done_callback(_forget)
+        while not going_on.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({going_on})
+        raise
+
+
 def _forget(work: asyncio.Future[Any]) -> None:
     """Look at an error that nobody waits for: asyncio would log it."""
     if not work.cancelled():

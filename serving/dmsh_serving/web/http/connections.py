@@ -25,7 +25,7 @@ _NO_LENGTH: Final = "A body is taken with its Content-Length alone, not in chunk
 class Connection(H11Protocol):
     """A connection of uvicorn that is closed if it sends no whole head or takes no answer in time.
 
-    If there are too many, the one is closed that has kept the server waiting for a head for the longest time.
+    If there are too many, the one is closed that the server has waited for for the longest time.
 
     A request whose head is too long, or whose body comes in chunks, is answered with 400. A head of at most
     ``LONGEST_HEAD`` is taken, one of over twice as much never.
@@ -35,17 +35,26 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **named)
         self.conn = self._requests = _Requests(h11.SERVER, LONGEST_HEAD)
         self._head, self._answer = _Clock(), _Clock()
+        self._heard_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the head of a request."""
         super().connection_made(transport)
+        self._heard_at = self.loop.time()
         self._head.start(self.loop, HEAD_SECONDS, transport.abort)
         if len(self.connections) > MOST_CONNECTIONS:
             # Not the new one, whose request is on its way: connections that ask nothing would take all places.
             own = [each for each in self.connections if isinstance(each, Connection)]
-            longest = min(own, key=lambda each: math.inf if each._head.since is None else each._head.since)
-            longest._head.stop()
-            longest.transport.abort()
+            silent = min(own, key=lambda each: math.inf if each._is_at_work else each._heard_at)
+            silent._heard_at = math.inf  # it is gone in the next turn of the loop
+            silent.transport.abort()
+
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether the server owes the client something: a request is whole, and its answer not."""
+        cycle = self.cycle
+        waits_for_client = cycle is None or cycle.response_complete or cycle.more_body
+        return not waits_for_client and self.transport.get_write_buffer_size() == 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
@@ -58,6 +67,7 @@ class Connection(H11Protocol):
 
         Such a byte is of a head, or of a body whose request was answered before.
         """
+        self._heard_at = self.loop.time()
         if self.transport.get_write_buffer_size() == 0:
             self._answer.stop()
         # The parser refuses what is too long only if it is not whole yet: it gets less at a time than asyncio reads.
@@ -106,14 +116,13 @@ class _Clock:
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
-        self.since: float | None = None  # by the loop's time, while it runs
 
     def start(self, loop: asyncio.AbstractEventLoop, seconds: float, call: Callable[[], None]) -> None:
         """Begin, unless it runs already."""
         if self._timer is None:
-            self._timer, self.since = loop.call_later(seconds, call), loop.time()
+            self._timer = loop.call_later(seconds, call)
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = self.since = None
+            self._timer = None

@@ -206,12 +206,23 @@ def test_of_too_many_connections_the_one_that_has_said_nothing_for_longest_is_cl
                     answered(third)
 
 
-def test_one_connection_too_many_is_closed_and_the_others_are_served(address, monkeypatch):
+BODY_TO_COME = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+
+
+@pytest.mark.parametrize("said", [REQUEST, LONG_REQUEST, BODY_TO_COME], ids=["idle", "unread", "without its body"])
+def test_of_too_many_connections_one_at_work_is_not_closed(address, monkeypatch, said):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 600)
     monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
-    with socket.create_connection(address) as first, socket.create_connection(address) as second:
-        answered(first)
-        answered(second)
-        with socket.create_connection(address) as third:
-            closed(third)
-        answered(first)
+    with socket.create_connection(address) as busy:
+        busy.sendall(REQUEST.replace(b"/ ", b"/slow "))
+        time.sleep(0.1)
+        with socket.create_connection(address) as waited_for:
+            waited_for.sendall(said)
+            time.sleep(0.5)
+            with socket.create_connection(address) as third:
+                answered(third)
+                answered(third)
+                with contextlib.suppress(ConnectionResetError):
+                    while waited_for.recv(1 << 20):
+                        pass
+        assert busy.recv(12) == b"HTTP/1.1 200"
