@@ -84,7 +84,8 @@ def settings_from(args: dict[str, str]) -> Settings:
     )  # fmt: skip
     logging.Formatter.converter = time.gmtime
     parameters = json.loads(args["model_config"]).get("parameters", {})
-    folder = Path(args["model_repository"])
+    # A stub's Python takes ASCII for the encoding of file names: their bytes pass as they are.
+    folder = Path(os.fsdecode(args["model_repository"].encode()))
     return Settings(
         folder=folder,
         version_folder=folder / args["model_version"],

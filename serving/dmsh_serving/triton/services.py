@@ -4,6 +4,7 @@ The requests of one call are computed together. A wrong request gets an error of
 answers. The number of rows of a call is bounded by Triton (``max_batch_size``).
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -214,7 +215,7 @@ class RankerService:
         named = settings.text("gallery")
         remote = is_address(named)
         ranker = Ranker(
-            Address.parse(named) if remote else (settings.folder / named).resolve(),
+            Address.parse(named) if remote else (settings.folder / os.fsdecode(named.encode())).resolve(),
             bits=checked_bits(settings.number("bits")),
             fingerprint=settings.text("fingerprint"),
             threads=None if remote else settings.number("threads"),  # of this machine

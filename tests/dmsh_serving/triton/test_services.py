@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -311,3 +314,19 @@ def test_a_missing_or_bad_parameter_is_named(tmp_path):
     for name in ("threads", "bits"):
         with pytest.raises(InputError, match=f"{name} must be a whole number above 0"):
             settings.number(name)
+
+
+def test_a_gallery_below_a_name_beyond_ascii_is_found_by_a_python_that_takes_ascii_for_names(tmp_path):
+    gallery.build(tmp_path / "glänzend", np.zeros((5, 8), np.uint8), None, None, bits=64, fingerprint="ab" * 32)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from dmsh_serving.triton.services import RankerService, Settings\n"
+        "assert sys.getfilesystemencoding() == 'ascii'\n"
+        "told = {'gallery': '../gl\\xe4nzend', 'bits': '64', 'fingerprint': 'ab' * 32, 'threads': '1'}\n"
+        "folder = Path(sys.argv[1]) / 'model'\n"
+        "RankerService.open(Settings(folder, folder / '1', told)).close()\n"
+    )
+    (tmp_path / "model").mkdir()
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, check=True, timeout=120)

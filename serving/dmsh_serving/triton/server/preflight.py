@@ -53,8 +53,8 @@ def check(home: TritonHome, repository: Path, host: str, ports: Mapping[str, int
 
 def check_repository(repository: Path) -> None:
     """Refuse a path that Triton cannot serve, and a folder without models, the encoder's file or the gallery."""
-    if strange := re.search(r"[^\w@%+=:,./-]", str(repository)):
-        # The Python backend pastes the path into a line for a shell.
+    if strange := re.search(r"[^\w@%+=:,./-]", str(repository), re.ASCII):
+        # The Python backend pastes the path into a line for a shell, and its Python takes ASCII for the names of files.
         raise InputError(
             f"{repository}: Triton cannot start models in a folder with {strange[0]!r} in its path: rename it"
         )

@@ -104,17 +104,11 @@ def test_a_folder_without_models_is_no_repository(tmp_path):
             preflight.check_repository(folder)
 
 
-@pytest.mark.parametrize("name", ["my models", "a;b", "$(b)", "it's", "a&b"])
-def test_a_path_that_a_shell_would_take_apart_is_refused(tmp_path, name):
+@pytest.mark.parametrize("name", ["my models", "a;b", "$(b)", "it's", "a&b", "bücher"])
+def test_a_path_that_a_shell_would_take_apart_or_a_stub_cannot_spell_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=r"cannot start models in a folder with .* in its path: rename it"):
         preflight.check_repository(tmp_path / name)
-
-
-def test_a_path_with_letters_of_any_language_is_not_refused_for_them(tmp_path):
-    (tmp_path / "bücher-模型").mkdir()
-    with pytest.raises(InputError, match="holds no model folders"):
-        preflight.check_repository(tmp_path / "bücher-模型")
 
 
 def test_a_repository_without_its_model_is_refused(tmp_path):
