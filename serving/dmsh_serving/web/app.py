@@ -48,6 +48,7 @@ MOST_AT_ONCE: Final = {
 }
 _MOST_IN_SHORT: Final = 1000  # images of an answer that costs little to tell
 MOST_ROW_BYTES: Final = 2 << 20  # of an answer, which is in memory until it is read; the page's own have some 1 MB
+_ROW_SECONDS: Final = 2.0  # then others have its place
 EXAMINATION_SECONDS: Final = 120.0
 _SHOWN: Final = f"private, max-age={SHOWN_SECONDS}"
 _CLOSED: Final = 499  # nginx's number for a client that went away; nobody reads it
@@ -238,11 +239,12 @@ class Web:
         """POST /v1/thumbnails: those of a row of cards at once, each behind its length in 4 bytes; 0 if it has none.
 
         A browser spends far longer on a request than on the picture that it brings. The answer ends after as many as
-        fit into it, one at least.
+        fit into it or are made within ``_ROW_SECONDS``, one at least.
         """
         keys = await keys_of(request)
         held = {key: found for key in keys if (found := self.thumbnails.at_hand(key)) is not None}
         absent = [key for key in dict.fromkeys(keys) if key not in held]
+        to_come = set(absent)
 
         async def looked_up() -> None:
             on_disk = await in_thread(self.thumbnails.looked_up, absent)
@@ -251,13 +253,23 @@ class Web:
                 with contextlib.suppress(ProblemError, InputError):  # no such image, or one that cannot be read
                     held[key] = await self._picture(key, on_disk, self._rendering_rows)
                     self.thumbnails.hold(key, *held[key])
+                to_come.discard(key)
 
-            await asyncio.gather(*map(read, absent))
+            reading = [asyncio.ensure_future(read(key)) for key in absent]
+            try:
+                done, _ = await asyncio.wait(reading, timeout=_ROW_SECONDS)
+                await asyncio.gather(reading[0], *done)
+            finally:
+                for each in reading:
+                    each.cancel()
+                await asyncio.wait(reading)  # those in a thread end when it does
 
         if absent:
             await self._in_flight(request, looked_up, "rows")
         body = bytearray()
         for key in keys:
+            if key in to_come:
+                break
             data = held[key][1] if key in held else b""
             if body and len(body) + 4 + len(data) > MOST_ROW_BYTES:
                 break
