@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from dmsh_serving.errors import InputError, MissingError, UnavailableError
 from dmsh_serving.files import read_regular, state_of
 from dmsh_serving.images.decode import MAX_FILE_BYTES
-from dmsh_serving.images.read import NO_IMAGE_FILE, image_paths, is_no_image, refuse_away
+from dmsh_serving.images.read import image_paths, is_no_image, refuse_away, says_no_image
 
 __all__ = ["GONE", "Image", "Source", "source_of"]
 
@@ -247,7 +247,7 @@ def _read(path: Path) -> bytes | str:
         return GONE
     except OSError as error:
         reason = error.strerror or str(error)
-        if error.errno not in NO_IMAGE_FILE:
+        if not says_no_image(error, path):
             raise UnavailableError(f"{path} cannot be read: {reason}; run it again when it can be") from None
         return reason
 

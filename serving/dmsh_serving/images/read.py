@@ -21,7 +21,6 @@ from dmsh_serving.images.framing import Framing
 from dmsh_serving.images.known_answer import check_decoder
 
 __all__ = [
-    "NO_IMAGE_FILE",
     "ImageSet",
     "Progress",
     "image_paths",
@@ -33,6 +32,7 @@ __all__ = [
     "none_away",
     "others_line",
     "refuse_away",
+    "says_no_image",
 ]
 
 # What names say plainly: files that lie beside images, and are none.
@@ -46,7 +46,7 @@ _NO_IMAGE_SUFFIXES: Final = frozenset([
 ])  # fmt: skip
 _DEFAULT_BATCH: Final = 64
 _SHOWN: Final = 3
-NO_IMAGE_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ELOOP, errno.ENXIO)  # no file, or too large
+_NO_IMAGE_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.EISDIR, errno.ELOOP, errno.ENXIO)  # no file, or too large
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) after every batch."""
@@ -272,9 +272,16 @@ def _read(path: Path, folder: Path, image_size: int, framing: Framing) -> npt.ND
     except FileNotFoundError:
         return _absent(name)
     except OSError as error:
-        if error.errno not in NO_IMAGE_FILE:
+        if not says_no_image(error, path):
             raise
         return f"{name}: {error.strerror or error}"
+
+
+def says_no_image(error: OSError, path: Path) -> bool:
+    """Say whether ``error`` is about what lies at ``path``, no file or too large a one, and not about the disk."""
+    if error.errno not in _NO_IMAGE_FILE:
+        return False
+    return error.errno == errno.EFBIG or not path.is_file()  # of a file, a disk may say EINVAL for what went wrong
 
 
 def refuse_away(folder: Path, absent: Iterable[str]) -> None:
