@@ -164,8 +164,13 @@ class AsyncSearchClient:
         # One in some hundred calls that are cancelled while they are answered ends Triton 24.10.
         going_on = asyncio.ensure_future(self._client.infer(**infer_arguments(step), headers=self._headers))
         self._going_on.add(going_on)
-        going_on.add_done_callback(self._going_on.discard)
+        going_on.add_done_callback(self._ended)
         return await asyncio.shield(going_on)
+
+    def _ended(self, call: asyncio.Future[Any]) -> None:
+        self._going_on.discard(call)
+        if not call.cancelled():
+            call.exception()  # asyncio would log one that nobody waits for
 
     async def _do(self, step: Step) -> Any:
         if isinstance(step, Pause):

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from dmsh_serving.errors import DmshError, InputError, MissingError, UnavailableError
 
-__all__ = ["error_of", "error_of_status", "may_pass"]
+__all__ = ["error_of", "error_of_status", "is_of_a_batch_mate", "is_unavailable"]
 
 # The Python backend of Triton 24.10 reads the texts of a whole batch at once, and answers all of it with the error of a
 # request whose texts are damaged. Those of this client never are.
@@ -18,14 +18,14 @@ def _status_of(error: Any) -> str:
     return str(error.status()).removeprefix("StatusCode.")
 
 
-def may_pass(error: Any) -> bool:
-    """Say whether the same request may be answered later: the server could not take it, or a batch-mate was damaged."""
-    status = _status_of(error)
-    return status == "UNAVAILABLE" or (status == "INVALID_ARGUMENT" and _is_of_a_batch_mate(str(error.message())))
+def is_unavailable(error: Any) -> bool:
+    """Say whether the server could not take the request."""
+    return _status_of(error) == "UNAVAILABLE"
 
 
-def _is_of_a_batch_mate(message: str) -> bool:
-    return _OF_A_BATCH_MATE.search(message) is not None
+def is_of_a_batch_mate(error: Any) -> bool:
+    """Say whether the request was refused for another one in its batch."""
+    return _status_of(error) == "INVALID_ARGUMENT" and _OF_A_BATCH_MATE.search(str(error.message())) is not None
 
 
 def error_of(error: Any, url: str, timeout: float) -> DmshError:
@@ -36,7 +36,7 @@ def error_of(error: Any, url: str, timeout: float) -> DmshError:
 def error_of_status(status: str, message: str, url: str, timeout: float) -> DmshError:
     """Return what to tell a person whose call of the Triton at ``url`` ended with a gRPC status and its message."""
     match status:
-        case "INVALID_ARGUMENT" if _is_of_a_batch_mate(message):
+        case "INVALID_ARGUMENT" if _OF_A_BATCH_MATE.search(message):
             return UnavailableError(f"the Triton at {url} refused a batch for another client's request: try again")
         case "INVALID_ARGUMENT":
             # Triton's own prefix and its advice about configurations do not help a caller.

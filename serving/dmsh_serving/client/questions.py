@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmsh_serving.client.answers import Answer, CodeSpace, Tensor, code_space_of, joined, strings_of
-from dmsh_serving.client.failures import error_of, may_pass
+from dmsh_serving.client.failures import error_of, is_of_a_batch_mate, is_unavailable
 from dmsh_serving.client.retries import Retries
 from dmsh_serving.codes import Encoded
 from dmsh_serving.contract import (
@@ -63,6 +63,7 @@ CHANNEL_OPTIONS: Final = [
 ]
 MOST_REQUEST_BYTES: Final = 64 << 20  # of a request of several rows; a proxy may refuse more
 _FOUND: Final = (IDS, DISTANCES, KEYS, GALLERY_VERSION, CODE)
+_FOR_MATES: Final = Retries(10, 0.005, 0.05)  # half the requests may be damaged
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 
@@ -221,7 +222,7 @@ class Questions:
         """Do ``step``, again if the server was unavailable, in the time that is left."""
         from tritonclient.utils import InferenceServerException
 
-        pauses = self.retries.pauses()
+        pauses, pauses_for_mates = self.retries.pauses(), _FOR_MATES.pauses()
         while True:
             seconds = limit.left(self.timeout)
             if seconds <= 0:
@@ -233,7 +234,10 @@ class Questions:
                 return (yield attempt)
             except InferenceServerException as error:
                 self._configs.clear()  # what answers now may serve another model, or take smaller batches
-                pause = next(pauses, None) if may_pass(error) else None
+                if is_of_a_batch_mate(error):
+                    pause = next(pauses_for_mates, None)
+                else:
+                    pause = next(pauses, None) if is_unavailable(error) else None
                 if pause is None or limit.left(self.timeout) <= pause:
                     raise error_of(error, self.url, seconds) from error
             yield Pause(pause)

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from dmsh_serving import __version__
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import DmshError, InputError
+from dmsh_serving.web.answers import SHORT_ANSWER, Times
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.examination import Examinations
@@ -28,7 +29,7 @@ from dmsh_serving.web.http.problems import ProblemError, handle
 from dmsh_serving.web.http.questions import Question, keys_of, question_of
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.thumbnails import MEDIA_TYPE, SHOWN_SECONDS, THUMBNAIL_BOX, VIEW_BOX, Thumbnails
-from dmsh_serving.web.search import SHORT_ANSWER, Searches, Times
+from dmsh_serving.web.search import Searches
 from dmsh_serving.web.settings import WebSettings
 from dmsh_serving.web.steps import TritonSteps
 
@@ -46,7 +47,7 @@ MOST_AT_ONCE: Final = {
     "rows": 64,
     "examinations": 8,
 }
-_MOST_IN_SHORT: Final = 1000  # images of an answer that costs little to tell
+_MOST_OF_PAGE: Final = 1000  # images: the page itself asks for no more at once
 MOST_ROW_BYTES: Final = 2 << 20  # of an answer, which is in memory until it is read; the page's own have some 1 MB
 _ROW_SECONDS: Final = 2.0  # then others have its place
 EXAMINATION_SECONDS: Final = 120.0
@@ -332,9 +333,10 @@ def _kind_of(question: Question) -> str:
         return "searches by region"
     # All codes are put in order for the others, and an older version is opened, perhaps: Triton alone is far faster.
     is_first = question.after is None and question.version is None
-    if question.k > _MOST_IN_SHORT:  # the page itself asks for 1,000 at most
+    if question.k > _MOST_OF_PAGE:
         return "long searches"
-    return "searches" if question.is_plain and is_first else "ordered searches"
+    is_quick = question.is_plain and is_first and question.k <= SHORT_ANSWER  # the sizes of more may have to be read
+    return "searches" if is_quick else "ordered searches"
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -6,12 +6,10 @@ asked for as many images as the page ends at.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +19,7 @@ from dmsh_serving.contract import MAX_K
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import InputError
 from dmsh_serving.images.isolated import Decoders
+from dmsh_serving.web.answers import Page, Resolved, Teller, Times
 from dmsh_serving.web.codes.collection import Collection, GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.codes.ranking import Cursor, Examples, Ranking, ranking_of
@@ -31,56 +30,12 @@ from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.region import cut_out
 from dmsh_serving.web.steps import Nearest, TritonSteps
 
-__all__ = ["SHORT_ANSWER", "Page", "Resolved", "Searches", "Times"]
+__all__ = ["Searches"]
 
-_LOOKING_SECONDS: Final = 0.5
-SHORT_ANSWER: Final = 200  # images; a longer one is told in a thread, not in the loop that answers everybody
-_MOST_SIZED: Final = 1000  # images of an answer; the page asks for no more at once
-_MOST_SIZING: Final = 2  # of the threads that all share
-_SIZING_SECONDS: Final = 2.0
 MOST_FROM_FOLDER: Final = 8  # a few letters ask for the work of a large file, and for several times its memory
 _CUTS_AT_ONCE: Final = 2  # whole images in memory, of up to 470 MB each
 _MOST_RANKINGS: Final = 32  # an empty one has no bytes, but its question is kept
 _RANKINGS_BYTES: Final = 256 << 20  # of rankings that are kept while their readers scroll
-
-
-@dataclass
-class Times:
-    """How long each step took, in seconds, as this process saw it; None for a step that was not asked for by itself."""
-
-    decode: float | None = None
-    encode: float | None = None
-    rank: float | None = None
-    total: float | None = None
-
-    def to_dict(self) -> dict[str, float | None]:
-        """Return plain JSON types, in milliseconds."""
-        return {f"{name}_ms": None if took is None else round(took * 1e3, 3) for name, took in vars(self).items()}
-
-
-@dataclass
-class Resolved:
-    """An example with its code (B bytes), and its logits if an encoder was asked."""
-
-    code: bytes
-    said: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {"code": self.code.hex(), **self.said}
-
-
-@dataclass(frozen=True)
-class Page:
-    """One page of an order: ids, scores and keys, and whether the order goes on."""
-
-    version: str
-    ids: list[int]
-    scores: list[int]
-    keys: list[str]
-    more: bool
-    truncated: bool = False
-    total: int | None = None
 
 
 class Searches:
@@ -94,14 +49,11 @@ class Searches:
         metadata: Metadata | None = None,
     ) -> None:
         self._steps, self._originals, self._gallery, self._metadata = steps, originals, gallery, metadata
-        self._versions: set[str] = set()  # that answered, and whose files are known
-        self._looked_for: set[str] = set()  # also those for which it was not read
-        self._looking: asyncio.Future[None] | None = None
+        self._teller = Teller(originals, metadata)
         self._lock = threading.Lock()
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
         self._decoders = Decoders(_CUTS_AT_ONCE)
         self._opening = asyncio.Lock()
-        self._sizing, self._sizing_many = (asyncio.Semaphore(_MOST_SIZING) for _ in range(2))
         self._from_folder = 0  # files that keys name and that are encoded now
         self._ordering = asyncio.Semaphore(available_cpus())  # more at once take more memory, and no less time
         self._rankings: OrderedDict[object, Ranking] = OrderedDict()
@@ -342,80 +294,18 @@ class Searches:
         async with self._opening:  # who waits for it here takes none of the threads
             return await in_thread(gallery.at, version)
 
-    async def _look_for_files(self, version: str) -> None:
-        """Have the folder of images read, once for all who search, and wait ``_LOOKING_SECONDS`` for that at most.
-
-        A large folder takes longer; until it is read, new images are shown without a picture.
-        """
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.ensure_future(self._looked(version))
-        if version not in self._looked_for:
-            await asyncio.wait({self._looking}, timeout=_LOOKING_SECONDS)
-
-    async def _looked(self, version: str) -> None:
-        if await in_thread(self._originals.refresh):
-            self._versions.add(version)
-        self._looked_for.add(version)
-
     async def _told(
         self, question: Question, page: Page, like: list[Resolved], unlike: list[Resolved], times: Times
     ) -> dict[str, Any]:
-        await self._check_codes(question, anew=page.version not in self._looked_for)  # a new model has a new version
-        if page.version not in self._versions:  # it may name new files
-            await self._look_for_files(page.version)
+        is_new = self._teller.is_new(page.version)
+        await self._check_codes(question, anew=is_new)  # a new model has a new version
+        await self._teller.look_for_files(page.version)
         collection = None
         if self._gallery is not None:
             collection = await self._opened(self._gallery, page.version)
             if collection is None:  # of another model, perhaps, which Triton serves since the example was looked at
                 await self.check_model(anew=True)
-        await self._read_sizes(page.keys[:_MOST_SIZED])
-        if len(page.ids) <= SHORT_ANSWER:
-            images = self._images(page, collection)
-        else:
-            images = await in_thread(self._images, page, collection)
-        last = images[-1] if images and page.more else None
-        return {
-            "query": {"like": [each.to_dict() for each in like], "unlike": [each.to_dict() for each in unlike]},
-            "gallery_version": page.version,
-            "images": images,
-            "next": last and {"distance": last["distance"], "id": last["id"]},
-            "total": page.total,
-            "truncated": page.truncated,
-            "times": times.to_dict(),
-        }
-
-    async def _read_sizes(self, keys: list[str]) -> None:
-        """Get to know the sizes of images, for ``_SIZING_SECONDS`` at most: the rest is told without."""
-        if self._originals.are_sized(keys):
-            return
-        stop = threading.Event()
-        with contextlib.suppress(TimeoutError):
-            async with (
-                asyncio.timeout(_SIZING_SECONDS),
-                self._sizing if len(keys) <= SHORT_ANSWER else self._sizing_many,
-            ):
-                await in_thread(self._originals.read_sizes, keys, stop, stop=stop)
-
-    def _images(self, page: Page, collection: Collection | None) -> list[dict[str, Any]]:
-        codes: list[str | None] = [None] * len(page.ids)
-        if collection is not None:
-            places = [collection.place_of_id(number) for number in page.ids]
-            codes = [None if place is None else collection.codes[place].tobytes().hex() for place in places]
-        images = []
-        for number, score, key, code in zip(page.ids, page.scores, page.keys, codes, strict=True):
-            size = self._originals.known_size(key)
-            images.append(
-                {
-                    "id": json_id(number),
-                    "key": key,
-                    "distance": score,
-                    "width": size and size[0],
-                    "height": size and size[1],
-                    "code": code,
-                    "attributes": None if self._metadata is None else self._metadata.attributes(key),
-                }
-            )
-        return images
+        return await self._teller.told(page, collection, like, unlike, times)
 
 
 def _place_of(collection: Collection, example: Example) -> int | None:

@@ -213,13 +213,14 @@ def test_nothing_but_an_unavailable_server_is_asked_again(server, client, status
 OF_A_MATE = "in ensemble 'dmsh_search', incomplete string data for inference input 'file', expecting string of length 9"
 
 
-def test_a_batch_that_is_refused_for_the_request_of_another_is_asked_again(server, client):
-    server.refusals = [(grpc.StatusCode.INVALID_ARGUMENT, OF_A_MATE)] * 2
-    client.search(images(1))
-    assert len(server.rows) == 3
-    server.refusals = [(grpc.StatusCode.INVALID_ARGUMENT, OF_A_MATE)] * 3
-    with pytest.raises(MissingError, match="refused a batch for another client's request: try again"):
+def test_a_batch_that_is_refused_for_the_request_of_another_is_asked_again_ten_times(server, kind):
+    with kind(server.url, retries=Retries(0)) as client:
+        server.refusals = [(grpc.StatusCode.INVALID_ARGUMENT, OF_A_MATE)] * 10
         client.search(images(1))
+        assert len(server.rows) == 11
+        server.refusals = [(grpc.StatusCode.INVALID_ARGUMENT, OF_A_MATE)] * 11
+        with pytest.raises(MissingError, match="refused a batch for another client's request: try again"):
+            client.search(images(1))
 
 
 def test_a_server_that_was_away_is_asked_anew_what_it_serves(server, client):

@@ -177,6 +177,7 @@ REGION = {"like": [{"key": NAMES[0], "box": [0, 0, 0.5, 1]}]}
         ("/v1/search", {"key": NAMES[0], "where": {"a": ["b"]}}, "ordered searches"),
         ("/v1/search", {"key": NAMES[0], "after": {"distance": 1, "id": 1}}, "ordered searches"),
         ("/v1/search", {"key": NAMES[0], "version": "00000001-00000000"}, "ordered searches"),
+        ("/v1/search", {"key": NAMES[0], "k": 201}, "ordered searches"),
         ("/v1/search", {"key": NAMES[0], "k": 1001}, "long searches"),
         ("/v1/search", {"like": [{"id": 1}, {"id": 2}], "k": 1001}, "long searches"),
     ],
@@ -188,7 +189,7 @@ def test_searches_that_cost_much_leave_the_places_of_others_free(web, monkeypatc
         return SimpleNamespace(to_dict=dict) if path == "/v1/encode" else {}
 
     web.searches = SimpleNamespace(answer=found, encode=found)
-    status, body = asyncio.run(asked(web, path, {"key": NAMES[0], **({} if path == "/v1/encode" else {"k": 1000})}))
+    status, body = asyncio.run(asked(web, path, {"key": NAMES[0], **({} if path == "/v1/encode" else {"k": 200})}))
     assert status == 200, body
     status, body = asyncio.run(asked(web, path, costly))
     assert (status, json.loads(body)["detail"]) == (503, f"0 {kind} are in flight already: try again")

@@ -19,7 +19,8 @@ from dmsh_serving.gallery.keys import Keys
 from dmsh_serving.hamming.oracle import search_oracle
 from dmsh_serving.images.decode import FORMATS
 from dmsh_serving.images.isolated import Decoders
-from dmsh_serving.web import app, search
+from dmsh_serving.web import answers, app, search
+from dmsh_serving.web.answers import Times
 from dmsh_serving.web.codes import collection
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.ranking import Cursor
@@ -27,7 +28,7 @@ from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.http.questions import Example, Question
 from dmsh_serving.web.pictures.originals import Originals
-from dmsh_serving.web.search import Searches, Times
+from dmsh_serving.web.search import Searches
 from dmsh_serving.web.settings import WebSettings
 from dmsh_serving.web.steps import Nearest
 
@@ -216,12 +217,12 @@ def test_a_slow_disk_holds_no_answer_for_long_and_a_short_one_waits_for_no_long_
 
     def read_sizes(keys, stop):
         asked.append(len(keys))
-        if len(keys) > search.SHORT_ANSWER:
+        if len(keys) > answers.SHORT_ANSWER:
             stopped.append(stop.wait(60))
 
     monkeypatch.setattr(originals, "are_sized", lambda keys: False)
     monkeypatch.setattr(originals, "read_sizes", read_sizes)
-    monkeypatch.setattr(search, "_SIZING_SECONDS", 5)
+    monkeypatch.setattr(answers, "_SIZING_SECONDS", 5)
     searches = Searches(Steps(), originals, None)
 
     async def several():
@@ -300,7 +301,7 @@ def test_readers_in_two_versions_do_not_make_the_folder_of_images_read_each_time
         for version in ("00000001-aaaaaaaa", "00000002-bbbbbbbb") * 3:
             steps.version = version
             await searches.answer(Question(like=LIKE, k=1))
-            await searches._looking
+            await searches._teller._looking
 
     asyncio.run(played())
     assert len(reads) == 3  # the second time, the folder could not be read
@@ -315,7 +316,7 @@ def test_searches_do_not_wait_for_a_folder_that_takes_long_to_read(originals, mo
         return let_go.wait(60)
 
     monkeypatch.setattr(originals, "refresh", refresh)
-    monkeypatch.setattr(search, "_LOOKING_SECONDS", 0.01)
+    monkeypatch.setattr(answers, "_LOOKING_SECONDS", 0.01)
     searches = Searches(Steps(), originals, None)
 
     async def played():
@@ -323,10 +324,10 @@ def test_searches_do_not_wait_for_a_folder_that_takes_long_to_read(originals, mo
         found = await asyncio.gather(*answers)
         assert [each["images"][0]["id"] for each in found] == [5] * 5
         assert begun.wait(60)
-        assert searches._versions == set()
+        assert searches._teller._versions == set()
         let_go.set()
-        await searches._looking
-        assert len(searches._versions) == 1
+        await searches._teller._looking
+        assert len(searches._teller._versions) == 1
 
     asyncio.run(played())
     assert len(reads) == 1
