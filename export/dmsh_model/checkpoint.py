@@ -82,17 +82,26 @@ def write_folder(folder: Path, header: dict[str, Any], weights: bytes) -> None:
         raise
 
 
-def check_target(folder: Path, *, overwrite: bool) -> None:
-    """Raise :class:`InputError` if :func:`save` would: before the work, not after it."""
+def check_target(folder: Path, *, overwrite: bool, kind: str = FLOAT) -> None:
+    """Raise :class:`InputError` if a checkpoint of ``kind`` cannot be written: before the work, not after it."""
     if folder.exists() and not overwrite:
         raise InputError(f"{folder} exists already: choose another name, or --overwrite it")
-    if folder.exists() and not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"{folder} exists already and is no checkpoint: choose another name")
-    foreign = sorted({path.name for path in folder.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE}) if folder.exists() else []
-    if foreign:
-        raise InputError(f"{folder} holds {foreign[0]}, which no checkpoint does: choose another name")
+    if folder.exists():
+        _check_replaceable(folder, kind)
     if not folder.absolute().parent.is_dir():
         raise InputError(f"{folder.absolute().parent} is not a folder: create it, or write elsewhere")
+
+
+def _check_replaceable(folder: Path, kind: str) -> None:
+    try:
+        held = read_header(folder).get("kind", FLOAT)
+    except InputError:
+        raise InputError(f"{folder} exists already and is no checkpoint: choose another name") from None
+    foreign = sorted({path.name for path in folder.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE})
+    if foreign:
+        raise InputError(f"{folder} holds {foreign[0]}, which no checkpoint does: choose another name")
+    if held == FLOAT != kind:
+        raise InputError(f"{folder} is a float checkpoint, which cannot be made again of integers: choose another name")
 
 
 def load(path: Path) -> DMSH:

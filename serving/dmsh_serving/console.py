@@ -92,6 +92,8 @@ def reporting(version: str) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeError, InputError) as error:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
         with contextlib.suppress(OSError, AttributeError):  # what is buffered goes nowhere when the program ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         with contextlib.suppress(OSError):

@@ -7,7 +7,6 @@ from dmsh_export.quantise.batches import batch_size, spread_batches, spread_imag
 from dmsh_export.quantise.run import PADDING_IMAGES, Quantised, quantise
 from dmsh_model import checkpoint as float_checkpoint
 from dmsh_model.integer import checkpoint as integer_checkpoint
-from dmsh_serving.errors import InputError
 from dmsh_serving.images.read import Progress, iter_image_batches
 
 __all__ = ["quantise_checkpoint"]
@@ -39,9 +38,7 @@ def quantise_checkpoint(
     Raises:
         InputError: no float checkpoint, too few images, unreadable ones, or ``out`` is taken.
     """
-    float_checkpoint.check_target(out, overwrite=overwrite)
-    if out.exists() and out.samefile(checkpoint):
-        raise InputError(f"{out} is the float checkpoint itself: choose another name for the integer one")
+    float_checkpoint.check_target(out, overwrite=overwrite, kind=float_checkpoint.INTEGER)
     model = float_checkpoint.load(checkpoint)
     size, framing = model.config.image_size, model.config.framing
     if most is None:

@@ -150,7 +150,7 @@ def fine_tune(
             f"the float network knows {config.num_classes} classes, {data.source} {len(data.class_names)}: give the "
             "classification loss the weight 0"
         )
-    checkpoint.check_target(out, overwrite=overwrite)
+    checkpoint.check_target(out, overwrite=overwrite, kind=checkpoint.INTEGER)
     split = split_images(data, split_options)
     if len(split.train) < 2:
         raise InputError(f"{data.source}: {len(split.train)} training images, the losses compare pairs")

@@ -49,7 +49,7 @@ def save(
     Raises:
         InputError: ``folder`` exists and ``overwrite`` is False, or it is not a checkpoint.
     """
-    check_target(folder, overwrite=overwrite)
+    check_target(folder, overwrite=overwrite, kind=INTEGER)
     graph = []
     tensors = {}
     for index, layer in enumerate(model.network.layers):

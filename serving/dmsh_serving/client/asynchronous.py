@@ -72,7 +72,9 @@ class AsyncSearchClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, once the calls that go on are answered."""
+        if self._going_on:
+            await asyncio.wait(self._going_on)
         await self._client.close()
 
     async def search(

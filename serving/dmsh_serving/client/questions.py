@@ -63,7 +63,7 @@ CHANNEL_OPTIONS: Final = [
 ]
 MOST_REQUEST_BYTES: Final = 64 << 20  # of a request of several rows; a proxy may refuse more
 _FOUND: Final = (IDS, DISTANCES, KEYS, GALLERY_VERSION, CODE)
-_FOR_MATES: Final = Retries(10, 0.005, 0.05)  # half the requests may be damaged
+_FOR_MATES: Final = Retries(10, 0.005, 0.05)  # half the batches may hold a damaged request
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 

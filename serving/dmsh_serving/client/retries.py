@@ -14,7 +14,7 @@ class Retries:
     """Up to ``most`` further attempts if the server was UNAVAILABLE: not there, its queue full, or busy decoding.
 
     A request whose batch was refused for another client's request costs the server nothing, and is sent again up to 10
-    times at once, whatever is said here.
+    times within a moment, whatever is said here.
 
     No other failure would go away: a request that is refused as wrong stays wrong, and one that took too long would
     take as long again. A search changes nothing, so one that was half done may be done again.

@@ -132,8 +132,8 @@ def compiled(data: bytes, name: str, *, threads: int | None, streams: int = 1, p
     """
     import openvino
 
+    reader = _frontends().load_by_framework("onnx")  # Core.read_model would guess the format from the bytes
     try:
-        reader = _frontends().load_by_framework("onnx")  # Core.read_model would guess the format from the bytes
         model = reader.convert(reader.load(io.BytesIO(data)))
     except Exception as error:  # its failures have no common base
         raise InputError(f"{name}: {_reason(str(error))}") from error

@@ -85,7 +85,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
-        if tag >> 32 or not tag >> 3:  # a reader that keeps 32 bits of a tag would see another field
+        if tag >> 32 or not tag >> 3:  # 0 is none; a reader that keeps 32 bits of a tag would see another field
             raise ValueError(f"tag {tag}")
         kind = tag & 7
         if kind == _VARINT:

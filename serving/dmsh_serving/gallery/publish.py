@@ -2,7 +2,7 @@
 
 A writer writes a new file, fsyncs it, and only then moves the pointer. If it is killed at any moment, the old version
 goes on serving, and the next writer deletes what is left over. The last two versions are kept with all their parts, and
-no part is deleted unless all parts of both are known.
+no part that was not taken back is deleted unless all parts of both are known.
 """
 
 from dataclasses import replace

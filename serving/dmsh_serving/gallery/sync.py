@@ -138,9 +138,9 @@ def _listed(images: Path, folder: Path) -> list[str]:
     return [path.relative_to(images).as_posix() for path in paths]
 
 
-def _refuse_emptied(images: Path, gone: Collection[str]) -> None:
+def _refuse_emptied(images: Path, absent: Collection[str]) -> None:
     """Refuse to take the images of a folder for gone that is there and empty: so is one whose disk is not mounted."""
-    folders = {parent for name in gone for parent in PurePosixPath(name).parents} - {PurePosixPath()}
+    folders = {parent for name in absent for parent in PurePosixPath(name).parents} - {PurePosixPath()}
     for folder in sorted(folders):
         path = images / folder
         if path.is_dir() and not any(path.iterdir()):

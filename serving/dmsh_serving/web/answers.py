@@ -12,12 +12,12 @@ from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.questions import json_id
 from dmsh_serving.web.pictures.originals import Originals
 
-__all__ = ["SHORT_ANSWER", "Page", "Resolved", "Teller", "Times"]
+__all__ = ["MOST_SIZED", "SHORT_ANSWER", "Page", "Resolved", "Teller", "Times"]
 
 _LOOKING_SECONDS: Final = 0.5
-SHORT_ANSWER: Final = 200  # images; a longer one is told in a thread, not in the loop that answers everybody
-_MOST_SIZED: Final = 1000  # images of an answer; the page asks for no more at once
-_MOST_SIZING: Final = 2  # of the threads that all share
+SHORT_ANSWER: Final = 200  # images; a longer one is put together in a thread
+MOST_SIZED: Final = 1000  # images of an answer; the page asks for no more at once
+_MOST_SIZING: Final = 2  # short answers, and as many long ones, of the threads that all share
 _SIZING_SECONDS: Final = 2.0
 
 
@@ -95,7 +95,7 @@ class Teller:
         self, page: Page, collection: Collection | None, like: list[Resolved], unlike: list[Resolved], times: Times
     ) -> dict[str, Any]:
         """Return what is told of a page, as plain JSON types."""
-        await self._read_sizes(page.keys[:_MOST_SIZED])
+        await self._read_sizes(page.keys[:MOST_SIZED])
         if len(page.ids) <= SHORT_ANSWER:
             images = self._images(page, collection)
         else:

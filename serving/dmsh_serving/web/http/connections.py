@@ -35,26 +35,30 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **named)
         self.conn = self._requests = _Requests(h11.SERVER, LONGEST_HEAD)
         self._head, self._answer = _Clock(), _Clock()
-        self._heard_at = 0.0
+        self._waits_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the head of a request."""
         super().connection_made(transport)
-        self._heard_at = self.loop.time()
+        self._waits_since = self.loop.time()
         self._head.start(self.loop, HEAD_SECONDS, transport.abort)
         if len(self.connections) > MOST_CONNECTIONS:
             # Not the new one, whose request is on its way: connections that ask nothing would take all places.
             own = [each for each in self.connections if isinstance(each, Connection)]
-            silent = min(own, key=lambda each: math.inf if each._is_at_work else each._heard_at)
-            silent._heard_at = math.inf  # it is gone in the next turn of the loop
+            silent = min(own, key=lambda each: math.inf if each._is_at_work else each._waits_since)
+            silent._waits_since = math.inf  # it is gone in the next turn of the loop
             silent.transport.abort()
 
     @property
     def _is_at_work(self) -> bool:
-        """Whether the server owes the client something: a request is whole, and its answer not."""
+        """Whether the server owes the client one answer: a request is whole, and its answer not.
+
+        A client that sends its next requests meanwhile, as no browser does, is not waited for.
+        """
         cycle = self.cycle
         waits_for_client = cycle is None or cycle.response_complete or cycle.more_body
-        return not waits_for_client and self.transport.get_write_buffer_size() == 0
+        sends_ahead = bool(self._requests.trailing_data[0])
+        return not (waits_for_client or sends_ahead) and self.transport.get_write_buffer_size() == 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
@@ -67,7 +71,7 @@ class Connection(H11Protocol):
 
         Such a byte is of a head, or of a body whose request was answered before.
         """
-        self._heard_at = self.loop.time()
+        self._waits_since = self.loop.time()
         if self.transport.get_write_buffer_size() == 0:
             self._answer.stop()
         # The parser refuses what is too long only if it is not whole yet: it gets less at a time than asyncio reads.
@@ -88,6 +92,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Start a clock for the client to take what the system did not take at once."""
+        self._waits_since = self.loop.time()
         super().on_response_complete()
         if self.transport.get_write_buffer_size() > 0:
             self._answer.start(self.loop, ANSWER_SECONDS, self._end_unread)

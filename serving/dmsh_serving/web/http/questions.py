@@ -29,6 +29,7 @@ MOST_EXAMPLES: Final = 64
 MOST_REGIONS: Final = 4  # whole images are decoded for them
 MOST_IDS: Final = 100_000
 _TOO_MANY_IDS: Final = f"ids is a list of at most {MOST_IDS:,} ids"
+_MOST_PARTS: Final = 200  # of a form
 MOST_KEYS: Final = 100
 MOST_COLUMNS: Final = 100
 MOST_VALUES: Final = 1000  # of a column
@@ -151,11 +152,13 @@ async def _json(request: Request) -> Any:
 
 
 async def _from_form(request: Request) -> Question:
-    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8")
+    kind_of_form = parse_options_header(request.headers["content-type"])
+    charset = kind_of_form[1].get(b"charset", b"utf-8")
     if charset.lower() != b"utf-8":  # the parser would use any codec, and punycode takes minutes for a megabyte
         raise ProblemError(415, "the texts of a form are UTF-8: send no other charset")
+    _check_boundaries(await request.body(), kind_of_form[1].get(b"boundary", b""))
     try:
-        async with request.form(max_files=1, max_fields=200, max_part_size=1 << 20) as form:
+        async with request.form(max_files=1, max_fields=_MOST_PARTS, max_part_size=1 << 20) as form:
             files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
             if [name for name, _ in files] != ["file"]:
                 raise ProblemError(400, "a form has one file, in the field 'file'")
@@ -163,6 +166,20 @@ async def _from_form(request: Request) -> Question:
             return _from_flat(said, await files[0][1].read())
     except HTTPException as error:
         raise ProblemError(400, f"the form cannot be read: {error.detail}") from None
+
+
+def _check_boundaries(body: bytes, boundary: bytes) -> None:
+    """Refuse what looks like a boundary and is none, or is too many: the parser takes 0.2 s for a megabyte of them."""
+    if not boundary or not body.startswith(b"--" + boundary + b"\r\n"):
+        raise ProblemError(400, "the form cannot be read: it does not begin with its boundary")
+    mark, at = b"\r\n--" + boundary, -1
+    for _ in range(_MOST_PARTS + 2):  # the first part's may begin the body, the last ends it
+        at = body.find(mark, at + 1)
+        if at < 0:
+            return
+        if body[at + len(mark) : at + len(mark) + 2] not in (b"\r\n", b"--"):
+            raise ProblemError(400, "the form cannot be read: its boundary stands inside a part")
+    raise ProblemError(400, f"the form cannot be read: it has more than {_MOST_PARTS} parts")
 
 
 def _from_flat(said: list[tuple[str, str]], file: bytes) -> Question:

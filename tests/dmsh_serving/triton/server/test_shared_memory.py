@@ -49,7 +49,7 @@ def test_a_child_that_outlives_its_parent_keeps_its_regions(tmp_path):
 
 def test_regions_are_full_if_they_hold_more_than_permitted_and_no_more_fits(tmp_path, monkeypatch):
     prefix = RegionPrefix(tmp_path)
-    region(tmp_path, prefix, bytes(1 << 20))
+    region(tmp_path, prefix, os.urandom(1 << 20))
     status = os.statvfs(tmp_path)
     free = status.f_bavail * status.f_frsize
     assert prefix.are_full(permitted_bytes=1 << 19, wanted_bytes=2 * free)

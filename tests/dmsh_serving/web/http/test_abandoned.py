@@ -211,17 +211,21 @@ def test_an_abandoned_search_keeps_its_place_until_its_thread_is_done(tmp_path, 
     threads = [Blocking(), Blocking()]
 
     async def played():
+        working = [web._working(Client(until=each.begun), partial(in_thread, each), "searches") for each in threads]
+        abandoned = [asyncio.ensure_future(each) for each in working]
         for each in threads:
-            with pytest.raises(AbandonedError):
-                await web._working(Client(until=each.begun), partial(in_thread, each), "searches")
+            await until(each.begun)
+        await asyncio.sleep(0.05)
+        assert not any(each.done() for each in abandoned)
         with pytest.raises(ProblemError, match="2 searches are in flight already"):
             await web._working(Client(60), lambda: in_thread(int), "searches")
         # What is examined has places of its own.
         assert (await web._working(Client(60), lambda: in_thread(int), "examinations")).body == b"0"
         for each in threads:
             each.let_go.set()
-        while web._counts.total():
-            await asyncio.sleep(0.001)
+        for each in abandoned:
+            with pytest.raises(AbandonedError):
+                await each
         assert (await web._working(Client(60), lambda: in_thread(int), "searches")).body == b"0"
 
     asyncio.run(played())
