@@ -23,6 +23,7 @@ from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.files import write_atomically
 from dmsh_serving.gallery.folder import writing
+from dmsh_serving.images.known_answer import check_decoder
 from dmsh_serving.images.read import Progress
 
 __all__ = ["DEAD_LETTERS", "EncodedShards", "Engine", "Job", "encode", "on_processes"]
@@ -99,8 +100,9 @@ def encode(
         InputError: nothing to encode, another process writes to ``out``, or more than ``max_bad`` images that give no
             code; finished files stay.
         UnavailableError: a disk or S3 does not answer; finished files stay.
-        CheckError: workers die again and again.
+        CheckError: workers die again and again, or Pillow makes other pixels than it should.
     """
+    check_decoder()  # here it is one line; in a worker it would be a worker that died
     source = source_of(images)
     with open_encoder(model) as encoder:  # a model that is not sound here is refused before workers start
         metadata = encoder.metadata

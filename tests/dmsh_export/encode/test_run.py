@@ -15,6 +15,7 @@ import pytest
 import tiny_model
 from encode_world import NoJob, codes_by_id, files_of, killed_with_a_worker, wait_until, write_images
 
+from dmsh_export.encode import run as encoding
 from dmsh_export.encode import shards, sources
 from dmsh_export.encode.run import DEAD_LETTERS, Job, encode, on_processes
 from dmsh_export.encode.sources import source_of
@@ -296,6 +297,6 @@ def test_nothing_is_encoded_by_a_pillow_that_makes_other_pixels(world, monkeypat
     def other():
         raise CheckError("other pixels")
 
-    monkeypatch.setattr(shards, "check_decoder", other)
+    monkeypatch.setattr(encoding, "check_decoder", other)
     with pytest.raises(CheckError, match="other pixels"):
         run(world)

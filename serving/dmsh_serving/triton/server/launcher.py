@@ -40,8 +40,7 @@ STOP_SECONDS = 30  # how long requests in flight may take once the server is tol
 WATCH_SECONDS = 0.25
 RETRY_SECONDS = 1.0  # before the second start in a row; each one after it waits twice as long
 LONGEST_RETRY_SECONDS = 30.0
-CRASH_RETRY_SECONDS = 2.0  # the longest for a server that served and that a few requests ended
-_MEMORY_FULL = "the shared memory is full of what requests above the limits took"
+SERVED_RETRY_SECONDS = 2.0  # the longest for a server that served since its last start
 CALM_SECONDS = 60.0  # a server that lived so long is started again at once
 DEAD_STUB_SECONDS = 15.0  # until Triton says itself why a model's process ended while it was loaded
 _log = logging.getLogger(__name__)
@@ -274,9 +273,8 @@ class TritonServer:
                 continue
             if time.monotonic() > began + CALM_SECONDS:
                 wait = 0.0
-            crashed = self._process is not None and (self._process.poll() or 0) < 0
-            if served and (crashed or lost == _MEMORY_FULL):  # a client did it, and may do it again
-                wait = min(wait, CRASH_RETRY_SECONDS)
+            if served:  # whatever ended it may be a client's doing, who can do it again
+                wait = min(wait, SERVED_RETRY_SECONDS)
             self._end(1)  # no request to a model without its process can be answered: do not wait for them
             self._regions.remove_regions()
             if wait:
@@ -315,7 +313,7 @@ class TritonServer:
         if self._vitals is not None and self._vitals.hanging is not None:
             return self._vitals.hanging
         if self._regions.are_full(self._permitted, MAX_FILE_BYTES):
-            return _MEMORY_FULL
+            return "the shared memory is full of what requests above the limits took"
         if all_living(self._stubs):
             return None
         living = living_stubs(process.pid)

@@ -105,9 +105,10 @@ def watched(startable, monkeypatch):
 
 
 @pytest.mark.parametrize("failure", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
-def test_a_start_again_that_the_system_refuses_for_a_moment_is_tried_again(watched, monkeypatch, failure):
-    monkeypatch.setattr(launcher, "RETRY_SECONDS", 0.01)
-    attempts, lost, told = iter([None, failure, None]), iter(["it died"] * 2), []
+def test_a_start_again_that_the_system_refuses_is_tried_again_ever_more_rarely(watched, monkeypatch, failure):
+    for name, seconds in (("RETRY", 0.01), ("SERVED_RETRY", 0.005), ("LONGEST_RETRY", 0.05)):
+        monkeypatch.setattr(launcher, f"{name}_SECONDS", seconds)
+    attempts, lost, told = iter([None, *[failure] * 4, None]), iter(["it died"] * 5), []
     done = threading.Event()
 
     def launch():
@@ -122,7 +123,9 @@ def test_a_start_again_that_the_system_refuses_for_a_moment_is_tried_again(watch
     with watched(_launch=launch, _what_is_lost=lambda: next(lost, None), _on_event=tell) as server:
         assert done.wait(60), told
     assert told[0] == f"it died, and Triton could not be started again: {failure}"
-    assert (server.restarts, server.failure) == (2, None)
+    waits = [event.rpartition("started again in ")[2] for event in told if "is started again in" in event]
+    assert waits == ["0.01 s", "0.02 s", "0.04 s", "0.05 s"]
+    assert (server.restarts, server.failure) == (5, None)
 
 
 @pytest.mark.parametrize("failure", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])

@@ -232,10 +232,17 @@ def test_a_form_is_read_with_as_many_parts_as_it_may_have():
     ids=["in a part", "padded", "padded at first", "too many", "none"],
 )
 def test_a_form_that_would_take_its_parser_long_is_refused_unread(said, why, monkeypatch):
-    monkeypatch.setattr("starlette.requests.Request.form", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(questions, "_parts_of", lambda *_: pytest.fail("read"))
     with pytest.raises(ProblemError, match=f"the form cannot be read: .*{why}") as error:
         read(*said)
     assert error.value.status == 400
+
+
+def test_a_type_of_a_form_that_is_long_to_read_is_refused_unread(monkeypatch):
+    monkeypatch.setattr(questions, "parse_options_header", lambda _: pytest.fail("read"))
+    with pytest.raises(ProblemError, match="too long to be read") as error:
+        read(FILE + END, "multipart/form-data; boundary=b" + ";" * 300)
+    assert error.value.status == 415
 
 
 def test_ids_that_json_would_round_are_texts():
