@@ -210,8 +210,10 @@ class _Deployment:
         return "decoder, encoder, ranker and two ensembles"
 
     def check_model(self) -> None:
-        """Refuse a model that is not the exported one."""
-        self._checked(self.model)
+        """Refuse a model that is not the exported one, or one of another network than the checkpoint holds now."""
+        named = float_checkpoint.read_header(self.source).get("fingerprint")
+        if named not in (None, self._checked(self.model).fingerprint):
+            raise InputError(f"{self.model} is of another network than {self.source}")
 
     def check_served(self) -> None:
         """Refuse a model that is not the exported one, or that its runtime does not compute."""

@@ -93,14 +93,19 @@ def check_target(folder: Path, *, overwrite: bool, kind: str = FLOAT) -> None:
 
 
 def _check_replaceable(folder: Path, kind: str) -> None:
-    try:
-        held = read_header(folder).get("kind", FLOAT)
-    except InputError:
-        raise InputError(f"{folder} exists already and is no checkpoint: choose another name") from None
+    """Refuse to replace what is no checkpoint, or a float one by another kind; a damaged one may be made anew."""
     foreign = sorted({path.name for path in folder.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE})
     if foreign:
         raise InputError(f"{folder} holds {foreign[0]}, which no checkpoint does: choose another name")
-    if held == FLOAT != kind:
+    try:
+        header = json.loads((folder / CONFIG_FILE).read_text())
+    except FileNotFoundError:
+        header = None
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
+        raise InputError(f"{folder} exists already and is no checkpoint: choose another name")
+    if header.get("kind", FLOAT) == FLOAT != kind:
         raise InputError(f"{folder} is a float checkpoint, which cannot be made again of integers: choose another name")
 
 

@@ -18,6 +18,8 @@ from tritonclient.grpc import model_config_pb2
 import dmsh_model
 from dmsh_export import deploy as deployment
 from dmsh_export.deploy import deploy
+from dmsh_export.manifest import read_manifest
+from dmsh_export.quantise.checkpoint import quantise_checkpoint
 from dmsh_export.quantise.run import MIN_IMAGES
 from dmsh_model import checkpoint
 from dmsh_model.config import HashConfig
@@ -118,6 +120,15 @@ def test_a_damaged_artefact_is_made_anew_with_all_that_follows_it(deployed, imag
     file.write_bytes(content)
     steps = deploy(DEMO_CHECKPOINT, images, deployed)
     assert made_and_kept(steps)[0] == made
+
+
+def test_another_network_in_the_place_of_the_quantised_one_is_exported_anew(deployed, images):
+    before = read_manifest(deployed / "model.onnx")["fingerprint"]
+    quantise_checkpoint(DEMO_CHECKPOINT, images, deployed / "integer", most=40, overwrite=True)
+    steps = deploy(DEMO_CHECKPOINT, images, deployed)
+    assert made_and_kept(steps) == (STEPS[1:], STEPS[:1])
+    now = read_manifest(deployed / "model.onnx")["fingerprint"]
+    assert now == checkpoint.read_header(deployed / "integer")["fingerprint"] != before
 
 
 def test_a_folder_made_of_something_else_is_refused_by_name_and_left_alone(deployed, images, tmp_path):

@@ -257,6 +257,20 @@ def test_a_folder_that_holds_more_than_a_checkpoint_is_not_replaced(model, folde
     assert (folder / "weights.pth").read_bytes() == b"the only ones"
 
 
+@pytest.mark.parametrize(
+    ("text", "is_replaced"), [("", True), ('{"format": "dms', True), ('{"model_type": "bert"}', False)]
+)
+def test_a_damaged_checkpoint_is_replaced_and_another_kind_of_model_is_not(model, folder, text, is_replaced):
+    (folder / "config.json").write_text(text)
+    if is_replaced:
+        checkpoint.save(model, folder, overwrite=True)
+        assert checkpoint.read_header(folder)["fingerprint"] == model.fingerprint
+    else:
+        with pytest.raises(InputError, match="exists already and is no checkpoint"):
+            checkpoint.save(model, folder, overwrite=True)
+        assert (folder / "config.json").read_text() == text
+
+
 def test_a_failed_write_leaves_nothing_behind(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
