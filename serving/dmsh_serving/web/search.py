@@ -10,6 +10,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -81,8 +82,11 @@ class Searches:
             times.total = time.perf_counter() - started
             return await self._told(question, page, [resolved], [], times)
         collection = None if self._gallery is None else await self._version_of(self._gallery, question.version)
+        before = (await self._steps.code_space()).fingerprint
         like = [await self.resolve(example, times, collection) for example in question.like]
         unlike = [await self.resolve(example, times, collection) for example in question.unlike]
+        if any("logits" in each.said for each in (*like, *unlike)):
+            question = replace(question, fingerprint=await self._encoded_by(question.fingerprint or before))
         start = time.perf_counter()
         page = await self._page(question, collection, like, unlike)
         times.rank = time.perf_counter() - start
@@ -102,11 +106,17 @@ class Searches:
                 409, f"{self._gallery.folder} belongs to another model than the Triton serves: give --gallery its own"
             )
 
+    async def _encoded_by(self, before: str) -> str:
+        """Return the fingerprint of the model that encoded examples, if it is ``before`` and still served."""
+        if (await self._steps.code_space(anew=True)).fingerprint != before:
+            raise ProblemError(410, _ANOTHER_MODEL)
+        return before
+
     async def _check_codes(self, question: Question, *, anew: bool = False) -> None:
         if anew or question.fingerprint is not None:
             space = await self._steps.code_space(anew=anew)
             if question.fingerprint not in (None, space.fingerprint):
-                raise ProblemError(410, "the codes are another model's than the one that is served: search again")
+                raise ProblemError(410, _ANOTHER_MODEL)
 
     async def resolve(self, example: Example, times: Times, collection: Collection | None) -> Resolved:
         """Return the code of an example: the one in ``collection``, or the encoder's.
@@ -314,5 +324,6 @@ def _place_of(collection: Collection, example: Example) -> int | None:
     return None if example.key is None else collection.place_of_key(example.key)
 
 
+_ANOTHER_MODEL: Final = "the codes are another model's than the one that is served: search again"
 _CHANGED: Final = "the gallery has changed since this search began: search again"
 _WITHOUT_GALLERY: Final = "this needs the gallery's codes: start the page with --gallery FOLDER"

@@ -205,6 +205,29 @@ def test_codes_of_another_model_than_the_served_one_are_refused(originals, tmp_p
     assert error.value.status == 410
 
 
+@pytest.mark.parametrize("moment", ["while it is encoded", "before it is ranked", "never"])
+def test_a_file_that_one_model_encoded_is_not_ranked_among_codes_of_another(originals, moment):
+    steps = Steps()
+    encode, rank = steps.encode, steps.rank
+
+    async def switched(image):
+        steps.since = "cd" * 32 if moment == "while it is encoded" else steps.fingerprint
+        return await encode(image)
+
+    async def ranked(*arguments, **options):
+        steps.since = "cd" * 32 if moment == "before it is ranked" else steps.fingerprint
+        return await rank(*arguments, **options)
+
+    steps.encode, steps.rank = switched, ranked
+    asked = {"like": (Example(file=CODES[5].tobytes()),), "k": 1, "explain": True}
+    if moment == "never":
+        assert answer(Searches(steps, originals, None), **asked)["images"][0]["distance"] == 0
+        return
+    with pytest.raises(ProblemError, match="another model's") as error:
+        answer(Searches(steps, originals, None), **asked)
+    assert error.value.status == 410
+
+
 def test_codes_are_refused_if_another_model_came_while_they_were_ranked(originals):
     steps = Steps()
     steps.since = "cd" * 32

@@ -5,22 +5,19 @@ It is a JSON object, a form with a file, or the bytes of a file with parameters 
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from dmsh_serving.contract import MAX_K
 from dmsh_serving.gallery.header import is_version
 from dmsh_serving.hamming.inputs import checked_radius
 from dmsh_serving.web.codes.ranking import Cursor
-from dmsh_serving.web.http.abandoned import in_thread
+from dmsh_serving.web.http.forms import parts_of_form
 from dmsh_serving.web.http.problems import ProblemError
 
 __all__ = ["MOST_JSON_BYTES", "Box", "Example", "Question", "json_id"]
@@ -30,8 +27,6 @@ MOST_EXAMPLES: Final = 64
 MOST_REGIONS: Final = 4  # whole images are decoded for them
 MOST_IDS: Final = 100_000
 _TOO_MANY_IDS: Final = f"ids is a list of at most {MOST_IDS:,} ids"
-_MOST_PARTS: Final = 200  # of a form
-_LONGEST_TYPE: Final = 300  # letters; a boundary has 70 at most
 MOST_KEYS: Final = 100
 MOST_COLUMNS: Final = 100
 MOST_VALUES: Final = 1000  # of a column
@@ -154,56 +149,10 @@ async def _json(request: Request) -> Any:
 
 
 async def _from_form(request: Request) -> Question:
-    if len(request.headers["content-type"]) > _LONGEST_TYPE:
-        raise ProblemError(415, "the type of the form is too long to be read")
-    kind_of_form = parse_options_header(request.headers["content-type"])
-    charset = kind_of_form[1].get(b"charset", b"utf-8")
-    if charset.lower() != b"utf-8":  # the parser would use any codec, and punycode takes minutes for a megabyte
-        raise ProblemError(415, "the texts of a form are UTF-8: send no other charset")
-    body = await request.body()
-    _check_boundaries(body, kind_of_form[1].get(b"boundary", b""))
-    files, said = await in_thread(_parts_of, request.headers, body)
+    files, said = await parts_of_form(request)
     if [name for name, _ in files] != ["file"]:
         raise ProblemError(400, "a form has one file, in the field 'file'")
     return _from_flat(said, files[0][1])
-
-
-def _parts_of(headers: Headers, body: bytes) -> tuple[list[tuple[str, bytes]], list[tuple[str, str]]]:
-    """Return files and fields of a form: in a thread, for the heads of its parts may take the parser long."""
-
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    async def parsed() -> FormData:
-        return await MultiPartParser(
-            headers, whole(), max_files=1, max_fields=_MOST_PARTS, max_part_size=1 << 20
-        ).parse()
-
-    try:
-        parts = asyncio.run(parsed()).multi_items()
-    except MultiPartException as error:
-        raise ProblemError(400, f"the form cannot be read: {error.message}") from None
-    files = [(name, part) for name, part in parts if isinstance(part, UploadFile)]
-    try:
-        found = [(name, part.file.read()) for name, part in files]
-    finally:
-        for _, part in files:
-            part.file.close()
-    return found, [(name, part) for name, part in parts if isinstance(part, str)]
-
-
-def _check_boundaries(body: bytes, boundary: bytes) -> None:
-    """Refuse what looks like a boundary and is none, or is too many: the parser takes 0.2 s for a megabyte of them."""
-    if not boundary or not body.startswith(b"--" + boundary + b"\r\n"):
-        raise ProblemError(400, "the form cannot be read: it does not begin with its boundary")
-    mark, at = b"\r\n--" + boundary, -1
-    for _ in range(_MOST_PARTS + 2):  # the first part's may begin the body, the last ends it
-        at = body.find(mark, at + 1)
-        if at < 0:
-            return
-        if body[at + len(mark) : at + len(mark) + 2] not in (b"\r\n", b"--"):
-            raise ProblemError(400, "the form cannot be read: its boundary stands inside a part")
-    raise ProblemError(400, f"the form cannot be read: it has more than {_MOST_PARTS} parts")
 
 
 def _from_flat(said: list[tuple[str, str]], file: bytes) -> Question:

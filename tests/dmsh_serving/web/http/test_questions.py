@@ -205,46 +205,6 @@ def test_a_slow_body_is_given_up(monkeypatch):
     assert error.value.status == 408
 
 
-def parts_of(*parts, boundary="b"):
-    """A body of parts, and its type."""
-    return b"".join(parts), f"multipart/form-data; boundary={boundary}"
-
-
-FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\nbytes'
-END = b"\r\n--b--\r\n"
-FIELD = b'\r\n--b\r\nContent-Disposition: form-data; name="where.c"\r\n\r\nx'
-
-
-def test_a_form_is_read_with_as_many_parts_as_it_may_have():
-    assert read(*parts_of(FILE, END)) == Question(like=(Example(file=b"bytes"),))
-    assert read(*parts_of(FILE, FIELD * 200, END)).where == (("c", ("x",) * 200),)
-
-
-@pytest.mark.parametrize(
-    ("said", "why"),
-    [
-        (parts_of(FILE, b"\r\n--bx" * 100_000, END), "its boundary stands inside a part"),
-        (parts_of(FILE, b"\r\n--b" + b" " * 100_000, END), "its boundary stands inside a part"),
-        (parts_of(b"--b" + b" " * 100_000, FILE, END), "does not begin with its boundary"),
-        (parts_of(FILE, FIELD * 201, END), "has more than 200 parts"),
-        (parts_of(FILE, END, boundary=""), "does not begin with its boundary"),
-    ],
-    ids=["in a part", "padded", "padded at first", "too many", "none"],
-)
-def test_a_form_that_would_take_its_parser_long_is_refused_unread(said, why, monkeypatch):
-    monkeypatch.setattr(questions, "_parts_of", lambda *_: pytest.fail("read"))
-    with pytest.raises(ProblemError, match=f"the form cannot be read: .*{why}") as error:
-        read(*said)
-    assert error.value.status == 400
-
-
-def test_a_type_of_a_form_that_is_long_to_read_is_refused_unread(monkeypatch):
-    monkeypatch.setattr(questions, "parse_options_header", lambda _: pytest.fail("read"))
-    with pytest.raises(ProblemError, match="too long to be read") as error:
-        read(FILE + END, "multipart/form-data; boundary=b" + ";" * 300)
-    assert error.value.status == 415
-
-
 def test_ids_that_json_would_round_are_texts():
     assert [json_id(2**53), json_id(2**53 + 1)] == [2**53, "9007199254740993"]
 
