@@ -180,6 +180,9 @@ class _Deployment:
             with contextlib.suppress(InputError):  # none, a damaged one, or of another model
                 there = gallery.open_current(self.gallery, fingerprint=self.fingerprint)
                 return f"{there.count:,} codes of {there.bits} bits, which were there, with what was changed since"
+        before = None
+        with contextlib.suppress(InputError):
+            before = gallery.open_current(self.gallery)
         found = codes_of_images(
             self.served, self._images, _ENCODED_AT_ONCE, skip_bad=self._skip_bad, on_progress=self._on_progress
         )
@@ -190,7 +193,8 @@ class _Deployment:
             bits=found.bits, fingerprint=found.fingerprint, overwrite=True,
         )  # fmt: skip
         left_out = f", {len(found.bad):,} left out" if found.bad else ""
-        return f"{len(found.codes):,} codes of {found.bits} bits{left_out}"
+        instead = "" if before is None else f", in place of {before.count:,} there, with all that was changed in them"
+        return f"{len(found.codes):,} codes of {found.bits} bits{left_out}{instead}"
 
     def write_repository(self) -> str:
         config, serving, served = dmsh_model.load(self.source).config, read_settings(self.settings), self.served
@@ -353,7 +357,7 @@ def _listing(images: Path) -> str:
     paths = image_paths(images) if images.is_dir() else [images]
     digest = hashlib.sha256(f"{images.resolve()}\n".encode(errors="surrogateescape"))
     for path in paths:
-        line = f"{path.relative_to(images.parent)}\0{state_of(path)}\n"
+        line = f"{path.relative_to(images.parent)}\0{state_of(path, chr(0))}\n"
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 

@@ -186,8 +186,8 @@ def replace_folder(new: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def state_of(path: Path) -> str:
-    """Return size and time of modification of a file, as a text; ``absent`` if there is none where it leads.
+def state_of(path: Path, between: str = " ") -> str:
+    """Return size and time of modification of a file, as a text, ``between`` them; ``absent`` if there is none.
 
     Raises:
         OSError: the disk does not say.
@@ -198,7 +198,7 @@ def state_of(path: Path) -> str:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             raise
         return "absent"
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return f"{found.st_size}{between}{found.st_mtime_ns}"
 
 
 def sha256_of_file(path: Path) -> str:

@@ -96,7 +96,7 @@ class _Folder:
 
     def digest(self, start: int, stop: int) -> str:
         paths = self._paths[start:stop]
-        lines = [f"{path.relative_to(self.folder).as_posix()}\t{state_of(path)}" for path in paths]
+        lines = [f"{path.relative_to(self.folder).as_posix()}\t{state_of(path, chr(9))}" for path in paths]
         return _sha256(str(self.folder.resolve()), start, lines)
 
     def images(self, start: int, stop: int) -> Iterator[Image]:
@@ -112,7 +112,7 @@ class _Table:
 
     @cached_property
     def _state(self) -> str:
-        return state_of(self.path)
+        return state_of(self.path, "\t")
 
     @cached_property
     def _file(self) -> Any:
@@ -160,7 +160,7 @@ class _Table:
 
     def _refuse_another(self) -> None:
         """Refuse a file that was put in the place of the one whose rows were counted: it has others."""
-        if state_of(self.path) != self._state:
+        if state_of(self.path, "\t") != self._state:
             raise InputError(f"{self.path} was changed while it was read: run it again")
 
     def _image(self, row: int, values: dict[str, Any]) -> Image:

@@ -5,8 +5,6 @@ are the queries, training images the database and what is trained on. Or ``image
 Images are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3); labels integers (N,) or (N, 1), or multi-hot (N, C).
 """
 
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,6 @@ __all__ = ["load_npz"]
 _WITH_SPLIT = (("x_train", "y_train"), ("x_test", "y_test"))
 _WITHOUT = (("images", "labels"),)
 _KEYS = "x_train, y_train, x_test and y_test, or images and labels"
-_DAMAGE = (
-    OSError, ValueError, EOFError, AttributeError, TypeError, OverflowError, MemoryError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 def load_npz(
@@ -79,13 +73,16 @@ def _read(path: Path) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
         with np.load(path, allow_pickle=False) as archive:
             for pairs in (_WITH_SPLIT, _WITHOUT):
                 if {key for pair in pairs for key in pair} <= set(archive.files):
-                    return [(archive[images], archive[labels]) for images, labels in pairs]
-            found = ", ".join(archive.files) or "nothing"
-    # An array alone is no context manager; a damaged member shows as an error of zlib or of the header, or as one of
-    # sizes that no memory holds.
-    except _DAMAGE as error:
+                    found = [(archive[images], archive[labels]) for images, labels in pairs]
+                    if not all(isinstance(array, np.ndarray) for pair in found for array in pair):
+                        raise InputError(f"{path} holds members that are no arrays")
+                    return found
+            held = ", ".join(archive.files) or "nothing"
+    except InputError:
+        raise
+    except Exception as error:  # the parsers below NumPy raise nearly any kind for hostile bytes
         raise InputError(f"{path} is not an .npz file of images and labels: {error}") from error
-    raise InputError(f"{path} holds {found}: needed are {_KEYS}")
+    raise InputError(f"{path} holds {held}: needed are {_KEYS}")
 
 
 def _pixels(path: Path, images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -118,7 +118,19 @@ def test_a_missing_a_damaged_and_a_foreign_file_are_refused(tmp_path):
     damaged = [whole[: len(whole) // 2], b"", b"text", whole[:80] + bytes(200) + whole[280:]]
     np.save(tmp_path / "array.npy", GREY)
     damaged.append((tmp_path / "array.npy").read_bytes())
+    encrypted = bytearray(whole)
+    encrypted[6] |= 1  # of the first member's header, and of the table of contents
+    encrypted[whole.index(b"PK\x01\x02") + 8] |= 1
+    damaged.append(bytes(encrypted))
     for data in damaged:
         path.write_bytes(data)
         with pytest.raises(InputError, match=r"is not an \.npz file"):
             load_labelled(str(path), 8)
+
+
+def test_members_that_are_no_arrays_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        for name in ("images", "labels"):
+            archive.writestr(name, b"text")
+    with pytest.raises(InputError, match="members that are no arrays"):
+        load_labelled(str(tmp_path / "set.npz"), 8)

@@ -12,8 +12,6 @@ from starlette.requests import Request
 from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.problems import ProblemError
 
-__all__ = ["parts_of_form"]
-
 _MOST_PARTS: Final = 100
 _LONGEST_HEAD: Final = 1024  # bytes of a part's
 _LONGEST_TYPE: Final = 300  # letters; a boundary has 70 at most
@@ -66,9 +64,10 @@ def _parts_of(headers: Headers, body: bytes) -> tuple[Files, Fields]:
 def _check_boundaries(body: bytes, boundary: bytes) -> None:
     """Refuse what its parser would take long for, up to a second per megabyte: boundaries that are none, long heads."""
     first, mark = b"--" + boundary, b"\r\n--" + boundary
-    if not boundary or not body.startswith(first + b"\r\n"):
+    start = 2 * body.startswith(b"\r\n")  # which some programs send first
+    if not boundary or not body.startswith(first + b"\r\n", start):
         raise ProblemError(400, "the form cannot be read: it does not begin with its boundary")
-    end = len(first)
+    end = start + len(first)
     for _ in range(_MOST_PARTS + 1):
         if body[end : end + 2] == b"--":
             return

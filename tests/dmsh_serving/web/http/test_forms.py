@@ -33,6 +33,7 @@ FIELD = b'\r\n--b\r\nContent-Disposition: form-data; name="where.c"\r\n\r\nx'
 
 def test_a_form_is_read_with_as_many_parts_as_it_may_have():
     assert read(*parts_of(FILE, END)) == ([("file", b"bytes")], [])
+    assert read(*parts_of(b"\r\n", FILE, END)) == ([("file", b"bytes")], [])
     assert read(*parts_of(FILE, FIELD * 99, END))[1] == [("where.c", "x")] * 99
 
 
