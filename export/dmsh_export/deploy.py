@@ -215,8 +215,10 @@ class _Deployment:
 
     def check_model(self) -> None:
         """Refuse a model that is not the exported one, or one of another network than the checkpoint holds now."""
-        named = float_checkpoint.read_header(self.source).get("fingerprint")
-        if named not in (None, self._checked(self.model).fingerprint):
+        said = self._checked(self.model)
+        # A state dict may lie beside the config of other weights.
+        named = float_checkpoint.read_header(self.source).get("fingerprint") if self.source.is_dir() else None
+        if named not in (None, said.fingerprint):
             raise InputError(f"{self.model} is of another network than {self.source}")
 
     def check_served(self) -> None:

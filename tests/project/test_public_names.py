@@ -31,7 +31,7 @@ def defined(tree):
     """Return every public name that a module defines or assigns, not those that it imports."""
     names = set()
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -63,9 +63,11 @@ def told_by_types(tree, names):
     """Return the names that the signatures and fields of ``names`` mention, and those that these mention in turn."""
     mentions = {}
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             types = [leaf.annotation for leaf in ast.walk(node) if isinstance(leaf, ast.arg | ast.AnnAssign)]
-            types += [leaf.returns for leaf in ast.walk(node) if isinstance(leaf, ast.FunctionDef)]
+            types += [
+                leaf.returns for leaf in ast.walk(node) if isinstance(leaf, ast.FunctionDef | ast.AsyncFunctionDef)
+            ]
             types += node.bases if isinstance(node, ast.ClassDef) else []
             mentions[node.name] = set(re.findall(r"\w+", " ".join(ast.unparse(each) for each in types if each)))
     found = set(names)

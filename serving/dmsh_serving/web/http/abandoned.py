@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 
 from starlette.requests import Request
 
-__all__ = ["AbandonedError"]
+__all__ = ["AbandonedError", "in_thread", "to_the_end", "unless_abandoned"]
 
 _THREADS: Final = ThreadPoolExecutor(40, "web")
 

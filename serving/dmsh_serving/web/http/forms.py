@@ -12,6 +12,8 @@ from starlette.requests import Request
 from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.problems import ProblemError
 
+__all__ = ["parts_of_form"]
+
 _MOST_PARTS: Final = 100
 _LONGEST_HEAD: Final = 1024  # bytes of a part's
 _LONGEST_TYPE: Final = 300  # letters; a boundary has 70 at most

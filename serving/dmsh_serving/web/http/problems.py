@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from dmsh_serving.errors import DmshError, InputError, MissingError
 
-__all__ = ["MOST_LETTERS", "ProblemError", "told"]
+__all__ = ["MOST_LETTERS", "ProblemError", "handle", "told"]
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 2

@@ -20,7 +20,7 @@ from dmsh_serving.web.codes.ranking import Cursor
 from dmsh_serving.web.http.forms import parts_of_form
 from dmsh_serving.web.http.problems import ProblemError
 
-__all__ = ["MOST_JSON_BYTES", "Box", "Example", "Question", "json_id"]
+__all__ = ["MOST_JSON_BYTES", "Box", "Example", "Question", "json_id", "keys_of", "question_of"]
 
 DEFAULT_PAGE: Final = 50
 MOST_EXAMPLES: Final = 64
