@@ -45,13 +45,18 @@ async def unless_abandoned(request: Request, work: Awaitable[T]) -> T:
             each.cancel()
 
 
-async def in_thread(work: Callable[[*Ts], T], *given: *Ts, stop: threading.Event | None = None) -> T:
-    """Return what ``work(*given)`` returns in a thread of its own.
+async def in_thread(
+    work: Callable[[*Ts], T],
+    *given: *Ts,
+    stop: threading.Event | None = None,
+    threads: ThreadPoolExecutor = _THREADS,
+) -> T:
+    """Return what ``work(*given)`` returns in a thread of its own, of ``threads``.
 
     If the caller is cancelled, ``stop`` is set, and a work that has not begun never does. One that has is waited for:
     the semaphores, locks and counters that the caller holds are held as long as the thread is busy.
     """
-    running = _THREADS.submit(work, *given)
+    running = threads.submit(work, *given)
     try:
         return await asyncio.wrap_future(running)
     except asyncio.CancelledError:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from python_multipart.multipart import parse_options_header
@@ -14,8 +15,10 @@ from dmsh_serving.web.http.problems import ProblemError
 
 __all__ = ["parts_of_form"]
 
+_THREADS: Final = ThreadPoolExecutor(2, "forms")  # not those that every search needs
 _MOST_PARTS: Final = 100
 _LONGEST_HEAD: Final = 1024  # bytes of a part's
+_MOST_OPTIONS: Final = 8  # of a part's head: browsers send two, and each is costly to read
 _LONGEST_TYPE: Final = 300  # letters; a boundary has 70 at most
 
 Files = list[tuple[str, bytes]]
@@ -36,7 +39,7 @@ async def parts_of_form(request: Request) -> tuple[Files, Fields]:
         raise ProblemError(415, "the texts of a form are UTF-8: send no other charset")
     body = await request.body()
     _check_boundaries(body, kind_of_form[1].get(b"boundary", b""))
-    return await in_thread(_parts_of, request.headers, body)
+    return await in_thread(_parts_of, request.headers, body, threads=_THREADS)
 
 
 def _parts_of(headers: Headers, body: bytes) -> tuple[Files, Fields]:
@@ -75,9 +78,10 @@ def _check_boundaries(body: bytes, boundary: bytes) -> None:
             return
         if body[end : end + 2] != b"\r\n":
             raise ProblemError(400, "the form cannot be read: its boundary stands inside a part")
-        if body.find(b"\r\n\r\n", end, end + _LONGEST_HEAD) < 0:
+        head = body.find(b"\r\n\r\n", end, end + _LONGEST_HEAD)
+        if head < 0 or body.count(b";", end, head) > _MOST_OPTIONS:
             raise ProblemError(400, f"the form cannot be read: the head of a part has over {_LONGEST_HEAD} bytes")
-        at = body.find(mark, end)
+        at = body.find(mark, head + 4)  # in a head, the parser knows no boundary
         if at < 0:
             raise ProblemError(400, "the form cannot be read: it has no end")
         end = at + len(mark)

@@ -46,9 +46,24 @@ def test_a_form_is_read_with_as_many_parts_as_it_may_have():
         (parts_of(FILE, FIELD * 100, END), "has more than 100 parts"),
         (parts_of(FILE, FIELD.replace(b"where.c", b"a" * 1024), END), "the head of a part has over 1024 bytes"),
         (parts_of(FILE, FIELD), "has no end"),
+        (
+            parts_of(FILE.removesuffix(b"bytes") + b"--b--", b"\r\n--bx" * 100_000, END),
+            "its boundary stands inside a part",
+        ),
+        (parts_of(FILE.replace(b'"x"', b'"x"' + b";" * 9), END), "the head of a part"),
         (parts_of(FILE, END, boundary=""), "does not begin with its boundary"),
     ],
-    ids=["in a part", "padded", "padded at first", "too many", "a long head", "no end", "none"],
+    ids=[
+        "in a part",
+        "padded",
+        "padded at first",
+        "too many",
+        "a long head",
+        "no end",
+        "an end in a head",
+        "many options",
+        "none",
+    ],
 )
 def test_a_form_that_would_take_its_parser_long_is_refused_unread(said, why, monkeypatch):
     monkeypatch.setattr(forms, "_parts_of", lambda *_: pytest.fail("read"))
