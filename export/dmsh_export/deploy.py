@@ -176,13 +176,11 @@ class _Deployment:
 
     def encode(self, *, keep: bool) -> str:
         """Encode the images, or ``keep`` the gallery that is there, and whatever was added to it since."""
-        if keep:
-            with contextlib.suppress(InputError):  # none, a damaged one, or of another model
-                there = gallery.open_current(self.gallery, fingerprint=self.fingerprint)
-                return f"{there.count:,} codes of {there.bits} bits, which were there, with what was changed since"
-        before = None
-        with contextlib.suppress(InputError):
-            before = gallery.open_current(self.gallery)
+        there = None
+        with contextlib.suppress(InputError):  # none, or a damaged one
+            there = gallery.open_current(self.gallery)
+        if keep and there is not None and there.fingerprint == self.fingerprint:
+            return f"{there.count:,} codes of {there.bits} bits, which were there, with what was changed since"
         found = codes_of_images(
             self.served, self._images, _ENCODED_AT_ONCE, skip_bad=self._skip_bad, on_progress=self._on_progress
         )
@@ -193,7 +191,7 @@ class _Deployment:
             bits=found.bits, fingerprint=found.fingerprint, overwrite=True,
         )  # fmt: skip
         left_out = f", {len(found.bad):,} left out" if found.bad else ""
-        instead = "" if before is None else f", in place of {before.count:,} there, with all that was changed in them"
+        instead = "" if there is None else f", in place of {there.count:,} there, with all that was changed in them"
         return f"{len(found.codes):,} codes of {found.bits} bits{left_out}{instead}"
 
     def write_repository(self) -> str:

@@ -127,6 +127,7 @@ def test_another_network_in_the_place_of_the_quantised_one_is_exported_anew(depl
     quantise_checkpoint(DEMO_CHECKPOINT, images, deployed / "integer", most=40, overwrite=True)
     steps = deploy(DEMO_CHECKPOINT, images, deployed)
     assert made_and_kept(steps) == (STEPS[1:], STEPS[:1])
+    assert "in place of" in next(step.result for step in steps if step.name == "gallery")
     now = read_manifest(deployed / "model.onnx")["fingerprint"]
     assert now == checkpoint.read_header(deployed / "integer")["fingerprint"] != before
 

@@ -52,14 +52,15 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
         part_path(folder, version).unlink()
         raise InputError(f"{folder}: what was written is not what was given ({error}): do it again") from error
     # What was taken back goes before the pointer moves: a rollback must not find it below the new version. The new part
-    # knows the ids that it gave out, and therefore stays then.
+    # knows the ids that it gave out, and therefore stays once one of it is gone.
     taken_back = [path for path in existing if served is not None and version_of(path) > served]
-    for path in taken_back:
-        path.unlink(missing_ok=True)
     try:
+        for path in taken_back:
+            path.unlink(missing_ok=True)
         write_atomically(folder / CURRENT, f"{version}\n".encode())
     except OSError:
-        if named_version(folder) == served and not taken_back:  # the next try would leave another one on a full disk
+        if named_version(folder) == served and all(path.exists() for path in taken_back):
+            # The next try would leave another one on a full disk.
             part_path(folder, version).unlink()
         raise
     kept = {*before, *(name.version for name in snapshot.names)}

@@ -628,6 +628,22 @@ def test_what_was_taken_back_is_not_served_by_a_rollback_after_a_writer_was_kill
     assert rollback(folder).version == good.version
 
 
+def test_what_was_taken_back_and_cannot_be_deleted_leaves_no_new_part_at_each_try(folder, monkeypatch):
+    append(folder, random_codes(3), None, ["a", "b", "c"])
+    taken_back, unlink = snapshot_path(folder), Path.unlink
+    rollback(folder)
+    before = sorted(folder.iterdir())
+
+    def refuse(path, missing_ok=False):
+        return fail(errno.EPERM) if path == taken_back else unlink(path, missing_ok)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "unlink", refuse)
+        with pytest.raises(OSError, match="Operation not permitted"):
+            append(folder, random_codes(1), None, ["x"])
+    assert sorted(folder.iterdir()) == before
+
+
 def test_a_pointer_that_does_not_move_keeps_the_ids_that_were_taken_back(folder, monkeypatch):
     append(folder, random_codes(3), None, ["a", "b", "c"])  # ids 140 to 142
     rollback(folder)
