@@ -61,7 +61,6 @@ def push(
                     if on_progress:
                         on_progress(done, total)
                 segments.append(checked.segment(incoming))
-            synced(connection, tables)
             base = old if append else None
             kept = () if base is None else base.segments
             removed, removed_count = _remove(connection, tables, source, base)
@@ -99,7 +98,10 @@ class _Arrival:
                 self._lease.check()  # a writer that slept for a minute must not touch what another has published
                 if found is not None:
                     self._delete(incoming.name, number)
-                self._connection.insert(self._tables.codes, block.table(incoming.name, number))
+                # A block that is sent again is no repetition to be left out: what was there of it has been deleted.
+                own_token = secrets.token_hex(16)
+                table = block.table(incoming.name, number)
+                self._connection.insert(self._tables.codes, table, insert_deduplication_token=own_token)
             yield len(block.ids), found != (len(block.ids), own)
         for number in there:
             self._lease.check()
@@ -107,11 +109,13 @@ class _Arrival:
 
     def segment(self, incoming: Incoming) -> Segment:
         """Return the segment once it is there whole."""
+        synced(self._connection, self._tables)
         segment = Segment(incoming.name, incoming.count, self._checksum)
         check_rows(self._connection, self._tables, segment, numbers_sql(self._source.bits, self._source.kinds))
         return segment
 
     def _there(self, segment: int) -> dict[int, tuple[int, int]]:
+        synced(self._connection, self._tables)
         columns = self._connection.columns(
             f"SELECT block, count(), {numbers_sql(self._source.bits, self._source.kinds)} FROM {self._tables.codes} "
             f"WHERE segment = {segment} GROUP BY block"

@@ -74,6 +74,20 @@ def test_a_block_that_arrived_in_part_is_sent_again(folder, address):
     np.testing.assert_array_equal(open_remote(address).search(uniform_codes(2, 64, 2), 50).ids, local.ids)
 
 
+def test_a_block_is_sent_again_to_tables_that_remember_what_was_inserted(folder):
+    """As those of a cluster do."""
+    address = clickhouse_world.address()
+    tables = Tables(address)
+    with Connection(address) as connection:
+        for statement in tables.statements(source(folder).bits, source(folder).kinds):
+            connection.run(statement)
+        window = "MODIFY SETTING non_replicated_deduplication_window = 1000"
+        connection.run(f"ALTER TABLE {tables.local_codes} {window}")
+        push(source(folder), address)
+        connection.run(f"ALTER TABLE {tables.local_codes} DELETE WHERE block = 3 AND id % 2", mutations_sync=2)
+    assert push(source(folder), address)[1] == 100
+
+
 def test_what_arrives_otherwise_than_it_was_sent_is_not_published(folder, monkeypatch):
     address, insert = clickhouse_world.address(), Connection.insert
     monkeypatch.setattr(
