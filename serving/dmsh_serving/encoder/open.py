@@ -1,14 +1,19 @@
 """Open an ONNX file in the runtime that it is written for, or in another that is asked for."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder.base import Encoder, Runtime, proven_bytes
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.encoder.openvino import OpenVinoEncoder
 from dmsh_serving.encoder.props import props_of_onnx
+from dmsh_serving.errors import InputError
 
 __all__ = ["open_encoder", "runtime_of"]
+
+_ROUNDED: Final = {"fp16", "bf16", "fp8"}
 
 
 def open_encoder(
@@ -23,13 +28,23 @@ def open_encoder(
 
     Raises:
         InputError, MissingError, CheckError: as :class:`OnnxEncoder` and :class:`OpenVinoEncoder`.
+        InputError: also if its code space is that of a TensorRT plan, since no runtime on a CPU rounds as that does.
     """
-    if (runtime or runtime_of(path)) == "openvino":
+    props = props_of_onnx(proven_bytes(path), str(path))
+    if props.get(Metadata.PRECISION) in _ROUNDED:
+        raise InputError(
+            f"{path} is the {props[Metadata.PRECISION]} graph of a TensorRT plan, and rounds otherwise on a CPU: "
+            "encode with the plan's server (SearchClient.encode), or take the float32 or integer model"
+        )
+    if (runtime or _runtime(props)) == "openvino":
         return OpenVinoEncoder(path, threads=threads, streams=streams, check_known_answer=check_known_answer)
     return OnnxEncoder(path, threads=threads, check_known_answer=check_known_answer)
 
 
 def runtime_of(path: Path) -> Runtime:
     """Return the runtime of the dialect that ``path`` is written in; of a float model, ONNX Runtime."""
-    dialect = props_of_onnx(proven_bytes(path), str(path)).get(Metadata.DIALECT)
-    return "openvino" if dialect == "openvino" else "onnxruntime"
+    return _runtime(props_of_onnx(proven_bytes(path), str(path)))
+
+
+def _runtime(props: Mapping[str, str]) -> Runtime:
+    return "openvino" if props.get(Metadata.DIALECT) == "openvino" else "onnxruntime"

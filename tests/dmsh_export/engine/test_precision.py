@@ -24,6 +24,7 @@ from dmsh_export.parts import parts_of
 from dmsh_export.seal import sealed
 from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
+from dmsh_serving.encoder.open import open_encoder
 from dmsh_serving.errors import CheckError, InputError
 
 
@@ -154,6 +155,13 @@ def test_a_typed_graph_is_taken_as_it_is_and_cannot_be_another_type(encoders, tm
     for other in ("fp32", "bf16"):
         with pytest.raises(InputError, match=f"the model is fp16 already, which --{other} cannot change"):
             typed_graph(model_from_file(first), other)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
+def test_the_graph_of_a_plan_encodes_nothing_on_a_cpu_which_rounds_otherwise(precision, encoders, tmp_path):
+    path = typed_file(encoders.named("demo", precision), precision, tmp_path)
+    with pytest.raises(InputError, match=f"is the {precision} graph of a TensorRT plan.*SearchClient.encode"):
+        open_encoder(path)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
