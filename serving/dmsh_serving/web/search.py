@@ -82,11 +82,13 @@ class Searches:
             times.total = time.perf_counter() - started
             return await self._told(question, page, [resolved], [], times)
         collection = None if self._gallery is None else await self._version_of(self._gallery, question.version)
-        before = (await self._steps.code_space()).fingerprint
+        question = replace(question, fingerprint=question.fingerprint or (await self._steps.code_space()).fingerprint)
+        if collection is not None and collection.fingerprint != question.fingerprint:
+            raise ProblemError(410, _CHANGED)
         like = [await self.resolve(example, times, collection) for example in question.like]
         unlike = [await self.resolve(example, times, collection) for example in question.unlike]
         if any("logits" in each.said for each in (*like, *unlike)):
-            question = replace(question, fingerprint=await self._encoded_by(question.fingerprint or before))
+            await self._check_codes(question, anew=True)
         start = time.perf_counter()
         page = await self._page(question, collection, like, unlike)
         times.rank = time.perf_counter() - start
@@ -105,12 +107,6 @@ class Searches:
             raise ProblemError(
                 409, f"{self._gallery.folder} belongs to another model than the Triton serves: give --gallery its own"
             )
-
-    async def _encoded_by(self, before: str) -> str:
-        """Return the fingerprint of the model that encoded examples, if it is ``before`` and still served."""
-        if (await self._steps.code_space(anew=True)).fingerprint != before:
-            raise ProblemError(410, _ANOTHER_MODEL)
-        return before
 
     async def _check_codes(self, question: Question, *, anew: bool = False) -> None:
         if anew or question.fingerprint is not None:

@@ -315,6 +315,23 @@ def test_an_answer_of_a_model_that_is_served_since_a_moment_ago_is_refused(origi
             answer(searches, like=like, k=1)
 
 
+def test_a_stored_code_is_not_ranked_by_a_model_that_came_with_a_gallery_of_its_own_meanwhile(originals, tmp_path):
+    keys = [f"{number}.png" for number in range(300)]
+    steps = Steps(gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE).version)
+    searches, rank = Searches(steps, originals, GalleryFolder(tmp_path / "gallery")), steps.rank
+
+    async def switched(*arguments, **options):
+        other = {**SPACE, "fingerprint": "cd" * 32}
+        steps.version = gallery.build(tmp_path / "gallery", CODES[::-1], None, keys, **other, overwrite=True).version
+        steps.since = steps.fingerprint = "cd" * 32
+        return await rank(*arguments, **options)
+
+    steps.rank = switched
+    with pytest.raises(ProblemError, match="the codes are another model's") as error:
+        answer(searches, like=(Example(key="5.png"),), k=1)
+    assert error.value.status == 410
+
+
 def test_readers_in_two_versions_do_not_make_the_folder_of_images_read_each_time(originals, monkeypatch):
     reads = []
     monkeypatch.setattr(originals, "refresh", lambda: reads.append(1) or len(reads) != 2)
