@@ -175,10 +175,19 @@ class _Deployment:
         return choice.why
 
     def encode(self, *, keep: bool) -> str:
-        """Encode the images, or ``keep`` the gallery that is there, and whatever was added to it since."""
+        """Encode the images, or ``keep`` the gallery that is there, and whatever was added to it since.
+
+        Raises:
+            InputError: the gallery to be kept is damaged, and a version before is sound.
+        """
         there = None
-        with contextlib.suppress(InputError):  # none, or a damaged one
+        try:
             there = gallery.open_current(self.gallery)
+        except InputError as damage:  # or there is none
+            if keep and self._has_sound_version():
+                raise InputError(
+                    f"{damage}: dmsh-serve gallery rollback {self.gallery}, or deploy again with --overwrite"
+                ) from damage
         if keep and there is not None and there.fingerprint == self.fingerprint:
             return f"{there.count:,} codes of {there.bits} bits, which were there, with what was changed since"
         found = codes_of_images(
@@ -230,6 +239,12 @@ class _Deployment:
         said = EncoderMetadata.from_props(props_of_onnx(content, str(path)), str(path))
         said.check_graph(content, str(path))
         return said
+
+    def _has_sound_version(self) -> bool:
+        with contextlib.suppress(InputError):
+            gallery.open_sound(self.gallery)
+            return True
+        return False
 
     def check_gallery(self) -> None:
         """Refuse a gallery that is damaged or of another model."""

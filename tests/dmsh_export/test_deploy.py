@@ -109,12 +109,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(deployed, images, monkeypat
     [
         ("model.onnx", STEPS[1:]),
         ("settings.json", STEPS[2:]),
-        ("gallery/CURRENT", STEPS[3:]),
+        ("gallery/gallery-*.safetensors", STEPS[3:]),
         ("repository/dmsh_encoder/1/model.onnx", STEPS[4:]),
     ],
 )
 def test_a_damaged_artefact_is_made_anew_with_all_that_follows_it(deployed, images, damaged, made):
-    file = deployed / damaged
+    (file,) = deployed.glob(damaged)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
     file.write_bytes(content)
@@ -188,6 +188,20 @@ def test_what_was_changed_in_the_gallery_since_is_kept_unless_it_is_to_be_overwr
     assert gallery.open_current(folder).count == count - 1
     deploy(DEMO_CHECKPOINT, images, deployed, overwrite=True)
     assert gallery.open_current(folder).count == count
+
+
+def test_a_damaged_gallery_with_a_sound_version_is_not_made_anew_unless_it_is_asked_for(deployed, images):
+    folder = deployed / deployment.GALLERY
+    before = gallery.open_current(folder)
+    gallery.append(folder, before.contents().codes[:1], None, ["new.png"], fingerprint=before.fingerprint)
+    (part,) = folder.glob("gallery-00000002-*")
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"dmsh-serve gallery rollback {folder}, or deploy again with --overwrite"):
+        deploy(DEMO_CHECKPOINT, images, deployed)
+    assert part.exists()
+    gallery.rollback(folder)
+    deploy(DEMO_CHECKPOINT, images, deployed)
+    assert gallery.open_current(folder).count == before.count
 
 
 def test_a_gallery_that_cannot_be_read_for_a_moment_is_not_made_anew(deployed, images, monkeypatch):
