@@ -38,6 +38,7 @@ __all__ = ["Web"]
 # In flight; the next one is told to come again.
 MOST_AT_ONCE: Final = {
     "searches": 64,
+    "searches by file": 32,
     "ordered searches": 16,
     "searches by region": 8,
     "long searches": 4,
@@ -328,6 +329,8 @@ def _kind_of(question: Question) -> str:
         return "long searches"
     if question.regions:
         return "searches by region"
+    if question.files:  # these wait for the decoder, for seconds perhaps, which others do not need
+        return "searches by file"
     # All codes are put in order for the others, an older version is opened, perhaps, or many sizes are read.
     is_first = question.after is None and question.version is None
     is_quick = question.is_plain and is_first and question.k <= SHORT_ANSWER

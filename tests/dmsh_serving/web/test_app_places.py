@@ -41,8 +41,9 @@ class Made:
 
 
 async def asked(web, path, body=None):
-    """Return status and body of an answer."""
-    parts = [{"type": "http.request", "body": b"" if body is None else json.dumps(body).encode()}]
+    """Return status and body of an answer; ``body`` is a file's bytes, or is sent as JSON."""
+    content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    parts = [{"type": "http.request", "body": content}]
     found = []
 
     async def receive():
@@ -51,7 +52,8 @@ async def asked(web, path, body=None):
     async def send(message):
         found.append(message)
 
-    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    kind = b"application/octet-stream" if isinstance(body, bytes) else b"application/json"
+    headers = [(b"host", b"localhost"), (b"content-type", kind)]
     method = "GET" if body is None else "POST"
     scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
     async with asyncio.timeout(60):
@@ -172,6 +174,8 @@ REGION = {"like": [{"key": NAMES[0], "box": [0, 0, 0.5, 1]}]}
     [
         ("/v1/search", REGION, "searches by region"),
         ("/v1/encode", REGION, "searches by region"),
+        ("/v1/search", b"an image", "searches by file"),
+        ("/v1/encode", b"an image", "searches by file"),
         ("/v1/search", {"like": [{"id": 1}, {"id": 2}]}, "ordered searches"),
         ("/v1/search", {"like": [{"id": 1}], "unlike": [{"id": 2}]}, "ordered searches"),
         ("/v1/search", {"key": NAMES[0], "where": {"a": ["b"]}}, "ordered searches"),

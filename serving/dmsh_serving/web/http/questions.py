@@ -92,6 +92,11 @@ class Question:
         return sum(example.box is not None for example in (*self.like, *self.unlike))
 
     @property
+    def files(self) -> int:
+        """How many examples are files that came with it."""
+        return sum(example.file is not None for example in (*self.like, *self.unlike))
+
+    @property
     def allowed_ids(self) -> npt.NDArray[np.int64] | None:
         """The ids of ``ids``, (M,)."""
         return None if self.ids is None else np.array(self.ids, np.int64)
