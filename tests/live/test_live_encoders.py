@@ -112,7 +112,7 @@ class Reference:
 
 def test_a_served_low_precision_encoder_is_compared_with_the_checkpoint_it_was_made_from(tmp_path):
     world = World.make(tmp_path)
-    model = tiny_model.write(tmp_path / "low.onnx", parent_fingerprint=Reference.fingerprint)
+    model = tiny_model.write(tmp_path / "low.onnx", precision="int8", parent_fingerprint=Reference.fingerprint)
     made = CliRunner().invoke(
         app,
         ["repository", str(model), "--gallery", str(world.gallery), "--out", str(world.repository), "--overwrite"],

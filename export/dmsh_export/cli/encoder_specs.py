@@ -82,6 +82,7 @@ def onnxruntime(
 
 def _native(model: Path, said: EncoderMetadata, gallery: Path | Address, **chosen: Any) -> RepositorySpec:
     """Return the repository of an ONNX file that a backend of Triton itself runs."""
+    said.check_is_served(str(model))
     said.check_graph(model.read_bytes(), str(model))
     return RepositorySpec(
         gallery,

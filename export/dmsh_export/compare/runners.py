@@ -15,8 +15,8 @@ from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving.client import SearchClient
 from dmsh_serving.codes import Encoded, pack
-from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder.base import RUNTIMES, Encoder
+from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.encoder.open import runtime_of
 from dmsh_serving.encoder.openvino import OpenVinoEncoder
@@ -122,7 +122,7 @@ class _FileRunner(_Runner, ABC):
 class OnnxRunner(_FileRunner):
     """An ONNX file in ONNX Runtime on the CPU; :class:`OnnxEncoder` says what it refuses.
 
-    A graph with a code space of its own, by low precision, runs as :mod:`dmsh_export.engine.rounding` writes it, for
+    A plan's graph in low precision, which no runtime serves, runs as :mod:`dmsh_export.engine.rounding` writes it, for
     its rounding to be seen. Any other runs as it serves.
     """
 
@@ -133,16 +133,17 @@ class OnnxRunner(_FileRunner):
         self._optimise = optimise
 
     def _open(self) -> Encoder:
-        if not self._has_own_codes():
+        if not self._is_rounded():
             return OnnxEncoder(self._path, threads=self._threads, optimise=self._optimise, check_known_answer=False)
         with runnable(self._path) as runs:
             optimise = self._optimise and runs.optimise
             return OnnxEncoder(runs.path, threads=self._threads, optimise=optimise, check_known_answer=False)
 
-    def _has_own_codes(self) -> bool:
+    def _is_rounded(self) -> bool:
         if not self._path.is_file():
             return False  # the encoder says so
-        return Metadata.PARENT_FINGERPRINT in props_of_onnx(self._path.read_bytes(), str(self._path))
+        name = str(self._path)
+        return EncoderMetadata.from_props(props_of_onnx(self._path.read_bytes(), name), name).is_rounded
 
 
 class OpenVinoRunner(_FileRunner):

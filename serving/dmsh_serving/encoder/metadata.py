@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from dmsh_serving.codes import checked_bits
 from dmsh_serving.contract import Metadata
@@ -10,6 +11,8 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.images.framing import Framing
 
 __all__ = ["EncoderMetadata"]
+
+_ROUNDED: Final = ("fp16", "bf16", "fp8")
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,43 @@ class EncoderMetadata:
             framing = Framing.parse(props.get(Metadata.FRAMING))
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
+        fingerprint, precision = props[Metadata.FINGERPRINT], props.get(Metadata.PRECISION)
+        parent = props.get(Metadata.PARENT_FINGERPRINT)
+        # An integer network's TensorRT dialect says int8 and has no parent: its codes are the network's own.
+        is_low = parent is not None or precision in _ROUNDED
+        if is_low and (precision is None or parent in (None, fingerprint)):
+            raise InputError(
+                f"{name} is of the precision {precision} and approximates the code space {parent}, which does not fit "
+                "together: low precisions are made by dmsh-export trt"
+            )
         return cls(
-            fingerprint=props[Metadata.FINGERPRINT],
+            fingerprint=fingerprint,
             bits=bits,
             image_size=image_size,
             framing=framing,
-            parent_fingerprint=props.get(Metadata.PARENT_FINGERPRINT),
-            precision=props.get(Metadata.PRECISION),
+            parent_fingerprint=parent,
+            precision=precision,
             dialect=props.get(Metadata.DIALECT),
             known_answer=props.get(Metadata.KNOWN_ANSWER),
             graph_sha256=props.get(Metadata.GRAPH_SHA256),
         )
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether its codes are those of a plan that rounds after each operation, as no runtime on a CPU does."""
+        return self.precision in _ROUNDED
+
+    def check_is_served(self, name: str) -> None:
+        """Refuse a graph whose codes a plan alone gives; an error calls the file ``name``.
+
+        Raises:
+            InputError: it is in half precision, or FP8.
+        """
+        if self.is_rounded:
+            raise InputError(
+                f"{name} is the {self.precision} graph of a TensorRT plan, and any other runtime rounds otherwise: "
+                "encode with the plan's server (SearchClient.encode), or take the float32 or integer model"
+            )
 
     def check_graph(self, data: bytes, name: str) -> None:
         """Refuse the file with the bytes ``data`` if its graph is not the exported one; an error calls it ``name``.

@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from dmsh_serving.contract import Metadata
 from dmsh_serving.encoder.base import Encoder, Runtime, proven_bytes
+from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.encoder.openvino import OpenVinoEncoder
 from dmsh_serving.encoder.props import props_of_onnx
-from dmsh_serving.errors import InputError
 
 __all__ = ["open_encoder", "runtime_of"]
-
-_ROUNDED: Final = {"fp16", "bf16", "fp8"}
 
 
 def open_encoder(
@@ -27,15 +24,11 @@ def open_encoder(
     """Return the open encoder of ``path``; without ``runtime`` in that of its dialect.
 
     Raises:
-        InputError, MissingError, CheckError: as :class:`OnnxEncoder` and :class:`OpenVinoEncoder`.
-        InputError: also if its code space is that of a TensorRT plan, since no runtime on a CPU rounds as that does.
+        InputError, MissingError, CheckError: as :class:`OnnxEncoder`, :class:`OpenVinoEncoder` and
+            :meth:`EncoderMetadata.check_is_served`.
     """
     props = props_of_onnx(proven_bytes(path), str(path))
-    if props.get(Metadata.PRECISION) in _ROUNDED:
-        raise InputError(
-            f"{path} is the {props[Metadata.PRECISION]} graph of a TensorRT plan, and rounds otherwise on a CPU: "
-            "encode with the plan's server (SearchClient.encode), or take the float32 or integer model"
-        )
+    EncoderMetadata.from_props(props, str(path)).check_is_served(str(path))
     if (runtime or _runtime(props)) == "openvino":
         return OpenVinoEncoder(path, threads=threads, streams=streams, check_known_answer=check_known_answer)
     return OnnxEncoder(path, threads=threads, check_known_answer=check_known_answer)

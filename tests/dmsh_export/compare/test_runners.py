@@ -2,12 +2,16 @@
 
 import numpy as np
 import onnx
+import pytest
 import tiny_model
 from onnx import TensorProto, helper, numpy_helper
 
 from dmsh_export.compare.runners import OnnxRunner
+from dmsh_export.graph import metadata_of
 from dmsh_export.seal import sealed
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
+from dmsh_serving.encoder.open import open_encoder
+from dmsh_serving.errors import InputError
 
 
 def with_hidden_rounding(model):
@@ -45,11 +49,31 @@ def with_hidden_rounding(model):
     return model
 
 
-def test_a_file_with_the_checkpoints_code_space_is_compared_as_it_serves(tmp_path):
+@pytest.mark.parametrize(
+    "said", [{}, {"dmsh.precision": "int8"}, {"dmsh.precision": "int8", "dmsh.parent_fingerprint": "a" * 64}]
+)
+def test_a_file_that_may_serve_is_compared_as_it_serves(said, tmp_path):
     path = tiny_model.write(tmp_path / "model.onnx")
-    path.write_bytes(sealed(with_hidden_rounding(onnx.load(path))))
+    model = with_hidden_rounding(onnx.load(path))
+    helper.set_model_props(model, {**metadata_of(model), **said})
+    path.write_bytes(sealed(model))
     images = tiny_model.random_images(20)
-    with OnnxEncoder(path, check_known_answer=False) as encoder, OnnxRunner(path) as runner:
+    with open_encoder(path, check_known_answer=False) as encoder, OnnxRunner(path) as runner:
         served, compared = encoder.infer(images), runner.infer(images)
     np.testing.assert_array_equal(compared.code, served.code)
     assert not np.array_equal(compared.code, tiny_model.codes_of(images))
+
+
+@pytest.mark.parametrize(
+    ("precision", "parent"),
+    [("fp16", None), ("fp16", tiny_model.FINGERPRINT), (None, "a" * 64), (None, tiny_model.FINGERPRINT)],
+)
+def test_a_precision_that_does_not_fit_the_code_space_is_refused(precision, parent, tmp_path):
+    path = tiny_model.write(tmp_path / "model.onnx")
+    model = with_hidden_rounding(onnx.load(path))
+    said = {"dmsh.precision": precision, "dmsh.parent_fingerprint": parent}
+    helper.set_model_props(model, metadata_of(model) | {key: value for key, value in said.items() if value})
+    path.write_bytes(sealed(model))
+    for opened in (open_encoder, OnnxEncoder, lambda path: OnnxRunner(path).__enter__()):
+        with pytest.raises(InputError, match=f"is of the precision {precision} .*does not fit together"):
+            opened(path)

@@ -261,7 +261,7 @@ def test_a_service_of_images_alone_needs_none_of_the_models_that_take_files(copi
 
 def test_a_low_precision_encoder_must_say_which_code_space_it_approximates(copied):
     repository = copied()
-    tiny_model.write(repository / "dmsh_encoder/1/model.onnx", parent_fingerprint=OTHER)
+    tiny_model.write(repository / "dmsh_encoder/1/model.onnx", precision="int8", parent_fingerprint=OTHER)
     assert_found(
         lint_repository(repository),
         "dmsh_encoder/config.pbtxt",
