@@ -41,6 +41,7 @@ def parity(
     from dmsh_export.compare.parity import compare
     from dmsh_export.compare.runners import TorchRunner, runner_of
     from dmsh_export.engine.proof import record_parity
+    from dmsh_export.engine.runner import TensorRTRunner
 
     runners = [runner_of(target) for target in targets]
     model = dmsh_model.load(checkpoint)
@@ -58,10 +59,10 @@ def parity(
     write_json(json, report.to_dict())
     if not report.passed:
         raise CheckError(report.summary())
-    for target, found in zip(targets, report.targets, strict=True):
-        if Path(target).suffix == ".plan":
+    for target, runner, found in zip(targets, runners, report.targets, strict=True):
+        if isinstance(runner, TensorRTRunner):
             try:
-                record_parity(Path(target), found.bits_compared)
+                record_parity(Path(target), runner.sha256, found.bits_compared)
             except OSError as error:
                 console().print(f"note: the manifest of {target} cannot be told of it: {error.strerror}")
 

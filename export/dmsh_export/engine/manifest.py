@@ -20,6 +20,7 @@ class PlanManifest:
 
     Attributes:
         path: the plan.
+        sha256: of the plan.
         fingerprint: its code space.
         parent_fingerprint: of the encoder that a low-precision one was made from; None without one.
         bits: of a code.
@@ -36,6 +37,7 @@ class PlanManifest:
     """
 
     path: Path
+    sha256: str
     fingerprint: str
     parent_fingerprint: str | None
     bits: int
@@ -117,6 +119,7 @@ def _from_json(path: Path, manifest: dict[str, Any]) -> PlanManifest:
         raise ValueError(f"hardware_compatibility {options['hardware_compatibility']!r}")
     return PlanManifest(
         path=path,
+        sha256=str(manifest["sha256"]),
         fingerprint=str(manifest["fingerprint"]),
         parent_fingerprint=manifest["parent_fingerprint"],
         bits=checked_bits(int(manifest["bits"])),

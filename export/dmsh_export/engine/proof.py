@@ -13,7 +13,7 @@ from dmsh_export.engine.runner import TensorRTRunner
 from dmsh_export.engine.tensorrt_api import Gpu
 from dmsh_export.manifest import add_results
 from dmsh_serving.encoder import known_answer
-from dmsh_serving.errors import CheckError, MissingError
+from dmsh_serving.errors import CheckError, InputError, MissingError
 
 __all__ = ["Proof", "proof_of", "record_parity"]
 
@@ -54,9 +54,16 @@ def proof_of(plan: Path, parent_fingerprint: str | None, answer: str | None, min
     return Proof(True, f"the known answer came out bit for bit on {gpu.name}")
 
 
-def record_parity(plan: Path, bits_compared: int) -> None:
-    """Record in the manifest that parity found no wrong bit, if ``plan`` keeps its checkpoint's code space."""
-    if read_plan_manifest(plan).what_is_unproven is not None:
+def record_parity(plan: Path, sha256: str, bits_compared: int) -> None:
+    """Record in the manifest that parity found no wrong bit, if ``plan`` keeps its checkpoint's code space.
+
+    Raises:
+        InputError: the plan is not that with ``sha256`` any more, which was compared.
+    """
+    manifest = read_plan_manifest(plan)
+    if manifest.sha256 != sha256:
+        raise InputError(f"{plan} was replaced while it was compared, so nothing is recorded: run parity again")
+    if manifest.what_is_unproven is not None:
         why = f"parity compared {bits_compared:,} bits with PyTorch's, and found no other"
         add_results(plan, Proof(True, why).to_dict())
 

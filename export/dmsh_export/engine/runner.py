@@ -3,6 +3,7 @@
 https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/python-api-docs.html
 """
 
+import hashlib
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -57,6 +58,7 @@ class TensorRTRunner:
         self._manifest = read_plan_manifest(self._path)
         if self._manifest.version_compatible and not self._built_here:
             check_plan_code_is_trusted(str(self._path))
+        self.sha256 = self._manifest.sha256
         self.bits = self._manifest.bits
         self.image_size = self._manifest.image_size
         self.fingerprint = self._manifest.fingerprint
@@ -138,7 +140,10 @@ class _GpuEngine:
         if manifest.version_compatible:
             runtime.engine_host_code_allowed = True  # the plan brings its own runtime
         self._runtime = runtime  # must outlive the engine
-        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(manifest.path.read_bytes())
+        plan = manifest.path.read_bytes()
+        if hashlib.sha256(plan).hexdigest() != manifest.sha256:
+            raise InputError(f"{manifest.path} was replaced while it was opened: try again")
+        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise MissingError(
                 f"{manifest.flavour} {trt.__version__} cannot load {manifest.path} ({self._reason()}), built for "

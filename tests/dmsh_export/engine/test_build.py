@@ -1,5 +1,7 @@
 """Plans built by the real TensorRT-RTX builder: what is written, what is refused, and that nothing is left behind."""
 
+import hashlib
+import json
 import resource
 import subprocess
 import sys
@@ -27,9 +29,10 @@ from dmsh_export.engine import (
 from dmsh_export.engine.build import BatchProfile, EngineOptions, engine_from_onnx
 from dmsh_export.engine.exchange import BuildResult
 from dmsh_export.engine.manifest import read_plan_manifest
+from dmsh_export.engine.proof import record_parity
 from dmsh_export.engine.tensorrt_api import FlavourChoice, Gpu, choose_flavour, find_gpu
 from dmsh_export.graph import metadata_of
-from dmsh_export.manifest import read_manifest
+from dmsh_export.manifest import manifest_path, read_manifest
 from dmsh_export.seal import sealed
 from dmsh_serving.codes import Encoded
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
@@ -327,6 +330,18 @@ def test_parity_on_a_gpu_proves_a_plan_and_its_manifest_says_so(on_h100, encoder
         assert (done.exit_code == 0) != flip, done.output
         assert read_plan_manifest(plan).proven != flip
     assert "parity compared" in read_manifest(plan)["proof"]
+
+
+def test_parity_proves_no_plan_that_took_the_place_of_the_one_it_ran(on_h100, encoders, tmp_path):
+    plan = tmp_path / "a.plan"
+    on_h100(missing="no PyTorch")
+    engine_from_onnx(encoders.demo, plan, EngineOptions("fp32"))
+    sha256, content = read_plan_manifest(plan).sha256, read_manifest(plan)
+    plan.write_bytes(b"another plan")
+    manifest_path(plan).write_text(json.dumps(content | {"sha256": hashlib.sha256(b"another plan").hexdigest()}))
+    with pytest.raises(InputError, match=r"a\.plan was replaced while it was compared, so nothing is recorded"):
+        record_parity(plan, sha256, 64)
+    assert not read_plan_manifest(plan).proven
 
 
 @pytest.mark.parametrize(

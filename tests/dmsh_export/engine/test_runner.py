@@ -201,6 +201,14 @@ def test_what_tensorrt_says_of_a_plan_it_cannot_load_is_passed_on(tmp_path):
         trt_runner._GpuEngine(rtx(), read_plan_manifest(plan))
 
 
+def test_a_plan_that_is_replaced_while_it_is_opened_is_refused(tmp_path):
+    plan = write_plan(tmp_path / "model.plan", flavour="tensorrt-rtx", gpu=None, version=rtx().__version__)
+    manifest = read_plan_manifest(plan)
+    plan.write_bytes(b"another plan")
+    with pytest.raises(InputError, match=r"model\.plan was replaced while it was opened"):
+        trt_runner._GpuEngine(rtx(), manifest)
+
+
 class Tensors:
     """The part of an engine that says what its tensors are."""
 
