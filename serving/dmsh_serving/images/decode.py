@@ -10,7 +10,8 @@ machine. The rules, in order, of version 2; version 1 differs in rule 2 alone, a
    both sides stay at least twice image_size (version 1: never), which makes a photograph several times as fast.
 3. EXIF orientation is applied; an unreadable EXIF block means upright. Colour profiles are ignored.
 4. Greyscale of 16 bits: v -> (v + 128) // 257, which is v / 257 rounded. Colour of 16 bits: the high byte.
-5. Transparency (an alpha channel, or a transparent palette entry or colour) is blended over white.
+5. Transparency (an alpha channel, or a transparent palette entry or colour) is blended over white. The transparent
+   colour of a PNG in grey of 2 or 4 bits, or in colour of 16 bits, stays as it is: Pillow looks for it in 8 bits.
 6. CMYK and the rest become RGB by Pillow's own conversion.
 7. The framing, which is the checkpoint's own (see :mod:`.framing`): by default the central square, its side the
    image's short side, is resampled (bicubic) to image_size; its offset may be half a pixel. This is "resize the short
