@@ -1,7 +1,7 @@
 """dmsh-export inspect."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,10 +22,18 @@ def inspect(
     shown = {key: value for key, value in manifest.items() if key not in ("format", "format_version", "parity", "fold")}
     rows = manifest_rows(shown)
     if "parity" in manifest:
-        rows.append(["parity", "passed" if manifest["parity"]["passed"] else "FAILED"])
-        rows += [
-            [f"  {target['target']}", f"{target['wrong_bits']} wrong of {target['bits_compared']:,} bits"]
-            for target in manifest["parity"]["targets"]
-        ]
+        try:
+            rows += _parity_rows(manifest["parity"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the manifest of {artefact} is damaged, in its parity: make the artefact again"
+            ) from error
     print_table(str(artefact), ["", "value"], rows)
     write_json(json, manifest)
+
+
+def _parity_rows(parity: dict[str, Any]) -> list[list[str]]:
+    return [["parity", "passed" if parity["passed"] else "FAILED"]] + [
+        [f"  {target['target']}", f"{target['wrong_bits']} wrong of {target['bits_compared']:,} bits"]
+        for target in parity["targets"]
+    ]

@@ -126,7 +126,7 @@ def _read(entry: Path, image_size: int) -> ImageSet | None:
             return None
         # Copy on write: PyTorch warns of memory that it may not write to, and the file stays as it is.
         images = np.asarray(np.memmap(pixels, np.uint8, "c", shape=shape))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return ImageSet(images, names, bad)
 

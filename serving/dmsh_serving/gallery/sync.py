@@ -186,7 +186,7 @@ def _read_record(folder: Path, fingerprint: str) -> dict[str, tuple[str, bytes]]
             if json.loads(next(lines)) != {"fingerprint": fingerprint}:
                 return {}
             return {key: (digest, bytes.fromhex(code)) for key, digest, code in map(json.loads, lines)}
-    except (OSError, ValueError, TypeError, StopIteration):
+    except (OSError, ValueError, TypeError, RecursionError, StopIteration):
         return {}
 
 

@@ -1,6 +1,7 @@
 """Codes with ids and keys as other tools keep them: .npy files, or Parquet with the columns id, key and code."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,8 +240,12 @@ def _opened(path: Path) -> Any:
         file = parquet.ParquetFile(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
-    if _CODE not in file.schema_arrow.names:
-        raise InputError(f"{path} has no column {_CODE!r}: it has {', '.join(file.schema_arrow.names)}")
+    names = file.schema_arrow.names
+    if _CODE not in names:
+        raise InputError(f"{path} has no column {_CODE!r}: it has {', '.join(names)}")
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise InputError(f"{path} has more than one column {twice[0]!r}: give each its own name")
     return file
 
 

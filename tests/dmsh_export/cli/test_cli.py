@@ -12,6 +12,8 @@ from command_line import dmsh_export
 from PIL import Image
 from project import DEMO_CHECKPOINT
 
+from dmsh_export.manifest import manifest_path
+
 TOOL = Path(sys.executable).with_name("dmsh-export")
 
 
@@ -70,6 +72,17 @@ def test_inspect_shows_what_was_proven(model):
     done = dmsh_export("inspect", model)
     assert done.returncode == 0, done.stderr
     assert "0 wrong of 1,280 bits" in done.stdout
+
+
+@pytest.mark.parametrize("parity", [1, {}, {"passed": True, "targets": [{}]}])
+def test_inspect_refuses_a_manifest_whose_parity_is_damaged(model, tmp_path, parity):
+    copy = tmp_path / model.name
+    copy.write_bytes(model.read_bytes())
+    manifest = json.loads(manifest_path(model).read_text())
+    manifest_path(copy).write_text(json.dumps(manifest | {"parity": parity}))
+    done = dmsh_export("inspect", copy)
+    assert done.returncode == 2
+    assert "is damaged, in its parity" in done.stderr
 
 
 def test_a_repository_is_written_from_the_file_alone(model, tmp_path):

@@ -133,6 +133,13 @@ def test_a_column_that_holds_something_else_is_named(written, columns, message):
         read_table(written(**columns))
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(ROWS)] * 2, ["code", "code"])
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="has more than one column 'code'"):
+        read_table(tmp_path / "t.parquet")
+
+
 def test_files_that_are_none_are_refused(tmp_path, monkeypatch):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really PAR1")
     for name, message in (("bad.parquet", "is not a Parquet file"), ("none.parquet", "does not exist")):
