@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
@@ -22,9 +21,10 @@ from dmsh_serving.web.answers import MOST_SIZED, SHORT_ANSWER, Times
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.examination import Examinations
-from dmsh_serving.web.http.abandoned import AbandonedError, in_thread, unless_abandoned
+from dmsh_serving.web.http.abandoned import AbandonedError, in_thread
 from dmsh_serving.web.http.files import OwnFiles
 from dmsh_serving.web.http.guard import Guard
+from dmsh_serving.web.http.places import Places
 from dmsh_serving.web.http.problems import ProblemError, handle
 from dmsh_serving.web.http.questions import Question, keys_of, question_of
 from dmsh_serving.web.pictures.originals import Originals
@@ -35,19 +35,6 @@ from dmsh_serving.web.steps import TritonSteps
 
 __all__ = ["Web"]
 
-# In flight; the next one is told to come again.
-MOST_AT_ONCE: Final = {
-    "searches": 64,
-    "searches by file": 32,
-    "ordered searches": 16,
-    "searches by region": 8,
-    "long searches": 4,
-    "facets": 16,
-    "pictures": 64,
-    "views": 16,
-    "rows": 64,
-    "examinations": 8,
-}
 MOST_ROW_BYTES: Final = 2 << 20  # of an answer, which is in memory until it is read; the page's own have some 1 MB
 _ROW_SECONDS: Final = 2.0  # then others have its place
 EXAMINATION_SECONDS: Final = 120.0
@@ -69,7 +56,7 @@ class Web:
         self.thumbnails = Thumbnails(self.originals, settings.cache, settings.cache_mb << 20)
         self.gallery = None if settings.gallery is None else GalleryFolder(settings.gallery)
         self.metadata = None if settings.metadata is None else Metadata(settings.metadata)
-        self._counts: Counter[str] = Counter()
+        self._places = Places(4 * settings.timeout)  # each step of a search has its own time
         self._rendering = asyncio.Semaphore(available_cpus())  # a large image takes up to 200 MB while it is decoded
         # These wait here first, and others pass: rows are many pictures, and views large ones.
         self._rendering_rows, self._rendering_views = (asyncio.Semaphore(available_cpus()) for _ in range(2))
@@ -183,7 +170,7 @@ class Web:
             async with self._counting:
                 return {"columns": await in_thread(metadata.counts, collection, where)}
 
-        return JSONResponse(await self._in_flight(request, counted, "facets"))
+        return JSONResponse(await self._places.work(request, counted, "facets"))
 
     async def openapi(self, request: Request) -> Response:
         """GET /v1/openapi.json."""
@@ -217,7 +204,7 @@ class Web:
             on_disk = await in_thread(self.thumbnails.looked_up, [key], VIEW_BOX)
             return (await self._picture(key, on_disk, self._rendering_views, VIEW_BOX))[1]
 
-        data = await self._in_flight(request, view, "views")
+        data = await self._places.work(request, view, "views")
         return Response(data, headers={"cache-control": _SHOWN}, media_type=MEDIA_TYPE)
 
     async def thumbnail(self, request: Request) -> Response:
@@ -229,7 +216,7 @@ class Web:
             self.thumbnails.hold(key, *found)
             return found
 
-        tag, data = self.thumbnails.at_hand(key) or await self._in_flight(request, looked_up, "pictures")
+        tag, data = self.thumbnails.at_hand(key) or await self._places.work(request, looked_up, "pictures")
         headers = {"cache-control": _SHOWN, "etag": f'"{tag}"'}
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
@@ -265,7 +252,7 @@ class Web:
                 await asyncio.wait(reading)  # those in a thread end when it does
 
         if absent:
-            await self._in_flight(request, looked_up, "rows")
+            await self._places.work(request, looked_up, "rows")
         body = bytearray()
         for key in keys:
             if key in to_come:
@@ -294,34 +281,9 @@ class Web:
     async def _working(
         self, request: Request, work: Callable[[], Any], kind: str, seconds: float | None = None
     ) -> Response:
-        """Answer with what ``work`` returns; see :meth:`_in_flight`."""
-        found = await self._in_flight(request, work, kind, seconds)
+        """Answer with what ``work`` returns; see :meth:`Places.work`."""
+        found = await self._places.work(request, work, kind, seconds)
         return JSONResponse(found, headers={"cache-control": "no-store"})
-
-    async def _in_flight(
-        self, request: Request, work: Callable[[], Any], kind: str, seconds: float | None = None
-    ) -> Any:
-        """Return what ``work`` returns, unless too many of its kind wait already or the client goes away.
-
-        Raises:
-            ProblemError: there are too many, or it takes too long.
-            AbandonedError: the client went away.
-        """
-        if self._counts[kind] >= MOST_AT_ONCE[kind]:
-            raise ProblemError(503, f"{MOST_AT_ONCE[kind]} {kind} are in flight already: try again")
-        working = asyncio.ensure_future(work())
-        self._counts[kind] += 1
-        # Not with the request, whose work may still be in a thread.
-        working.add_done_callback(lambda ended: self._ended(kind, ended))
-        try:
-            # Each step of a search has its own time; this ends what none of them would.
-            async with asyncio.timeout(seconds or 4 * self.settings.timeout):
-                return await unless_abandoned(request, working)
-        except TimeoutError:
-            raise ProblemError(504, "the answer took too long") from None
-
-    def _ended(self, kind: str, _: asyncio.Future[Any]) -> None:
-        self._counts[kind] -= 1
 
 
 def _kind_of(question: Question) -> str:

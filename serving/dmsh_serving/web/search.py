@@ -6,10 +6,7 @@ asked for as many images as the page ends at.
 """
 
 import asyncio
-import hashlib
-import threading
 import time
-from collections import OrderedDict
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,13 +14,12 @@ import numpy as np
 
 from dmsh_serving.codes import check_codes
 from dmsh_serving.contract import MAX_K
-from dmsh_serving.cpu import available_cpus
-from dmsh_serving.errors import InputError
 from dmsh_serving.images.isolated import Decoders
 from dmsh_serving.web.answers import Page, Resolved, Teller, Times
 from dmsh_serving.web.codes.collection import Collection, GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
-from dmsh_serving.web.codes.ranking import Cursor, Examples, Ranking, ranking_of
+from dmsh_serving.web.codes.ranking import Cursor, Examples, Ranking
+from dmsh_serving.web.codes.rankings import Rankings
 from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.http.questions import Box, Example, Question, json_id
@@ -35,8 +31,6 @@ __all__ = ["Searches"]
 
 MOST_FROM_FOLDER: Final = 8  # a few letters ask for the work of a large file, and for several times its memory
 _CUTS_AT_ONCE: Final = 2  # whole images in memory, of up to 470 MB each
-_MOST_RANKINGS: Final = 32  # an empty one has no bytes, but its question is kept
-_RANKINGS_BYTES: Final = 256 << 20  # of rankings that are kept while their readers scroll
 
 
 class Searches:
@@ -49,15 +43,13 @@ class Searches:
         gallery: GalleryFolder | None,
         metadata: Metadata | None = None,
     ) -> None:
-        self._steps, self._originals, self._gallery, self._metadata = steps, originals, gallery, metadata
+        self._steps, self._originals, self._gallery = steps, originals, gallery
         self._teller = Teller(originals, metadata)
-        self._lock = threading.Lock()
         self._cutting = asyncio.Semaphore(_CUTS_AT_ONCE)
         self._decoders = Decoders(_CUTS_AT_ONCE)
         self._opening = asyncio.Lock()
         self._from_folder = 0  # files that keys name and that are encoded now
-        self._ordering = asyncio.Semaphore(available_cpus())  # more at once take more memory, and no less time
-        self._rankings: OrderedDict[object, Ranking] = OrderedDict()
+        self._rankings = Rankings(metadata)
 
     def close(self) -> None:
         """End the processes that decode."""
@@ -240,8 +232,7 @@ class Searches:
             np.frombuffer(b"".join(each.code for each in examples), np.uint8).reshape(-1, collection.codes.shape[1])
             for examples in (like, unlike)
         ]
-        async with self._ordering:
-            order = await in_thread(self._ranking, collection, Examples(*codes), question)
+        order = await self._rankings.of(collection, Examples(*codes), question)
         start = 0 if question.after is None else order.after(question.after)
         total = order.within(question.radius)
         given = slice(start, max(start, min(start + question.k, total)))
@@ -253,31 +244,6 @@ class Searches:
             more=given.stop < total,
             total=total,
         )
-
-    def _ranking(self, collection: Collection, examples: Examples, question: Question) -> Ranking:
-        among = repr((question.ids, question.where)).encode()  # may be 4 MiB of JSON: its digest is kept
-        codes = (examples.like.tobytes(), examples.unlike.tobytes())
-        name = (collection.version, *codes, hashlib.sha256(among).digest())
-        with self._lock:
-            if name in self._rankings:
-                self._rankings.move_to_end(name)
-                return self._rankings[name]
-        allowed = []
-        if question.allowed_ids is not None:
-            allowed.append(collection.places_of_ids(question.allowed_ids))
-        if question.where:
-            if self._metadata is None:
-                raise InputError("there is no metadata to filter by: start the page with --metadata")
-            allowed.append(self._metadata.places(collection, question.where))
-        found = ranking_of(collection, examples, allowed)
-        with self._lock:
-            self._rankings[name] = found
-            while len(self._rankings) > 1 and (
-                len(self._rankings) > _MOST_RANKINGS
-                or sum(each.nbytes for each in self._rankings.values()) > _RANKINGS_BYTES
-            ):
-                self._rankings.popitem(last=False)
-        return found
 
     async def _version_of(self, gallery: GalleryFolder, version: str | None) -> Collection:
         """Return the version of the gallery that a question names, or the current one.

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dmsh_serving.web import app
 from dmsh_serving.web.app import Web
+from dmsh_serving.web.http import places
 from dmsh_serving.web.pictures import thumbnails
 from dmsh_serving.web.settings import WebSettings
 
@@ -77,7 +78,7 @@ def test_a_picture_is_made_once_however_often_it_is_asked_for(web, monkeypatch):
     async def together():
         rows = [asyncio.ensure_future(asked(web, "/v1/thumbnails", {"keys": NAMES[:1] * 100})) for _ in range(4)]
         alone = [asyncio.ensure_future(asked(web, f"/v1/thumbnails/{NAMES[0]}")) for _ in range(4)]
-        await until(lambda: web._counts == {"rows": 4, "pictures": 4} and made.begun.is_set())
+        await until(lambda: web._places.taken == {"rows": 4, "pictures": 4} and made.begun.is_set())
         made.let_go.set()
         assert await asyncio.gather(*rows) == [(200, row(NAMES[0]) * 100)] * 4
         assert await asyncio.gather(*alone) == [(200, NAMES[0].encode())] * 4
@@ -110,7 +111,7 @@ def test_a_row_that_takes_long_brings_what_is_made_and_gives_its_place_to_others
     status, body = asyncio.run(asked(web, "/v1/thumbnails", {"keys": NAMES}))
     assert status == 200
     assert body in (row(*NAMES[:1]), row(*NAMES[:2]))
-    assert web._counts.total() == 0
+    assert web._places.taken.total() == 0
     status, body = asyncio.run(asked(web, "/v1/thumbnails", {"keys": ["nothing", *NAMES[:3]]}))
     assert (status, body) == (200, bytes(4) + row(*NAMES[:3]))
     assert slow == NAMES[2:3]
@@ -159,7 +160,7 @@ def test_a_picture_does_not_wait_for_large_views_of_others_and_a_view_is_made_on
 
 
 def test_only_so_many_rows_are_in_flight_but_what_is_in_memory_comes(web, monkeypatch):
-    monkeypatch.setattr(app, "MOST_AT_ONCE", {"rows": 0})
+    monkeypatch.setattr(places, "MOST_AT_ONCE", {"rows": 0})
     web.thumbnails.hold(NAMES[3], "tag", b"held")
     assert asyncio.run(asked(web, "/v1/thumbnails", {"keys": NAMES[3:4]})) == (200, row("held"))
     status, body = asyncio.run(asked(web, "/v1/thumbnails", {"keys": NAMES}))
@@ -187,7 +188,7 @@ REGION = {"like": [{"key": NAMES[0], "box": [0, 0, 0.5, 1]}]}
     ],
 )
 def test_searches_that_cost_much_leave_the_places_of_others_free(web, monkeypatch, path, costly, kind):
-    monkeypatch.setattr(app, "MOST_AT_ONCE", {"searches": 1, kind: 0})
+    monkeypatch.setattr(places, "MOST_AT_ONCE", {"searches": 1, kind: 0})
 
     async def found(*_):
         return SimpleNamespace(to_dict=dict) if path == "/v1/encode" else {}

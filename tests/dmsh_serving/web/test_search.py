@@ -21,9 +21,10 @@ from dmsh_serving.images.decode import FORMATS
 from dmsh_serving.images.isolated import Decoders
 from dmsh_serving.web import answers, app, search
 from dmsh_serving.web.answers import Times
-from dmsh_serving.web.codes import collection
+from dmsh_serving.web.codes import collection, rankings
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.ranking import Cursor
+from dmsh_serving.web.http import places
 from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.http.questions import Example, Question
@@ -289,8 +290,8 @@ def test_of_a_long_question_the_order_alone_is_kept(originals, tmp_path):
     searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
     for many in (1, 2, 100_000):
         assert answer(searches, like=LIKE * 2, k=1, ids=tuple(range(7, 7 + many)))["total"] == min(many, 293)
-    assert len(searches._rankings) == 3
-    assert max(len(repr(name)) for name in searches._rankings) < 1000
+    assert len(searches._rankings._kept) == 3
+    assert max(len(repr(name)) for name in searches._rankings._kept) < 1000
 
 
 def test_a_gallery_of_another_model_than_triton_serves_is_refused_however_it_is_asked(originals, tmp_path):
@@ -402,13 +403,13 @@ def test_times_are_milliseconds():
 def test_orders_that_are_kept_are_bounded(originals, tmp_path, monkeypatch):
     gallery.build(tmp_path / "gallery", CODES, None, None, **SPACE)
     searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
-    monkeypatch.setattr(search, "_RANKINGS_BYTES", 3 * 300 * 20)
+    monkeypatch.setattr(rankings, "MOST_BYTES", 3 * 300 * 20)
     for number in range(10):
         answer(searches, like=(*LIKE, Example(number=number)), k=1)
-    assert len(searches._rankings) == 3
-    monkeypatch.setattr(search, "_MOST_RANKINGS", 2)
+    assert len(searches._rankings._kept) == 3
+    monkeypatch.setattr(rankings, "MOST_KEPT", 2)
     answer(searches, like=(*LIKE, Example(number=10)), k=1)
-    assert len(searches._rankings) == 2
+    assert len(searches._rankings._kept) == 2
 
 
 class AtOnce:
@@ -428,9 +429,9 @@ class AtOnce:
 
 
 def test_only_as_many_orders_are_made_at_once_as_there_are_cpus(originals, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "available_cpus", lambda: 2)
-    ordering = AtOnce(search.ranking_of)
-    monkeypatch.setattr(search, "ranking_of", ordering)
+    monkeypatch.setattr(rankings, "available_cpus", lambda: 2)
+    ordering = AtOnce(rankings.ranking_of)
+    monkeypatch.setattr(rankings, "ranking_of", ordering)
     gallery.build(tmp_path / "gallery", CODES, None, None, **SPACE)
     searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
 
@@ -537,7 +538,7 @@ def test_only_as_many_filters_are_counted_at_once_as_there_are_cpus(originals, t
     web = app.Web(WebSettings(triton="127.0.0.1:1", images=tmp_path / "images", **given))
     counting = AtOnce(web.metadata.counts)
     monkeypatch.setattr(web.metadata, "counts", counting)
-    monkeypatch.setattr(app, "MOST_AT_ONCE", {"facets": 8})  # beside the places of searches
+    monkeypatch.setattr(places, "MOST_AT_ONCE", {"facets": 8})  # beside the places of searches
 
     async def together():
         request = SimpleNamespace(query_params=QueryParams(), receive=asyncio.Event().wait)

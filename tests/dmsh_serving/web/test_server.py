@@ -92,7 +92,7 @@ def test_what_a_client_abandons_keeps_its_place_until_triton_is_done_with_it(web
 
 def in_flight(application):
     (route,) = [route for route in application.routes if route.path == "/v1/search"]
-    return route.endpoint.__self__._counts.total()
+    return route.endpoint.__self__._places.taken.total()
 
 
 def eventually(condition):

@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from dmsh_serving.web import app
 from dmsh_serving.web.app import Web
+from dmsh_serving.web.http import places
 from dmsh_serving.web.http.abandoned import AbandonedError, in_thread, unless_abandoned
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.settings import WebSettings
@@ -198,14 +198,14 @@ def test_a_picture_that_nobody_waits_for_is_not_made_and_only_so_many_wait(tmp_p
         web._rendering = asyncio.Semaphore(0)  # every CPU is at work
         async with asyncio.timeout(60):
             assert await status_for_one_who_is_gone(web, "GET", f"/v1/{kind}/a.png", asked) == 499
-            monkeypatch.setattr(app, "MOST_AT_ONCE", {"pictures": 0, "views": 0})
+            monkeypatch.setattr(places, "MOST_AT_ONCE", {"pictures": 0, "views": 0})
             assert await status_for_one_who_is_gone(web, "GET", f"/v1/{kind}/a.png", asked) == 503
 
     asyncio.run(played())
 
 
 def test_an_abandoned_search_keeps_its_place_until_its_thread_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(app, "MOST_AT_ONCE", {"searches": 2, "examinations": 1})
+    monkeypatch.setattr(places, "MOST_AT_ONCE", {"searches": 2, "examinations": 1})
     (tmp_path / "images").mkdir()
     web = Web(WebSettings(triton="127.0.0.1:1", images=tmp_path / "images", cache=tmp_path / "cache"))
     threads = [Blocking(), Blocking()]
