@@ -1,7 +1,9 @@
 """The fingerprint of a code space: a SHA-256 over weights, config and preprocessing.
 
 Two networks with one fingerprint give equal codes for equal files. The preprocessing counts by its rules in words,
-:func:`dmsh_serving.images.decode.decode_recipe`.
+:func:`dmsh_serving.images.decode.decode_recipe`. What timm's code decides of a backbone, such as the epsilon of a
+normalisation, is not in it: after an update of timm, ``dmsh-export parity`` of the file that serves shows a difference.
+An integer network has all of it in its integers.
 """
 
 import hashlib

@@ -32,7 +32,9 @@ def parity(
     ],
     images: Images = None,
     skip_bad: SkipBadOption = False,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size for which codes must not change.")] = 8,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Codes must not change in any batch up to it; nor do they in some of up to 64.")
+    ] = 8,
     json: JsonOption = None,
 ) -> None:
     """Compare every bit of every image with PyTorch. The exit code is 1 if one bit is wrong."""

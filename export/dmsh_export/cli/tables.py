@@ -20,8 +20,8 @@ def print_parity(report: ParityReport) -> None:
         ("worst logit error", lambda target: f"{target.worst_logit_error:.1e}"),
         ("smallest margin |logit|", lambda target: f"{target.smallest_margin:.1e}"),
         ("bits closer to 0 than that error", lambda target: f"{target.bits_at_risk:,}"),
-        ("codes in batches of every size", lambda target: f"{target.invariance.codes_compared:,}"),
-        ("  largest batch", lambda target: f"{target.invariance.max_batch}"),
+        ("codes in batches", lambda target: f"{target.invariance.codes_compared:,}"),
+        ("  of these sizes", lambda target: target.invariance.sizes),
         ("  codes that changed", lambda target: f"{target.invariance.wrong_codes:,}"),
     ]
     print_table(

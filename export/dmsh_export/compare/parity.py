@@ -1,10 +1,11 @@
-"""Parity: the bits of a target against PyTorch's, for every image, in every slot of every batch size."""
+"""Parity: the bits of a target against PyTorch's, for every image, in every slot of a batch."""
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +17,27 @@ from dmsh_serving.errors import InputError
 __all__ = ["BatchInvariance", "ParityReport", "TargetParity", "batches_of_every_size", "compare", "upper_bound_95"]
 
 PIXELS_AT_ONCE = 16 * 128 * 128  # per batch: larger ones leave the caches, and PyTorch takes twice as long per image
+LARGE_BATCHES: Final = (16, 32, 64)  # a server and a gallery take up to 32 images at once, a deployment 64
 
 
 @dataclass(frozen=True)
 class BatchInvariance:
-    """A target's codes of the same images alone, in batches of 2 to ``max_batch``, and among all images.
+    """A target's codes of the same images alone, in batches of 2 to ``max_batch``, in large ones, and among all images.
 
-    One image is seen in every slot of every size, the first ``max_batch`` mixed in every size. ``wrong_codes`` are
-    those that are not the target's own of the image alone, right or wrong: it is what the batch changes.
+    One image is seen in every slot of every size up to ``max_batch``, the first ``max_batch`` images mixed in every
+    size and in ``LARGE_BATCHES``. ``wrong_codes`` are those that are not the target's own of the image alone, right or
+    wrong: it is what the batch changes.
     """
 
     max_batch: int
     codes_compared: int
     wrong_codes: int
+
+    @property
+    def sizes(self) -> str:
+        """The sizes of the batches, for people."""
+        large = [f"{size}" for size in LARGE_BATCHES if size > self.max_batch]
+        return ", ".join([f"1 to {self.max_batch}", *large])
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,7 @@ def _batch_invariance(
 ) -> BatchInvariance:
     alone = np.concatenate([target.infer(probe[row : row + 1]).code for row in range(len(probe))])
     compared, wrong = len(probe), int((among_all != alone).any(axis=1).sum())
-    for rows in batches_of_every_size(len(probe), max_batch):
+    for rows in chain(batches_of_every_size(len(probe), max_batch), _large_batches(len(probe), max_batch)):
         found = target.infer(probe[rows]).code
         compared += len(rows)
         wrong += int((found != alone[rows]).any(axis=1).sum())
@@ -203,7 +212,17 @@ def batches_of_every_size(count: int, max_batch: int) -> Iterator[npt.NDArray[np
     """
     for size in range(1, max_batch + 1):
         yield np.zeros(size, np.int64)
-        yield (np.arange(size) + size) % count
+        yield _mixed(count, size)
+
+
+def _large_batches(count: int, max_batch: int) -> Iterator[npt.NDArray[np.int64]]:
+    for size in LARGE_BATCHES:
+        if size > max_batch:
+            yield _mixed(count, size)
+
+
+def _mixed(count: int, size: int) -> npt.NDArray[np.int64]:
+    return (np.arange(size) + size) % count
 
 
 def upper_bound_95(wrong: int, compared: int) -> float:

@@ -92,6 +92,14 @@ def _check_names(ensemble: Model, where: str, step: Any, model: Model) -> list[F
                 "write model_version: -1 for the latest",
             )
         )
+    findings += [
+        ensemble.wrong(
+            f"{where}: output {name} becomes the tensor {made}, though the model has an output {made}",
+            f'write output_map {{ key: "{name}" value: "{name}" }}',
+        )
+        for name, made in sorted(step.output_map.items())
+        if made != name and made in model.outputs
+    ]
     return findings
 
 

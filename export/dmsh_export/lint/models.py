@@ -36,7 +36,7 @@ def read_models(repository: Path) -> tuple[dict[str, Model], list[Finding]]:
 
 
 def check_alone(model: Model) -> list[Finding]:
-    """Check one configuration without any other file: name, backend, versions, batching, warm-up."""
+    """Check one configuration without any other file: name, backend, versions, batching, answers, warm-up."""
     config, findings = model.config, []
     if config.name not in ("", model.name):
         findings.append(model.wrong(f'name: "{config.name}" is not the folder\'s', f'write name: "{model.name}"'))
@@ -68,13 +68,17 @@ def check_alone(model: Model) -> list[Finding]:
                 "leave it out, or raise max_batch_size",
             )
         )
-    findings += _check_versions(model)
+    findings += _check_versions(model) + _check_accelerators(model)
     if config.HasField("sequence_batching"):
         findings.append(
             model.wrong(
                 "sequence_batching: requests of a search belong to no sequence, and Triton refuses those without one",
                 "write dynamic_batching { }",
             )
+        )
+    if config.response_cache.enable:
+        findings.append(
+            model.wrong("response_cache: its answers are of a gallery that may have changed", "leave it out")
         )
     for warmup in config.model_warmup:
         findings += _check_warmup(model, warmup)
@@ -92,6 +96,23 @@ def _check_versions(model: Model) -> list[Finding]:
             f"version_policy asks for version {absent[0]}, which has no folder",
             f"name some of {', '.join(map(str, sorted(there)))}, or leave version_policy out",
         )
+    ]
+
+
+def _check_accelerators(model: Model) -> list[Finding]:
+    """Find accelerators that choose the types of layers themselves: their codes are others."""
+    used = model.config.optimization.execution_accelerators
+    precisions = [
+        (each.name, each.parameters.get("precision_mode", "no precision_mode"))
+        for each in (*used.gpu_execution_accelerator, *used.cpu_execution_accelerator)
+    ]
+    return [
+        model.wrong(
+            f"execution_accelerators: {name} in {precision} chooses the types of layers itself, and gives other codes",
+            'leave it out, or use tensorrt with precision_mode "FP32"',
+        )
+        for name, precision in precisions
+        if (name, precision) != ("tensorrt", "FP32")
     ]
 
 

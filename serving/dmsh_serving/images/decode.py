@@ -8,7 +8,8 @@ machine. The rules, in order, of version 2; version 1 differs in rule 2 alone, a
 2. The file's size is checked, and from its header the pixels, the memory and the work that decoding will need,
    before a pixel is decoded. Truncated files are refused whole. A JPEG's decoder scales by 1/2, 1/4 or 1/8 as far as
    both sides stay at least twice image_size (version 1: never), which makes a photograph several times as fast.
-3. EXIF orientation is applied; an unreadable EXIF block means upright. Colour profiles are ignored.
+3. EXIF orientation is applied, or XMP's where EXIF has none; an unreadable EXIF block means upright. Colour profiles
+   are ignored.
 4. Greyscale of 16 bits: v -> (v + 128) // 257, which is v / 257 rounded. Colour of 16 bits: the high byte.
 5. Transparency (an alpha channel, or a transparent palette entry or colour) is blended over white. The transparent
    colour of a PNG in grey of 2 or 4 bits, or in colour of 16 bits, stays as it is: Pillow looks for it in 8 bits.

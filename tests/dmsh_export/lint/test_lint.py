@@ -110,6 +110,13 @@ def test_an_encoder_that_another_tool_changed_is_found(copied, encoder):
 
 
 # name: (encoder, model, text in its configuration, the mistake, what the finding says, what the fix says)
+def accelerated(name, precision):
+    parameters = f'parameters {{ key: "precision_mode" value: "{precision}" }}'
+    return (
+        f'optimization {{ execution_accelerators {{ gpu_execution_accelerator {{ name: "{name}" {parameters} }} }} }}'
+    )
+
+
 MISTAKES = {
     "dim of the image": (
         "python", "dmsh_encoder", "dims: [16, 16, 3]", "dims: [3, 16, 16]",
@@ -201,6 +208,19 @@ MISTAKES = {
     "sequences": (
         "python", "dmsh_ranker", "dynamic_batching { }", "sequence_batching { }",
         "sequence_batching: requests of a search belong to no sequence", "write dynamic_batching"),
+    "outputs swapped": (
+        "python", "dmsh_search", 'output_map { key: "keys" value: "keys" }', 'output_map { key: "keys" value: "ids" }',
+        r"output keys becomes the tensor ids, though the model has an output ids",
+        'write output_map { key: "keys" value: "keys" }'),
+    "answers kept": (
+        "python", "dmsh_ranker", "max_batch_size: 8", "max_batch_size: 8 response_cache { enable: true }",
+        "response_cache: its answers are of a gallery that may have changed", "leave it out"),
+    "lower precision": (
+        "onnxruntime", "dmsh_encoder", "max_batch_size: 8", f"max_batch_size: 8 {accelerated('tensorrt', 'FP16')}",
+        "execution_accelerators: tensorrt in FP16 chooses the types of layers itself", "precision_mode .FP32."),
+    "another accelerator": (
+        "onnxruntime", "dmsh_encoder", "max_batch_size: 8", f"max_batch_size: 8 {accelerated('migraphx', 'FP32')}",
+        "execution_accelerators: migraphx in FP32", "precision_mode .FP32."),
     "not a configuration": (
         "python", "dmsh_decode", "max_batch_size: 8", "max_batch: 8", "it cannot be parsed: 1:", "mend that line"),
 }  # fmt: skip

@@ -175,7 +175,7 @@ class TritonServer:
             f"--grpc-port={self.grpc_port}",
             f"--http-address={LOOPBACK}",
             f"--http-port={self.http_port}",
-            f"--metrics-address={self.metrics_host}",
+            f"--metrics-address={_of_evhtp(self.metrics_host)}",
             f"--metrics-port={self.metrics_port}",
             # Only this launcher controls models, and only to drain them.
             "--model-control-mode=explicit",
@@ -363,6 +363,11 @@ def _reached_at(host: str) -> str:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _of_evhtp(host: str) -> str:
+    """Return an address as Triton's HTTP library takes it, which reads any other one of IPv6 as 255.255.255.255."""
+    return f"ipv6:{host}" if ":" in host else host
 
 
 def free_ports(host: str, count: int) -> list[int]:
