@@ -102,11 +102,19 @@ def _check_replaceable(folder: Path, kind: str) -> None:
     except FileNotFoundError:
         header = None
     except (ValueError, RecursionError):
-        return
+        header = {"config": {}, "kind": FLOAT if _holds_floats(folder / WEIGHTS_FILE) else kind}
     if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
         raise InputError(f"{folder} exists already and is no checkpoint: choose another name")
     if header.get("kind", FLOAT) == FLOAT != kind:
         raise InputError(f"{folder} is a float checkpoint, which cannot be made again of integers: choose another name")
+
+
+def _holds_floats(weights: Path) -> bool:
+    try:
+        with safetensors.safe_open(weights, "np") as held:
+            return any(tensor.get_dtype().startswith(("F", "BF")) for tensor in map(held.get_slice, held.keys()))
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def load(path: Path) -> DMSH:
