@@ -1,7 +1,9 @@
 """A server seen from outside: ready and right or not, what it does, what its log names."""
 
+import contextlib
 import http.server
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -117,11 +119,20 @@ def collector():
         server.shutdown()
 
 
+def ipv6_loopback():
+    """The loopback address of IPv6, or of IPv4 on a machine that has no other."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as tried:
+        tried.bind(("::1", 0))
+        return "::1"
+    return "127.0.0.1"
+
+
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory, collector):
     """A server that tells all that it can tell of its requests."""
     world = World.make(tmp_path_factory.mktemp("watched"), 20)
-    with world.server(slow_seconds=0.0, log_json=True, tracing=Tracing(collector[0])) as server:
+    told = {"slow_seconds": 0.0, "log_json": True, "tracing": Tracing(collector[0]), "metrics_host": ipv6_loopback()}
+    with world.server(**told) as server:
         yield server
 
 
@@ -150,6 +161,10 @@ def test_a_request_that_takes_long_is_named_in_the_log_by_the_id_of_its_client(w
     assert {line["level"] for line in slow} == {"warning"}
     steps = sorted(line["message"].split("was slow: ")[1].split()[0] for line in slow)
     assert steps == ["decode", "encode", "rank"]
+
+
+def test_metrics_are_read_at_the_address_that_they_are_given(watched):
+    assert "nv_inference_request_success" in _asked(watched.metrics_url, "/metrics")[1]
 
 
 def test_triton_s_own_metrics_that_the_dashboard_asks_for_are_there(server):
