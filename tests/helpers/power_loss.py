@@ -90,6 +90,26 @@ def gallery_seen(folder):
     return [snapshot.version, held.ids.tolist(), held.codes.tobytes().hex(), list(held.keys), *modes]
 
 
+def rolled_back(folder):
+    two_versions(folder)
+    gallery.rollback(folder / "gallery")
+
+
+def appended_otherwise(folder):
+    gallery.append(folder / "gallery", CODES[30:32], None, keys(30, 2))
+
+
+def gallery_and_the_version_before_seen(folder):
+    with tempfile.TemporaryDirectory() as place:
+        copy = shutil.copytree(folder / "gallery", Path(place) / "gallery")
+        try:
+            gallery.rollback(copy)
+            before = gallery_seen(Path(place))
+        except InputError:
+            before = None
+    return [gallery_seen(folder), before]
+
+
 def weights(letter):
     def save(folder):
         header = {"format": checkpoint.FORMAT, "config": {"of": letter}}
@@ -148,6 +168,9 @@ CHANGES = {
     ),
     "a compaction": Change(two_versions, lambda folder: gallery.compact(folder / "gallery"), gallery_seen, appended),
     "a rollback": Change(two_versions, lambda folder: gallery.rollback(folder / "gallery"), gallery_seen, appended),
+    "an append after a rollback": Change(
+        rolled_back, appended_otherwise, gallery_and_the_version_before_seen, appended
+    ),
     "a first checkpoint": Change(lambda folder: None, weights("n"), weights_seen, weights("m")),
     "a checkpoint over another": Change(weights("o"), weights("n"), weights_seen, weights("m")),
     "a first export": Change(lambda folder: None, model("n"), model_seen, model("m"), MODEL_REFUSED),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import whole_file, write_atomically
+from dmsh_serving.files import fsync_folder, whole_file, write_atomically
 from dmsh_serving.gallery.folder import (
     CURRENT,
     leftover_paths,
@@ -57,6 +57,8 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
     try:
         for path in taken_back:
             path.unlink(missing_ok=True)
+        if taken_back:
+            fsync_folder(folder)
         write_atomically(folder / CURRENT, f"{version}\n".encode())
     except OSError:
         if named_version(folder) == served and all(path.exists() for path in taken_back):
