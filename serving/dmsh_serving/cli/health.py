@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dmsh_serving.cli.tls import CaOption, CertOption, KeyOption, TlsOption, TokenOption
-from dmsh_serving.console import JsonOption, console, print_table, write_json
+from dmsh_serving.console import JsonOption, console, print_table, printable, write_json
 from dmsh_serving.contract import DEFAULT_GRPC_PORT
 from dmsh_serving.errors import CheckError, DmshError, InputError
 
@@ -50,8 +50,8 @@ def check(
         raise CheckError(f"{url} is not ready: {error}") from error
     code = "its known code" if found["known_code"] else "no known code: the repository carries none"
     console().print(
-        f"{url} is ready: gallery {found['gallery_version']}, code space {found['fingerprint'][:12]}, {code}, "
-        f"{found['seconds'] * 1e3:.1f} ms"
+        f"{url} is ready: gallery {printable(found['gallery_version'])}, "
+        f"code space {found['fingerprint'][:12]}, {code}, {found['seconds'] * 1e3:.1f} ms"
     )
     write_json(json, {"url": url, **found})
 

@@ -38,8 +38,12 @@ def write_sheet(out: Path, results: list[dict[str, Any]], images: Path) -> None:
 
 def _picture_of_key(images: Path, key: str) -> str | None:
     path = images / key
-    # A key is any string: one that leads out of the folder is none of its images.
-    return _picture(path) if key and path.resolve().is_relative_to(images.resolve()) else None
+    # A key is any string: one that leads out of the folder, or can be no path at all, is none of its images.
+    try:
+        is_inside = bool(key) and path.resolve().is_relative_to(images.resolve())
+    except (ValueError, OSError):
+        return None
+    return _picture(path) if is_inside else None
 
 
 def _picture(path: Path) -> str | None:

@@ -20,10 +20,10 @@ def test_a_sheet_holds_the_pictures_of_queries_and_neighbours(tmp_path):
     query = tmp_path / "query.png"
     Image.new("RGB", (30, 20)).save(query)
     Image.new("RGB", (30, 20)).save(tmp_path / "secret.png")
-    keys = ("a.png", "b.png", "gone.png", "../secret.png", "", "<script>alert(1)</script>")
+    keys = ("a.png", "b.png", "gone.png", "../secret.png", "", "\0.png", "<script>alert(1)</script>")
     write_sheet(tmp_path / "sheet.html", [result(query, *keys)], images)
     page = (tmp_path / "sheet.html").read_text()
     assert page.count('<img src="data:image/jpeg;base64,') == 3
-    assert page.count("no picture") == 4
+    assert page.count("no picture") == 5
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

@@ -1,0 +1,14 @@
+"""What ``check`` says of a server; tests/live has the servers."""
+
+from typer.testing import CliRunner
+
+from dmsh_serving.cli import app, health
+
+
+def test_what_steers_a_terminal_in_a_servers_answer_is_shown_and_not_done(monkeypatch):
+    found = {"gallery_version": "1\x1b[2J", "fingerprint": "ab" * 32, "known_code": True, "seconds": 0.01}
+    monkeypatch.setattr(health, "_checked", lambda *_: found)
+    done = CliRunner().invoke(app, ["check", "127.0.0.1:1"])
+    assert done.exit_code == 0, done.output
+    assert r"gallery 1\x1b[2J, code space" in done.output
+    assert "\x1b" not in done.output
