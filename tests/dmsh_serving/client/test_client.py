@@ -1,9 +1,13 @@
 """Both clients, which are one implementation, against a server that does as told; tests/live has a real Triton."""
 
 import asyncio
+import contextlib
 import inspect
+import os
 import re
+import socket
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -105,6 +109,17 @@ def test_no_request_of_several_images_is_larger_than_a_proxy_takes(server, clien
     monkeypatch.setattr(questions, "MOST_REQUEST_BYTES", 210)  # of which each row has 8 for its k
     client.search_files(files, 1)
     assert server.rows[3:] == [1, 4, 2]  # 400; 100, 60, 5, 5; 5, 5
+
+
+def test_a_connection_that_nobody_acknowledges_is_given_up_after_20_seconds(server, client):
+    client.encode(images(1))
+    port = int(server.url.rpartition(":")[2])
+    limits = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as each:
+            if each.family != socket.AF_UNIX and each.getpeername()[1] == port:
+                limits.add(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+    assert limits == {20_000}
 
 
 def test_of_a_large_k_no_more_is_asked_in_one_request_than_the_server_answers(server, client):
