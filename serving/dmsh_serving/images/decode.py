@@ -4,7 +4,8 @@ Everything here is integer arithmetic of one Pillow version, so the same bytes g
 machine. The rules, in order, of version 2; version 1 differs in rule 2 alone, as it says:
 
 1. The format is recognised by content, never by name: JPEG, PNG, WebP, BMP (not run-length coded), GIF, TIFF; AVIF,
-   if Pillow was built with it, and HEIC, if the package pillow-heif is installed; first frame only.
+   if Pillow was built with it, and HEIC, if the package pillow-heif is installed; first frame only, and what that
+   of a GIF leaves uncovered has colour 0 of its palette. TIFFs of kinds that Pillow reads wrongly are refused.
 2. The file's size is checked, and from its header the pixels, the memory and the work that decoding will need,
    before a pixel is decoded. Truncated files are refused whole. A JPEG's decoder scales by 1/2, 1/4 or 1/8 as far as
    both sides stay at least twice image_size (version 1: never), which makes a photograph several times as fast.

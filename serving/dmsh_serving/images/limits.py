@@ -37,6 +37,8 @@ _ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
 _DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 7, "HEIF": 5}
 _TILE_WIDTH, _TILE_HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _BITS = 322, 323, 278, 277, 258
 _WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS, _PLANAR, _SEPARATE = 256, 257, 273, 324, 284, 2
+_COMPRESSION, _RAW, _PHOTOMETRIC, _WHITE_IS_ZERO, _YCBCR, _SUBSAMPLING = 259, 1, 262, 0, 6, 530
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 
 
 def check_file(data: bytes, name: str) -> None:
@@ -95,6 +97,27 @@ def check_opened(image: Image.Image, name: str) -> None:
         raise InputError(f"{name}: run-length coded {image.format} is not accepted: save it uncompressed, or as PNG")
     if image.format == "TIFF":
         _check_strips(image, name)
+        _check_samples(image, name)
+
+
+def _check_samples(image: Image.Image, name: str) -> None:
+    """Refuse a TIFF whose pixels Pillow reads, and reads wrongly."""
+    tags = image.tag_v2  # type: ignore[attr-defined]  # only a TIFF has them
+    bits, samples, colour = max(tags.get(_BITS, (1,))), int(tags.get(_SAMPLES, 1)), tags.get(_PHOTOMETRIC)
+    is_raw, is_in_planes = tags.get(_COMPRESSION, _RAW) == _RAW, tags.get(_PLANAR) == _SEPARATE
+    wrong = {
+        f"greyscale of {bits} bits": image.mode in DEEP_GREY and bits != 16,
+        "greyscale of 16 bits whose 0 is white": image.mode in DEEP_GREY and colour == _WHITE_IS_ZERO,
+        "numbers with a sign": bits <= 16 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()),
+        f"{bits} bits in planes, not compressed": is_in_planes and is_raw and bits > 8,
+        "grey and alpha in planes": is_in_planes and samples == 2,
+        "YCbCr of less colour, not compressed": (
+            colour == _YCBCR and is_raw and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1)
+        ),
+    }
+    found = next((kind for kind, is_there in wrong.items() if is_there), None)
+    if found:
+        raise InputError(f"{name}: a TIFF of {found} is not supported: save it as PNG, or with 8 bits, interleaved")
 
 
 def _check_strips(image: Image.Image, name: str) -> None:

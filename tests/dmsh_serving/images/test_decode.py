@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image
+from tiffs import tiff_of
 
 from dmsh_serving.errors import InputError, MemoryShortError
 from dmsh_serving.images import decode
@@ -182,30 +183,50 @@ def test_16_bit_grey_is_scaled_by_257_and_rounded(kind):
 
 def test_big_endian_16_bit_grey_is_read_alike():
     values = np.array([[0, 65535], [32768, 129]], ">u2")
-    assert image_from_bytes(tiff(values, 16), 2)[..., 0].tolist() == [[0, 255], [128, 1]]
-
-
-def tiff(array, bits, sample_format=1):
-    """A minimal big-endian greyscale TIFF."""
-    data = array.tobytes()
-    height, width = array.shape
-    tags = [
-        (256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
-        (278, 3, height), (279, 4, len(data)), (339, 3, sample_format),
-    ]  # fmt: skip
-    directory = struct.pack(">H", len(tags))
-    for tag, kind, value in tags:
-        directory += struct.pack(">HHI", tag, kind, 1) + struct.pack(
-            ">HH" if kind == 3 else ">I", *((value, 0) if kind == 3 else (value,))
-        )
-    return b"MM\0*" + struct.pack(">I", 8 + len(data)) + data + directory + bytes(4)
+    assert image_from_bytes(tiff_of(2, 2, [values.tobytes()], bits=16), 2)[..., 0].tolist() == [[0, 255], [128, 1]]
 
 
 def test_32_bit_grey_is_refused_by_name():
     with pytest.raises(InputError, match="floating-point greyscale is not supported"):
-        image_from_bytes(tiff(np.zeros((2, 2), ">f4"), 32, 3), 2)
+        image_from_bytes(tiff_of(2, 2, [bytes(16)], bits=32, sample_format=3), 2)
     with pytest.raises(InputError, match="32-bit integer greyscale is not supported"):
-        image_from_bytes(tiff(np.zeros((2, 2), ">i4"), 32, 2), 2)
+        image_from_bytes(tiff_of(2, 2, [bytes(16)], bits=32, sample_format=2), 2)
+
+
+RAMP = np.arange(16, dtype=np.uint8).repeat(16).reshape(16, 16)
+PLANES = [np.roll(RAMP, shift).tobytes() for shift in (0, 5, 9, 3)]
+MISREAD = {
+    "greyscale of 12 bits": ([bytes(384)], {"bits": 12, "order": "<"}),
+    "greyscale of 16 bits whose 0 is white": ([bytes(512)], {"bits": 16, "photometric": 0, "order": "<"}),
+    "numbers with a sign": ([bytes(256)], {"sample_format": 2}),
+    "16 bits in planes, not compressed": (
+        [bytes(512)] * 3, {"bits": (16, 16, 16), "samples": 3, "photometric": 2, "planar": 2}),
+    "grey and alpha in planes": (
+        [zlib.compress(plane) for plane in PLANES[:2]],
+        {"bits": (8, 8), "samples": 2, "planar": 2, "compression": 8, "extra": 2}),
+    "YCbCr of less colour, not compressed": (
+        [bytes(1000)], {"bits": (8, 8, 8), "samples": 3, "photometric": 6}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MISREAD)
+def test_a_tiff_whose_pixels_pillow_would_read_wrongly_is_refused(kind):
+    planes, tags = MISREAD[kind]
+    with pytest.raises(InputError, match=f"a TIFF of {kind} is not supported: save it as PNG, or with 8 bits"):
+        image_from_bytes(tiff_of(16, 16, planes, **tags), 16)
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+def test_a_tiff_of_8_bits_in_planes_is_read(compression):
+    planes = [zlib.compress(plane) if compression == 8 else plane for plane in PLANES[:3]]
+    tags = {"bits": (8, 8, 8), "samples": 3, "photometric": 2, "planar": 2, "compression": compression}
+    expected = np.stack([np.frombuffer(plane, np.uint8).reshape(16, 16) for plane in PLANES[:3]], axis=-1)
+    np.testing.assert_array_equal(image_from_bytes(tiff_of(16, 16, planes, **tags), 16), expected)
+
+
+def test_a_grey_tiff_of_8_bits_whose_0_is_white_is_read():
+    found = image_from_bytes(tiff_of(16, 16, [RAMP.tobytes()], photometric=0), 16)
+    np.testing.assert_array_equal(found[..., 1], 255 - RAMP)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
