@@ -27,7 +27,7 @@ class World:
     folder: Path
 
     @classmethod
-    def make(cls, folder, count=200, *, max_batch=8):
+    def make(cls, folder, count=200, *, max_batch=8, **limits):
         world = cls(folder)
         model = tiny_model.write(folder / "model.onnx")
         world.publish(count)
@@ -39,6 +39,7 @@ class World:
             model=model,
             known_answer=known_answer.dump(IMAGES[:1], CODES[:1]),
             max_batch=max_batch,
+            **limits,
         )
         write_repository(world.repository, spec)
         return world

@@ -1,5 +1,6 @@
 """Starting, stopping, and what happens when processes are killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from live_world import CODES, IMAGES, World, check, png
 from tritonclient.utils import InferenceServerException
 
 from dmsh_serving import gallery
-from dmsh_serving.client import SearchClient
+from dmsh_serving.client import Retries, SearchClient
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import CheckError, InputError, MissingError
 from dmsh_serving.triton.repository import write_repository
@@ -192,6 +193,30 @@ def test_fault_36_a_process_that_hangs_is_noticed_and_healed(own_world, monkeypa
         assert wait_until_answered(server.url) < 5
         wait_until_gone([victim])
     assert len(events) == 1
+
+
+def test_fault_36_a_process_that_hangs_behind_a_full_queue_is_noticed_while_requests_keep_coming(tmp_path, monkeypatch):
+    monkeypatch.setattr(vitals, "EVERY_SECONDS", 0.3)
+    monkeypatch.setattr(vitals, "PATIENCE_SECONDS", 1.0)
+    world, events, ended = World.make(tmp_path, 100, max_queue=2, max_wait_seconds=1), [], threading.Event()
+
+    def search(url):
+        with SearchClient(url, retries=Retries(0)) as client:
+            while not ended.is_set():
+                with contextlib.suppress(MissingError):
+                    client.search(IMAGES[:1], 5)
+
+    with world.server(on_event=events.append, canary=True) as server, ThreadPoolExecutor(8) as pool:
+        try:
+            wait_until_answered(server.url)
+            (victim,) = [stub for stub in server.stubs if "dmsh_ranker" in " ".join(psutil.Process(stub).cmdline())]
+            for _ in range(8):
+                pool.submit(search, server.url)
+            os.kill(victim, signal.SIGSTOP)
+            wait_for(lambda: events)
+            assert events[0].startswith("dmsh_ranker finished no request for 1 s: Triton was started again in ")
+        finally:
+            ended.set()
 
 
 def test_an_encoder_that_computes_slow_batches_from_its_start_is_no_process_that_hangs(own_world, monkeypatch):

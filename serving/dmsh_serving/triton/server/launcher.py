@@ -18,11 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from dmsh_serving.clickhouse.address import is_address
+from dmsh_serving.contract import RANKER_MODEL
 from dmsh_serving.errors import DmshError, MissingError
 from dmsh_serving.images.limits import MAX_FILE_BYTES
 from dmsh_serving.tls import ServerTls
 from dmsh_serving.triton.metrics import RESTARTS_VARIABLE, SLOW_SECONDS, SLOW_SECONDS_VARIABLE
-from dmsh_serving.triton.served_config import read_encoder_config
+from dmsh_serving.triton.served_config import ranked_gallery, read_encoder_config
 from dmsh_serving.triton.server import environment_folders, hidden_arguments, preflight, shared_memory
 from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.server.addresses import Addresses
@@ -204,11 +206,15 @@ class TritonServer:
             )
         self._stubs = self._wait_ready(self._process)
         if self._canary:
-            server = self._process.pid
-            self._vitals = Vitals(
-                self.http_url, lambda model: processor_seconds(model, server, self._stubs), self._tell
-            )
+            self._vitals = Vitals(self.http_url, self._worked(self._process.pid), self._tell)
             self._vitals.start()
+
+    def _worked(self, server: int) -> Callable[[str], float]:
+        """Return what tells how many seconds a model has worked; for a ranker of ClickHouse, waiting is work, too."""
+        waits = is_address(ranked_gallery(self.repository) or "")
+        return lambda model: (
+            time.monotonic() if waits and model == RANKER_MODEL else processor_seconds(model, server, self._stubs)
+        )
 
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> frozenset[int]:
         """Return when every model is ready, with the stubs that were seen: one of them may have died already."""

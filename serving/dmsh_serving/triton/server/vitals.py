@@ -1,9 +1,9 @@
 """Is a server alive? A search for its canary tells: a process that hangs is there, and Triton calls it ready.
 
-A search that is not answered may have met a busy server: it may stand in the queue of one model, while the next one has
-nothing to do. So a model counts as hanging only if it finished no request at all while the search waited, does not
-answer a question of its own either, and its process did not compute: one batch may take minutes. A process that
-computes through 20 looks in a row and finishes nothing hangs all the same.
+A search that is not answered, or that full queues refuse, may have met a busy server: it may stand in the queue of one
+model, while the next one has nothing to do. So a model counts as hanging only if it finished no request at all while
+the search waited, does not answer a question of its own either, and its process did not compute: one batch may take
+minutes. A process that computes through 20 looks in a row and finishes nothing hangs all the same.
 """
 
 import http.client
@@ -35,7 +35,7 @@ PATIENCE_SECONDS: Final = 15.0  # longer than a batch may take to decode, which 
 ALONE_SECONDS: Final = 5.0  # for a model that had nothing to do to answer a question of its own
 # Of the time, in the processor: a process that computes takes more, one that hangs but looks after its gallery less.
 _LEAST_SHARE: Final = 0.05
-MOST_FAILURES: Final = 3  # in a row; a process that has died is noticed before
+MOST_FAILURES: Final = 4  # in a row, PATIENCE_SECONDS apart in all; a process that has died is noticed before
 MOST_LOOKS: Final = 20  # in a row, a third of a minute each, at a process that computes and finishes nothing
 _STEPS: Final = (DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL)
 # A server that is gone; or another program on its port, which may answer anything: the watch must go on.
@@ -94,12 +94,12 @@ class Vitals:
             headers, body = _request(inputs, [CODE, IDS])  # one of the last step: see docs/serving.md
             path = f"/v2/models/{SEARCH_FILE_MODEL}/infer"
             status, content = self._ask("POST", path, body, headers, PATIENCE_SECONDS)
-            if status == http.HTTPStatus.INTERNAL_SERVER_ERROR:  # which Triton may say for a process that hangs
+            if _may_hang(status, content):
                 self._failed.append((before, began, used))
                 return self._without_progress(*self._failed.pop(0)) if len(self._failed) == MOST_FAILURES else None
             self._failed.clear()
             if status != http.HTTPStatus.OK:
-                return None  # refused, by a full queue for one: so it lives
+                return None
             found = json.loads(content)
             (code,) = [bytes(output["data"]) for output in found["outputs"] if output["name"] == CODE]
         except TimeoutError:
@@ -143,12 +143,12 @@ class Vitals:
             (given,) = (each for each in config["input"] if each["name"] == _ASKED_ALONE[model])
             shape = [1, *map(int, given["dims"])]
             headers, body = _request([(given["name"], "UINT8", shape, bytes(math.prod(shape)))], [])
-            status, _ = self._ask("POST", f"/v2/models/{model}/infer", body, headers, ALONE_SECONDS)
+            status, content = self._ask("POST", f"/v2/models/{model}/infer", body, headers, ALONE_SECONDS)
         except TimeoutError:
             return self._finished().get(model) != before
         except _NO_ANSWER:
             return True  # the server is gone, or no server of ours
-        return status != http.HTTPStatus.INTERNAL_SERVER_ERROR  # which Triton says for a process that does not answer
+        return not _may_hang(status, content)
 
     def _finished(self) -> _Counts:
         """Return for each model how many batches it has computed; a request that is cancelled counts for none."""
@@ -171,6 +171,16 @@ class Vitals:
             return answer.status, answer.read()
         finally:
             connection.close()
+
+
+def _may_hang(status: int, content: bytes) -> bool:
+    """Say whether Triton answers so for a process that hangs: it does not answer, or its queue is full.
+
+    A process that refuses a request in words of its own lives.
+    """
+    if status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+        return b"maximum queue size" in content or b"timeout expired" in content
+    return status == http.HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def _request(

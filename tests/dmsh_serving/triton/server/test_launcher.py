@@ -1,10 +1,13 @@
 """The launcher without a server; tests/live has the rest."""
 
+import os
 import threading
+import time
 import types
 
 import pytest
 
+from dmsh_serving.clickhouse.address import Address
 from dmsh_serving.errors import DmshError, InputError, MissingError
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.served_config import EncoderConfig, read_encoder_config
@@ -26,6 +29,17 @@ def test_triton_is_told_to_trust_the_runtime_of_a_version_compatible_engine_only
     assert read_encoder_config(tmp_path / "repository") == EncoderConfig("tensorrt_plan", compatible)
     expected = ["--backend-config=tensorrt,version-compatible=true"] if compatible else []
     assert launcher._backend_settings(tmp_path / "repository") == expected
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+def test_a_ranker_that_waits_for_clickhouse_works(tmp_path, is_remote):
+    place = Address("images", "photos", host="db.example") if is_remote else tmp_path / "gallery"
+    write_repository(tmp_path / "repository", RepositorySpec(place, 64, 16, "ab" * 32))
+    worked = TritonServer(tmp_path / "repository")._worked(os.getpid())
+    before = time.monotonic()
+    time.sleep(0.05)
+    assert (worked("dmsh_ranker") > before) == is_remote
+    assert worked("dmsh_encoder") < time.process_time() + 1  # its processor's
 
 
 def test_a_server_that_cannot_run_is_an_error_before_anything_starts(tmp_path):

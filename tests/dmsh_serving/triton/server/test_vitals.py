@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.moving, self.answers, self.status, self.looks = set(MODELS), True, 200, 0
-        self.silent, self.code, self.asked = False, CANARY.code, []
+        self.silent, self.code, self.asked, self.words = False, CANARY.code, [], ""
         self.idle = set()  # models that have nothing to do, and answer at once when they are asked by themselves
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -71,7 +71,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((json.loads(body[:head]), body[head:]))
         if not self.server.answers and self.path.split("/")[3] not in self.server.idle:
             time.sleep(1.5)
-        self.say({"outputs": [{"name": "code", "data": list(self.server.code)}]}, self.server.status)
+        found = {"outputs": [{"name": "code", "data": list(self.server.code)}]}
+        self.say(found if self.server.status == 200 else {"error": self.server.words}, self.server.status)
 
     def say(self, content, status=200):
         body = json.dumps(content).encode()
@@ -156,13 +157,18 @@ def test_a_model_that_finishes_something_else_meanwhile_does_not_hang(server, im
     assert looked._look() is None
 
 
-def test_a_model_that_triton_says_has_failed_and_that_finishes_nothing_hangs(server):
+FULL = "[request id: canary] Exceeds maximum queue size"
+LATE = "[request id: canary] Request timeout expired"
+
+
+@pytest.mark.parametrize(("status", "words"), [(500, "is not healthy"), (503, FULL), (503, LATE)])
+def test_fault_36_a_model_that_finishes_nothing_while_triton_refuses_for_it_hangs(server, status, words):
     looked = Vitals(server.url, still, print)
-    server.status, server.moving = 500, {"dmsh_encoder", "dmsh_ranker"}
-    assert [looked._look() for _ in range(3)] == [None, None, "dmsh_decode finished no request for 15 s"]
+    server.status, server.words, server.moving = status, words, {"dmsh_encoder", "dmsh_ranker"}
+    assert [looked._look() for _ in range(4)] == [None, None, None, "dmsh_decode finished no request for 15 s"]
     server.status = 200
     assert looked._look() is None
-    server.status, server.moving = 500, set(MODELS)
+    server.status, server.moving = status, set(MODELS)
     assert [looked._look() for _ in range(6)] == [None] * 6, "each finishes requests"
     server.moving = {"dmsh_encoder", "dmsh_ranker"}
     used = dict.fromkeys(MODELS, 0.0)
@@ -195,17 +201,26 @@ def test_a_model_that_hangs_behind_one_that_computes_is_noticed(server, impatien
     assert looked._look() == "dmsh_ranker finished no request for 0.6 s"
 
 
-@pytest.mark.parametrize(("status", "hanging"), [(500, "dmsh_ranker finished no request for 0.6 s"), (503, None)])
-def test_fault_36_a_model_whose_process_does_not_answer_triton_hangs_and_one_with_a_full_queue_does_not(
-    server, impatient, status, hanging
-):
-    server.answers, server.moving, server.idle, server.status = False, set(MODELS[:2]), {"dmsh_ranker"}, status
+@pytest.mark.parametrize(
+    ("status", "words", "hangs"), [(500, "", True), (503, FULL, True), (503, "the database does not answer", False)]
+)
+def test_fault_36_a_model_that_refuses_in_words_of_its_own_lives(server, impatient, status, words, hangs):
+    server.answers, server.moving, server.idle = False, set(MODELS[:2]), {"dmsh_ranker"}
+    server.status, server.words = status, words
+    hanging = "dmsh_ranker finished no request for 0.6 s" if hangs else None
     assert Vitals(server.url, still, print)._look() == hanging
 
 
-def test_a_server_that_refuses_lives(server):
-    server.status = 503
-    assert Vitals(server.url, still, print)._look() is None
+def test_a_server_that_refuses_in_words_of_its_own_lives(server):
+    server.status, server.words, server.moving = 503, "the database does not answer", set()
+    looked = Vitals(server.url, still, print)
+    assert [looked._look() for _ in range(6)] == [None] * 6
+
+
+def test_a_server_that_is_full_and_finishes_batches_lives(server):
+    server.status, server.words = 503, FULL
+    looked = Vitals(server.url, still, print)
+    assert [looked._look() for _ in range(6)] == [None] * 6
 
 
 def test_fault_36_a_server_that_says_nothing_hangs(server, impatient):
