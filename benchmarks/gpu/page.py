@@ -88,8 +88,8 @@ def markdown(report: GpuReport) -> str:
         "    make gpu          # writes this page, on the machine that has the GPU",
         f"Plans built with {report.built_with}. Tests that need a GPU: {report.tests}.",
         "FP32 and INT8 plans must give PyTorch's very bits, INT8 those of the integer network. FP16 codes are a code "
-        "space of their own: what differs is measured. Each image is also compared with itself in every slot of "
-        "batches of 1 to 32.",
+        "space of their own: what differs is measured. Images are also compared with themselves in batches "
+        "of 1 to 32.",
         _table(
             ["network", "plan", "wrong bits", "worst logit error", "codes that a batch changed", "engine", "proof"],
             [

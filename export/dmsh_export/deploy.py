@@ -9,7 +9,7 @@
     OUT/deploy.json      what all this was made of, and the steps that are done
 
 The steps run in this order and each reads only what the one before it wrote, so an interrupted run goes on with the
-first step that is missing or damaged.
+first step that is missing or damaged. A damaged gallery that may hold more than the images is not made anew.
 """
 
 import contextlib
@@ -37,12 +37,13 @@ from dmsh_model import checkpoint as float_checkpoint
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_serving import __version__, gallery
 from dmsh_serving.console import write_json
-from dmsh_serving.contract import ENCODER_MODEL, MODEL_FILE, Metadata
+from dmsh_serving.contract import DEFAULT_MAX_BATCH, ENCODER_MODEL, MODEL_FILE, Metadata
 from dmsh_serving.encoder.codes_of_images import codes_of_images
 from dmsh_serving.encoder.metadata import EncoderMetadata
 from dmsh_serving.encoder.props import props_of_onnx
 from dmsh_serving.errors import CheckError, InputError
 from dmsh_serving.files import sha256_of_file, state_of
+from dmsh_serving.gallery.folder import part_paths
 from dmsh_serving.images.read import Progress, image_paths
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.settings import EncoderSettings, read_settings, write_settings
@@ -53,7 +54,6 @@ __all__ = ["GALLERY", "INTEGER", "REPOSITORY", "SETTINGS", "Step", "deploy"]
 INTEGER, SETTINGS = "integer", "settings.json"
 GALLERY, REPOSITORY, _RECORD = "gallery", "repository", "deploy.json"
 _CALIBRATION_IMAGES: Final = 500  # more gain little, and a gallery may have a million
-_ENCODED_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -178,20 +178,20 @@ class _Deployment:
         """Encode the images, or ``keep`` the gallery that is there, and whatever was added to it since.
 
         Raises:
-            InputError: the gallery to be kept is damaged, and a version before is sound.
+            InputError: the gallery to be kept is damaged, and may hold what is not among the images.
         """
         there = None
         try:
             there = gallery.open_current(self.gallery)
         except InputError as damage:  # or there is none
-            if keep and self._has_sound_version():
+            if keep and self._may_hold_more():
                 raise InputError(
                     f"{damage}: dmsh-serve gallery rollback {self.gallery}, or deploy again with --overwrite"
                 ) from damage
         if keep and there is not None and there.fingerprint == self.fingerprint:
             return f"{there.count:,} codes of {there.bits} bits, which were there, with what was changed since"
         found = codes_of_images(
-            self.served, self._images, _ENCODED_AT_ONCE, skip_bad=self._skip_bad, on_progress=self._on_progress
+            self.served, self._images, DEFAULT_MAX_BATCH, skip_bad=self._skip_bad, on_progress=self._on_progress
         )
         if found.fingerprint != self.fingerprint:
             raise CheckError(f"{self.served} has other codes than {self.model}: deploy again, with --overwrite")
@@ -240,11 +240,13 @@ class _Deployment:
         said.check_graph(content, str(path))
         return said
 
-    def _has_sound_version(self) -> bool:
+    def _may_hold_more(self) -> bool:
+        if not self.gallery.is_dir() or not part_paths(self.gallery):
+            return False
         with contextlib.suppress(InputError):
             gallery.open_sound(self.gallery)
             return True
-        return False
+        return len(part_paths(self.gallery)) > 1  # one alone is what an earlier run wrote
 
     def check_gallery(self) -> None:
         """Refuse a gallery that is damaged or of another model."""

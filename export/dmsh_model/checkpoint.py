@@ -93,7 +93,7 @@ def check_target(folder: Path, *, overwrite: bool, kind: str = FLOAT) -> None:
 
 
 def _check_replaceable(folder: Path, kind: str) -> None:
-    """Refuse to replace what is no checkpoint, or a float one by another kind; a damaged one may be made anew."""
+    """Refuse to replace what is no checkpoint, or float weights by another kind; what is damaged otherwise may be."""
     foreign = sorted({path.name for path in folder.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE})
     if foreign:
         raise InputError(f"{folder} holds {foreign[0]}, which no checkpoint does: choose another name")

@@ -117,6 +117,7 @@ def test_a_damaged_artefact_is_made_anew_with_all_that_follows_it(deployed, imag
     (file,) = deployed.glob(damaged)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
+    file.unlink()
     file.write_bytes(content)
     steps = deploy(DEMO_CHECKPOINT, images, deployed)
     assert made_and_kept(steps)[0] == made
@@ -190,18 +191,24 @@ def test_what_was_changed_in_the_gallery_since_is_kept_unless_it_is_to_be_overwr
     assert gallery.open_current(folder).count == count
 
 
-def test_a_damaged_gallery_with_a_sound_version_is_not_made_anew_unless_it_is_asked_for(deployed, images):
+@pytest.mark.parametrize("damaged", ["gallery-00000001-*", "gallery-00000002-*", "CURRENT"])
+def test_a_damaged_gallery_that_may_hold_more_is_not_made_anew_unless_it_is_asked_for(deployed, images, damaged):
     folder = deployed / deployment.GALLERY
     before = gallery.open_current(folder)
     gallery.append(folder, before.contents().codes[:1], None, ["new.png"], fingerprint=before.fingerprint)
-    (part,) = folder.glob("gallery-00000002-*")
-    part.write_bytes(part.read_bytes()[:-1])
+    (file,) = folder.glob(damaged)
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content[:5])
     with pytest.raises(InputError, match=f"dmsh-serve gallery rollback {folder}, or deploy again with --overwrite"):
         deploy(DEMO_CHECKPOINT, images, deployed)
-    assert part.exists()
-    gallery.rollback(folder)
-    deploy(DEMO_CHECKPOINT, images, deployed)
-    assert gallery.open_current(folder).count == before.count
+    assert file.read_bytes() == content[:5]
+    if damaged == "gallery-00000001-*":  # on which the other one stands
+        deploy(DEMO_CHECKPOINT, images, deployed, overwrite=True)
+    else:
+        gallery.rollback(folder)
+        deploy(DEMO_CHECKPOINT, images, deployed)
+    assert gallery.open_current(folder).count == before.count + (damaged == "CURRENT")
 
 
 def test_a_gallery_that_cannot_be_read_for_a_moment_is_not_made_anew(deployed, images, monkeypatch):

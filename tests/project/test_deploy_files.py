@@ -233,7 +233,9 @@ def test_every_container_has_a_limit_of_memory_and_every_service_comes_back():
 
 def test_the_manifests_name_the_image_of_this_version():
     (image,) = DOCUMENTS["kubernetes/base/kustomization.yaml#0"]["images"]
-    (container,) = DOCUMENTS["kserve/inference-service.yaml#0"]["spec"]["predictor"]["containers"]
+    service = DOCUMENTS["kserve/inference-service.yaml#0"]
+    assert service["metadata"]["labels"]["networking.kserve.io/visibility"] == "cluster-local"
+    (container,) = service["spec"]["predictor"]["containers"]
     assert image["newTag"] == __version__
     assert container["image"] == f"{image['newName']}:{__version__}"
 

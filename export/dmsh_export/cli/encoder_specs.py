@@ -57,6 +57,7 @@ def in_python(model: Path, gallery: Path | Address, settings: EncoderSettings) -
 def openvino(model: Path, gallery: Path | Address, settings: EncoderSettings) -> RepositorySpec:
     """Return the repository of ``model`` in Triton's own OpenVINO backend."""
     said = _metadata(model)
+    said.check_encodes(str(model))
     if said.dialect not in (None, "openvino"):
         raise InputError(
             f"{model} is in the {said.dialect} dialect, which OpenVINO cannot serve: export it with --dialect openvino"
@@ -76,13 +77,13 @@ def onnxruntime(
 ) -> RepositorySpec:
     """Return the repository of ``model`` in Triton's own ONNX Runtime backend."""
     said = _metadata(model)
+    said.check_encodes(str(model))
     accelerator = _accelerator(model, said.precision, cache) if accelerate else None
     return _native(model, said, gallery, encoder=OnnxRuntimeBackend(accelerator), max_batch=max_batch)
 
 
 def _native(model: Path, said: EncoderMetadata, gallery: Path | Address, **chosen: Any) -> RepositorySpec:
     """Return the repository of an ONNX file that a backend of Triton itself runs."""
-    said.check_is_served(str(model))
     said.check_graph(model.read_bytes(), str(model))
     return RepositorySpec(
         gallery,

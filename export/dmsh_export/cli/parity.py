@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmsh_serving.console import JsonOption, SkipBadOption, console, printable, progress, write_json
-from dmsh_serving.errors import CheckError
+from dmsh_serving.errors import CheckError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,9 +32,7 @@ def parity(
     ],
     images: Images = None,
     skip_bad: SkipBadOption = False,
-    max_batch: Annotated[
-        int, typer.Option(min=1, help="Codes must not change in any batch up to it; nor do they in some of up to 64.")
-    ] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Every batch size up to it is compared, and 16 and 32.")] = 8,
     json: JsonOption = None,
 ) -> None:
     """Compare every bit of every image with PyTorch. The exit code is 1 if one bit is wrong."""
@@ -65,8 +63,9 @@ def parity(
         if isinstance(runner, TensorRTRunner):
             try:
                 record_parity(Path(target), runner.sha256, found.bits_compared)
-            except OSError as error:
-                console().print(f"note: the manifest of {target} cannot be told of it: {error.strerror}")
+            except (OSError, InputError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                console().print(f"note: the manifest of {target} cannot be told of it: {reason}")
 
 
 def latency(

@@ -17,7 +17,8 @@ from dmsh_serving.errors import InputError
 __all__ = ["BatchInvariance", "ParityReport", "TargetParity", "batches_of_every_size", "compare", "upper_bound_95"]
 
 PIXELS_AT_ONCE = 16 * 128 * 128  # per batch: larger ones leave the caches, and PyTorch takes twice as long per image
-LARGE_BATCHES: Final = (16, 32, 64)  # a server and a gallery take up to 32 images at once, a deployment 64
+LARGE_BATCHES: Final = (16, 32)  # a server and a gallery take up to 32 images at once
+_LARGEST_PIXELS: Final = 32 * 224 * 224  # of a large batch: VGG-19 takes 2.6 GB for so many
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,19 @@ class BatchInvariance:
     """A target's codes of the same images alone, in batches of 2 to ``max_batch``, in large ones, and among all images.
 
     One image is seen in every slot of every size up to ``max_batch``, the first ``max_batch`` images mixed in every
-    size and in ``LARGE_BATCHES``. ``wrong_codes`` are those that are not the target's own of the image alone, right or
-    wrong: it is what the batch changes.
+    size and in ``large`` batches; a target that takes fewer at once splits these. ``wrong_codes`` are those that are
+    not the target's own of the image alone, right or wrong: it is what the batch changes.
     """
 
     max_batch: int
+    large: tuple[int, ...]
     codes_compared: int
     wrong_codes: int
 
     @property
     def sizes(self) -> str:
         """The sizes of the batches, for people."""
-        large = [f"{size}" for size in LARGE_BATCHES if size > self.max_batch]
-        return ", ".join([f"1 to {self.max_batch}", *large])
+        return ", ".join([f"1 to {self.max_batch}", *map(str, self.large)])
 
 
 @dataclass(frozen=True)
@@ -197,11 +198,16 @@ def _batch_invariance(
 ) -> BatchInvariance:
     alone = np.concatenate([target.infer(probe[row : row + 1]).code for row in range(len(probe))])
     compared, wrong = len(probe), int((among_all != alone).any(axis=1).sum())
-    for rows in chain(batches_of_every_size(len(probe), max_batch), _large_batches(len(probe), max_batch)):
+    large = tuple(
+        size for size in LARGE_BATCHES if size > max_batch and size * probe[0, ..., 0].size <= _LARGEST_PIXELS
+    )
+    # Rotated, so that images stand in other slots in each; a multiple of their number would leave them where they are.
+    mixed = ((np.arange(size) + size.bit_length()) % len(probe) for size in large)
+    for rows in chain(batches_of_every_size(len(probe), max_batch), mixed):
         found = target.infer(probe[rows]).code
         compared += len(rows)
         wrong += int((found != alone[rows]).any(axis=1).sum())
-    return BatchInvariance(max_batch, compared, wrong)
+    return BatchInvariance(max_batch, large, compared, wrong)
 
 
 def batches_of_every_size(count: int, max_batch: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -212,17 +218,7 @@ def batches_of_every_size(count: int, max_batch: int) -> Iterator[npt.NDArray[np
     """
     for size in range(1, max_batch + 1):
         yield np.zeros(size, np.int64)
-        yield _mixed(count, size)
-
-
-def _large_batches(count: int, max_batch: int) -> Iterator[npt.NDArray[np.int64]]:
-    for size in LARGE_BATCHES:
-        if size > max_batch:
-            yield _mixed(count, size)
-
-
-def _mixed(count: int, size: int) -> npt.NDArray[np.int64]:
-    return (np.arange(size) + size) % count
+        yield (np.arange(size) + size) % count
 
 
 def upper_bound_95(wrong: int, compared: int) -> float:

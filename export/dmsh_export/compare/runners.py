@@ -133,17 +133,18 @@ class OnnxRunner(_FileRunner):
         self._optimise = optimise
 
     def _open(self) -> Encoder:
-        if not self._is_rounded():
+        if not self._is_of_a_plan():
             return OnnxEncoder(self._path, threads=self._threads, optimise=self._optimise, check_known_answer=False)
         with runnable(self._path) as runs:
             optimise = self._optimise and runs.optimise
             return OnnxEncoder(runs.path, threads=self._threads, optimise=optimise, check_known_answer=False)
 
-    def _is_rounded(self) -> bool:
+    def _is_of_a_plan(self) -> bool:
         if not self._path.is_file():
             return False  # the encoder says so
         name = str(self._path)
-        return EncoderMetadata.from_props(props_of_onnx(self._path.read_bytes(), name), name).is_rounded
+        said = EncoderMetadata.from_props(props_of_onnx(self._path.read_bytes(), name), name)
+        return said.parent_fingerprint is not None
 
 
 class OpenVinoRunner(_FileRunner):

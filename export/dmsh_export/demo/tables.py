@@ -18,7 +18,7 @@ def print_demo(page: DemoPage) -> None:
         ],
     )
     print_table(
-        "Is every bit PyTorch's? (in batches: the codes of the same images in batches of 1 to 32 and 64)",
+        "Is every bit PyTorch's? (in batches: the codes of the same images in batches of 1 to 32)",
         ["", "bits", "wrong", "largest logit error", "in batches", "wrong"],
         [
             [

@@ -112,7 +112,7 @@ def load_engine(manifest: PlanManifest) -> Engine:
 
     Raises:
         MissingError: this machine cannot run it; says which GPU it was built for, which is here, and how to rebuild.
-        InputError: it is damaged, or its tensors are not those of an encoder.
+        InputError: it is damaged, was replaced meanwhile, or its tensors are not those of an encoder.
     """
     gpu = find_gpu()
     if gpu is None:

@@ -78,7 +78,9 @@ def check_alone(model: Model) -> list[Finding]:
         )
     if config.response_cache.enable:
         findings.append(
-            model.wrong("response_cache: its answers are of a gallery that may have changed", "leave it out")
+            model.wrong(
+                "response_cache: an answer that is kept may be of a gallery or a model that has changed", "leave it out"
+            )
         )
     for warmup in config.model_warmup:
         findings += _check_warmup(model, warmup)
@@ -100,15 +102,15 @@ def _check_versions(model: Model) -> list[Finding]:
 
 
 def _check_accelerators(model: Model) -> list[Finding]:
-    """Find accelerators that choose the types of layers themselves: their codes are others."""
+    """Find accelerators that may choose the types of layers themselves: their codes are others."""
     used = model.config.optimization.execution_accelerators
     precisions = [
-        (each.name, each.parameters.get("precision_mode", "no precision_mode"))
+        (each.name, each.parameters.get("precision_mode", "FP32"))
         for each in (*used.gpu_execution_accelerator, *used.cpu_execution_accelerator)
     ]
     return [
         model.wrong(
-            f"execution_accelerators: {name} in {precision} chooses the types of layers itself, and gives other codes",
+            f"execution_accelerators: {name} in {precision} is not known to give the codes of the file",
             'leave it out, or use tensorrt with precision_mode "FP32"',
         )
         for name, precision in precisions

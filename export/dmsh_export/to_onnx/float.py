@@ -66,7 +66,7 @@ def export_onnx(
     """Write ``model`` as the ONNX file ``out`` with its manifest, proven against PyTorch on ``images``.
 
     It ends with onnx.checker, shape inference and a bit-for-bit comparison over ``images`` (N, H, W, 3) uint8 and over
-    batches of 1 to ``max_batch``. No file has the name ``out`` until all have passed.
+    batches of the sizes of :func:`compare`. No file has the name ``out`` until all have passed.
 
     Raises:
         CheckError: one bit differs from PyTorch's.

@@ -53,8 +53,8 @@ def export_integer_onnx(
     """Write ``model`` as the ONNX file ``out`` in ``dialect`` with its manifest.
 
     No file has the name ``out`` until the file, read back, is proven to be the network, and every bit and logit equals
-    PyTorch's, for ``images`` (N, H, W, 3) uint8 and for batches of 1 to ``max_batch``. They are computed with ONNX
-    Runtime, and those of the openvino dialect with OpenVINO too, if it can serve here.
+    PyTorch's, for ``images`` (N, H, W, 3) uint8 and for batches as :func:`compare` makes them. They are computed with
+    ONNX Runtime, and those of the openvino dialect with OpenVINO too, if it can serve here.
 
     Raises:
         CheckError: the proof fails, or one bit or logit differs from PyTorch's.

@@ -24,7 +24,7 @@ def start(
         str, typer.Option(help="Address for gRPC; all but loopback need TLS files or --insecure.")
     ] = "127.0.0.1",
     metrics_host: Annotated[
-        str, typer.Option(help="Address for metrics, for Prometheus alone to reach.")
+        str, typer.Option(help="Address for metrics; let Prometheus alone reach it.")
     ] = "127.0.0.1",
     triton: Annotated[Path | None, typer.Option(help="tritonserver, its folder, or a Python environment.")] = None,
     log_file: Annotated[

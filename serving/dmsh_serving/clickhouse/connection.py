@@ -44,9 +44,12 @@ _ALWAYS: Final = {
     "skip_unavailable_shards": 0,
     "async_insert": 0,
     "insert_deduplicate": 1,
+    "limit": 0,  # a profile's own would cut every answer
+    "offset": 0,
     **dict.fromkeys(
         (f"{limit}_overflow_mode" for limit in ("timeout", "read", "set", "sort", "result", "transfer")), "throw"
     ),
+    **dict.fromkeys((f"{limit}_overflow_mode_leaf" for limit in ("timeout", "read")), "throw"),
 }
 _FORBIDDEN: Final = {192, 193, 194, 497, 516}
 

@@ -18,6 +18,9 @@ KINDS: Final = {"String": str, "Int64": int, "Float64": float}
 
 _DEDUPLICATED: Final = 10_000  # inserts whose tokens are remembered: two writers cannot publish the same number
 
+_DURABLE: Final = "fsync_after_insert = 1, fsync_part_directory = 1"
+"""What is acknowledged is on the disk."""
+
 _GRANULE: Final = 2048  # rows: a search reads the ids of every granule that holds a near code
 
 
@@ -78,21 +81,22 @@ class Tables:
             "has_keys UInt8, segments Array(UInt64), counts Array(UInt64), sums Array(UInt64), removed UInt64, "
             "removed_count UInt64, columns Array(String), kinds Array(String), source String, "
             "published DateTime64(3, 'UTC') DEFAULT now64(3)) "
-            f"{self._everywhere('galleries')} ORDER BY (gallery, number) SETTINGS {self._window}"
+            f"{self._everywhere('galleries')} ORDER BY (gallery, number) SETTINGS {self._window}, {_DURABLE}"
         )
         yield (
             f"CREATE TABLE IF NOT EXISTS {self.leases}{self.on_cluster} (gallery String, term UInt64, owner String, "
             "until DateTime64(6, 'UTC'), written DateTime64(6, 'UTC') DEFAULT now64(6)) "
-            f"{self._everywhere('leases')} ORDER BY (gallery, term) SETTINGS {self._window}"
+            f"{self._everywhere('leases')} ORDER BY (gallery, term) SETTINGS {self._window}, {_DURABLE}"
         )
         yield (
             f"CREATE TABLE IF NOT EXISTS {self.removed}{self.on_cluster} (batch UInt64, segment UInt64, id Int64) "
-            f"{self._everywhere(f'removed_{self.address.gallery}')} PARTITION BY batch ORDER BY (segment, id)"
+            f"{self._everywhere(f'removed_{self.address.gallery}')} PARTITION BY batch ORDER BY (segment, id) "
+            f"SETTINGS {_DURABLE}"
         )
         yield (
             f"CREATE TABLE IF NOT EXISTS {self.local_codes}{self.on_cluster} ({fields}) "
             f"{self._sharded(f'codes_{self.address.gallery}')} PARTITION BY segment ORDER BY id "
-            f"SETTINGS index_granularity = {_GRANULE}"
+            f"SETTINGS index_granularity = {_GRANULE}, {_DURABLE}"
         )
         if self.address.cluster:
             local = f"codes_{self.address.gallery}_local"

@@ -60,9 +60,9 @@ CHANNEL_OPTIONS: Final = [
     ("grpc.max_receive_message_length", 2**31 - 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),  # a server that was started again is found at once
-    # gRPC sets TCP_USER_TIMEOUT so: if a machine or a balancer's entry is gone, nobody acknowledges what is sent, and
-    # there is a new connection after 20 s, not after a quarter of an hour. It never pings: Triton ends the connection
-    # of a client that pings thrice in a long call.
+    # gRPC sets TCP_USER_TIMEOUT so: if a machine or a balancer's entry is gone, nobody takes what is sent, and there is
+    # a new connection after 20 s, not after a quarter of an hour. The other time, 25 days, keeps it from pinging, since
+    # Triton ends the connection of a client that pings thrice in a long call.
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_time_ms", 2**31 - 2),
 ]

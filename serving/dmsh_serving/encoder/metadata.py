@@ -79,18 +79,13 @@ class EncoderMetadata:
             graph_sha256=props.get(Metadata.GRAPH_SHA256),
         )
 
-    @property
-    def is_rounded(self) -> bool:
-        """Whether its codes are those of a plan that rounds after each operation, as no runtime on a CPU does."""
-        return self.precision in _ROUNDED
-
-    def check_is_served(self, name: str) -> None:
-        """Refuse a graph whose codes a plan alone gives; an error calls the file ``name``.
+    def check_encodes(self, name: str) -> None:
+        """Refuse the graph of a low-precision plan, whose codes the plan alone gives; an error calls the file ``name``.
 
         Raises:
-            InputError: it is in half precision, or FP8.
+            InputError: it is one.
         """
-        if self.is_rounded:
+        if self.parent_fingerprint is not None:
             raise InputError(
                 f"{name} is the {self.precision} graph of a TensorRT plan, and any other runtime rounds otherwise: "
                 "encode with the plan's server (SearchClient.encode), or take the float32 or integer model"

@@ -25,10 +25,10 @@ def open_encoder(
 
     Raises:
         InputError, MissingError, CheckError: as :class:`OnnxEncoder`, :class:`OpenVinoEncoder` and
-            :meth:`EncoderMetadata.check_is_served`.
+            :meth:`EncoderMetadata.check_encodes`.
     """
     props = props_of_onnx(proven_bytes(path), str(path))
-    EncoderMetadata.from_props(props, str(path)).check_is_served(str(path))
+    EncoderMetadata.from_props(props, str(path)).check_encodes(str(path))
     if (runtime or _runtime(props)) == "openvino":
         return OpenVinoEncoder(path, threads=threads, streams=streams, check_known_answer=check_known_answer)
     return OnnxEncoder(path, threads=threads, check_known_answer=check_known_answer)

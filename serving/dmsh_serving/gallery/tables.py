@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dmsh_serving.codes import Codes
 from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.files import whole_file
+from dmsh_serving.files import state_of, whole_file
 from dmsh_serving.gallery.keys import Keys, joined_keys
 from dmsh_serving.images.read import load_npy
 
@@ -144,13 +144,21 @@ def read_table(path: Path) -> CodeTable:
         MissingError: pyarrow is not installed.
     """
     if path.is_dir():
-        return _joined(path, [_read_parquet(part) for part in shard_paths(path)])
+        before = _states(path)
+        table = _joined(path, [_read_parquet(part) for part in before])
+        if _states(path) != before:
+            raise InputError(f"{path} was changed while it was read: read it again once encode has ended")
+        return table
     if path.suffix == PARQUET_SUFFIX:
         return _read_parquet(path)
     array = load_npy(path, "codes, uint8 [N, ceil(bits/8)]")
     if array.dtype != np.uint8 or array.ndim != 2:
         raise InputError(f"{path} is {array.dtype} {list(array.shape)}, expected codes, uint8 [N, ceil(bits/8)]")
     return CodeTable(array.view(np.uint8))
+
+
+def _states(folder: Path) -> dict[Path, str]:
+    return {path: state_of(path) for path in shard_paths(folder)}
 
 
 def read_ids(path: Path) -> npt.NDArray[np.integer]:

@@ -139,7 +139,7 @@ def load_whole(image: JpegImagePlugin.JpegImageFile, data: bytes, scans: Scans) 
     whole sequential image it is done. After a whole last scan of several it looks for the next marker, and skips every
     other byte and a restart marker. In the middle of a scan it keeps bytes back until a block is complete; between two
     restart intervals it does so once it was given the restart marker that it waits for. At most the blocks of the last
-    bytes (40 and fewer, measured) may be missing unnoticed.
+    bytes (170 and fewer, measured) may be missing unnoticed.
     """
     if scans.end is None:  # Pillow waits for the rest, and refuses
         image.load()

@@ -19,10 +19,10 @@ from dmsh_serving.web.answers import Page, Resolved, Teller, Times
 from dmsh_serving.web.codes.collection import Collection, GalleryFolder
 from dmsh_serving.web.codes.metadata import Metadata
 from dmsh_serving.web.codes.ranking import Cursor, Examples, Ranking
-from dmsh_serving.web.codes.rankings import Rankings
 from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.http.questions import Box, Example, Question, json_id
+from dmsh_serving.web.orders import Orders
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.pictures.region import cut_out
 from dmsh_serving.web.steps import Nearest, TritonSteps
@@ -49,7 +49,7 @@ class Searches:
         self._decoders = Decoders(_CUTS_AT_ONCE)
         self._opening = asyncio.Lock()
         self._from_folder = 0  # files that keys name and that are encoded now
-        self._rankings = Rankings(metadata)
+        self._orders = Orders(metadata)
 
     def close(self) -> None:
         """End the processes that decode."""
@@ -83,6 +83,10 @@ class Searches:
             await self._check_codes(question, anew=True)
         start = time.perf_counter()
         page = await self._page(question, collection, like, unlike)
+        is_stored = any("id" in each.said for each in like)
+        if collection is not None and is_stored and page.version != collection.version:
+            # Triton is a version ahead or behind for a moment, in which the example may be another image.
+            page = await self._ordered_page(collection, question, like, unlike)
         times.rank = time.perf_counter() - start
         times.total = time.perf_counter() - started
         return await self._told(question, page, like, unlike, times)
@@ -232,7 +236,7 @@ class Searches:
             np.frombuffer(b"".join(each.code for each in examples), np.uint8).reshape(-1, collection.codes.shape[1])
             for examples in (like, unlike)
         ]
-        order = await self._rankings.of(collection, Examples(*codes), question)
+        order = await self._orders.of(collection, Examples(*codes), question)
         start = 0 if question.after is None else order.after(question.after)
         total = order.within(question.radius)
         given = slice(start, max(start, min(start + question.k, total)))

@@ -136,7 +136,7 @@ def test_the_demos_page_reads_the_emulated_machines_without_controls_and_this_on
     rows = [row(), row(code=wrong), row(CONTROL, code=wrong), row(of=machine("native", title="here"))]
     report = tmp_path / "report.json"
     report.write_text(json.dumps(cpus.summary(rows)))
-    target = TargetParity("m", "f" * 64, 1, 1, 0, 0, 0.0, 1.0, 0, 0.1, BatchInvariance(1, 1, 0))
+    target = TargetParity("m", "f" * 64, 1, 1, 0, 0, 0.0, 1.0, 0, 0.1, BatchInvariance(1, (), 1, 0))
     (_, found) = machines_compared([ParityReport("PyTorch", "f" * 64, (target,))], report)
     assert (found.machine, found.bits, found.wrong_bits) == ("Haswell (emulated)", 132, 1)
 

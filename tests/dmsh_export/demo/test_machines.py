@@ -13,7 +13,7 @@ from dmsh_serving.errors import InputError
 
 
 def report(bits, wrong_bits):
-    invariance = BatchInvariance(1, 1, 0)
+    invariance = BatchInvariance(1, (), 1, 0)
     target = TargetParity("m", "f" * 64, 1, bits, wrong_bits, wrong_bits, 0.0, 1.0, 0, 0.1, invariance)
     return ParityReport("PyTorch", "f" * 64, (target,))
 

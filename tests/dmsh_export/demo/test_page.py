@@ -19,7 +19,7 @@ def target(name, wrong_bits=0):
     return TargetParity(
         target=name, fingerprint="f" * 64, images=1234, bits_compared=100_000, wrong_bits=wrong_bits, images_touched=0,
         worst_logit_error=1e-6, smallest_margin=1e-3, bits_at_risk=0, wrong_bit_rate_upper_95=1e-4,
-        invariance=BatchInvariance(32, 1088, 7),
+        invariance=BatchInvariance(32, (), 1088, 7),
     )  # fmt: skip
 
 

@@ -123,7 +123,7 @@ def test_a_file_in_the_folders_place_is_left_alone(tmp_path, archive):
 
 
 def a_report(wrong_bits, name):
-    invariance = BatchInvariance(32, 1, 0)
+    invariance = BatchInvariance(32, (), 1, 0)
     target = TargetParity(name, "f" * 64, 1, 64, wrong_bits, wrong_bits, 1e-6, 1e-3, 0, 0.1, invariance)
     return ParityReport("PyTorch", "f" * 64, (target,))
 

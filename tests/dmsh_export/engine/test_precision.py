@@ -157,8 +157,8 @@ def test_a_typed_graph_is_taken_as_it_is_and_cannot_be_another_type(encoders, tm
             typed_graph(model_from_file(first), other)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
-def test_the_graph_of_a_plan_encodes_nothing_on_a_cpu_which_rounds_otherwise(precision, encoders, tmp_path):
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+def test_the_graph_of_a_plan_encodes_nothing_by_itself(precision, encoders, tmp_path):
     path = typed_file(encoders.named("demo", precision), precision, tmp_path)
     with pytest.raises(InputError, match=f"is the {precision} graph of a TensorRT plan.*SearchClient.encode"):
         open_encoder(path)

@@ -109,7 +109,6 @@ def test_an_encoder_that_another_tool_changed_is_found(copied, encoder):
     assert "model.onnx was changed after its export" in finding.problem
 
 
-# name: (encoder, model, text in its configuration, the mistake, what the finding says, what the fix says)
 def accelerated(name, precision):
     parameters = f'parameters {{ key: "precision_mode" value: "{precision}" }}'
     return (
@@ -117,6 +116,7 @@ def accelerated(name, precision):
     )
 
 
+# name: (encoder, model, text in its configuration, the mistake, what the finding says, what the fix says)
 MISTAKES = {
     "dim of the image": (
         "python", "dmsh_encoder", "dims: [16, 16, 3]", "dims: [3, 16, 16]",
@@ -214,10 +214,10 @@ MISTAKES = {
         'write output_map { key: "keys" value: "keys" }'),
     "answers kept": (
         "python", "dmsh_ranker", "max_batch_size: 8", "max_batch_size: 8 response_cache { enable: true }",
-        "response_cache: its answers are of a gallery that may have changed", "leave it out"),
+        "response_cache: an answer that is kept may be of a gallery or a model", "leave it out"),
     "lower precision": (
         "onnxruntime", "dmsh_encoder", "max_batch_size: 8", f"max_batch_size: 8 {accelerated('tensorrt', 'FP16')}",
-        "execution_accelerators: tensorrt in FP16 chooses the types of layers itself", "precision_mode .FP32."),
+        "execution_accelerators: tensorrt in FP16 is not known to give the codes", "precision_mode .FP32."),
     "another accelerator": (
         "onnxruntime", "dmsh_encoder", "max_batch_size: 8", f"max_batch_size: 8 {accelerated('migraphx', 'FP32')}",
         "execution_accelerators: migraphx in FP32", "precision_mode .FP32."),

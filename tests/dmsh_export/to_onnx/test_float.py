@@ -35,7 +35,7 @@ def test_the_demo_model_is_exported_folded_and_unfolded_without_a_wrong_bit(demo
     for export in demo_exports.values():
         (target,) = export.parity.targets
         assert (target.bits_compared, target.wrong_bits) == (320_000, 0)
-        assert (target.invariance.codes_compared, target.invariance.wrong_codes) == (1152, 0)
+        assert (target.invariance.codes_compared, target.invariance.wrong_codes) == (1088, 0)
 
 
 def test_folding_leaves_no_normalisation_and_two_gemms(demo_exports):

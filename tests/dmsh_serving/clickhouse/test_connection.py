@@ -133,6 +133,9 @@ def test_a_profiles_limits_cut_no_answer_short_and_inserts_are_not_queued(server
             assert str(int(connection.value(f"SELECT getSetting('{setting}')"))) == value
         for limit in ("timeout", "read", "set", "sort", "result", "transfer"):
             assert connection.value(f"SELECT getSetting('{limit}_overflow_mode')") == "throw"
+        for limit in ("timeout", "read"):
+            assert connection.value(f"SELECT getSetting('{limit}_overflow_mode_leaf')") == "throw"
+        assert connection.value("SELECT [getSetting('limit'), getSetting('offset')]") == [0, 0]
 
 
 def test_a_server_that_answers_with_a_refusal_is_not_down(server):

@@ -74,6 +74,17 @@ def test_a_block_that_arrived_in_part_is_sent_again(folder, address):
     np.testing.assert_array_equal(open_remote(address).search(uniform_codes(2, 64, 2), 50).ids, local.ids)
 
 
+def test_what_is_acknowledged_is_on_the_disk(address):
+    with Connection(address) as connection:
+        (engines,) = connection.columns(
+            f"SELECT engine_full FROM system.tables WHERE database = '{address.database}' AND engine = 'MergeTree'"
+        )
+    assert len(engines) == 4
+    for engine in engines:
+        assert "fsync_after_insert = 1" in engine.replace("true", "1")
+        assert "fsync_part_directory = 1" in engine.replace("true", "1")
+
+
 def test_a_block_is_sent_again_to_tables_that_remember_what_was_inserted(folder):
     """As those of a cluster do."""
     address = clickhouse_world.address()

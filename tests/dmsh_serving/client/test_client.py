@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -116,9 +117,12 @@ def test_a_connection_that_nobody_acknowledges_is_given_up_after_20_seconds(serv
     port = int(server.url.rpartition(":")[2])
     limits = set()
     for path in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as each:
-            if each.family != socket.AF_UNIX and each.getpeername()[1] == port:
-                limits.add(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+        with contextlib.suppress(OSError):  # one that is no socket, is not connected, or was closed meanwhile
+            if not stat.S_ISSOCK(path.stat().st_mode):
+                continue
+            with socket.socket(fileno=os.dup(int(path.name))) as each:
+                if each.family != socket.AF_UNIX and each.getpeername()[1] == port:
+                    limits.add(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
     assert limits == {20_000}
 
 

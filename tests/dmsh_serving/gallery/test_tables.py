@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.gallery import tables
 from dmsh_serving.gallery import tables as gallery_table
 from dmsh_serving.gallery.changes import append, build, remove
 from dmsh_serving.gallery.folder import open_current
@@ -131,6 +132,24 @@ def test_a_table_without_rows_has_no_codes(written):
 def test_a_column_that_holds_something_else_is_named(written, columns, message):
     with pytest.raises(InputError, match=message):
         read_table(written(**columns))
+
+
+def test_files_of_codes_that_are_written_anew_while_they_are_read_are_refused(tmp_path, monkeypatch):
+    snapshot = build(tmp_path / "g", CODES, None, None, bits=16, fingerprint=F)
+    parts = [tmp_path / f"codes-0000{number}-of-00002.parquet" for number in range(2)]
+    for part in parts:
+        write_parquet(part, snapshot)
+    read = tables._read_parquet
+
+    def slowly(path):
+        table = read(path)
+        if path == parts[0]:
+            write_parquet(parts[1], snapshot)
+        return table
+
+    monkeypatch.setattr(tables, "_read_parquet", slowly)
+    with pytest.raises(InputError, match="was changed while it was read: read it again once encode has ended"):
+        read_table(tmp_path)
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):

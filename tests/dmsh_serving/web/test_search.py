@@ -19,9 +19,9 @@ from dmsh_serving.gallery.keys import Keys
 from dmsh_serving.hamming.oracle import search_oracle
 from dmsh_serving.images.decode import FORMATS
 from dmsh_serving.images.isolated import Decoders
-from dmsh_serving.web import answers, app, search
+from dmsh_serving.web import answers, app, orders, search
 from dmsh_serving.web.answers import Times
-from dmsh_serving.web.codes import collection, rankings
+from dmsh_serving.web.codes import collection
 from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.ranking import Cursor
 from dmsh_serving.web.http import places
@@ -236,6 +236,24 @@ def test_codes_are_refused_if_another_model_came_while_they_were_ranked(original
         answer(Searches(steps, originals, None), like=LIKE, k=1, fingerprint="ab" * 32)
 
 
+@pytest.mark.parametrize("asked", [{"number": 5}, {"key": "5.png"}])
+def test_an_example_is_ranked_in_the_version_that_it_was_looked_up_in_though_triton_has_another(
+    originals, tmp_path, asked
+):
+    keys = [f"{number}.png" for number in range(300)]
+    gallery.build(tmp_path / "gallery", CODES[::-1], None, keys, **SPACE)
+    now = gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE, overwrite=True).version
+    searches = Searches(Steps("00000001-aaaaaaaa"), originals, GalleryFolder(tmp_path / "gallery"))
+    searches._steps.rank = lambda *_, **__: given("00000001-aaaaaaaa")
+    page = answer(searches, like=(Example(**asked),), k=20)
+    assert page["gallery_version"] == now
+    assert [image["id"] for image in page["images"]] == search_oracle(CODES[5:6], CODES, 20)[1][0].tolist()
+
+
+async def given(version):
+    return Nearest(np.array([294]), np.array([0]), ["294.png"], version)
+
+
 def test_a_slow_disk_holds_no_answer_for_long_and_a_short_one_waits_for_no_long_one(originals, monkeypatch):
     asked, stopped = [], []
 
@@ -290,8 +308,8 @@ def test_of_a_long_question_the_order_alone_is_kept(originals, tmp_path):
     searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
     for many in (1, 2, 100_000):
         assert answer(searches, like=LIKE * 2, k=1, ids=tuple(range(7, 7 + many)))["total"] == min(many, 293)
-    assert len(searches._rankings._kept) == 3
-    assert max(len(repr(name)) for name in searches._rankings._kept) < 1000
+    assert len(searches._orders._kept) == 3
+    assert max(len(repr(name)) for name in searches._orders._kept) < 1000
 
 
 def test_a_gallery_of_another_model_than_triton_serves_is_refused_however_it_is_asked(originals, tmp_path):
@@ -403,13 +421,13 @@ def test_times_are_milliseconds():
 def test_orders_that_are_kept_are_bounded(originals, tmp_path, monkeypatch):
     gallery.build(tmp_path / "gallery", CODES, None, None, **SPACE)
     searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
-    monkeypatch.setattr(rankings, "MOST_BYTES", 3 * 300 * 20)
+    monkeypatch.setattr(orders, "MOST_BYTES", 3 * 300 * 20)
     for number in range(10):
         answer(searches, like=(*LIKE, Example(number=number)), k=1)
-    assert len(searches._rankings._kept) == 3
-    monkeypatch.setattr(rankings, "MOST_KEPT", 2)
+    assert len(searches._orders._kept) == 3
+    monkeypatch.setattr(orders, "MOST_KEPT", 2)
     answer(searches, like=(*LIKE, Example(number=10)), k=1)
-    assert len(searches._rankings._kept) == 2
+    assert len(searches._orders._kept) == 2
 
 
 class AtOnce:
@@ -429,9 +447,9 @@ class AtOnce:
 
 
 def test_only_as_many_orders_are_made_at_once_as_there_are_cpus(originals, tmp_path, monkeypatch):
-    monkeypatch.setattr(rankings, "available_cpus", lambda: 2)
-    ordering = AtOnce(rankings.ranking_of)
-    monkeypatch.setattr(rankings, "ranking_of", ordering)
+    monkeypatch.setattr(orders, "available_cpus", lambda: 2)
+    ordering = AtOnce(orders.ranking_of)
+    monkeypatch.setattr(orders, "ranking_of", ordering)
     gallery.build(tmp_path / "gallery", CODES, None, None, **SPACE)
     searches = Searches(Steps(), originals, GalleryFolder(tmp_path / "gallery"))
 

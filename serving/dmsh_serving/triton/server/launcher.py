@@ -30,7 +30,13 @@ from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.server.addresses import Addresses
 from dmsh_serving.triton.server.control import Control
 from dmsh_serving.triton.server.log import ServerLog, error_from_log, news_of_a_gallery
-from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs, processor_seconds
+from dmsh_serving.triton.server.model_processes import (
+    all_living,
+    all_stubs,
+    bury_orphans,
+    living_stubs,
+    processor_seconds,
+)
 from dmsh_serving.triton.server.preflight import LOOPBACK
 from dmsh_serving.triton.server.tracing import Tracing
 from dmsh_serving.triton.server.vitals import Vitals
@@ -269,6 +275,7 @@ class TritonServer:
         wait, began, blind, served = 0.0, time.monotonic(), False, True
         while not self._stopping.wait(WATCH_SECONDS):
             try:
+                bury_orphans(self._process.pid if self._process else 0)
                 lost = self._what_is_lost()
                 blind = False
             except Exception as error:  # no descriptor, no memory or no thread is left, for a moment

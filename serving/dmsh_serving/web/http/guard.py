@@ -88,7 +88,8 @@ class Guard:
         navigation = method in _SAFE and headers.get("sec-fetch-mode") == "navigate" and not path.startswith("/v1/")
         if site not in ("same-origin", "none") and not navigation:
             raise ProblemError(403, "a page of another site may not use this one")
-        if method not in _SAFE and headers.get("origin", f"{self._scheme}://{host}") != f"{self._scheme}://{host}":
+        own = {f"{self._scheme}://{host}", f"https://{host}"}  # a proxy may speak TLS for a page that speaks none
+        if method not in _SAFE and headers.get("origin", f"https://{host}") not in own:
             raise ProblemError(403, f"a page of {headers['origin']} may not use this one")
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():

@@ -1,6 +1,37 @@
 import os
+import subprocess
+import sys
 
 from dmsh_serving.triton.server.model_processes import all_living, all_stubs, living_stubs, processor_seconds
+
+# The first process of a container, as its orphans see it.
+FIRST = """
+import ctypes, os, subprocess, time
+from dmsh_serving.triton.server import model_processes
+
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+children = f"/proc/self/task/{os.getpid()}/children"
+subprocess.run(["sh", "-c", "sleep 0.2 & sleep 0.3 &"], check=True)
+own = subprocess.Popen(["sh", "-c", "exit 7"])
+while len(open(children).read().split()) < 3:
+    time.sleep(0.01)
+model_processes.bury_orphans(own.pid)
+time.sleep(0.6)
+model_processes.bury_orphans(own.pid)
+print(len(open(children).read().split()))
+os.getpid = lambda: 1
+deadline = time.monotonic() + 30
+while len(open(children).read().split()) > 1 and time.monotonic() < deadline:
+    own.poll()
+    model_processes.bury_orphans(own.pid)
+print(len(open(children).read().split()), own.wait())
+"""
+
+
+def test_the_first_process_of_a_container_buries_orphans_and_leaves_its_own_child_to_who_waits_for_it():
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split(), done.stderr) == (["3", "0", "7"], "")
 
 
 def process(folder, pid, name, state, children=""):

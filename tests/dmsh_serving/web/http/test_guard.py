@@ -42,6 +42,7 @@ def get(page, path, *headers):
 def test_the_page_itself_and_plain_programs_are_let_in(web_page):
     assert post(web_page) == 200
     assert post(web_page, ("Origin", f"http://{host(web_page)}"), ("Sec-Fetch-Site", "same-origin")) == 200
+    assert post(web_page, ("Origin", f"https://{host(web_page)}")) == 200  # behind a proxy that speaks TLS
     assert get(web_page, "/", ("Sec-Fetch-Site", "none"), ("Sec-Fetch-Mode", "navigate")) == 200
     assert get(web_page, "/", ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate")) == 200  # a link
 

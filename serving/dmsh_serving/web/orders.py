@@ -14,13 +14,13 @@ from dmsh_serving.web.codes.ranking import Examples, Ranking, ranking_of
 from dmsh_serving.web.http.abandoned import in_thread
 from dmsh_serving.web.http.questions import Question
 
-__all__ = ["Rankings"]
+__all__ = ["Orders"]
 
 MOST_KEPT: Final = 32  # an empty one has no bytes, but its question is kept
 MOST_BYTES: Final = 256 << 20
 
 
-class Rankings:
+class Orders:
     """Rankings of collections whose images have ``metadata``; the last ones that were asked for are kept."""
 
     def __init__(self, metadata: Metadata | None) -> None:
