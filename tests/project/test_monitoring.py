@@ -15,7 +15,20 @@ OTHERS = {
     "up", "nv_inference_pending_request_count", "nv_inference_count", "nv_inference_exec_count",
     "nv_inference_queue_duration_us", "nv_inference_request_success", "nv_inference_request_failure",
 }  # fmt: skip
-WORDS = {"sum", "by", "rate", "increase", "delta", "time", "histogram_quantile", "le", "reason", "instance", "model"}
+WORDS = {
+    "or",
+    "sum",
+    "by",
+    "rate",
+    "increase",
+    "delta",
+    "time",
+    "histogram_quantile",
+    "le",
+    "reason",
+    "instance",
+    "model",
+}
 
 
 def expressions():

@@ -57,7 +57,7 @@ DEFAULT_URL: Final = f"127.0.0.1:{DEFAULT_GRPC_PORT}"
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 CHANNEL_OPTIONS: Final = [
     ("grpc.max_send_message_length", 2**31 - 1),
-    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 1 << 29),  # 65,536 results with keys of 8 KB; what is packed may be far more
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),  # a server that was started again is found at once
     # gRPC sets TCP_USER_TIMEOUT so: if a machine or a balancer's entry is gone, nobody takes what is sent, and there is

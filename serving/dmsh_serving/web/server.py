@@ -23,6 +23,14 @@ _HANDSHAKE_SECONDS = 10.0  # of TLS
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Say whether uvicorn's record is more than that a request did not end before the page did."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
 class WebServer:
     """One page: ``with WebServer(settings) as page: ... page.url``.
 

@@ -65,6 +65,18 @@ def test_what_is_no_http_fills_no_log(web_world, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_requests_that_do_not_end_before_the_page_does_fill_no_log(web_world, monkeypatch, capfd):
+    monkeypatch.setattr(server, "_STOP_SECONDS", 1)
+    with contextlib.ExitStack() as clients, web_world.page("127.0.0.1:1") as page:
+        target = urlsplit(page.url)
+        head = f"POST /v1/search?k=1 HTTP/1.1\r\nHost: {target.netloc}\r\nContent-Type: image/png\r\n"
+        for _ in range(5):
+            client = clients.enter_context(socket.create_connection((target.hostname, target.port), timeout=30))
+            client.sendall(f"{head}Content-Length: 1000\r\n\r\nX".encode())
+        eventually(lambda: len(page._server.server_state.tasks) == 5)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_others_are_let_in_only_on_purpose(tmp_path):
     given = {"triton": "x:1", "images": tmp_path, "cache": tmp_path, "host": "0.0.0.0"}
     with pytest.raises(InputError, match="or --insecure if the network is yours alone"):
