@@ -7,9 +7,12 @@ from dmsh_serving.errors import DmshError, InputError, MissingError, Unavailable
 
 __all__ = ["error_of", "error_of_status", "is_of_a_batch_mate", "is_unavailable"]
 
-# The Python backend of Triton 24.10 reads the texts of a whole batch at once, and answers all of it with the error of a
-# request whose texts are damaged. Those of this client never are.
-_OF_A_BATCH_MATE: Final = re.compile("incomplete string data|unexpected number of string elements")
+# The Python backend of Triton 24.10 takes a whole batch at once, and answers all of it with the error of a request
+# whose texts are damaged, or whose batch is larger than it says. Those of this client never are.
+_OF_A_BATCH_MATE: Final = re.compile(
+    "incomplete string data|unexpected number of string elements|batch size [0-9]+ for '.*', max allowed is"
+)
+_TOLD_AS: Final = ("INVALID_ARGUMENT", "INTERNAL")
 _OF_A_REQUEST: Final = re.compile(r"^\[request id: [^]]*\] ")
 
 
@@ -25,7 +28,7 @@ def is_unavailable(error: Any) -> bool:
 
 def is_of_a_batch_mate(error: Any) -> bool:
     """Say whether the request was refused for another one in its batch."""
-    return _status_of(error) == "INVALID_ARGUMENT" and _OF_A_BATCH_MATE.search(str(error.message())) is not None
+    return _status_of(error) in _TOLD_AS and _OF_A_BATCH_MATE.search(str(error.message())) is not None
 
 
 def error_of(error: Any, url: str, timeout: float) -> DmshError:
@@ -36,7 +39,7 @@ def error_of(error: Any, url: str, timeout: float) -> DmshError:
 def error_of_status(status: str, message: str, url: str, timeout: float) -> DmshError:
     """Return what to tell a person whose call of the Triton at ``url`` ended with a gRPC status and its message."""
     match status:
-        case "INVALID_ARGUMENT" if _OF_A_BATCH_MATE.search(message):
+        case status if status in _TOLD_AS and _OF_A_BATCH_MATE.search(message):
             return UnavailableError(f"the Triton at {url} refused a batch for another client's request: try again")
         case "INVALID_ARGUMENT":
             # Triton's own prefix and its advice about configurations do not help a caller.

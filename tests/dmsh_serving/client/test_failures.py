@@ -2,7 +2,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from dmsh_serving.client.failures import error_of
-from dmsh_serving.errors import InputError, MissingError
+from dmsh_serving.errors import InputError, MissingError, UnavailableError
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,12 @@ from dmsh_serving.errors import InputError, MissingError
         ("UNAVAILABLE", "Server is stopping", MissingError, r"failed \(UNAVAILABLE\): Server"),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", MissingError, "did not answer within 30 s"),
         ("INTERNAL", "boom", MissingError, r"failed \(INTERNAL\): boom"),
+        (
+            "INTERNAL",
+            "in ensemble 'a', batch size 129 for 'dmsh_encoder_0_0', max allowed is 32",
+            UnavailableError,
+            "refused a batch for another client's request",
+        ),
     ],
 )
 def test_each_status_becomes_its_error(status, message, kind, said):

@@ -303,6 +303,7 @@ class TritonServer:
             except Exception as error:  # Triton's, or as above: whatever it is, it is tried again
                 self._end(1)
                 self._tell(f"{lost}, and Triton could not be started again: {error}")
+                served = "Started GRPCInferenceService" in self._log.said()  # so a client may have ended it
                 continue
             served = True
             if self._stopping.is_set():
