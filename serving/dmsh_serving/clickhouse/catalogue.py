@@ -5,6 +5,7 @@ codes. It is published by one insert of one row. Two writers that want the same 
 insert whose token was seen before is dropped, and the writer whose row is not there has lost.
 """
 
+import contextlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from dmsh_serving.clickhouse.connection import Connection
 from dmsh_serving.clickhouse.schema import Tables
-from dmsh_serving.errors import InputError
+from dmsh_serving.errors import DmshError, InputError
 
 __all__ = [
     "GRACE_SECONDS",
@@ -158,11 +159,16 @@ def publish(connection: Connection, tables: Tables, version: Published, *, after
 
 
 def sweep(connection: Connection, tables: Tables) -> None:
-    """Drop the segments and batches that no kept version needs.
+    """Drop the segments and batches that no kept version needs; what fails is left to the next change.
 
     Kept are the last two versions, and those that were superseded less than 10 minutes ago: readers look for a new
     version every half second, and do not answer from one that they could not confirm for a minute.
     """
+    with contextlib.suppress(DmshError):  # the change that calls this is published
+        _sweep(connection, tables)
+
+
+def _sweep(connection: Connection, tables: Tables) -> None:
     versions = history(connection, tables)
     now = int(connection.value("SELECT toUnixTimestamp64Milli(now64(3))"))
     kept = versions[:_KEPT]

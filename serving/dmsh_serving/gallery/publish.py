@@ -5,6 +5,7 @@ goes on serving, and the next writer deletes what is left over. The last two ver
 no part that was not taken back is deleted unless all parts of both are known.
 """
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def publish(folder: Path, part: Part, known: Snapshot | None = None) -> Snapshot
     kept = {*before, *(name.version for name in snapshot.names)}
     for path in existing:
         if before and version_of(path) not in kept:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the change is published; the next one tries again
+                path.unlink(missing_ok=True)
     return snapshot
 
 

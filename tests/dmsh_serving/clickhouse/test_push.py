@@ -20,7 +20,7 @@ from dmsh_serving.clickhouse.rows import source_of_gallery, source_of_parquet
 from dmsh_serving.clickhouse.schema import Tables
 from dmsh_serving.clickhouse.search import open_remote
 from dmsh_serving.codes import uniform_codes
-from dmsh_serving.errors import CheckError, InputError
+from dmsh_serving.errors import CheckError, InputError, UnavailableError
 
 COUNT = 1000
 
@@ -42,6 +42,16 @@ def address(folder):
     found = clickhouse_world.address()
     push(source(folder), found)
     return found
+
+
+def test_a_published_push_succeeds_though_what_nothing_needs_cannot_be_dropped(folder, address, monkeypatch):
+    def away(*_):
+        raise UnavailableError("it does not answer")
+
+    monkeypatch.setattr(catalogue, "_sweep", away)
+    gallery.append(folder, uniform_codes(5, 64, 9), None, [f"new-{number}" for number in range(5)])
+    version, sent = push(source(folder), address)
+    assert (version.count, sent) == (COUNT + 5, 5)
 
 
 def test_a_push_that_was_killed_goes_on_where_it_was(folder, monkeypatch):

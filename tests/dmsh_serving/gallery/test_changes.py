@@ -710,3 +710,21 @@ def test_a_reader_that_read_an_old_pointer_follows_to_the_newer_version(folder, 
 def test_distinct_codes_are_counted():
     assert distinct_codes(np.array([[1, 2, 3], [1, 2, 3], [3, 2, 1]], np.uint8)) == 2
     assert distinct_codes(np.empty((0, 3), np.uint8)) == 0
+
+
+def test_a_published_change_succeeds_though_a_part_that_nothing_needs_cannot_be_deleted(folder, monkeypatch):
+    old = snapshot_path(folder)
+    unlink = Path.unlink
+
+    def refused(path, missing_ok=False):
+        if path == old:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    for number in range(2):
+        monkeypatch.setattr(Path, "unlink", refused)
+        build(folder, random_codes(10, seed=number), None, None, bits=16, fingerprint=F, overwrite=True)
+    assert (open_current(folder).count, old.exists()) == (10, True)
+    monkeypatch.undo()
+    build(folder, random_codes(10, seed=3), None, None, bits=16, fingerprint=F, overwrite=True)
+    assert not old.exists()
