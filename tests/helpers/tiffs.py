@@ -9,7 +9,7 @@ def tiff_of(width, height, planes, order=">", **more):
     offsets = [8 + sum(map(len, planes[:place])) for place in range(len(planes))]
     fields = {
         256: width, 257: height, 258: tags["bits"], 259: tags["compression"], 262: tags["photometric"],
-        273: offsets, 277: tags["samples"], 278: height, 279: list(map(len, planes)),
+        266: tags.get("fill_order"), 273: offsets, 277: tags["samples"], 278: height, 279: list(map(len, planes)),
         284: tags.get("planar"), 338: tags.get("extra"), 339: tags.get("sample_format"), 530: tags.get("subsampling"),
     }  # fmt: skip
     present = {number: value for number, value in fields.items() if value is not None}

@@ -38,7 +38,7 @@ _DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 7, "HEIF": 5}
 _TILE_WIDTH, _TILE_HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _BITS = 322, 323, 278, 277, 258
 _WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS, _PLANAR, _SEPARATE = 256, 257, 273, 324, 284, 2
 _COMPRESSION, _RAW, _PHOTOMETRIC, _WHITE_IS_ZERO, _YCBCR, _SUBSAMPLING = 259, 1, 262, 0, 6, 530
-_SAMPLE_FORMAT, _SIGNED = 339, 2
+_SAMPLE_FORMAT, _SIGNED, _FILL_ORDER, _REVERSED = 339, 2, 266, 2
 
 
 def check_file(data: bytes, name: str) -> None:
@@ -109,7 +109,10 @@ def _check_samples(image: Image.Image, name: str) -> None:
         f"greyscale of {bits} bits": image.mode in DEEP_GREY and bits != 16,
         "greyscale of 16 bits whose 0 is white": image.mode in DEEP_GREY and colour == _WHITE_IS_ZERO,
         "numbers with a sign": bits <= 16 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()),
-        f"{bits} bits in planes, not compressed": is_in_planes and is_raw and bits > 8,
+        f"{bits} bits in planes, not compressed": (
+            is_in_planes and is_raw and (bits > 8 or tags.get(_FILL_ORDER) == _REVERSED)
+        ),
+        "CIELab in planes": is_in_planes and image.mode == "LAB",
         "grey and alpha in planes": is_in_planes and samples == 2,
         "YCbCr of less colour, not compressed": (
             colour == _YCBCR and is_raw and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1)

@@ -201,6 +201,9 @@ MISREAD = {
     "numbers with a sign": ([bytes(256)], {"sample_format": 2}),
     "16 bits in planes, not compressed": (
         [bytes(512)] * 3, {"bits": (16, 16, 16), "samples": 3, "photometric": 2, "planar": 2}),
+    "8 bits in planes, not compressed": (
+        PLANES[:3], {"bits": (8, 8, 8), "samples": 3, "photometric": 2, "planar": 2, "fill_order": 2}),
+    "CIELab in planes": (PLANES[:3], {"bits": (8, 8, 8), "samples": 3, "photometric": 8, "planar": 2}),
     "grey and alpha in planes": (
         [zlib.compress(plane) for plane in PLANES[:2]],
         {"bits": (8, 8), "samples": 2, "planar": 2, "compression": 8, "extra": 2}),
