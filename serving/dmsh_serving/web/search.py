@@ -83,10 +83,11 @@ class Searches:
             await self._check_codes(question, anew=True)
         start = time.perf_counter()
         page = await self._page(question, collection, like, unlike)
-        is_stored = any("id" in each.said for each in like)
-        if collection is not None and is_stored and page.version != collection.version:
-            # Triton is a version ahead or behind for a moment, in which the example may be another image.
-            page = await self._ordered_page(collection, question, like, unlike)
+        if collection is not None and page.version != collection.version:
+            # Triton is a version ahead or behind for a moment, in which a stored example may be another image.
+            there = await self._opened(self._gallery, page.version) if self._gallery else None
+            if not all("id" not in each.said or _is_in(there, each) for each in like):
+                page = await self._ordered_page(collection, question, like, unlike)
         times.rank = time.perf_counter() - start
         times.total = time.perf_counter() - started
         return await self._told(question, page, like, unlike, times)
@@ -282,6 +283,12 @@ class Searches:
             if collection is None:  # of another model, perhaps, which Triton serves since the example was looked at
                 await self.check_model(anew=True)
         return await self._teller.told(page, collection, like, unlike, times)
+
+
+def _is_in(collection: Collection | None, example: Resolved) -> bool:
+    """Say whether a stored example has the same code in another version."""
+    place = None if collection is None else collection.place_of_id(int(example.said["id"]))
+    return collection is not None and place is not None and collection.codes[place].tobytes() == example.code
 
 
 def _place_of(collection: Collection, example: Example) -> int | None:

@@ -1,5 +1,6 @@
 """The certificate: what is proven of a true model, and the node that is named in one that was tampered with."""
 
+import dataclasses
 import hashlib
 from typing import get_args
 
@@ -32,7 +33,7 @@ from dmsh_export.prove.integer_from_onnx import integer_from_onnx
 from dmsh_export.to_onnx.dialects import onnx_from_network
 from dmsh_model.fingerprint import integer_fingerprint
 from dmsh_model.integer.layers import Add, Convolution, GlobalMax, Image, Linear, Logits
-from dmsh_model.integer.network import canonical_hash
+from dmsh_model.integer.network import IntegerNetwork, canonical_hash
 from dmsh_model.integer.reference import outputs
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, InputError
@@ -65,6 +66,24 @@ def test_a_certificate_names_the_bytes_that_were_proven_though_the_file_is_repla
 
     monkeypatch.setattr(certificate, "bounds_of", replaced)
     assert certify(path).sha256 == hashlib.sha256(proven).hexdigest()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_several_outputs_of_groups_of_one_channel_are_refused_where_openvino_computes(dialect, tmp_path):
+    random, layers = np.random.default_rng(1), list(MODEL.network.layers)
+    layers[6] = networks.convolution(random, "multiplied", 5, 16, 8, 1, groups=8)
+    weight = random.integers(-127, 128, (16, 24)).astype(np.int8)
+    layers[10] = dataclasses.replace(layers[10], weight=weight)
+    network = IntegerNetwork(tuple(layers))
+    model = onnx_from_network(network, dialect, 20)
+    space = integer_fingerprint(canonical_hash(network), MODEL.config.framing)
+    said = {Metadata.FINGERPRINT: space, Metadata.FRAMING: str(MODEL.config.framing), Metadata.DIALECT: dialect}
+    helper.set_model_props(model, said)
+    if dialect == "openvino":
+        with pytest.raises(CheckError, match="multiplied: it makes 16 channels of 8 groups of one, which OpenVINO"):
+            prove(model, tmp_path, network)
+    else:
+        assert prove(model, tmp_path, network).fingerprint == space
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -36,6 +36,14 @@ def test_wrong_bits_are_counted_and_refused(bits):
         known_answer.check(lambda images: wrong, known_answer.dump(IMAGES, CODES))
 
 
+def test_an_image_alone_is_encoded_too():
+    def wrong_alone(images):
+        return ~tiny_model.codes_of(images) if len(images) == 1 else tiny_model.codes_of(images)
+
+    with pytest.raises(CheckError, match=f"{CODES[0].size * 8} of {CODES[0].size * 8} bits differ"):
+        known_answer.check(wrong_alone, known_answer.dump(IMAGES, CODES))
+
+
 def test_codes_of_another_width_are_refused():
     with pytest.raises(CheckError, match=r"expected codes uint8 \[3, 8\], got uint8 \[3, 7\]"):
         known_answer.check(lambda images: CODES[:, :7], known_answer.dump(IMAGES, CODES))

@@ -250,6 +250,14 @@ def test_an_example_is_ranked_in_the_version_that_it_was_looked_up_in_though_tri
     assert [image["id"] for image in page["images"]] == search_oracle(CODES[5:6], CODES, 20)[1][0].tolist()
 
 
+def test_triton_s_answer_is_kept_if_the_example_is_the_same_image_in_its_version(originals, tmp_path):
+    keys = [f"{number}.png" for number in range(300)]
+    before = gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE).version
+    gallery.append(tmp_path / "gallery", CODES[:1], None, ["new.png"], fingerprint=SPACE["fingerprint"])
+    searches = Searches(Steps(before), originals, GalleryFolder(tmp_path / "gallery"))
+    assert answer(searches, like=(Example(number=5),), k=20)["gallery_version"] == before
+
+
 async def given(version):
     return Nearest(np.array([294]), np.array([0]), ["294.png"], version)
 

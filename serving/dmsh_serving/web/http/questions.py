@@ -33,6 +33,8 @@ MOST_VALUES: Final = 1000  # of a column
 MOST_EXACT_IN_JSON: Final = 2**53
 MOST_JSON_BYTES: Final = 4 << 20
 _MOST_BRACKETS: Final = 10_000  # of the lists and objects of a body, of which a question needs some hundred
+_MOST_NAMES: Final = 10_000
+_MOST_VALUES: Final = 250_000  # ids, and of each column of a filter
 READ_SECONDS: Final = 30.0  # for a body to arrive
 _NUMBERS: Final = ("k", "radius")
 _SAID: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -148,8 +150,14 @@ async def _json(request: Request) -> Any:
     body = await request.body()
     if len(body) > MOST_JSON_BYTES:
         raise ProblemError(413, f"a JSON body has at most {MOST_JSON_BYTES:,} bytes")
-    if body.count(b"[") + body.count(b"{") > _MOST_BRACKETS:  # each takes the loop that answers everybody 60 ns
-        raise ProblemError(400, f"the body has more than {_MOST_BRACKETS:,} lists and objects")
+    # Each takes the loop that answers everybody 60 ns, and a name some 600.
+    for what, count, most in (
+        ("lists and objects", body.count(b"[") + body.count(b"{"), _MOST_BRACKETS),
+        ("names", body.count(b'":'), _MOST_NAMES),
+        ("values", body.count(b","), _MOST_VALUES),
+    ):
+        if count > most:
+            raise ProblemError(400, f"the body has more than {most:,} {what}")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -204,11 +212,11 @@ def _question(body: Mapping[str, Any], *, like: tuple[Example, ...], unlike: tup
         raise ProblemError(400, f"a search has 1 to {MOST_EXAMPLES} examples, this one has {count}")
     k = body.get("k", DEFAULT_PAGE)
     if not _is_whole(k) or not 1 <= k <= MAX_K:
-        raise ProblemError(400, f"k = {k!r} is out of range: ask for 1 to {MAX_K} images")
+        raise ProblemError(400, f"k = {_shown(k)} is out of range: ask for 1 to {MAX_K} images")
     radius = body.get("radius")
     if radius is not None:
         if not _is_score(radius):
-            raise ProblemError(400, f"radius = {radius!r} is no whole number of 32 bits")
+            raise ProblemError(400, f"radius = {_shown(radius)} is no whole number of 32 bits")
         if not unlike:
             checked_radius(radius)
     explain = body.get("explain", False)
@@ -256,13 +264,13 @@ def example_of(given: Any) -> Example:
         raise ProblemError(400, "an example has one of key, id and code")
     key, code, box = given.get("key"), given.get("code"), given.get("box")
     if "key" in given and not isinstance(key, str):
-        raise ProblemError(400, f"key = {key!r} is no text")
+        raise ProblemError(400, f"key = {_shown(key)} is no text")
     if box is not None and key is None:
         raise ProblemError(400, "a box is drawn in an image: give it with a key or a file")
     try:
         packed = None if code is None else bytes.fromhex(code)
     except (TypeError, ValueError):
-        raise ProblemError(400, f"code = {code!r} is not in hexadecimal digits") from None
+        raise ProblemError(400, f"code = {_shown(code)} is not in hexadecimal digits") from None
     return Example(
         key=key,
         number=_id(given["id"]) if "id" in given else None,
@@ -293,7 +301,7 @@ def _id(given: Any) -> int:
     """Return an id, which a program that has no whole numbers beyond 2^53 gives as text."""
     number = _whole("id", given) if isinstance(given, str) else given
     if not _is_whole(number) or not 0 <= number < 2**63:
-        raise ProblemError(400, f"id = {given!r} is out of range: ids are whole numbers from 0 to 2^63 - 1")
+        raise ProblemError(400, f"id = {_shown(given)} is out of range: ids are whole numbers from 0 to 2^63 - 1")
     return int(number)
 
 
@@ -322,9 +330,14 @@ def _cursor(given: Any) -> Cursor | None:
 
 
 def _only(given: Mapping[str, Any], known: set[str], what: str) -> None:
-    unknown = sorted(given.keys() - known)
+    unknown = given.keys() - known
     if unknown:
-        raise ProblemError(400, f"{what} has no {unknown[0]!r}: it has {', '.join(sorted(known))}")
+        raise ProblemError(400, f"{what} has no {min(unknown)!r}: it has {', '.join(sorted(known))}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value that was sent, or its kind: a large one would take long to write out."""
+    return type(value).__name__ if isinstance(value, (list, dict)) else repr(value)
 
 
 def _whole(name: str, text: str) -> int:

@@ -205,11 +205,25 @@ def test_a_slow_body_is_given_up(monkeypatch):
     assert error.value.status == 408
 
 
-def test_json_of_very_many_lists_is_refused_unread(monkeypatch):
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"[" + b"[]," * 10_000 + b"1]", "10,000 lists and objects"),
+        (b"{" + b'"a":1,' * 10_001 + b'"b":1}', "10,000 names"),
+        (b'{"key":[' + b"1," * 250_001 + b"1]}", "250,000 values"),
+    ],
+    ids=["lists", "names", "values"],
+)
+def test_json_of_very_many_things_is_refused_unread(monkeypatch, body, said):
     monkeypatch.setattr(questions.json, "loads", lambda _: pytest.fail("read"))
-    with pytest.raises(ProblemError, match="more than 10,000 lists and objects") as error:
-        read(b"[" + b"[]," * 10_000 + b"1]")
+    with pytest.raises(ProblemError, match=f"more than {said}") as error:
+        read(body)
     assert error.value.status == 400
+
+
+def test_a_large_value_is_not_written_out():
+    with pytest.raises(ProblemError, match=r"^key = list is no text$"):
+        read(b'{"key":[' + b"1," * 9000 + b"1]}")
 
 
 def test_ids_that_json_would_round_are_texts():
