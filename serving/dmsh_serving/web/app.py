@@ -294,8 +294,7 @@ def _kind_of(question: Question) -> str:
     if question.files:  # these wait for the decoder, for seconds perhaps, which others do not need
         return "searches by file"
     # All codes are put in order for the others, an older version is opened, perhaps, or many sizes are read.
-    is_first = question.after is None and question.version is None
-    is_quick = question.is_plain and is_first and question.k <= SHORT_ANSWER
+    is_quick = question.is_first and question.k <= SHORT_ANSWER
     return "searches" if is_quick else "ordered searches"
 
 

@@ -69,7 +69,7 @@ class Searches:
             raise ProblemError(409, _WITHOUT_GALLERY)
         await self.check_model()
         await self._check_codes(question)
-        if question.is_plain and question.like[0].file is not None and question.after is None and not question.explain:
+        if question.is_first and question.like[0].file is not None and not question.explain:
             resolved, page = await self._searched(question, question.like[0].file)
             times.total = time.perf_counter() - started
             return await self._told(question, page, [resolved], [], times)
@@ -174,7 +174,7 @@ class Searches:
     async def _page(
         self, question: Question, collection: Collection | None, like: list[Resolved], unlike: list[Resolved]
     ) -> Page:
-        if collection is not None and not (question.is_plain and question.after is None):
+        if collection is not None and not question.is_first:
             return await self._ordered_page(collection, question, like, unlike)
         if question.after is None:
             return await self._first_page(question, like[0])
@@ -190,7 +190,10 @@ class Searches:
 
     async def _first_page(self, question: Question, example: Resolved) -> Page:
         k = min(question.k + 1, MAX_K)  # one more tells whether there is a next page
-        return self._page_of(question, await self._nearest(question, example, k), k)
+        nearest = await self._nearest(question, example, k)
+        if question.version not in (None, nearest.version):
+            raise ProblemError(410, _CHANGED)
+        return self._page_of(question, nearest, k)
 
     @staticmethod
     def _page_of(question: Question, nearest: Nearest, k: int) -> Page:

@@ -258,6 +258,20 @@ def test_triton_s_answer_is_kept_if_the_example_is_the_same_image_in_its_version
     assert answer(searches, like=(Example(number=5),), k=20)["gallery_version"] == before
 
 
+@pytest.mark.parametrize("file", [None, CODES[5].tobytes()], ids=["code", "file"])
+def test_a_version_that_is_named_answers_though_triton_has_another(originals, tmp_path, file):
+    keys = [f"{number}.png" for number in range(300)]
+    first = gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE).version
+    steps = Steps(gallery.build(tmp_path / "gallery", CODES[::-1], None, keys, **SPACE, overwrite=True).version)
+    searches = Searches(steps, originals, GalleryFolder(tmp_path / "gallery"))
+    page = answer(searches, like=(Example(file=file),) if file else LIKE, k=20, version=first)
+    assert page["gallery_version"] == first
+    assert [image["id"] for image in page["images"]] == search_oracle(CODES[5:6], CODES, 20)[1][0].tolist()
+    with pytest.raises(ProblemError, match="has changed") as error:
+        answer(Searches(steps, originals, None), like=LIKE, k=20, version=first)
+    assert error.value.status == 410
+
+
 async def given(version):
     return Nearest(np.array([294]), np.array([0]), ["294.png"], version)
 

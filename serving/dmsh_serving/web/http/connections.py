@@ -6,7 +6,6 @@ in one go: each header and each chunk of a body takes microseconds in the one lo
 """
 
 import asyncio
-import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ __all__ = ["Connection"]
 HEAD_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 60.0  # the longest has some MB
 MOST_CONNECTIONS: Final = 500  # half of the 1,024 descriptors of a process; with TLS, each counts after its handshake
+_GRACE_SECONDS: Final = 1.0  # before a connection is judged by what it sends
 LONGEST_HEAD: Final = 16 << 10  # bytes; a key may be long
 _NO_LENGTH: Final = "A body is taken with its Content-Length alone, not in chunks."
 
@@ -25,7 +25,7 @@ _NO_LENGTH: Final = "A body is taken with its Content-Length alone, not in chunk
 class Connection(H11Protocol):
     """A connection of uvicorn that is closed if it sends no whole head or takes no answer in time.
 
-    If there are too many, the one is closed that the server has waited for for the longest time.
+    If there are too many, the one is closed that the server waits for and that sends least.
 
     A request whose head is too long, or whose body comes in chunks, is answered with 400. A head of at most
     ``LONGEST_HEAD`` is taken, one of over twice as much never.
@@ -35,7 +35,8 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **named)
         self.conn = self._requests = _Requests(h11.SERVER, LONGEST_HEAD)
         self._head, self._answer = _Clock(), _Clock()
-        self._waits_since = 0.0
+        self._waits_since, self._got = 0.0, 0  # bytes of what the server waits for
+        self._is_going = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the head of a request."""
@@ -44,10 +45,22 @@ class Connection(H11Protocol):
         self._head.start(self.loop, HEAD_SECONDS, transport.abort)
         if len(self.connections) > MOST_CONNECTIONS:
             # Not the new one, whose request is on its way: connections that ask nothing would take all places.
-            own = [each for each in self.connections if isinstance(each, Connection)]
-            silent = min(own, key=lambda each: math.inf if each._is_at_work else each._waits_since)
-            silent._waits_since = math.inf  # it is gone in the next turn of the loop
-            silent.transport.abort()
+            own = [each for each in self.connections if isinstance(each, Connection) and not each._is_going]
+            slowest = min(own, key=Connection._promise)
+            slowest._is_going = True  # it is gone in the next turn of the loop
+            slowest.transport.abort()
+
+    def _promise(self) -> tuple[int, float, float]:
+        """Return what is least for the connection that others wait for in vain.
+
+        A head that trickles in must not outlast an upload, which pauses for as long as a packet is under way.
+        """
+        if self._is_at_work:
+            return 2, 0.0, 0.0
+        waited = self.loop.time() - self._waits_since
+        if waited < _GRACE_SECONDS or self.transport.get_write_buffer_size() > 0:
+            return 1, 0.0, self._waits_since
+        return 0, self._got / waited, self._waits_since
 
     @property
     def _is_at_work(self) -> bool:
@@ -71,7 +84,9 @@ class Connection(H11Protocol):
 
         Such a byte is of a head, or of a body whose request was answered before.
         """
-        self._waits_since = self.loop.time()
+        if not self._got:
+            self._waits_since = self.loop.time()
+        self._got += len(data)
         if self.transport.get_write_buffer_size() == 0:
             self._answer.stop()
         # The parser refuses what is too long only if it is not whole yet: it gets less at a time than asyncio reads.
@@ -92,7 +107,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Start a clock for the client to take what the system did not take at once."""
-        self._waits_since = self.loop.time()
+        self._waits_since, self._got = self.loop.time(), 0
         super().on_response_complete()
         if self.transport.get_write_buffer_size() > 0:
             self._answer.start(self.loop, ANSWER_SECONDS, self._end_unread)

@@ -89,6 +89,11 @@ class Question:
         return len(self.like) == 1 and not self.unlike and not self.where
 
     @property
+    def is_first(self) -> bool:
+        """Whether it is plain, and asks for the first page in whichever version is served."""
+        return self.is_plain and self.after is None and self.version is None
+
+    @property
     def regions(self) -> int:
         """How many examples are regions of images."""
         return sum(example.box is not None for example in (*self.like, *self.unlike))

@@ -88,7 +88,7 @@ async function drawDuplicates() {
     const found = await api.examined(`duplicates?radius=${radius.value}`, aborter.signal);
     over();
     byId("near-status").textContent = found.groups ? `${plural(found.images, "image")} in ${plural(found.groups, "group")}` : "None";
-    byId("duplicates").replaceChildren(...found.largest.map(group));
+    byId("duplicates").replaceChildren(...found.largest.map((each) => group(each, found.gallery_version)));
   } catch (error) {
     failed(error, drawDuplicates);
   }
@@ -97,22 +97,22 @@ async function drawDuplicates() {
 async function drawShared() {
   const found = await api.examined("shared");
   byId("shared-status").textContent = found.groups ? `${plural(found.groups, "code")} shared by ${plural(found.images, "image")}; the most shared first.` : "No two images have the same code.";
-  byId("shared").replaceChildren(...found.largest.map(group));
+  byId("shared").replaceChildren(...found.largest.map((each) => group(each, found.gallery_version)));
 }
 
 const more = (count) => `and ${count.toLocaleString("en")} more`;
 
-function group({ count, ids, images }) {
-  const rest = h("button", { type: "button", class: "rest", hidden: count === images.length, onclick: () => showRest(rest, count, ids, images) }, more(count - images.length));
+function group({ count, ids, images }, version) {
+  const rest = h("button", { type: "button", class: "rest", hidden: count === images.length, onclick: () => showRest(rest, count, ids, images, version) }, more(count - images.length));
   return h("li", {}, h("span", { class: "count" }, count.toLocaleString("en")), ...images.map(member), rest);
 }
 
-// In the place of the button: the images that ids names beyond those that are shown, nearest to the first.
-async function showRest(button, count, ids, [{ code }, ...others]) {
+// In the place of the button: the images that ids names in this version beyond those that are shown, nearest to the first.
+async function showRest(button, count, ids, [{ code }, ...others], version) {
   const rest = ids.slice(others.length + 1);
   button.disabled = true;
   try {
-    const found = await api.search({ like: [{ code }], ids: rest, k: rest.length });
+    const found = await api.search({ like: [{ code }], ids: rest, k: rest.length, version });
     over();
     const members = found.images.map(member);
     button.replaceWith(...members, count > ids.length ? h("span", { class: "hint" }, more(count - ids.length)) : "");

@@ -206,6 +206,24 @@ def test_of_too_many_connections_the_one_that_has_said_nothing_for_longest_is_cl
                     answered(third)
 
 
+def test_a_head_that_trickles_in_does_not_outlast_an_upload_that_pauses(address, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 600)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "_GRACE_SECONDS", 0.1)
+    body = bytes(100_000)
+    with socket.create_connection(address) as upload, socket.create_connection(address) as trickle:
+        head = BODY_TO_COME.replace(b"/ ", b"/slow ").replace(b": 9", f": {len(body)}".encode())
+        upload.sendall(head + body[:50_000])
+        for byte in b"GET / HT":
+            trickle.sendall(bytes([byte]))
+            time.sleep(0.05)
+        with socket.create_connection(address) as third:
+            closed(trickle)
+            answered(third)
+            upload.sendall(body[50_000:])
+            assert upload.recv(9) == b"HTTP/1.1 "
+
+
 BODY_TO_COME = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
 
 
