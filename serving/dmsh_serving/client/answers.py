@@ -1,5 +1,6 @@
 """What a server answers, as arrays with their meaning."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ Tensor = npt.NDArray[Any]
 # What our models answer, each [rows, at least 1]; the first three agree in their second size.
 _OF_RESULTS: Final = (IDS, DISTANCES, KEYS)
 _KINDS: Final = {IDS: "<i8", DISTANCES: "<i4", KEYS: "O", GALLERY_VERSION: "O", CODE: "u1", LOGITS: "<f4"}
+_TEXTS: Final = frozenset(name for name, kind in _KINDS.items() if kind == "O")
+_MOST_TEXTS: Final = 1 << 20  # of an answer, 16 times what may be asked for: each takes some 60 bytes, an empty one too
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _WHOLE_NUMBER: Final = re.compile(r"[1-9][0-9]{0,3}")
 
@@ -65,6 +68,10 @@ def arrays_of(answer: Any, names: Sequence[str], rows: int, url: str) -> dict[st
         MissingError: one is missing, has other rows, or another shape or type than our models give; or its bytes do not
             agree with them: no Triton that works.
     """
+    for name in _TEXTS.intersection(names):
+        given = answer.get_output(name)
+        if given is not None and math.prod(given.shape) > _MOST_TEXTS:
+            raise MissingError(f"the Triton at {url} gave {name} as {list(given.shape)}: no model of ours")
     try:
         found = {name: answer.as_numpy(name) for name in names}
     except Exception as error:  # NumPy and struct raise nearly any kind

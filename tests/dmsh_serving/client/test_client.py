@@ -8,6 +8,7 @@ import re
 import socket
 import stat
 import time
+import types
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,7 @@ from named_pipe import pipe_at
 from tritonclient.grpc import service_pb2
 
 from dmsh_serving.client import AsyncSearchClient, CodeSpace, Retries, SearchClient, questions
-from dmsh_serving.client.answers import code_space_of
+from dmsh_serving.client.answers import arrays_of, code_space_of
 from dmsh_serving.contract import (
     CODE,
     DISTANCES,
@@ -438,3 +439,15 @@ def test_any_model_can_be_asked_in_asyncio_with_names_of_its_own(server):
             return await client.ask("dmsh_search", {"image": images(2)}, ["ids"])
 
     assert asyncio.run(asked())["ids"].shape == (2, 1)
+
+
+def test_an_answer_of_very_many_texts_is_refused_before_they_are_read():
+    class Packed:
+        def get_output(self, name):
+            return types.SimpleNamespace(shape=[1, 1 << 27])
+
+        def as_numpy(self, name):
+            pytest.fail("it was read")
+
+    with pytest.raises(MissingError, match=r"gave keys as \[1, 134217728\]: no model of ours"):
+        arrays_of(Packed(), [IDS, KEYS], 1, "127.0.0.1:8001")
