@@ -31,6 +31,8 @@ class Originals:
         self._lock = threading.Lock()
         self._sizes: dict[str, Size | None] = {}
         self._files, self._read_at = self._indexed(), time.monotonic()
+        self.indexed_at = self._read_at
+        """The monotonic time at which the folder was read."""
 
     def __len__(self) -> int:
         return len(self._files)
@@ -48,6 +50,7 @@ class Originals:
                 return False
             try:
                 self._files, self._sizes = self._indexed(), {}
+                self.indexed_at = time.monotonic()
             except (InputError, OSError):
                 return False
             finally:

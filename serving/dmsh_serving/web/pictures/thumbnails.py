@@ -77,9 +77,14 @@ class Thumbnails:
         return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()[:40]
 
     def at_hand(self, key: str) -> tuple[str, bytes] | None:
-        """Return tag and thumbnail of ``key`` if they were read within the last 10 minutes; never touches the disk."""
+        """Return tag and thumbnail of ``key`` if they were read within the last 10 minutes; never touches the disk.
+
+        Those from before the folder was read again are not given: a file of it may have been edited.
+        """
         held = self._held.get(key)
-        return held[1:] if held is not None and time.monotonic() - held[0] < SHOWN_SECONDS else None
+        if held is None or max(self._originals.indexed_at, time.monotonic() - SHOWN_SECONDS) > held[0]:
+            return None
+        return held[1:]
 
     def hold(self, key: str, tag: str, data: bytes) -> None:
         """Keep a thumbnail in memory too: a row of cards is asked for at once, and again on the way back."""

@@ -289,5 +289,10 @@ def test_what_is_held_in_memory_is_bounded_and_grows_old(folder, tmp_path, monke
         thumbnails.hold(key, f"tag {key}", key.encode() * 40)
     assert thumbnails.at_hand("b") is None  # the one that was held for the longest time
     assert thumbnails.at_hand("a") == ("tag a", b"a" * 40)
+    monkeypatch.setattr(originals_module, "_FRESH_SECONDS", -1)
+    thumbnails._originals.refresh()  # its file may have been edited
+    assert thumbnails.at_hand("a") is None
+    thumbnails.hold("a", "tag", b"a")
+    assert thumbnails.at_hand("a") == ("tag", b"a")
     monkeypatch.setattr(thumbnails_module, "SHOWN_SECONDS", 0)
     assert thumbnails.at_hand("a") is None
