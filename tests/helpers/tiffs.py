@@ -6,7 +6,7 @@ import struct
 def tiff_of(width, height, planes, order=">", **more):
     """Return a TIFF in this byte order, of one strip per plane (bytes); ``more`` are tags: a number, or several."""
     tags = {"compression": 1, "photometric": 1, "samples": 1, "bits": 8, **more}
-    offsets = [8 + sum(map(len, planes[:place])) for place in range(len(planes))]
+    offsets = more.get("offsets") or [8 + sum(map(len, planes[:place])) for place in range(len(planes))]
     fields = {
         256: width, 257: height, 258: tags["bits"], 259: tags["compression"], 262: tags["photometric"],
         266: tags.get("fill_order"), 273: offsets, 277: tags["samples"], 278: height, 279: list(map(len, planes)),

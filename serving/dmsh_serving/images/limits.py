@@ -124,14 +124,18 @@ def _check_samples(image: Image.Image, name: str) -> None:
 
 
 def _check_strips(image: Image.Image, name: str) -> None:
-    """Refuse a TIFF that lists fewer strips or tiles than its size needs: Pillow would leave the rest black."""
+    """Refuse a TIFF that has fewer strips or tiles than its size needs: Pillow would leave the rest black.
+
+    One that is left out, as GDAL does it, begins at 0, where Pillow would take the file's own head for pixels.
+    """
     tags = image.tag_v2  # type: ignore[attr-defined]  # only a TIFF has them
     width, height, across, down = _parts(tags)
     planes = int(tags.get(_SAMPLES, 1)) if tags.get(_PLANAR) == _SEPARATE else 1
     wanted = -(-width // max(1, across)) * -(-height // max(1, down)) * planes
-    listed = len(tags.get(_TILE_OFFSETS if _TILE_WIDTH in tags else _STRIP_OFFSETS, ()))
-    if listed < wanted:
-        raise InputError(f"{name}: the image is truncated or damaged ({listed} of its {wanted} parts are there)")
+    offsets = tags.get(_TILE_OFFSETS if _TILE_WIDTH in tags else _STRIP_OFFSETS, ())
+    there = sum(offset > 0 for offset in offsets)
+    if there < wanted:
+        raise InputError(f"{name}: the image is truncated or damaged ({there} of its {wanted} parts are there)")
 
 
 def _parts(tags: Any) -> tuple[int, int, int, int]:

@@ -219,6 +219,11 @@ def test_a_tiff_whose_pixels_pillow_would_read_wrongly_is_refused(kind):
         image_from_bytes(tiff_of(16, 16, planes, **tags), 16)
 
 
+def test_a_tiff_whose_pixels_are_left_out_is_refused():
+    with pytest.raises(InputError, match=r"truncated or damaged \(0 of its 1 parts are there\)"):
+        image_from_bytes(tiff_of(16, 16, [RAMP.tobytes()], offsets=[0]), 16)
+
+
 @pytest.mark.parametrize("compression", [1, 8])
 def test_a_tiff_of_8_bits_in_planes_is_read(compression):
     planes = [zlib.compress(plane) if compression == 8 else plane for plane in PLANES[:3]]
