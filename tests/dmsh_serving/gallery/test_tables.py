@@ -135,7 +135,7 @@ def test_a_column_that_holds_something_else_is_named(written, columns, message):
 
 
 def test_files_of_codes_that_are_written_anew_while_they_are_read_are_refused(tmp_path, monkeypatch):
-    snapshot = build(tmp_path / "g", CODES, None, None, bits=16, fingerprint=F)
+    snapshot = build(tmp_path / "g", CODES, None, list(map(str, range(len(CODES)))), bits=16, fingerprint=F)
     parts = [tmp_path / f"codes-0000{number}-of-00002.parquet" for number in range(2)]
     for part in parts:
         write_parquet(part, snapshot)

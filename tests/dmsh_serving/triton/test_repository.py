@@ -467,12 +467,19 @@ def test_a_low_precision_plan_is_served_as_the_code_space_of_its_own(spec, tmp_p
         assert parent == spec.fingerprint
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
-def test_the_command_lets_no_provider_choose_the_types_of_a_low_precision_model(tmp_path, precision):
-    model = tiny_model.write(tmp_path / "low.onnx", precision=precision)
-    assert f"low.onnx is {precision}: ONNX Runtime's TensorRT provider would choose" in export_repository(
+def test_the_command_lets_no_provider_choose_the_types_of_an_integer_network(tmp_path):
+    model = tiny_model.write(tmp_path / "low.onnx", precision="int8")
+    assert "low.onnx is int8: ONNX Runtime's TensorRT provider would choose" in export_repository(
         tmp_path, model, "--encoder", "onnxruntime", "--accelerate"
     )
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+@pytest.mark.parametrize("encoder", ["python", "onnxruntime", "onnxruntime --accelerate", "openvino --native"])
+def test_the_command_serves_no_graph_of_a_low_precision_plan(tmp_path, precision, encoder):
+    model = tiny_model.write(tmp_path / "low.onnx", precision=precision, parent_fingerprint="cd" * 32)
+    said = export_repository(tmp_path, model, "--encoder", *encoder.split())
+    assert f"low.onnx is the {precision} graph of a TensorRT plan" in said
 
 
 @pytest.mark.parametrize("encoder", ["python", "onnxruntime", "openvino", "openvino --native"])
