@@ -86,7 +86,7 @@ class Searches:
         if collection is not None and page.version != collection.version:
             # Triton is a version ahead or behind for a moment, in which a stored example may be another image.
             there = await self._opened(self._gallery, page.version) if self._gallery else None
-            if not all("id" not in each.said or _is_in(there, each) for each in like):
+            if any("id" in each.said and not _is_in(there, each) for each in like):
                 page = await self._ordered_page(collection, question, like, unlike)
         times.rank = time.perf_counter() - start
         times.total = time.perf_counter() - started
