@@ -118,32 +118,8 @@ def watched(startable, monkeypatch):
     return give
 
 
-def test_a_server_that_ends_as_soon_as_it_can_be_asked_is_started_again_soon(watched, monkeypatch):
-    for name, seconds in (("RETRY", 0.01), ("SERVED_RETRY", 0.015), ("LONGEST_RETRY", 0.05)):
-        monkeypatch.setattr(launcher, f"{name}_SECONDS", seconds)
-    monkeypatch.setattr(launcher.ServerLog, "said", lambda _: "Started GRPCInferenceService at 127.0.0.1:8001")
-    attempts, lost, told = iter([None, *[MissingError("it ended")] * 4, None]), iter(["it died"] * 5), []
-    done = threading.Event()
-
-    def launch():
-        if failed := next(attempts):
-            raise failed
-
-    def tell(event):
-        told.append(event)
-        if "was started again" in event:
-            done.set()
-
-    with watched(_launch=launch, _what_is_lost=lambda: next(lost, None), _on_event=tell):
-        assert done.wait(60), told
-    waits = [event.rpartition("started again in ")[2] for event in told if "is started again in" in event]
-    assert waits == ["0.01 s", "0.015 s", "0.015 s", "0.015 s"]
-
-
-@pytest.mark.parametrize("failure", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
-def test_a_start_again_that_the_system_refuses_is_tried_again_ever_more_rarely(watched, monkeypatch, failure):
-    for name, seconds in (("RETRY", 0.01), ("SERVED_RETRY", 0.005), ("LONGEST_RETRY", 0.05)):
-        monkeypatch.setattr(launcher, f"{name}_SECONDS", seconds)
+def dies_again_and_again(watched, failure):
+    """Let a server die and four starts fail; return it, all that was told, and the waits before each start."""
     attempts, lost, told = iter([None, *[failure] * 4, None]), iter(["it died"] * 5), []
     done = threading.Event()
 
@@ -158,8 +134,24 @@ def test_a_start_again_that_the_system_refuses_is_tried_again_ever_more_rarely(w
 
     with watched(_launch=launch, _what_is_lost=lambda: next(lost, None), _on_event=tell) as server:
         assert done.wait(60), told
-    assert told[0] == f"it died, and Triton could not be started again: {failure}"
     waits = [event.rpartition("started again in ")[2] for event in told if "is started again in" in event]
+    return server, told, waits
+
+
+def test_a_server_that_ends_as_soon_as_it_can_be_asked_is_started_again_soon(watched, monkeypatch):
+    for name, seconds in (("RETRY", 0.01), ("SERVED_RETRY", 0.015), ("LONGEST_RETRY", 0.05)):
+        monkeypatch.setattr(launcher, f"{name}_SECONDS", seconds)
+    monkeypatch.setattr(launcher.ServerLog, "said", lambda _: "Started GRPCInferenceService at 127.0.0.1:8001")
+    _, _, waits = dies_again_and_again(watched, MissingError("it ended"))
+    assert waits == ["0.01 s", "0.015 s", "0.015 s", "0.015 s"]
+
+
+@pytest.mark.parametrize("failure", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
+def test_a_start_again_that_the_system_refuses_is_tried_again_ever_more_rarely(watched, monkeypatch, failure):
+    for name, seconds in (("RETRY", 0.01), ("SERVED_RETRY", 0.005), ("LONGEST_RETRY", 0.05)):
+        monkeypatch.setattr(launcher, f"{name}_SECONDS", seconds)
+    server, told, waits = dies_again_and_again(watched, failure)
+    assert told[0] == f"it died, and Triton could not be started again: {failure}"
     assert waits == ["0.01 s", "0.02 s", "0.04 s", "0.05 s"]
     assert (server.restarts, server.failure) == (5, None)
 
