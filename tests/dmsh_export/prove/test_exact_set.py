@@ -64,3 +64,14 @@ def test_the_writer_uses_every_form_of_its_dialect_so_none_is_there_for_nothing(
     model = onnx_from_network(networks.network(), dialect, 20)
     used = {form_of(Node(proto, {}), dialect).name for proto in model.graph.node}
     assert used == {form.name for form in EXACT_SET if dialect in form.dialects}
+
+
+@pytest.mark.parametrize(
+    "form", [form for form in EXACT_SET if "strides" in form.attributes], ids=lambda form: form.name
+)
+@pytest.mark.parametrize(("name", "count"), [("kernel_shape", 2), ("strides", 2), ("pads", 4), ("dilations", 2)])
+def test_a_window_has_as_many_numbers_as_it_has_sides(form, name, count):
+    allowed = form.attributes[name]
+    accepted = [given for given in ([1] * number for number in range(6)) if allowed.accepts(given)]
+    assert accepted == [[1] * count]
+    assert not allowed.accepts(1)
