@@ -183,6 +183,9 @@ VIOLATIONS = {
     "a clip that hides who reads a layer": (
         "onnxruntime", lambda m: insert_after(m, "3_grouped", "Clip", zero(m, np.uint8(0))), r"smuggled \(Clip\)",
         "clips nothing"),
+    "a max pool that is multiplied": (
+        "tensorrt", lambda m: insert_after(m, "5_pool", "Mul", zero(m, np.float32(0.5))), r"smuggled \(Mul\)",
+        "something else than the sums"),
     "a clip before a shift": (
         "onnxruntime", lambda m: insert_after(m, "4_residual", "Clip", zero(m, np.float32(0))),
         r"smuggled \(Clip\)", "clips something else"),
