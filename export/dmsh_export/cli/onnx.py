@@ -31,7 +31,9 @@ def onnx(
         DialectName | None, typer.Option(help="Runtime that an integer model is written for.  [default: onnxruntime]")
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set.")] = DEFAULT_OPSET,
-    max_batch: Annotated[int, typer.Option(min=1, help="Every batch size up to it is compared, and 16 and 32.")] = 8,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Every batch size up to it is compared, and 16 and 32 of small images.")
+    ] = 8,
     json: JsonOption = None,
 ) -> None:
     """Export one ONNX file, from uint8 image to packed code. It is written only if no bit differs from PyTorch."""

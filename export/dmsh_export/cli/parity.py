@@ -32,7 +32,9 @@ def parity(
     ],
     images: Images = None,
     skip_bad: SkipBadOption = False,
-    max_batch: Annotated[int, typer.Option(min=1, help="Every batch size up to it is compared, and 16 and 32.")] = 8,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Every batch size up to it is compared, and 16 and 32 of small images.")
+    ] = 8,
     json: JsonOption = None,
 ) -> None:
     """Compare every bit of every image with PyTorch. The exit code is 1 if one bit is wrong."""

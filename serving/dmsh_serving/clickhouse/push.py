@@ -53,14 +53,17 @@ def push(
             if old is not None:
                 _check_fits(address, source, old, append)
             done, total, sent = 0, sum(segment.count for segment in source.segments), 0
-            segments = []
+            synced(connection, tables)  # a replica that is behind would call a block missing that is there
+            arrivals = []
             for incoming in source.segments:
-                checked = _Arrival(connection, tables, source, lease)
-                for rows, was_sent in checked.blocks(incoming):
+                arrival = _Arrival(connection, tables, source, lease)
+                for rows, was_sent in arrival.blocks(incoming):
                     done, sent = done + rows, sent + rows * was_sent
                     if on_progress:
                         on_progress(done, total)
-                segments.append(checked.segment(incoming))
+                arrivals.append((arrival, incoming))
+            synced(connection, tables)
+            segments = [arrival.segment(incoming) for arrival, incoming in arrivals]
             base = old if append else None
             kept = () if base is None else base.segments
             removed, removed_count = _remove(connection, tables, source, base)
@@ -109,13 +112,11 @@ class _Arrival:
 
     def segment(self, incoming: Incoming) -> Segment:
         """Return the segment once it is there whole."""
-        synced(self._connection, self._tables)
         segment = Segment(incoming.name, incoming.count, self._checksum)
         check_rows(self._connection, self._tables, segment, numbers_sql(self._source.bits, self._source.kinds))
         return segment
 
     def _there(self, segment: int) -> dict[int, tuple[int, int]]:
-        synced(self._connection, self._tables)
         columns = self._connection.columns(
             f"SELECT block, count(), {numbers_sql(self._source.bits, self._source.kinds)} FROM {self._tables.codes} "
             f"WHERE segment = {segment} GROUP BY block"
