@@ -32,6 +32,7 @@ __all__ = ["PATIENCE_SECONDS", "Vitals"]
 
 EVERY_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 15.0  # longer than a batch may take to decode, which is 10 s
+SILENCE_SECONDS: Final = 15.0  # for Triton itself to say what it is and has done
 ALONE_SECONDS: Final = 5.0  # for a model that had nothing to do to answer a question of its own
 # Of the time, in the processor: a process that computes takes more, one that hangs but looks after its gallery less.
 _LEAST_SHARE: Final = 0.05
@@ -85,7 +86,7 @@ class Vitals:
             before = self._finished()
             canary = Canary.from_parameters(_texts(self._json("GET", f"/v2/models/{DECODE_MODEL}/config")))
         except TimeoutError:
-            return f"tritonserver gave no answer for {PATIENCE_SECONDS:g} s"
+            return f"tritonserver gave no answer for {SILENCE_SECONDS:g} s"
         except (*_NO_ANSWER, DmshError):
             return None  # it is gone, which the launcher sees by itself
         try:
@@ -129,7 +130,7 @@ class Vitals:
                 if self._looks == MOST_LOOKS:
                     return f"{model} computed through {MOST_LOOKS} looks in a row and finished no request"
         except _NO_ANSWER:
-            return f"tritonserver gave no answer for {PATIENCE_SECONDS:g} s"
+            return f"tritonserver gave no answer for {SILENCE_SECONDS:g} s"
         self._looks = self._looks + 1 if computes else 0
         return None
 
@@ -156,7 +157,7 @@ class Vitals:
         return {model["name"]: int(model["execution_count"]) for model in stats}
 
     def _json(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
-        status, content = self._ask(method, path, body, headers, PATIENCE_SECONDS)
+        status, content = self._ask(method, path, body, headers, SILENCE_SECONDS)
         if status != http.HTTPStatus.OK:
             raise http.client.HTTPException(f"{path}: {status}")
         return json.loads(content)

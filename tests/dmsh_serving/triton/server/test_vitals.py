@@ -92,8 +92,13 @@ def server():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Wait less than the server keeps waiting; other tests have the patience that a busy machine needs."""
+    """Wait for a search less than the server keeps waiting; all else has the time that a busy machine needs."""
     monkeypatch.setattr(vitals, "PATIENCE_SECONDS", 0.6)
+
+
+@pytest.fixture
+def curt(monkeypatch):
+    """Wait little for a model that is asked by itself."""
     monkeypatch.setattr(vitals, "ALONE_SECONDS", 0.6)
 
 
@@ -124,7 +129,7 @@ def test_an_answer_without_a_code_does_not_end_the_watch(server, monkeypatch, ou
 
 
 @pytest.mark.parametrize(("moving", "hanging"), [(MODELS[:2], "dmsh_ranker"), (MODELS[:0], "dmsh_decode")])
-def test_fault_36_a_model_that_finishes_nothing_while_a_search_waits_hangs(server, impatient, moving, hanging):
+def test_fault_36_a_model_that_finishes_nothing_while_a_search_waits_hangs(server, impatient, curt, moving, hanging):
     server.answers, server.moving = False, set(moving)
     assert Vitals(server.url, still, print)._look() == f"{hanging} finished no request for 0.6 s"
 
@@ -143,7 +148,7 @@ def test_a_model_behind_a_busy_one_has_nothing_to_do_and_does_not_hang(server, i
     assert [(each["name"], each["shape"]) for each in asked] == [shapes[model] for model in MODELS if model not in busy]
 
 
-def test_a_model_that_finishes_something_else_meanwhile_does_not_hang(server, impatient, monkeypatch):
+def test_a_model_that_finishes_something_else_meanwhile_does_not_hang(server, impatient, curt, monkeypatch):
     server.answers, server.moving = False, {"dmsh_decode", "dmsh_encoder"}
     looked = Vitals(server.url, still, print)
     ask = looked._ask
@@ -182,7 +187,7 @@ def computing(*models):
     return lambda model: time.monotonic() if model in models else 0.0
 
 
-def test_a_model_that_computes_one_slow_batch_does_not_hang_unless_it_never_ends(server, impatient, monkeypatch):
+def test_a_model_that_computes_one_slow_batch_does_not_hang_unless_it_never_ends(server, impatient, curt, monkeypatch):
     monkeypatch.setattr(vitals, "MOST_LOOKS", 2)
     server.answers, server.moving, server.idle = False, {"dmsh_decode"}, {"dmsh_ranker"}
     looked = Vitals(server.url, computing("dmsh_encoder"), print)
@@ -195,7 +200,7 @@ def test_a_model_that_computes_one_slow_batch_does_not_hang_unless_it_never_ends
     assert [looked._look() for _ in range(3)] == [None, None, given_up]
 
 
-def test_a_model_that_hangs_behind_one_that_computes_is_noticed(server, impatient):
+def test_a_model_that_hangs_behind_one_that_computes_is_noticed(server, impatient, curt):
     server.answers, server.moving = False, {"dmsh_decode"}
     looked = Vitals(server.url, computing("dmsh_decode", "dmsh_encoder"), print)
     assert looked._look() == "dmsh_ranker finished no request for 0.6 s"
@@ -223,7 +228,8 @@ def test_a_server_that_is_full_and_finishes_batches_lives(server):
     assert [looked._look() for _ in range(6)] == [None] * 6
 
 
-def test_fault_36_a_server_that_says_nothing_hangs(server, impatient):
+def test_fault_36_a_server_that_says_nothing_hangs(server, monkeypatch):
+    monkeypatch.setattr(vitals, "SILENCE_SECONDS", 0.6)
     server.silent = True
     assert Vitals(server.url, still, print)._look() == "tritonserver gave no answer for 0.6 s"
 
