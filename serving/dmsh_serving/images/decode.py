@@ -179,7 +179,7 @@ def rgb_from_bytes(
         check_blocks(data, name)
         scans = scans_of(data, name)
         with _open(data, name) as image:
-            check_opened(image, name)
+            check_opened(image, data, name)
             if on_size is not None:
                 on_size(image.width * image.height)
             if scans:

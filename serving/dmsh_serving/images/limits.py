@@ -37,6 +37,7 @@ _ALPHA: Final = ("RGBA", "LA", "PA", "RGBa", "La")
 _DECODER_BYTES: Final = {"WEBP": 13, "AVIF": 7, "HEIF": 5}
 _TILE_WIDTH, _TILE_HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _BITS = 322, 323, 278, 277, 258
 _WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS, _PLANAR, _SEPARATE = 256, 257, 273, 324, 284, 2
+_STRIP_BYTES, _TILE_BYTES, _JPEG, _END_OF_JPEG = 279, 325, 7, b"\xff\xd9"
 _COMPRESSION, _RAW, _PHOTOMETRIC, _WHITE_IS_ZERO, _YCBCR, _SUBSAMPLING = 259, 1, 262, 0, 6, 530
 _SAMPLE_FORMAT, _SIGNED, _FILL_ORDER, _REVERSED = 339, 2, 266, 2
 
@@ -89,14 +90,14 @@ def _gif_blocks(data: bytes) -> int:
     return blocks
 
 
-def check_opened(image: Image.Image, name: str) -> None:
-    """Refuse an opened, not yet decoded image for its size, for its memory, or if Pillow would decode it in Python."""
+def check_opened(image: Image.Image, data: bytes, name: str) -> None:
+    """Refuse what ``data`` opened as, not decoded yet, for its size or memory, or if Pillow would misread it."""
     check_size(image.size, name)
     check_memory(image, name)
     if isinstance(image, ImageFile.ImageFile) and any(tile.codec_name in Image.DECODERS for tile in image.tile):
         raise InputError(f"{name}: run-length coded {image.format} is not accepted: save it uncompressed, or as PNG")
     if image.format == "TIFF":
-        _check_strips(image, name)
+        _check_strips(image, data, name)
         _check_samples(image, name)
 
 
@@ -123,17 +124,24 @@ def _check_samples(image: Image.Image, name: str) -> None:
         raise InputError(f"{name}: a TIFF of {found} is not supported: save it as PNG, or with 8 bits, interleaved")
 
 
-def _check_strips(image: Image.Image, name: str) -> None:
+def _check_strips(image: Image.Image, data: bytes, name: str) -> None:
     """Refuse a TIFF that has fewer strips or tiles than its size needs: Pillow would leave the rest black.
 
-    One that is left out, as GDAL does it, begins at 0, where Pillow would take the file's own head for pixels.
+    One that is left out, as GDAL does it, begins at 0, where Pillow would take the file's own head for pixels. One
+    that is a JPEG which ends early, libtiff fills with grey.
     """
     tags = image.tag_v2  # type: ignore[attr-defined]  # only a TIFF has them
     width, height, across, down = _parts(tags)
     planes = int(tags.get(_SAMPLES, 1)) if tags.get(_PLANAR) == _SEPARATE else 1
     wanted = -(-width // max(1, across)) * -(-height // max(1, down)) * planes
-    offsets = tags.get(_TILE_OFFSETS if _TILE_WIDTH in tags else _STRIP_OFFSETS, ())
-    there = sum(offset > 0 for offset in offsets)
+    is_tiled = _TILE_WIDTH in tags
+    offsets = tags.get(_TILE_OFFSETS if is_tiled else _STRIP_OFFSETS, ())
+    sizes = tags.get(_TILE_BYTES if is_tiled else _STRIP_BYTES, ())
+    if tags.get(_COMPRESSION) == _JPEG:
+        ends = (offset + size for offset, size in zip(offsets, sizes, strict=False) if offset > 0)
+        there = sum(data[max(0, end - 8) : end].rstrip(b"\0\xff").endswith(_END_OF_JPEG) for end in ends)
+    else:
+        there = sum(offset > 0 for offset in offsets)
     if there < wanted:
         raise InputError(f"{name}: the image is truncated or damaged ({there} of its {wanted} parts are there)")
 

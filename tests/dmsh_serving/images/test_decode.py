@@ -46,6 +46,7 @@ FILES = {
     "tiff": file_of(photo(), "TIFF"),
     "lzw tiff": file_of(photo(), "TIFF", compression="tiff_lzw"),
     "deflate tiff": file_of(photo(), "TIFF", compression="tiff_adobe_deflate"),
+    "jpeg tiff": file_of(photo(), "TIFF", compression="jpeg", quality=95),
 }
 
 
@@ -222,6 +223,16 @@ def test_a_tiff_whose_pixels_pillow_would_read_wrongly_is_refused(kind):
 def test_a_tiff_whose_pixels_are_left_out_is_refused():
     with pytest.raises(InputError, match=r"truncated or damaged \(0 of its 1 parts are there\)"):
         image_from_bytes(tiff_of(16, 16, [RAMP.tobytes()], offsets=[0]), 16)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 500, 1000])
+def test_a_tiff_whose_jpeg_ends_early_is_refused(missing):
+    data = bytearray(file_of(photo(), "TIFF", compression="jpeg", quality=95))
+    with Image.open(io.BytesIO(data)) as image:
+        (offset,), (size,) = image.tag_v2[273], image.tag_v2[279]
+    data[offset + size - missing : offset + size] = bytes(missing)
+    with pytest.raises(InputError, match=r"truncated or damaged \(0 of its 1 parts are there\)"):
+        image_from_bytes(bytes(data), 32)
 
 
 @pytest.mark.parametrize("compression", [1, 8])
@@ -442,7 +453,7 @@ def test_the_number_of_pixels_is_told_before_they_are_decoded(monkeypatch):
 
 
 def test_memory_that_there_is_not_is_told_as_such_whatever_the_decoder_says(monkeypatch):
-    def full(image, name):
+    def full(image, data, name):
         raise MemoryError
 
     with monkeypatch.context() as memory:

@@ -241,7 +241,7 @@ def test_a_folder_of_other_files_alone_says_so(tmp_path):
 
 
 def test_an_image_for_which_the_memory_does_not_do_now_is_no_bad_one(folder, monkeypatch):
-    def short(image, name):
+    def short(image, data, name):
         if name == "b/0.png":
             raise MemoryError
 
