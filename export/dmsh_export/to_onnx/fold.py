@@ -67,15 +67,19 @@ def fold(model: DMSH) -> tuple[FoldedDMSH, list[FoldStep]]:
     """Return a folded copy of ``model`` (eval mode), and for each candidate whether it was folded and why."""
     model = copy.deepcopy(model).eval()
     steps: list[FoldStep] = []
-    backbone = _fold_backbone(model.backbone, steps)
+    backbone = _fold_backbone(model.backbone, len(model.taps), steps)
     scales, head = _fold_head(model, steps)
     steps.append(FoldStep("normalisation into the first convolution", False, "zero padding comes after it"))
     return FoldedDMSH(model.normalise, backbone, scales, head).eval(), steps
 
 
-def _fold_backbone(backbone: nn.Module, steps: list[FoldStep]) -> nn.Module:
+def _fold_backbone(backbone: nn.Module, features: int, steps: list[FoldStep]) -> nn.Module:
     try:
         graph = _LeafBatchNorm().trace(backbone)
+        (output,) = (node.args[0] for node in graph.nodes if node.op == "output")
+        missing = features - (len(output) if isinstance(output, list | tuple) else 1)
+        if missing:  # timm's FeatureHookNet: hooks of a module that is traced as one node do not run
+            raise RuntimeError(f"{missing} of {features} features come from hooks")
     except (fx.proxy.TraceError, TypeError, RuntimeError, NameError) as error:
         reason = " ".join(str(error).split())
         steps.append(FoldStep("BN of the backbone", False, f"the backbone cannot be traced: {reason}"))

@@ -19,7 +19,7 @@ from typing import Final
 
 from dmsh_serving.checks import check_model
 from dmsh_serving.errors import InputError
-from dmsh_serving.files import naming
+from dmsh_serving.files import naming, open_regular
 from dmsh_serving.gallery.header import is_version, read_next_id, version_of
 from dmsh_serving.gallery.part import Part, PartName
 from dmsh_serving.gallery.part_file import read_part
@@ -53,7 +53,7 @@ def current_version(folder: Path) -> str:
     """
     pointer = folder / CURRENT
     try:
-        with pointer.open("rb") as file:
+        with open_regular(pointer) as file:
             text = file.read(64).decode("ascii", errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(

@@ -125,12 +125,36 @@ def test_a_backbone_that_cannot_be_traced_is_served_as_it_is_and_reported():
         torch.testing.assert_close(folded(images()), model(images()))
 
 
+def test_a_backbone_whose_features_come_from_hooks_is_served_as_it_is_and_reported():
+    class Hooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.found = nn.Conv2d(3, 64, 3), []
+            self.conv.register_forward_hook(self.keep)
+
+        def keep(self, module, inputs, output):
+            self.found.append(output)
+
+        def forward(self, image):
+            self.found.clear()
+            self.conv(image)
+            return list(self.found)
+
+    model = network(taps=(2,))
+    model.backbone = Hooked().eval()
+    folded, steps = fold(model)
+    told = next(step for step in steps if step.what == "BN of the backbone")
+    assert (told.folded, told.why) == (False, "the backbone cannot be traced: 1 of 1 features come from hooks")
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(images()), model(images()))
+
+
 def test_each_bn_is_told_with_where_it_went_or_why_it_stays():
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
     backbone(torch.randn(16, 3, 5, 5))  # statistics that are not 0 and 1
     steps = []
-    folded = _fold_backbone(backbone.eval(), steps)
+    folded = _fold_backbone(backbone.eval(), 1, steps)
     assert [(step.what, step.folded, step.why) for step in steps] == [
         ("BN 1", False, "what feeds it is no convolution"),
         ("BN 3", True, "into 2"),
