@@ -10,7 +10,8 @@ def tiff_of(width, height, planes, order=">", **more):
     fields = {
         256: width, 257: height, 258: tags["bits"], 259: tags["compression"], 262: tags["photometric"],
         266: tags.get("fill_order"), 273: offsets, 277: tags["samples"], 278: height, 279: list(map(len, planes)),
-        284: tags.get("planar"), 338: tags.get("extra"), 339: tags.get("sample_format"), 530: tags.get("subsampling"),
+        284: tags.get("planar"), 320: tags.get("palette"), 338: tags.get("extra"),
+        339: tags.get("sample_format"), 530: tags.get("subsampling"),
     }  # fmt: skip
     present = {number: value for number, value in fields.items() if value is not None}
     directory, behind = struct.pack(f"{order}H", len(present)), b""

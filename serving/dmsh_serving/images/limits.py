@@ -39,7 +39,7 @@ _TILE_WIDTH, _TILE_HEIGHT, _ROWS_PER_STRIP, _SAMPLES, _BITS = 322, 323, 278, 277
 _WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS, _PLANAR, _SEPARATE = 256, 257, 273, 324, 284, 2
 _STRIP_BYTES, _TILE_BYTES, _JPEG, _END_OF_JPEG = 279, 325, 7, b"\xff\xd9"
 _COMPRESSION, _RAW, _PHOTOMETRIC, _WHITE_IS_ZERO, _YCBCR, _SUBSAMPLING = 259, 1, 262, 0, 6, 530
-_SAMPLE_FORMAT, _SIGNED, _FILL_ORDER, _REVERSED = 339, 2, 266, 2
+_PALETTE, _SAMPLE_FORMAT, _SIGNED, _FILL_ORDER, _REVERSED = 320, 339, 2, 266, 2
 
 
 def check_file(data: bytes, name: str) -> None:
@@ -109,6 +109,7 @@ def _check_samples(image: Image.Image, name: str) -> None:
     wrong = {
         f"greyscale of {bits} bits": image.mode in DEEP_GREY and bits != 16,
         "greyscale of 16 bits whose 0 is white": image.mode in DEEP_GREY and colour == _WHITE_IS_ZERO,
+        "colours of 8 bits in its palette": image.mode in ("P", "PA") and 0 < max(tags.get(_PALETTE, (0,))) < 256,
         "numbers with a sign": bits <= 16 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()),
         f"{bits} bits in planes, not compressed": (
             is_in_planes and is_raw and (bits > 8 or tags.get(_FILL_ORDER) == _REVERSED)

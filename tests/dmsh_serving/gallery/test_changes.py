@@ -346,6 +346,13 @@ def test_a_damaged_pointer_is_mended_by_building_anew(folder, text):
     assert current_version(folder).startswith("00000002-")
 
 
+def test_a_pointer_that_is_a_pipe_is_refused_and_not_waited_for(folder):
+    (folder / "CURRENT").unlink()
+    os.mkfifo(folder / "CURRENT")
+    with pytest.raises(OSError, match="not a regular file"):
+        current_version(folder)
+
+
 def test_a_folder_that_is_no_gallery_says_so(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InputError, match="is not a gallery"):

@@ -204,6 +204,7 @@ MISREAD = {
         [bytes(512)] * 3, {"bits": (16, 16, 16), "samples": 3, "photometric": 2, "planar": 2}),
     "8 bits in planes, not compressed": (
         PLANES[:3], {"bits": (8, 8, 8), "samples": 3, "photometric": 2, "planar": 2, "fill_order": 2}),
+    "colours of 8 bits in its palette": ([RAMP.tobytes()], {"photometric": 3, "palette": (*range(256),) * 3}),
     "CIELab in planes": (PLANES[:3], {"bits": (8, 8, 8), "samples": 3, "photometric": 8, "planar": 2}),
     "grey and alpha in planes": (
         [zlib.compress(plane) for plane in PLANES[:2]],
@@ -241,6 +242,14 @@ def test_a_tiff_of_8_bits_in_planes_is_read(compression):
     tags = {"bits": (8, 8, 8), "samples": 3, "photometric": 2, "planar": 2, "compression": compression}
     expected = np.stack([np.frombuffer(plane, np.uint8).reshape(16, 16) for plane in PLANES[:3]], axis=-1)
     np.testing.assert_array_equal(image_from_bytes(tiff_of(16, 16, planes, **tags), 16), expected)
+
+
+def test_a_tiff_with_a_palette_is_read():
+    palette = np.array([[7, 80, 255], [0, 3, 99]] * 128, np.uint8).T
+    found = image_from_bytes(
+        tiff_of(16, 16, [RAMP.tobytes()], photometric=3, palette=(257 * palette.ravel().astype(int)).tolist()), 16
+    )
+    np.testing.assert_array_equal(found, palette.T[RAMP.reshape(16, 16)])
 
 
 def test_a_grey_tiff_of_8_bits_whose_0_is_white_is_read():
