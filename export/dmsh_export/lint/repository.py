@@ -22,6 +22,7 @@ from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEA
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.triton.model_configs import config_texts
 from dmsh_serving.triton.repository import MODELS
+from dmsh_serving.triton.served_config import gallery_folder
 from dmsh_serving.triton.spec import RepositorySpec
 
 __all__ = ["LintReport", "lint_repository"]
@@ -177,7 +178,7 @@ def _check_gallery(ranker: Model, space: _CodeSpace | None) -> list[Finding]:
             with Connection(address) as connection:
                 snapshot = current(connection, Tables(address))
         else:
-            snapshot = gallery.open_current((ranker.folder.resolve() / said).resolve())
+            snapshot = gallery.open_current(gallery_folder(ranker.folder, said))
     except (InputError, MissingError) as error:
         return [
             ranker.wrong(f"its gallery {said} cannot be served: {error}", "dmsh-serve gallery build, or write another")

@@ -121,8 +121,9 @@ def served_gallery(server: "TritonServer") -> Path | None:
     import tritonclient.grpc as triton
 
     from dmsh_serving.clickhouse.address import is_address
+    from dmsh_serving.triton.served_config import gallery_folder
 
     with triton.InferenceServerClient(server.url) as client:
         parameters = client.get_model_config(RANKER_MODEL).config.parameters
     place = str(parameters["gallery"].string_value)
-    return None if is_address(place) else (server.repository / RANKER_MODEL / place).resolve()
+    return None if is_address(place) else gallery_folder(server.repository / RANKER_MODEL, place)

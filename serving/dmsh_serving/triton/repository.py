@@ -62,7 +62,7 @@ def repository_texts(out: Path, spec: RepositorySpec) -> dict[str, str]:
     if isinstance(spec.gallery, Address):
         gallery = str(spec.gallery)
     else:
-        gallery = os.path.relpath(spec.gallery.resolve(), ranker_folder)
+        gallery = os.path.relpath(_beside(out, spec.gallery), ranker_folder)
     files = {f"{model}/config.pbtxt": text for model, text in config_texts(spec, gallery).items()}
     opens = {DECODE_MODEL: "open_decoder", RANKER_MODEL: "open_ranker"}
     if isinstance(spec.encoder, PythonBackend):
@@ -74,6 +74,17 @@ def repository_texts(out: Path, spec: RepositorySpec) -> dict[str, str]:
     for ensemble in (SEARCH_MODEL, SEARCH_FILE_MODEL):  # a model needs a version's folder; git keeps no empty one
         files[f"{ensemble}/1/.keep"] = ""
     return files
+
+
+def _beside(out: Path, gallery: Path) -> Path:
+    """Return the absolute path of ``gallery``, in which a link stays one unless ``out`` lies behind it, too.
+
+    Whoever lets a link lead to another gallery wants that one served, but for a link to a folder that holds both.
+    """
+    named, repository = (Path(os.path.normpath(path.absolute())) for path in (gallery, out))
+    shared = Path(os.path.commonpath([named, repository]))
+    place = shared.resolve() / named.relative_to(shared)
+    return place if place.resolve() == gallery.resolve() else gallery.resolve()  # a ".." behind a link
 
 
 _MODEL_PY = '''"""{model} for Triton's Python backend: a thin adapter, the work is in dmsh_serving."""

@@ -3,13 +3,14 @@
 A few fields are searched for as text, because the launcher must run without Triton's protobuf messages.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmsh_serving.contract import ENCODER_MODEL, RANKER_MODEL, VERSION_COMPATIBLE
 
-__all__ = ["EncoderConfig", "largest_batch", "ranked_gallery", "read_encoder_config"]
+__all__ = ["EncoderConfig", "gallery_folder", "largest_batch", "ranked_gallery", "read_encoder_config"]
 
 _BACKEND = re.compile(r'^\s*(?:backend|platform)\s*:\s*"([^"]*)"', re.MULTILINE)
 _MAX_BATCH = re.compile(r"^\s*max_batch_size\s*:\s*(\d+)", re.MULTILINE)
@@ -55,3 +56,11 @@ def ranked_gallery(repository: Path) -> str | None:
         return None if found is None else found.group(1).encode().decode("unicode_escape").encode("latin-1").decode()
     except UnicodeError:  # written by hand: Triton itself will say what it makes of it
         return None
+
+
+def gallery_folder(ranker: Path, named: str) -> Path:
+    """Return the gallery that the ranker in the folder ``ranker`` names, by a path as seen from there.
+
+    A link on the way stays one: whoever lets it lead to another gallery wants that one served.
+    """
+    return Path(os.path.normpath(ranker.resolve() / named))

@@ -43,6 +43,7 @@ from dmsh_serving.images.known_answer import check_decoder
 from dmsh_serving.ranker.asks import Ask, Ranked
 from dmsh_serving.ranker.follower import Ranker, RankerEvents
 from dmsh_serving.ranker.rerank import ASYMMETRIC
+from dmsh_serving.triton.served_config import gallery_folder
 
 __all__ = [
     "DECODE_SECONDS",
@@ -215,7 +216,7 @@ class RankerService:
         named = settings.text("gallery")
         remote = is_address(named)
         ranker = Ranker(
-            Address.parse(named) if remote else (settings.folder / os.fsdecode(named.encode())).resolve(),
+            Address.parse(named) if remote else gallery_folder(settings.folder, os.fsdecode(named.encode())),
             bits=checked_bits(settings.number("bits")),
             fingerprint=settings.text("fingerprint"),
             threads=None if remote else settings.number("threads"),  # of this machine

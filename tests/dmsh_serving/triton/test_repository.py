@@ -20,6 +20,7 @@ from dmsh_serving.contract import DECODE_MODEL, ENCODER_MODEL, RANKER_MODEL, SEA
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.images.framing import Framing
 from dmsh_serving.triton.repository import MODELS, repository_texts, write_repository
+from dmsh_serving.triton.served_config import gallery_folder
 from dmsh_serving.triton.spec import (
     OnnxRuntimeBackend,
     OpenVinoBackend,
@@ -124,6 +125,31 @@ def test_the_gallerys_path_is_relative_to_the_rankers_folder(tmp_path):
     spec = RepositorySpec(tmp_path / 'odd "name"' / "gallery", 64, 16, tiny_model.FINGERPRINT)
     text = repository_texts(tmp_path / "a" / "repository", spec)[f"{RANKER_MODEL}/config.pbtxt"]
     assert parsed(text).parameters["gallery"].string_value == '../../../odd "name"/gallery'
+
+
+@pytest.mark.parametrize(
+    ("out", "gallery", "named"),
+    [
+        ("repository", "link/gallery", "../../link/gallery"),
+        ("repository", "v1/current", "../../v1/current"),
+        ("link/repository", "link/gallery", "../../gallery"),
+        ("link/repository", "v1/gallery", "../../../../v1/gallery"),
+        ("repository", "link/../v3/gallery", "../../far/v3/gallery"),
+        ("repository", "v2/../link/gallery", "../../link/gallery"),
+    ],
+)
+def test_a_link_to_the_gallery_stays_one_unless_both_lie_behind_it(tmp_path, out, gallery, named):
+    for made in ("far/v1/gallery", "far/v3/gallery", "v2"):
+        (tmp_path / made).mkdir(parents=True)
+    (tmp_path / "v1").symlink_to("far/v1")
+    (tmp_path / "link").symlink_to("far/v1")
+    (tmp_path / "v1" / "current").symlink_to("gallery")
+    ranker = tmp_path / out / RANKER_MODEL
+    spec = RepositorySpec(tmp_path / gallery, 64, 16, tiny_model.FINGERPRINT)
+    text = repository_texts(tmp_path / out, spec)[f"{RANKER_MODEL}/config.pbtxt"]
+    assert parsed(text).parameters["gallery"].string_value == named
+    ranker.mkdir(parents=True)
+    assert gallery_folder(ranker, named).samefile(tmp_path / gallery)
 
 
 def test_the_same_spec_gives_the_same_bytes_and_the_model_comes_along(spec, tmp_path):

@@ -316,6 +316,28 @@ def test_a_missing_or_bad_parameter_is_named(tmp_path):
             settings.number(name)
 
 
+def test_a_link_that_leads_to_another_gallery_is_followed(tmp_path):
+    for name, count in (("v1", 5), ("v2", 7)):
+        gallery.build(
+            tmp_path / name, np.zeros((count, 8), np.uint8), None, None, bits=64, fingerprint=tiny_model.FINGERPRINT
+        )
+    link, other = tmp_path / "link", tmp_path / "other"
+    link.symlink_to("v1")
+    other.symlink_to("v2")
+    told = {"gallery": "../../link", "bits": "64", "fingerprint": tiny_model.FINGERPRINT, "threads": "1"}
+    service = RankerService.open(Settings(tmp_path / "repository" / "model", tmp_path, told))
+    try:
+        (answer,) = service.answer([{CODE: np.zeros((1, 8), np.uint8), K: np.array([[9]])}])
+        assert (answer[IDS] != PAD_ID).sum() == 5
+        other.replace(link)
+        deadline = time.monotonic() + 20
+        while (answer[IDS] != PAD_ID).sum() == 5 and time.monotonic() < deadline:
+            (answer,) = service.answer([{CODE: np.zeros((1, 8), np.uint8), K: np.array([[9]])}])
+        assert (answer[IDS] != PAD_ID).sum() == 7
+    finally:
+        service.close()
+
+
 def test_a_gallery_below_a_name_beyond_ascii_is_found_by_a_python_that_takes_ascii_for_names(tmp_path):
     gallery.build(tmp_path / "glänzend", np.zeros((5, 8), np.uint8), None, None, bits=64, fingerprint="ab" * 32)
     code = (

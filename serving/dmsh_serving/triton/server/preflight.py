@@ -13,7 +13,7 @@ from dmsh_serving.clickhouse.address import is_address
 from dmsh_serving.contract import ENCODER_MODEL, MAX_FILTER_IDS, MODEL_FILE, RANKER_MODEL
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.images.decode import MAX_FILE_BYTES
-from dmsh_serving.triton.served_config import largest_batch, ranked_gallery, read_encoder_config
+from dmsh_serving.triton.served_config import gallery_folder, largest_batch, ranked_gallery, read_encoder_config
 from dmsh_serving.triton.server.home import TritonHome
 from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
 
@@ -67,10 +67,10 @@ def check_repository(repository: Path) -> None:
         raise InputError(f"{version / MODEL_FILE} is not there: put the exported model in with dmsh-export repository")
     ranker = repository / RANKER_MODEL
     gallery = ranked_gallery(repository)
-    if gallery is not None and not is_address(gallery) and not (ranker / gallery).resolve().is_dir():
+    if gallery is not None and not is_address(gallery) and not gallery_folder(ranker, gallery).is_dir():
         raise InputError(
-            f"{(ranker / gallery).resolve()} is not there, the gallery that {repository} names: build it, or, if one "
-            f"of the two was moved, write the repository again with dmsh-export repository MODEL --gallery GALLERY "
+            f"{gallery_folder(ranker, gallery)} is not there, the gallery that {repository} names: build it, or, if "
+            f"one of the two was moved, write the repository again with dmsh-export repository MODEL --gallery GALLERY "
             f"--out {repository} --overwrite"
         )
 
