@@ -126,8 +126,11 @@ class _Table:
             raise InputError(
                 f"{self.path} is not a Parquet file that can be read: {str(error).splitlines()[0]}"
             ) from None
-        if _IMAGE not in file.schema_arrow.names:
-            raise InputError(f"{self.path} has no column {_IMAGE!r}: it has {', '.join(file.schema_arrow.names)}")
+        names = file.schema_arrow.names
+        if _IMAGE not in names:
+            raise InputError(f"{self.path} has no column {_IMAGE!r}: it has {', '.join(names)}")
+        if twice := [name for name in (_IMAGE, _KEY, _ID) if names.count(name) > 1]:
+            raise InputError(f"{self.path} has more than one column {twice[0]!r}: give each its own name")
         return file
 
     def __getstate__(self) -> dict[str, Any]:
@@ -152,7 +155,7 @@ class _Table:
                     table = self._file.read_row_group(group, names).slice(own[0] - first, len(own))
                 except (pa.ArrowException, OSError) as error:
                     raise InputError(f"{self.path}: row group {group} cannot be read: {error}") from None
-                columns = {name: table[name].to_pylist() for name in names}
+                columns = {name: _values(table[name], pa) for name in names}
                 for place, row in enumerate(own):
                     yield self._image(row, {name: values[place] for name, values in columns.items()})
             first += rows
@@ -169,6 +172,15 @@ class _Table:
         if type(number) is not int or not 0 <= number < 2**63 or not isinstance(key, str):
             raise InputError(f"{self.path}: row {row} has the id {number!r} and the key {key!r}: ids are 0 or more")
         return Image(number, key, data if isinstance(data, bytes) else "no bytes of a file")
+
+
+def _values(column: Any, pa: Any) -> list[Any]:
+    """Return what ``column`` holds; bytes of a text that are no UTF-8 become what they become in a file's name."""
+    try:
+        found: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:  # Parquet's readers do not look whether strings are text
+        found = [value and value.decode(errors="surrogateescape") for value in column.cast(pa.binary()).to_pylist()]
+    return found
 
 
 @dataclass(frozen=True)

@@ -257,6 +257,21 @@ def test_a_parquet_file_of_images_brings_its_ids_and_keys(world, tmp_path):
     assert found == {int(each): (f"k{each}", codes[row].tobytes()) for row, each in enumerate(ids)}
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_a_key_of_a_parquet_file_that_is_no_text_is_the_error_of_its_image_alone(world, tmp_path, kind):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    data = [(tmp_path / "images" / name).read_bytes() for name in world[3][:4]]
+    bytes_of_keys = pa.array([b"a", b"\xff", None, "ä".encode()], getattr(pa, kind.replace("string", "binary"))())
+    keys = pa.Array.from_buffers(getattr(pa, kind)(), 4, bytes_of_keys.buffers())
+    parquet.write_table(pa.table({"key": keys, "image": pa.array(data)}), tmp_path / "t.parquet")
+    encode(world[0], str(tmp_path / "t.parquet"), world[2], workers=1, engine=in_process, max_bad=1)
+    assert {key for key, _ in codes_by_id(world[2]).values()} == {"a", "t.parquet[2]", "ä"}
+    (letter,) = [json.loads(line) for line in (world[2] / DEAD_LETTERS).read_text().splitlines()]
+    assert (letter["key"], letter["reason"]) == (r"'\udcff'", "its name is no valid text (UTF-8)")
+
+
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
@@ -265,6 +280,7 @@ def test_a_parquet_file_of_images_brings_its_ids_and_keys(world, tmp_path):
         ("nowhere.parquet", "does not exist"),
         ("damaged.parquet", "is not a Parquet file that can be read"),
         ("codes.parquet", "has no column 'image'"),
+        ("twice.parquet", "has more than one column 'key'"),
     ],
 )
 def test_what_cannot_be_encoded_is_named(world, tmp_path, images, reason):
@@ -274,6 +290,8 @@ def test_what_cannot_be_encoded_is_named(world, tmp_path, images, reason):
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 no")
     parquet.write_table(pa.table({"code": [b"x"]}), tmp_path / "codes.parquet")
+    twice = pa.table([[b"x"], ["a"], ["b"]], names=["image", "key", "key"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
     with pytest.raises(InputError, match=reason):
         encode(world[0], str(tmp_path / images), world[2], workers=1, engine=in_process)
 
