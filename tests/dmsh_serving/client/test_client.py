@@ -385,11 +385,11 @@ def test_each_request_is_given_the_timeout_and_the_server_told(server, kind):
 
 def test_a_deadline_covers_all_batches_of_a_call(server, client):
     client.max_batch("dmsh_search")
-    server.seconds = 0.15
+    server.seconds = 0.3
     begun = time.monotonic()
     with pytest.raises(MissingError, match="did not answer within"):
-        client.search(images(40), deadline=0.4)
-    assert time.monotonic() - begun < 0.7
+        client.search(images(40), deadline=1.0)
+    assert time.monotonic() - begun < 2.5, "3 s for all"
     assert 2 <= len(server.rows) <= 4, "of 10 batches"
     assert server.budgets[0] > server.budgets[-1], "what is left of it"
 
@@ -400,7 +400,7 @@ def test_a_deadline_leaves_no_time_for_an_attempt_that_would_come_too_late(serve
         begun = time.monotonic()
         with pytest.raises(MissingError):
             client.search(images(1), deadline=0.5)
-    assert time.monotonic() - begun < 0.9
+    assert time.monotonic() - begun < 5, "10 s for all attempts"
 
 
 def test_a_call_whose_task_is_cancelled_goes_on_at_the_server(server):
@@ -426,10 +426,10 @@ def test_many_calls_share_one_connection_at_once(server):
         async with AsyncSearchClient(server.url) as client:
             return await asyncio.gather(*(client.search(image[None]) for image in images(8)))
 
-    server.seconds = 0.2
+    server.seconds = 0.5
     begun = time.monotonic()
     answers = asyncio.run(all_at_once())
-    assert time.monotonic() - begun < 1.2, "1.6 s one after the other"
+    assert time.monotonic() - begun < 3, "4 s one after the other"
     assert [answer.ids[0, 0] for answer in answers] == images(8)[:, 0, 0, 0].tolist()
 
 

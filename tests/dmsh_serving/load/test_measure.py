@@ -38,8 +38,8 @@ def test_a_steady_server_is_stable_after_three_windows():
     found = measure(Steady(0.002), Closed(1), measuring=SHORT, on_window=numbers.append)
     assert found.stable
     assert 3 <= numbers[-1] <= 6
-    assert 150 < found.requests_per_s < 500
-    assert 2 <= found.milliseconds("p50") < 6
+    assert 50 < found.requests_per_s < 500
+    assert 2 <= found.milliseconds("p50") < 20
     assert found.errors == {}
 
 

@@ -108,7 +108,7 @@ def in_flight(application):
 
 
 def eventually(condition):
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -116,11 +116,11 @@ def eventually(condition):
 
 def test_no_answer_in_time_is_504_and_no_server_503(web_world, web_triton):
     way = Breakable(web_triton.url)
-    with web_world.page(way.url, timeout=0.5) as page:
+    with web_world.page(way.url, timeout=2) as page:
         assert ask(page, "/v1/search?k=1", png(IMAGES[0])).status == 200
         way.hold()
         answer = ask(page, "/v1/search?k=1", png(IMAGES[0]))
-        assert (answer.status, answer.json()["detail"]) == (504, f"the Triton at {way.url} did not answer within 0.5 s")
+        assert (answer.status, answer.json()["detail"]) == (504, f"the Triton at {way.url} did not answer within 2 s")
         way.cut()
         answer = ask(page, "/v1/search?k=1", png(IMAGES[0]))
         assert answer.status == 503
