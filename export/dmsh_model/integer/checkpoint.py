@@ -116,7 +116,7 @@ def _tensors(file: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _layer(index: int, entry: Any, tensors: dict[str, npt.NDArray[Any]]) -> Layer:
     """Build a layer, taking its arrays out of ``tensors``."""
-    kind = _KINDS.get(entry.get("kind", "")) if isinstance(entry, dict) else None
+    kind = _KINDS.get(str(entry.get("kind"))) if isinstance(entry, dict) else None
     if kind is None:
         raise InputError(f"layer {index} of the graph is of no known kind: {', '.join(_KINDS)}")
     expected = {field.name: field for field in dataclasses.fields(kind)}

@@ -70,7 +70,7 @@ def read_settings(path: Path) -> EncoderSettings:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no file of dmsh-export tune ({error})") from error
-    if settings.runtime not in RUNTIMES:
+    if str(settings.runtime) not in RUNTIMES:
         raise InputError(f"{path}: no runtime {settings.runtime!r}, there are {', '.join(RUNTIMES)}")
     for name, least in _LEAST.items():
         value = getattr(settings, name)

@@ -92,6 +92,7 @@ def flip(tensors):
         (header_changed(lambda header: header["graph"].pop()), "extra tensors 11."),
         (header_changed(lambda header: header["graph"].__setitem__(2, 7)), "layer 2 of the graph is of no known kind"),
         (header_changed(lambda header: header["graph"][2].update(kind="Sigmoid")), "is of no known kind"),
+        (header_changed(lambda header: header["graph"][2].update(kind=["Convolution"])), "is of no known kind"),
         (header_changed(lambda header: header["graph"][2].update(gain=2)), "missing or unknown gain"),
         (header_changed(lambda header: header["graph"][2].update(low="0")), "low = '0' is of a wrong type"),
         (header_changed(lambda header: header["graph"][2].update(low=0.5)), "low = 0.5 is of a wrong type"),

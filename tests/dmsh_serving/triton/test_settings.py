@@ -27,6 +27,7 @@ def test_only_what_is_given_is_replaced():
     ("change", "message"),
     [
         ({"runtime": "tvm"}, "no runtime 'tvm'"),
+        ({"runtime": ["openvino"]}, r"no runtime \['openvino'\]"),
         ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),
         ({"instances": True}, "instances must be a whole number"),
         ({"queue_delay_microseconds": -1}, "queue_delay_microseconds must be a whole number of at least 0"),

@@ -171,7 +171,15 @@ def _read_parquet(path: Path) -> Mapping[str, list[str]]:
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path} is not a Parquet file: {error}") from None
     _check_names(path, table.column_names)
-    return {name: [_text(value) for value in table[name].to_pylist()] for name in table.column_names}
+    columns = {}
+    for name in table.column_names:
+        try:
+            columns[name] = [_text(value) for value in table[name].to_pylist()]
+        except (ValueError, OverflowError, pyarrow.ArrowException) as error:  # a zone without data, a text of no UTF-8
+            raise InputError(
+                f"{path}: column {name!r} ({table[name].type}) has no text for each value: {error}; write it as strings"
+            ) from None
+    return columns
 
 
 def _check_names(path: Path, names: Iterable[str]) -> None:

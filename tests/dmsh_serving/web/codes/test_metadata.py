@@ -120,6 +120,25 @@ def test_a_bad_table_is_refused_by_name(tmp_path, name, text, said):
         Metadata(path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "stored"),
+    [
+        (lambda pa: pa.timestamp("us", tz="Foo/Bar"), [7, 8], "int64"),
+        (lambda pa: pa.date32(), [0, 2**30], "int32"),
+        (lambda pa: pa.string(), [b"a", b"\xff"], "binary"),
+    ],
+    ids=["zone", "date", "text"],
+)
+def test_a_column_without_a_text_for_each_value_is_named(tmp_path, kind, values, stored):
+    import pyarrow
+    from pyarrow import parquet
+
+    column = pyarrow.array(values, stored).view(kind(pyarrow))
+    parquet.write_table(pyarrow.table({"key": ["a", "b"], "odd": column}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet: column 'odd' \(.*\) has no text for each value: "):
+        Metadata(tmp_path / "t.parquet")
+
+
 def test_the_memory_of_a_filter_is_that_of_its_values_also_if_one_is_long(csv):
     metadata, values = Metadata(csv), ("red", "a" * 10_000, *map(str, range(5_000)))
     tracemalloc.start()
