@@ -11,6 +11,7 @@ import numpy.typing as npt
 from benchmarks.cpus.machines import Machine
 from benchmarks.cpus.networks import Bytes, Network, NetworkName
 from dmsh_export.graph import Dialect
+from dmsh_serving.codes import Encoded
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import CheckError
 
@@ -164,7 +165,7 @@ def row(
             )
     refused = False
     try:
-        known_answer.check(lambda images: code[: len(images)], network.known_answer)
+        known_answer.check(lambda images: Encoded(code[: len(images)], logits[: len(images)]), network.known_answer)
     except CheckError:
         refused = True
     return Row(

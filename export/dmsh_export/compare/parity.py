@@ -46,7 +46,8 @@ class TargetParity:
     """One target against the reference. Margins and errors are in units of the logits.
 
     ``fingerprint`` is the target's code space; another than the reference's is a low-precision encoder made from it,
-    whose codes are measured, not expected to be equal.
+    whose codes are measured, not expected to be equal. ``exact_logits`` says that the logits must be the reference's
+    too, as those of an integer network are.
     """
 
     target: str
@@ -60,11 +61,13 @@ class TargetParity:
     bits_at_risk: int
     wrong_bit_rate_upper_95: float
     invariance: BatchInvariance
+    exact_logits: bool = False
 
     @property
     def passed(self) -> bool:
-        """Whether not one bit differed."""
-        return self.wrong_bits == 0 and self.invariance.wrong_codes == 0
+        """Whether not one bit differed, nor a logit of an integer network."""
+        wrong_logits = self.exact_logits and self.worst_logit_error > 0
+        return self.wrong_bits == 0 and self.invariance.wrong_codes == 0 and not wrong_logits
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class ParityReport:
         failed = [
             f"{target.target}: {target.wrong_bits} of {target.bits_compared} bits differ from {self.reference}'s "
             f"({target.images_touched} of {target.images} images), {target.invariance.wrong_codes} codes change with "
-            f"the batch (worst logit error {target.worst_logit_error:.1e}, smallest margin "
+            f"the batch (worst logit error {target.worst_logit_error:.1e}"
+            f"{', in an integer network there is none' if target.exact_logits else ''}, smallest margin "
             f"{target.smallest_margin:.1e})"
             for target in self.targets
             if not target.passed
@@ -171,6 +175,7 @@ def compare(
                     else 0,
                     wrong_bit_rate_upper_95=upper_bound_95(tally.wrong_bits, len(images) * reference.bits),
                     invariance=_batch_invariance(target, probe, np.concatenate(tally.first_codes), max_batch),
+                    exact_logits=reference.is_exact and target.fingerprint == reference.fingerprint,
                 )
                 for tally, target in zip(tallies, targets, strict=True)
             ),

@@ -38,6 +38,7 @@ class Runner(Protocol):
     fingerprint: str
     parent_fingerprint: str | None  # of a low-precision encoder: the code space it approximates
     framing: Framing | None  # how pictures become its images; None if it does not say
+    is_exact: bool  # whether it is an integer network, whose logits are the same on every machine
 
     def __enter__(self) -> Self:
         """Start it: open the session or the connection."""
@@ -59,6 +60,7 @@ class _Runner:
 
     parent_fingerprint: str | None = None
     framing: Framing | None = None
+    is_exact = False
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +82,7 @@ class TorchRunner(_Runner):
         self.image_size = model.config.image_size
         self.fingerprint = model.fingerprint
         self.framing = model.config.framing
+        self.is_exact = isinstance(model, IntegerDMSH)
 
     def infer(self, images: Images) -> Encoded:
         """Encode one batch in one call of the network."""

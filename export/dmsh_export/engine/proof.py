@@ -12,6 +12,7 @@ from dmsh_export.engine.manifest import read_plan_manifest
 from dmsh_export.engine.runner import TensorRTRunner
 from dmsh_export.engine.tensorrt_api import Gpu
 from dmsh_export.manifest import add_results
+from dmsh_serving.codes import Encoded
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import CheckError, InputError, MissingError
 
@@ -46,7 +47,7 @@ def proof_of(plan: Path, parent_fingerprint: str | None, answer: str | None, min
         return Proof(False, "it was built where no GPU could run it")
     try:
         with TensorRTRunner(plan, built_here=True) as runner:
-            known_answer.check(_padded(lambda images: runner.infer(images).checked().code, min_batch), answer)
+            known_answer.check(_padded(lambda images: runner.infer(images).checked(), min_batch), answer)
     except MissingError as error:
         return Proof(False, f"it could not be run where it was built: {error}")
     except CheckError as error:
@@ -68,11 +69,12 @@ def record_parity(plan: Path, sha256: str, bits_compared: int) -> None:
         add_results(plan, Proof(True, why).to_dict())
 
 
-def _padded(encode: Callable[[Bytes], Bytes], min_batch: int) -> Callable[[Bytes], Bytes]:
+def _padded(encode: Callable[[Bytes], Encoded], min_batch: int) -> Callable[[Bytes], Encoded]:
     """Repeat images up to a multiple of the smallest batch, which every profile can divide."""
 
-    def padded(images: Bytes) -> Bytes:
+    def padded(images: Bytes) -> Encoded:
         rows = np.arange(-(-len(images) // min_batch) * min_batch) % len(images)
-        return encode(images[rows])[: len(images)]
+        found = encode(images[rows])
+        return Encoded(found.code[: len(images)], found.logits[: len(images)])
 
     return padded

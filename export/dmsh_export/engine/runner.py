@@ -49,6 +49,7 @@ class TensorRTRunner:
     """
 
     framing: Framing | None = None  # no manifest of a plan says how pictures become its images
+    is_exact = False  # it is compared with what is
 
     def __init__(self, path: Path, *, built_here: bool = False) -> None:
         self.name = path.name

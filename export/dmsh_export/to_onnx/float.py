@@ -21,6 +21,7 @@ from dmsh_export.to_onnx.write import check_request, describe, write_proven
 from dmsh_model.network import DMSH
 from dmsh_serving.codes import pack
 from dmsh_serving.contract import CODE, IMAGE, LOGITS
+from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import InputError
 
 __all__ = ["OnnxExport", "export_onnx"]
@@ -77,7 +78,7 @@ def export_onnx(
     network, steps = fold(model) if folded else (model, [FoldStep("everything", False, "--no-fold was given")])
     proto = _proto_from_network(network, model, opset)
     _forget_the_exporter(proto)
-    describe(proto, model, _telling(model, images), {"folded": folded})
+    describe(proto, model, known_answer.dump(*_telling(model, images)), {"folded": folded})
     report = write_proven(
         proto,
         model,

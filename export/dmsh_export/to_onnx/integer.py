@@ -21,7 +21,9 @@ from dmsh_export.to_onnx.opsets import DEFAULT_OPSET
 from dmsh_export.to_onnx.write import check_request, describe, write_proven
 from dmsh_model.integer.layers import Logits
 from dmsh_model.integer.reference import IntegerDMSH, outputs
+from dmsh_serving.codes import pack
 from dmsh_serving.contract import Metadata
+from dmsh_serving.encoder import known_answer
 from dmsh_serving.encoder.openvino import why_not_here
 
 __all__ = ["IntegerExport", "export_integer_onnx", "known_answer_images"]
@@ -65,8 +67,9 @@ def export_integer_onnx(
     metadata: dict[str, str] = {Metadata.DIALECT: dialect}
     if dialect == "tensorrt":
         metadata[Metadata.PRECISION] = "int8"  # TensorRT compiles it unchanged, so its code space stays
-    answer = known_answer_images(model, images)
-    describe(proto, model, (answer, model.codes(answer)), {"dialect": dialect}, metadata)
+    known = known_answer_images(model, images)
+    logits = model.logits(known)
+    describe(proto, model, known_answer.dump(known, pack(logits), logits), {"dialect": dialect}, metadata)
     proto = with_shapes(proto, out.name)  # as it will be written: the certificate names these bytes
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / out.name
@@ -81,7 +84,6 @@ def export_integer_onnx(
         results={"certificate": certificate.to_dict()},
         max_batch=max_batch,
         on_progress=on_progress,
-        equal_logits=True,
         runners_of=partial(_runners, dialect=dialect),
     )
     return IntegerExport(out, certificate, parity)

@@ -18,7 +18,6 @@ from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
 from dmsh_serving import __version__
 from dmsh_serving.contract import Metadata
-from dmsh_serving.encoder import known_answer
 from dmsh_serving.errors import CheckError, InputError
 
 __all__ = ["check_request", "describe", "write_proven"]
@@ -43,11 +42,11 @@ def check_request(out: Path, opset: int, images: npt.NDArray[np.uint8]) -> None:
 def describe(
     proto: onnx.ModelProto,
     model: DMSH | IntegerDMSH,
-    answer: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]],
+    answer: str,
     options: dict[str, Any],
     more: dict[str, str] | None = None,
 ) -> None:
-    """Write the metadata that a reader needs: code space, sizes, config with ``options``, known ``answer``."""
+    """Write the metadata that a reader needs: code space, sizes, config with ``options``, the known ``answer``."""
     proto.producer_name = "dmsh-toolkit"
     proto.producer_version = __version__
     onnx.helper.set_model_props(
@@ -59,7 +58,7 @@ def describe(
             Metadata.FRAMING: str(model.config.framing),
             Metadata.CONFIG: json.dumps({**model.config.to_dict(), **options}, sort_keys=True),
             Metadata.TOOL_VERSION: __version__,
-            Metadata.KNOWN_ANSWER: known_answer.dump(*answer),
+            Metadata.KNOWN_ANSWER: answer,
             **(more or {}),
         },
     )
@@ -75,16 +74,14 @@ def write_proven(
     results: dict[str, Any],
     max_batch: int,
     on_progress: Callable[[int, int], None] | None = None,
-    equal_logits: bool = False,
     runners_of: Callable[[Path], Sequence[Runner]] = lambda path: [OnnxRunner(path)],
 ) -> ParityReport:
     """Write ``proto``, an encoder made from ``model``, as ``out`` with its manifest, if no bit differs on ``images``.
 
-    ``results`` go into the manifest beside the parity. With ``equal_logits``, the logits must be equal too.
-    ``runners_of`` gives what runs the file.
+    ``results`` go into the manifest beside the parity. ``runners_of`` gives what runs the file.
 
     Raises:
-        CheckError: one bit (or logit) differs from PyTorch's.
+        CheckError: one bit, or of an integer network one logit, differs from PyTorch's.
     """
     onnx.checker.check_model(proto, full_check=True)
     proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
@@ -95,11 +92,6 @@ def write_proven(
         )
         if not report.passed:
             raise CheckError(f"{out} is not written: {report.summary()}")
-        worst = max(target.worst_logit_error for target in report.targets)
-        if equal_logits and worst:
-            raise CheckError(
-                f"{out} is not written: its logits differ from PyTorch's by up to {worst:.1e}, they must not"
-            )
         write_manifest(
             candidate,
             kind="onnx",

@@ -147,7 +147,7 @@ def _shape(layer: Layer, inputs: list[Shape]) -> Shape:
                 raise ValueError(f"cannot add {list(inputs[0])} and {list(inputs[1])}")
             return inputs[0]
         case Concat():
-            if not inputs or len({shape[1:] for shape in inputs}) != 1:
+            if len(inputs) < 2 or len({shape[1:] for shape in inputs}) != 1:  # of one part OpenVINO makes nothing
                 raise ValueError(f"cannot concatenate {', '.join(map(str, map(list, inputs)))}")
             return (sum(shape[0] for shape in inputs), *inputs[0][1:])
         case Linear() | Logits():
@@ -195,7 +195,20 @@ def _windows(
         space = shape[1 + axis] + before + after - reach
         if min(kernel[axis], stride[axis], dilation[axis]) < 1 or space < 0:
             raise ValueError(f"a window of {reach} on {shape[1 + axis]} positions does not fit")
-        if not (0 <= before < reach and 0 <= after < reach):
+        count = space // stride[axis] + 1
+        if (
+            not (0 <= before < reach and 0 <= after < reach)
+            or _windows_with_pixels(count, shape[1 + axis], kernel[axis], stride[axis], before, dilation[axis]) < count
+        ):
             raise ValueError(f"padding {list(padding)}: a window of {reach} would see nothing but padding")
-        sides.append(space // stride[axis] + 1)
+        sides.append(count)
     return sides[0], sides[1]
+
+
+def _windows_with_pixels(count: int, side: int, kernel: int, stride: int, before: int, dilation: int) -> int:
+    """Return how many of ``count`` windows along one axis see one of its ``side`` positions or more."""
+    if dilation <= side:  # none steps over all of them
+        return count
+    starts = before - dilation * np.arange(kernel)  # of the windows whose n-th step falls on position 0
+    first, last = np.maximum(0, -(-starts // stride)), np.minimum(count - 1, (starts + side - 1) // stride)
+    return int(np.maximum(0, last - first + 1).sum())  # each sees one position at most

@@ -84,7 +84,7 @@ class Encoder(ABC):
         if text is None:
             raise InputError(f"{self.path} has no {Metadata.KNOWN_ANSWER} in its metadata: export the model again")
         try:
-            known_answer.check(lambda images: self.infer(images).checked().code, text)
+            known_answer.check(lambda images: self.infer(images).checked(), text)
         except (CheckError, InputError) as error:
             raise type(error)(f"{self.path}: {error} (in {RUNTIMES[self.runtime]})") from error
 

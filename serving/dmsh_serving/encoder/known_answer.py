@@ -1,7 +1,8 @@
 """The known answer: a few images and their codes that travel inside an ONNX file.
 
 An encoder computes them when it loads and refuses to serve if one bit differs: some CPUs' integer kernels
-saturate silently, and another runtime or option can move a logit across 0.
+saturate silently, and another runtime or option can move a logit across 0. An integer network has the same logits on
+every machine, so its known answer holds them too: a kernel that is wrong for few codes is wrong for many logits.
 """
 
 import base64
@@ -13,18 +14,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dmsh_serving.codes import Encoded
 from dmsh_serving.errors import CheckError, InputError
 
 __all__ = ["Bytes", "check", "dump", "load"]
 
 _MAX_BYTES = 64 * 1024 * 1024  # of one decompressed array: a few images need far less
+_CAUSES = "likely causes: another runtime or version than it was proven on, or a CPU whose integer kernels saturate"
 Bytes = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
 
 
-def dump(images: Bytes, codes: Bytes) -> str:
-    """Return images (n, H, W, 3) uint8 and their codes (n, B) uint8 as text for ``Metadata.KNOWN_ANSWER``."""
+def dump(images: Bytes, codes: Bytes, logits: Logits | None = None) -> str:
+    """Return images (n, H, W, 3) uint8 and their codes (n, B) uint8 as text for ``Metadata.KNOWN_ANSWER``.
+
+    ``logits`` (n, K) float32 are those of an integer network.
+    """
     _check_pair(images, codes)
-    return json.dumps({"images": _text_from_array(images), "codes": _text_from_array(codes)})
+    fields = {"images": _text_from_array(images), "codes": _text_from_array(codes)}
+    if logits is not None:
+        fields["logits"] = _text_from_array(np.ascontiguousarray(logits, "<f4").view(np.uint8))
+    return json.dumps(fields)
 
 
 def load(text: str) -> tuple[Bytes, Bytes]:
@@ -33,25 +43,36 @@ def load(text: str) -> tuple[Bytes, Bytes]:
     Raises:
         InputError: the text is not a known answer, or is damaged.
     """
-    try:
-        fields = json.loads(text)
-        images, codes = _array_from_text(fields["images"]), _array_from_text(fields["codes"])
-    except (ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
-        raise InputError(f"the known answer is damaged ({error}): export the model again") from error
-    _check_pair(images, codes)
+    images, codes, _ = _loaded(text)
     return images, codes
 
 
-def check(encode: Callable[[Bytes], Bytes], text: str) -> None:
-    """Raise :class:`CheckError` unless ``encode`` (images to codes) gives the known answer, every bit.
+def _loaded(text: str) -> tuple[Bytes, Bytes, Logits | None]:
+    try:
+        fields = json.loads(text)
+        images, codes = _array_from_text(fields["images"]), _array_from_text(fields["codes"])
+        logits = _array_from_text(fields["logits"]).view("<f4") if "logits" in fields else None
+        if logits is not None and (logits.ndim, len(logits)) != (2, len(images)):
+            raise ValueError(f"logits {list(logits.shape)}")
+    except (ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
+        raise InputError(f"the known answer is damaged ({error}): export the model again") from error
+    _check_pair(images, codes)
+    return images, codes, logits
+
+
+def check(encode: Callable[[Bytes], Encoded], text: str) -> None:
+    """Raise :class:`CheckError` unless ``encode`` gives the known answer, every bit, and every logit that it holds.
 
     Raises:
-        CheckError: says how many bits differ and why that happens.
+        CheckError: says how many bits or logits differ and why that happens.
         InputError: the text is not a known answer.
     """
-    images, codes = load(text)
+    images, codes, logits = _loaded(text)
     for count in (len(images), 1):  # one alone is computed by other kernels than a batch is
-        _check_codes(encode(images[:count]), codes[:count])
+        found = encode(images[:count])
+        _check_codes(found.code, codes[:count])
+        if logits is not None:
+            _check_logits(found.logits, logits[:count])
 
 
 def _check_codes(found: Bytes, expected: Bytes) -> None:
@@ -63,8 +84,16 @@ def _check_codes(found: Bytes, expected: Bytes) -> None:
     if wrong:
         raise CheckError(
             f"known answer: {wrong} of {8 * expected.size} bits differ from the codes this model was exported "
-            "with, so it would find wrong neighbours here; likely causes: another runtime or version than it was "
-            "proven on, or a CPU whose integer kernels saturate"
+            f"with, so it would find wrong neighbours here; {_CAUSES}"
+        )
+
+
+def _check_logits(found: Logits, expected: Logits) -> None:
+    if not np.array_equal(found, expected):
+        wrong = f"{int((found != expected).sum())} of {expected.size}" if found.shape == expected.shape else "all"
+        raise CheckError(
+            f"known answer: {wrong} logits differ from those of the integer network, which are the same on every "
+            f"machine, so codes of other images would be wrong here; {_CAUSES}"
         )
 
 

@@ -24,7 +24,7 @@ class Fake:
     def __init__(self, name="fake", change=lambda logits, images: None, **space):
         self.name, self.change = name, change
         self.bits, self.image_size, self.fingerprint = BITS, SIZE, "f" * 64
-        self.parent_fingerprint = self.framing = None
+        self.parent_fingerprint, self.framing, self.is_exact = None, None, False
         vars(self).update(space)
         self.open = False
 
@@ -119,6 +119,19 @@ def test_an_error_that_flips_no_bit_passes_and_is_reported_with_the_bits_at_risk
     assert target.worst_logit_error == pytest.approx(error, rel=1e-3)
     assert target.bits_at_risk == int((margins <= target.worst_logit_error).sum()) >= 3
     assert target.smallest_margin == pytest.approx(margins[0])
+
+
+def test_of_an_integer_network_the_logits_too_must_be_equal_but_not_those_of_a_code_space_of_its_own():
+    def off_by_little(logits, batch):
+        logits += np.copysign(np.float32(2**-10), logits)
+
+    reference = Fake("reference", is_exact=True)
+    assert compare(reference, [Fake()], images()).passed
+    report = compare(reference, [Fake(change=off_by_little)], images())
+    assert (report.passed, report.targets[0].wrong_bits) == (False, 0)
+    assert "worst logit error 9.8e-04, in an integer network there is none" in report.summary()
+    approximate = Fake(change=off_by_little, fingerprint="e" * 64, parent_fingerprint="f" * 64)
+    assert compare(reference, [approximate], images()).passed
 
 
 def test_without_an_error_no_bit_is_at_risk_even_if_a_logit_is_exactly_0():

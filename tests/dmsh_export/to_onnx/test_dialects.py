@@ -24,6 +24,7 @@ from dmsh_model.config import HashConfig
 from dmsh_model.integer.layers import MaxPool
 from dmsh_model.integer.reference import IntegerDMSH
 from dmsh_model.network import DMSH
+from dmsh_serving.codes import Encoded
 from dmsh_serving.contract import CODE, IMAGE, LOGITS, Metadata
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
@@ -126,9 +127,9 @@ def test_a_cpu_whose_kernels_saturate_is_caught_by_the_known_answer(exports, opt
     assert (logits != networks.model().logits(images)).any()
     answer = wrong.get_modelmeta().custom_metadata_map[Metadata.KNOWN_ANSWER]
     with pytest.raises(CheckError, match="kernels saturate"):
-        known_answer.check(lambda images: wrong.run([CODE], {IMAGE: images})[0], answer)
+        known_answer.check(lambda images: Encoded(*wrong.run([CODE, LOGITS], {IMAGE: images})), answer)
     right = session(path)
-    known_answer.check(lambda images: right.run([CODE], {IMAGE: images})[0], answer)
+    known_answer.check(lambda images: Encoded(*right.run([CODE, LOGITS], {IMAGE: images})), answer)
 
 
 def test_the_known_answer_drives_the_network_and_comes_close_to_thresholds():

@@ -15,7 +15,7 @@ from dmsh_export.to_onnx import float as onnx_export
 from dmsh_export.to_onnx.float import export_onnx
 from dmsh_model.config import HashConfig
 from dmsh_model.network import DMSH
-from dmsh_serving.codes import pack
+from dmsh_serving.codes import Encoded, pack
 from dmsh_serving.encoder import known_answer
 from dmsh_serving.encoder.onnxruntime import OnnxEncoder
 from dmsh_serving.errors import CheckError, InputError
@@ -107,7 +107,7 @@ def test_an_encoder_that_ignores_its_input_fails_the_known_answer(demo_exports):
     for code in codes:
         with pytest.raises(CheckError, match="bits differ"):
             known_answer.check(
-                lambda images, code=code: np.repeat(code[None], len(images), axis=0),
+                lambda images, code=code: Encoded(np.repeat(code[None], len(images), axis=0), np.empty(0)),
                 metadata_of(onnx.load(demo_exports["folded"].path))["dmsh.known_answer"],
             )
 

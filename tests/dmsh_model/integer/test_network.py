@@ -187,6 +187,7 @@ def test_any_changed_integer_changes_the_hash(index, fields):
         (4, {"right": 2, "left": 0}, "cannot add"),
         (5, {"kernel": (40, 40)}, "does not fit"),
         (9, {"parts": (8, 6)}, "cannot concatenate"),
+        (9, {"parts": (8,)}, "cannot concatenate"),
         (10, {"bias": np.full(16, 2**31 - 1, np.int32)}, "an accumulator could reach 2147"),
         (11, {"bias": np.full(11, 2**24, np.int32)}, "16777216 or more is out of bounds"),
         (11, {"exponent": np.full(11, 127, np.int8)}, "exponent = 127"),
@@ -199,6 +200,36 @@ def test_a_network_that_is_no_network_is_refused_by_layer(index, fields, message
         IntegerNetwork(changed(index, **fields))
     assert message in str(error.value)
     assert f"layer {index}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "padding", "seen"),
+    [
+        ((3, 3), (4, 4), (4, 4, 4, 4), True),  # the middle of each window is a position
+        ((2, 1), (4, 1), (4, 0, 4, 0), False),
+        ((2, 1), (3, 1), (1, 0, 2, 0), True),
+        ((1, 2), (1, 5), (0, 4, 0, 4), False),
+        ((1, 2), (1, 3), (0, 3, 0, 0), True),
+        ((1, 3), (1, 2**60), (0, 2**60, 0, 2**60), True),
+    ],
+)
+def test_a_convolution_whose_window_sees_nothing_but_padding_is_refused(kernel, dilation, padding, seen):
+    """OpenVINO's kernels get such windows wrong; here the map has 3 x 3 positions."""
+    random = np.random.default_rng(0)
+    layers = (
+        Image("image", 3),
+        Convolution(
+            "stem", 0, random.integers(-9, 9, (4, 3, *kernel), dtype=np.int8), np.zeros(4, np.int32),
+            np.zeros(4, np.int8), padding=padding, dilation=dilation,
+        ),
+        GlobalMax("max", 1),
+        Logits("hash", 2, np.ones((1, 4), np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)),
+    )  # fmt: skip
+    if seen:
+        assert IntegerNetwork(layers).shapes[1][0] == 4
+    else:
+        with pytest.raises(InputError, match=r"layer 1 .*padding .* would see nothing but padding"):
+            IntegerNetwork(layers)
 
 
 def test_a_max_pool_that_could_see_nothing_but_padding_is_refused():
