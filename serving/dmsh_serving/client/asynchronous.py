@@ -151,23 +151,29 @@ class AsyncSearchClient:
 
         result: Any = None
         failed: InferenceServerException | None = None
-        while True:
-            try:
-                step = steps.send(result) if failed is None else steps.throw(failed)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            result = failed = None
-            try:
-                result = await self._do(step)
-            except InferenceServerException as error:
-                failed = error
+        try:
+            while True:
+                try:
+                    step = steps.send(result) if failed is None else steps.throw(failed)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                result = failed = None
+                try:
+                    result = await self._do(step)
+                except InferenceServerException as error:
+                    failed = error
+        finally:
+            failed = None  # an error knows this frame: if the frame knew it, both would keep what was sent in memory
 
     async def _inferred(self, step: Infer) -> Any:
         # One in some hundred calls that are cancelled while they are answered ends Triton 24.10.
         going_on = asyncio.ensure_future(self._client.infer(**infer_arguments(step), headers=self._headers))
         self._going_on.add(going_on)
         going_on.add_done_callback(self._ended)
-        return await asyncio.shield(going_on)
+        try:
+            return await asyncio.shield(going_on)
+        finally:
+            del going_on  # see _done: it knows its error
 
     def _ended(self, call: asyncio.Future[Any]) -> None:
         self._going_on.discard(call)

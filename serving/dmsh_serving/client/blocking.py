@@ -156,16 +156,19 @@ class SearchClient:
 
         result: Any = None
         failed: InferenceServerException | None = None
-        while True:
-            try:
-                step = steps.send(result) if failed is None else steps.throw(failed)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            result = failed = None
-            try:
-                result = self._do(step)
-            except InferenceServerException as error:
-                failed = error
+        try:
+            while True:
+                try:
+                    step = steps.send(result) if failed is None else steps.throw(failed)
+                except StopIteration as end:
+                    return end.value  # type: ignore[no-any-return]
+                result = failed = None
+                try:
+                    result = self._do(step)
+                except InferenceServerException as error:
+                    failed = error
+        finally:
+            failed = None  # an error knows this frame: if the frame knew it, both would keep what was sent in memory
 
     def _do(self, step: Step) -> Any:
         if isinstance(step, Pause):

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import os
 import re
 import socket
 import stat
 import time
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -401,6 +403,38 @@ def test_a_deadline_leaves_no_time_for_an_attempt_that_would_come_too_late(serve
         with pytest.raises(MissingError):
             client.search(images(1), deadline=0.5)
     assert time.monotonic() - begun < 5, "10 s for all attempts"
+
+
+async def refused_at_once(client):
+    """Let the client be refused once; of either kind."""
+    with contextlib.suppress(InputError):
+        answer = client.search_files([bytes(1_000_000)])
+        if inspect.isawaitable(answer):
+            await answer
+
+
+@pytest.mark.parametrize("kind", [SearchClient, AsyncSearchClient])
+def test_requests_that_are_refused_keep_nothing_in_memory(server, kind):
+    async def kept_of_20():
+        client = kind(server.url)
+        await refused_at_once(client)  # what is loaded and kept once
+        tracemalloc.start()
+        for _ in range(20):
+            await refused_at_once(client)
+        kept, _ = tracemalloc.get_traced_memory()
+        if closing := client.close():
+            await closing
+        return kept
+
+    server.refusals = [(grpc.StatusCode.INVALID_ARGUMENT, "no image")] * 21
+    gc.collect()
+    gc.disable()
+    try:
+        assert asyncio.run(kept_of_20()) < 5_000_000, "of 20 MB"
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert server.refusals == []
 
 
 def test_a_call_whose_task_is_cancelled_goes_on_at_the_server(server):

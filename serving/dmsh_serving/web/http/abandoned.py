@@ -1,4 +1,8 @@
-"""Work that ends when nobody waits for its answer any more; a thread cannot be ended, so it keeps what it was given."""
+"""Work that ends when nobody waits for its answer any more; a thread cannot be ended, so it keeps what it was given.
+
+Work that failed knows its error, which knows the frames that it came through. A frame that still knew the work would
+keep all of them, and with them the body of a request, until Python looks for such circles, which is seldom.
+"""
 
 import asyncio
 import contextlib
@@ -41,8 +45,9 @@ async def unless_abandoned(request: Request, work: Awaitable[T]) -> T:
         raise AbandonedError
     finally:
         working.add_done_callback(_forget)
-        for each in (working, left):
-            each.cancel()
+        working.cancel()
+        left.cancel()
+        del work, working
 
 
 async def in_thread(
@@ -65,6 +70,8 @@ async def in_thread(
         if not running.cancel():
             await _over(asyncio.wrap_future(running))
         raise
+    finally:
+        del running
 
 
 async def to_the_end(work: Awaitable[T]) -> T:
@@ -75,6 +82,8 @@ async def to_the_end(work: Awaitable[T]) -> T:
     except asyncio.CancelledError:
         await _over(going_on)
         raise
+    finally:
+        del work, going_on
 
 
 async def _over(work: asyncio.Future[Any]) -> None:

@@ -51,3 +51,5 @@ class Places:
                 return await unless_abandoned(request, working)
         except TimeoutError:
             raise ProblemError(504, "the answer took too long") from None
+        finally:
+            del working  # see abandoned

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import weakref
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from dmsh_serving.web.app import Web
 from dmsh_serving.web.http import places
-from dmsh_serving.web.http.abandoned import AbandonedError, in_thread, unless_abandoned
+from dmsh_serving.web.http.abandoned import AbandonedError, in_thread, to_the_end, unless_abandoned
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.settings import WebSettings
 
@@ -38,6 +39,44 @@ def test_an_answer_in_time_is_given_and_an_error_raised():
     assert asyncio.run(unless_abandoned(Client(60), work())) == 5
     with pytest.raises(ValueError, match="no"):
         asyncio.run(unless_abandoned(Client(60), fail()))
+
+
+class Body:
+    """What a request brought."""
+
+
+@pytest.mark.parametrize("way", ["thread", "to the end", "unless abandoned", "place"])
+def test_work_that_fails_keeps_nothing_of_its_request_in_memory(way):
+    body = Body()
+    kept = weakref.ref(body)
+
+    def fail(held):
+        raise ValueError("no")
+
+    async def work(held):
+        fail(held)
+
+    ways = {
+        "thread": lambda held: in_thread(fail, held),
+        "to the end": lambda held: to_the_end(work(held)),
+        "unless abandoned": lambda held: unless_abandoned(Client(60), work(held)),
+        "place": lambda held: places.Places(60).work(Client(60), partial(work, held), "searches"),
+    }
+
+    async def asked(held):
+        with pytest.raises(ValueError, match="no"):
+            await ways[way](held)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asking = asked(body)
+        del body
+        asyncio.run(asking)
+        del asking
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_work_that_nobody_waits_for_is_cancelled():
