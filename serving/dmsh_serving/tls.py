@@ -1,5 +1,6 @@
 """TLS for gRPC: the files of a server, those of a client, and its token, checked before they are used."""
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ class ServerTls:
     """PEM files of a server; with ``client_ca``, only clients with a certificate that it signed may ask (mutual TLS).
 
     Raises:
-        InputError: a file is not there.
+        InputError: a file is not there, or the key is not that of the certificate, or one that nobody would trust.
     """
 
     cert: Path
@@ -23,6 +24,11 @@ class ServerTls:
 
     def __post_init__(self) -> None:
         _check_files({"--tls-cert": self.cert, "--tls-key": self.key, "--tls-client-ca": self.client_ca})
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, password=lambda: "")
+        except (OSError, ValueError) as error:  # the server would call the port taken
+            reason = getattr(error, "reason", None) or error
+            raise InputError(f"--tls-cert {self.cert} and --tls-key {self.key} cannot serve: {reason}") from None
 
     def options(self) -> list[str]:
         """Return tritonserver's options."""

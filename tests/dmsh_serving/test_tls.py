@@ -1,16 +1,43 @@
 """The files of TLS, and what is made of them."""
 
+import subprocess
+
 import pytest
 
 from dmsh_serving.errors import InputError
 from dmsh_serving.tls import ClientTls, ServerTls, client_tls, read_token
 
 
-@pytest.fixture
-def files(tmp_path):
-    for name in ("cert", "key", "ca"):
-        (tmp_path / name).write_text(name)
-    return [tmp_path / name for name in ("cert", "key", "ca")]
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    pair_in(folder, "cert", "key")
+    (folder / "ca").write_text("ca")
+    return [folder / name for name in ("cert", "key", "ca")]
+
+
+def pair_in(folder, cert, key, bits=2048, password=None):
+    """Make a certificate that signs itself, and its key."""
+    made = ["openssl", "req", "-x509", "-newkey", f"rsa:{bits}", "-days", "2", "-subj", "/CN=x"]
+    encrypted = ["-nodes"] if password is None else ["-passout", f"pass:{password}"]
+    command = [*made, *encrypted, "-keyout", folder / key, "-out", folder / cert]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def test_a_pair_that_cannot_serve_is_refused(files, tmp_path):
+    cert, key, ca = files
+    pair_in(tmp_path, "cert", "other")
+    pair_in(tmp_path, "locked_cert", "locked", password="secret")
+    pair_in(tmp_path, "weak_cert", "weak", bits=1024)
+    for one, other in (
+        (cert, tmp_path / "other"),
+        (tmp_path / "locked_cert", tmp_path / "locked"),
+        (tmp_path / "weak_cert", tmp_path / "weak"),
+        (ca, key),
+        (key, cert),
+    ):
+        with pytest.raises(InputError, match=r"^--tls-cert .* and --tls-key .* cannot serve: \S"):
+            ServerTls(one, other)
 
 
 def test_a_server_is_told_its_files_and_whose_clients_it_answers(files):

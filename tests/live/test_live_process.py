@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,20 @@ def test_fault_36_a_server_that_dies_again_and_again_is_started_soon_each_time_a
     waits = [event.rpartition("started again in ")[2] for event in events if "is started again in" in event]
     assert waits == ["0.1 s", "0.2 s", "0.2 s", "0.2 s"]
     assert (server.restarts, server.failure, server.exit_code) == (5, None, 0)
+
+
+def test_a_server_whose_prepared_copy_is_deleted_is_started_again_from_a_new_one(own_world, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    events = []
+    with own_world.server(on_event=events.append) as server:
+        if not (tmp_path / "cache").exists():
+            pytest.skip("this Triton is installed, not prepared from a package")
+        wait_until_answered(server.url)
+        shutil.rmtree(tmp_path / "cache")
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: events)
+        assert "Triton was started again in " in events[0]
+        assert wait_until_answered(server.url) < 5
 
 
 def test_a_request_that_ends_triton_ends_it_for_a_moment(own_world):

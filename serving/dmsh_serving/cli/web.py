@@ -47,7 +47,9 @@ def web(
     cache: Annotated[Path | None, typer.Option(help="Folder of thumbnails.  [default: in the cache folder]")] = None,
     cache_mb: Annotated[int, typer.Option(min=1, help="Most MiB of thumbnails and large views that are kept.")] = 512,
     upload_mb: Annotated[int, typer.Option(min=1, max=64, help="Largest upload, in MiB.")] = 32,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until an answer of Triton is given up.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=86_400, help="Seconds until an answer of Triton is given up.")
+    ] = 10.0,
 ) -> None:
     """Show a page to search by eye over a running Triton. It is there until Ctrl-C or SIGTERM."""
     from dmsh_serving.tls import client_tls, read_token

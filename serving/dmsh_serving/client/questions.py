@@ -66,6 +66,7 @@ CHANNEL_OPTIONS: Final = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_time_ms", 2**31 - 2),
 ]
+LONGEST_SECONDS: Final = 86_400  # that a request is given; gRPC takes far more for none at all
 MOST_REQUEST_BYTES: Final = 64 << 20  # of a request of several rows; a proxy may refuse more
 _FOUND: Final = (IDS, DISTANCES, KEYS, GALLERY_VERSION, CODE)
 _FOR_MATES: Final = Retries(10, 0.005, 0.05)  # half the batches may hold a damaged request
@@ -123,6 +124,8 @@ class Questions:
     """The questions to the Triton at ``url``; each request is given ``timeout`` seconds."""
 
     def __init__(self, url: str, timeout: float, retries: Retries) -> None:
+        if not 0 < timeout <= LONGEST_SECONDS:
+            raise InputError(f"timeout = {timeout}: a request has more than 0 and up to {LONGEST_SECONDS:,} seconds")
         self.url, self.timeout, self.retries = url, timeout, retries
         self.last_request = ""
         self._configs: dict[str, Any] = {}

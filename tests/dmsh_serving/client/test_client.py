@@ -385,6 +385,12 @@ def test_each_request_is_given_the_timeout_and_the_server_told(server, kind):
             client.search(images(1))
 
 
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e9])
+def test_a_timeout_that_is_none_is_refused(kind, timeout):
+    with pytest.raises(InputError, match=r"^timeout = .*: a request has more than 0 and up to 86,400 seconds"):
+        kind("127.0.0.1:1", timeout=timeout)
+
+
 def test_a_deadline_covers_all_batches_of_a_call(server, client):
     client.max_batch("dmsh_search")
     server.seconds = 0.3

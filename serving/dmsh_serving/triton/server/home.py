@@ -18,15 +18,16 @@ import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dmsh_serving.errors import MissingError
-from dmsh_serving.files import is_ours
+from dmsh_serving.files import files_below, is_ours
 
 __all__ = ["HOME_VARIABLE", "PythonFacts", "TritonHome", "cache_folder", "find"]
 
 HOME_VARIABLE = "DMSH_TRITON_HOME"
 MADE_ENVIRONMENT = ".venv-triton"
+_STUBS: Final = "python_backend_stubs"
 _HOW_TO_GET_ONE = (
     f"run make {MADE_ENVIRONMENT}/ready to build it, pass --triton PATH, set {HOME_VARIABLE}, "
     "or work in NVIDIA's Triton container"
@@ -152,7 +153,7 @@ def _prepared_copy(packages: Path) -> Path:
             f"{packages} holds {len(versions)} versions of nvidia-pytriton: build {MADE_ENVIRONMENT} again"
         )
     server = packages / "pytriton" / "tritonserver"
-    stub = server / "python_backend_stubs" / python_version / "triton_python_backend_stub"
+    stub = server / _STUBS / python_version / "triton_python_backend_stub"
     if not stub.is_file():
         raise MissingError(f"nvidia-pytriton has no stub for Python {python_version}: use Python 3.8 to 3.13")
     release = versions[0].removesuffix(".dist-info")
@@ -164,20 +165,35 @@ def _prepared_copy(packages: Path) -> Path:
                     f"{path} belongs to another user, or others may write to it, and programs in it would be run: set "
                     "XDG_CACHE_HOME to a folder of your own"
                 )
-        return prepared
+        if _is_whole(prepared, server, stub):
+            return prepared
     prepared.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=prepared.parent, prefix=f".{prepared.name}.") as temporary:
         copy = Path(temporary) / "server"
-        shutil.copytree(server, copy, ignore=shutil.ignore_patterns("python_backend_stubs"))
+        shutil.copytree(server, copy, ignore=shutil.ignore_patterns(_STUBS))
         shutil.copy2(stub, copy / "backends" / "python" / stub.name)
         for executable in (copy / "bin" / "tritonserver", copy / "backends" / "python" / stub.name):
             executable.chmod(0o755)
+        os.sync()  # it is made once, so a power loss must not leave half of it
+        if prepared.is_dir() and not _is_whole(prepared, server, stub):
+            prepared.rename(Path(temporary) / "damaged")
         try:
             copy.rename(prepared)
         except OSError:
             if not prepared.is_dir():  # else another process prepared the same server meanwhile
                 raise
     return prepared
+
+
+def _is_whole(prepared: Path, server: Path, stub: Path) -> bool:
+    """Say whether each file of the copy is there, and as long as the one that it was copied from."""
+    names = [name for name in files_below(server) if not name.startswith(f"{_STUBS}/")]
+    pairs = [(prepared / name, server / name) for name in names]
+    pairs.append((prepared / "backends" / "python" / stub.name, stub))
+    try:
+        return all(copy.stat().st_size == source.stat().st_size for copy, source in pairs)
+    except OSError:
+        return False
 
 
 _FACTS_PROGRAM = """

@@ -174,6 +174,8 @@ class TritonServer:
             raise self.failure
 
     def _launch(self) -> None:
+        if not self._home.executable.is_file():  # a cache may be emptied while it serves
+            self._home = triton_home.find(self._triton)
         self._control = Control(self.http_url)
         command = [
             str(self._home.executable),

@@ -1,4 +1,5 @@
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -88,6 +89,25 @@ def test_the_package_is_copied_once_with_the_stub_where_the_server_looks(tmp_pat
     (home.backends / "mark").touch()
     assert (triton_home.find(tmp_path / "env").backends / "mark").exists()
     assert [path.name for path in (tmp_path / "cache" / "dmsh").iterdir()] == ["nvidia_pytriton-0.7.0-python3.11"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda copy: (copy / "bin" / "tritonserver").write_bytes(b""),
+        lambda copy: (copy / "bin" / "tritonserver").unlink(),
+        lambda copy: (copy / "backends" / "python" / "triton_python_backend_stub").write_bytes(b""),
+        lambda copy: shutil.rmtree(copy / "backends"),
+    ],
+)
+def test_a_copy_that_is_damaged_is_made_again(tmp_path, damage):
+    home = triton_home.find(environment(tmp_path / "env"))
+    copy = home.executable.parents[1]
+    whole = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    damage(copy)
+    triton_home.find(tmp_path / "env")
+    assert {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()} == whole
+    assert list(copy.parent.iterdir()) == [copy]
 
 
 def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
