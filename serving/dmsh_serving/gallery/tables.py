@@ -259,7 +259,8 @@ def _opened(path: Path) -> Any:
 
 def _said(file: Any) -> dict[str, str]:
     """Return what the schema says about the codes."""
-    return {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items() if b"dmsh" in key}
+    said = file.schema_arrow.metadata or {}
+    return {key.decode(): value.decode(errors="replace") for key, value in said.items() if key.startswith(b"dmsh.")}
 
 
 def _bits(said: dict[str, str]) -> int | None:

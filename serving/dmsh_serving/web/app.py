@@ -181,20 +181,23 @@ class Web:
         text = request.query_params.get("radius", "2")
         if not (text.isascii() and text.isdigit() and len(text) < 5):
             raise ProblemError(400, f"radius = {text!r} is no whole number from 0 to 1024")
-        return await self._examined(request, lambda examinations: examinations.duplicates(int(text)))
+        return await self._examined(request, "duplicates", int(text))
 
     async def shared(self, request: Request) -> Response:
         """GET /v1/gallery/shared: groups of images with the same code."""
-        return await self._examined(request, lambda examinations: examinations.shared())
+        return await self._examined(request, "shared")
 
     async def bits(self, request: Request) -> Response:
         """GET /v1/gallery/bits: how balanced and how correlated the bits are."""
-        return await self._examined(request, lambda examinations: examinations.bits())
+        return await self._examined(request, "bits")
 
-    async def _examined(self, request: Request, work: Callable[[Examinations], Any]) -> Response:
+    async def _examined(self, request: Request, name: str, radius: int = 0) -> Response:
         if self.gallery is None:
             raise ProblemError(404, "this needs the gallery's codes: start the page with --gallery FOLDER")
-        return await self._working(request, lambda: work(self.examinations), "examinations", EXAMINATION_SECONDS)
+        examined = self.examinations
+        if (found := await examined.at_hand(name, radius)) is not None:  # who only looks waits for no place
+            return JSONResponse(found, headers={"cache-control": "no-store"})
+        return await self._working(request, lambda: examined.made(name, radius), "examinations", EXAMINATION_SECONDS)
 
     async def image(self, request: Request) -> Response:
         """GET /v1/images/{key}: a view of the image, upright, without metadata."""

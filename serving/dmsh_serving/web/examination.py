@@ -3,9 +3,9 @@
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any, Final
 
+from dmsh_serving.errors import InputError
 from dmsh_serving.web.codes import care
 from dmsh_serving.web.codes.collection import Collection, GalleryFolder
 from dmsh_serving.web.http.abandoned import in_thread
@@ -17,7 +17,9 @@ __all__ = ["Examinations"]
 GROUPS: Final = 60
 MEMBERS: Final = 24  # of a group that are described
 MEMBERS_NAMED: Final = 1000  # by their ids
-_KEPT: Final = 16
+_KEPT: Final = 40  # more than the radii that anybody looks at, up to some 3 MB each
+
+Found = dict[str, Any]
 
 
 class Examinations:
@@ -26,56 +28,55 @@ class Examinations:
     def __init__(self, gallery: GalleryFolder, originals: Originals) -> None:
         self._gallery, self._originals = gallery, originals
         self._lock = asyncio.Lock()
-        self._found: OrderedDict[tuple[object, ...], dict[str, Any]] = OrderedDict()
+        self._found: OrderedDict[tuple[str, str, int], Found | str] = OrderedDict()  # or why there is nothing
 
-    async def duplicates(self, radius: int) -> dict[str, Any]:
-        """Return groups of images within ``radius`` of each other, as plain JSON types."""
-
-        def examined(collection: Collection, stop: threading.Event) -> dict[str, Any]:
-            found = care.duplicates(collection, radius, groups=GROUPS, members=MEMBERS_NAMED, stop=stop)
-            return {"radius": radius, **self._told(collection, found)}
-
-        return await self._kept(("duplicates", radius), examined)
-
-    async def shared(self) -> dict[str, Any]:
-        """Return groups of images with the same code, as plain JSON types."""
-
-        def examined(collection: Collection, _: threading.Event) -> dict[str, Any]:
-            return self._told(collection, care.shared(collection, groups=GROUPS, members=MEMBERS_NAMED))
-
-        return await self._kept(("shared",), examined)
-
-    async def bits(self) -> dict[str, Any]:
-        """Return the statistics of the bits, as plain JSON types."""
-
-        def examined(collection: Collection, _: threading.Event) -> dict[str, Any]:
-            found = care.bit_statistics(collection)
-            return {
-                "bits": collection.bits,
-                "count": len(collection),
-                "sample": found.images,
-                "distinct": found.distinct,
-                "ones": found.ones.round(4).tolist(),
-                "correlation": found.correlation.round(3).tolist(),
-                "strongest": [{"bits": [i, j], "correlation": round(value, 3)} for i, j, value in found.strongest],
-                "distances": found.distances.tolist(),
-            }
-
-        return await self._kept(("bits",), examined)
-
-    async def _kept(
-        self, name: tuple[object, ...], examined: Callable[[Collection, threading.Event], dict[str, Any]]
-    ) -> dict[str, Any]:
+    async def at_hand(self, name: str, radius: int = 0) -> Found | None:
+        """Return what was found before, as plain JSON types, or None; arguments and errors are those of ``made``."""
         collection = await in_thread(self._gallery.current)
-        name = (collection.version, *name)
+        return _given(self._found.get((collection.version, name, radius)))
+
+    async def made(self, name: str, radius: int = 0) -> Found:
+        """Return what the examination ``name`` finds, as plain JSON types.
+
+        ``duplicates`` are groups of images within ``radius`` of each other, ``shared`` those with the same code,
+        ``bits`` the statistics of the bits.
+
+        Raises:
+            InputError: the gallery has too many codes, or pairs of them, for it.
+        """
+        collection = await in_thread(self._gallery.current)
+        asked = (collection.version, name, radius)
         async with self._lock:
-            if name not in self._found:
+            if asked not in self._found:
                 stop = threading.Event()
-                found = await in_thread(examined, collection, stop, stop=stop)
-                self._found[name] = {"gallery_version": collection.version, **found}
+                try:
+                    told = await in_thread(self._examined, collection, name, radius, stop, stop=stop)
+                    self._found[asked] = {"gallery_version": collection.version, **told}
+                except InputError as error:  # the next one would wait as long for it
+                    self._found[asked] = str(error)
                 while len(self._found) > _KEPT:
                     self._found.popitem(last=False)
-        return self._found[name]
+            found = _given(self._found[asked])
+        assert found is not None
+        return found
+
+    def _examined(self, collection: Collection, name: str, radius: int, stop: threading.Event) -> Found:
+        if name == "duplicates":
+            near = care.duplicates(collection, radius, groups=GROUPS, members=MEMBERS_NAMED, stop=stop)
+            return {"radius": radius, **self._told(collection, near)}
+        if name == "shared":
+            return self._told(collection, care.shared(collection, groups=GROUPS, members=MEMBERS_NAMED))
+        found = care.bit_statistics(collection)
+        return {
+            "bits": collection.bits,
+            "count": len(collection),
+            "sample": found.images,
+            "distinct": found.distinct,
+            "ones": found.ones.round(4).tolist(),
+            "correlation": found.correlation.round(3).tolist(),
+            "strongest": [{"bits": [i, j], "correlation": round(value, 3)} for i, j, value in found.strongest],
+            "distances": found.distances.tolist(),
+        }
 
     def _told(self, collection: Collection, found: care.Groups) -> dict[str, Any]:
         return {
@@ -96,3 +97,9 @@ class Examinations:
         width, height = self._originals.size(key) or (None, None)
         code = collection.codes[place].tobytes().hex()
         return {"id": json_id(int(collection.ids[place])), "key": key, "code": code, "width": width, "height": height}
+
+
+def _given(found: Found | str | None) -> Found | None:
+    if isinstance(found, str):
+        raise InputError(found)
+    return found

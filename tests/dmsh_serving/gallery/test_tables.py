@@ -34,6 +34,12 @@ def written(tmp_path):
     return write
 
 
+def test_what_a_schema_says_in_no_text_is_no_fingerprint(tmp_path):
+    said = {b"dmsh.fingerprint": b"\xff" * 64, b"dmsh.bits": b"16", b"\xff dmsh": b"of another tool"}
+    parquet.write_table(pa.table({"code": ROWS}).replace_schema_metadata(said), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet").fingerprint == "\N{REPLACEMENT CHARACTER}" * 64
+
+
 @given(st.lists(st.text(), min_size=1, max_size=20))
 @settings(max_examples=30, deadline=None)
 def test_any_strings_are_keys_and_come_back_through_parquet(tmp_path_factory, keys):
