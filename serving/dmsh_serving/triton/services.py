@@ -61,6 +61,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 Answer = Arrays | InputError | MissingError
 _Decoded = npt.NDArray[np.uint8] | InputError | MissingError | None
 _Checked = TypeVar("_Checked")  # a request that was found good
+_Refusal = TypeVar("_Refusal", bound=InputError | MissingError)
 DECODE_SECONDS: Final = 10.0  # of a batch: the launcher takes a server that finishes none for 15 s as hanging
 SHARED_SECONDS: Final = 2.0  # of a file that is not decoded alone
 
@@ -131,7 +132,7 @@ class DecodeService:
                 return self._decoders.image(file, self.image_size, self.framing, name="file", until=end)
             except (InputError, MissingError) as error:
                 failed.add(number)
-                return error
+                return _as_answer(error)
 
         counts = [request[FILE].size for request in requests]
         turns = sorted((index, number) for number, count in enumerate(counts) for index in range(count))
@@ -302,7 +303,7 @@ def answer_together(
             good.append(checked(request))
             answers.append(None)
         except InputError as error:
-            answers.append(error)
+            answers.append(_as_answer(error))
     computed = iter(compute(good) if good else [])
     return [next(computed) if answer is None else answer for answer in answers]
 
@@ -311,8 +312,17 @@ def _codes_or_error(code: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]
     try:
         require_finite(logits)
     except InputError as error:
-        return error
+        return _as_answer(error)
     return {CODE: code, LOGITS: logits}
+
+
+def _as_answer(error: _Refusal) -> _Refusal:
+    """Return ``error`` without the frames that it came through, which would keep the request in memory for long.
+
+    They lead to those that called them, of which one holds the answer: a circle, for which Python looks seldom.
+    """
+    error.__traceback__ = None
+    return error
 
 
 def _spans(parts: Sequence[npt.NDArray[np.uint8]]) -> list[tuple[int, int]]:

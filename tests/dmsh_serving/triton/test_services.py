@@ -1,8 +1,10 @@
+import gc
 import io
 import os
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -314,6 +316,32 @@ def test_a_missing_or_bad_parameter_is_named(tmp_path):
     for name in ("threads", "bits"):
         with pytest.raises(InputError, match=f"{name} must be a whole number above 0"):
             settings.number(name)
+
+
+def kept_of_20_requests(service, request):
+    """Return how many bytes are in memory after 20 requests that are refused, while Python looks for no circles."""
+    service.answer([request(), request()])  # what is loaded and kept once
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            assert all(isinstance(each, InputError) for each in service.answer([request(), request()]))
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
+def test_requests_that_are_refused_keep_nothing_in_memory(encoder):
+    decoder = DecodeService(16, Framing(), 2)
+    try:
+        assert kept_of_20_requests(decoder, lambda: {FILE: np.array([[b"x" * 1_000_000]], object)}) < 1_000_000
+    finally:
+        decoder.close()
+    service = EncoderService(encoder)
+    assert kept_of_20_requests(service, lambda: {IMAGE: np.zeros((400, 17, 17, 3), np.uint8)}) < 1_000_000
+    assert kept_of_20_requests(service, lambda: {IMAGE: np.repeat(tiny_model.WHITE, 400, axis=0)}) < 1_000_000
 
 
 def test_a_link_that_leads_to_another_gallery_is_followed(tmp_path):
