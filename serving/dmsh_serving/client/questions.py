@@ -5,6 +5,7 @@ is sent the result, or is thrown the ``InferenceServerException`` that it ended 
 of time, attempts and batches are here once, and each client says only how to wait.
 """
 
+import operator
 import secrets
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -302,7 +303,9 @@ def _row_bytes(array: Tensor) -> npt.NDArray[np.int64]:
 def _for_each(count: int, name: str, value: int) -> npt.NDArray[np.int64]:
     """Return ``value`` for each of ``count`` images, (count, 1); what it may be, the server says."""
     try:
-        return np.full((count, 1), value, dtype=np.int64)
+        return np.full((count, 1), operator.index(value), dtype=np.int64)
+    except TypeError:
+        raise InputError(f"{name} = {value!r} is no whole number") from None
     except OverflowError:
         raise InputError(f"{name} = {value} is out of range: it is sent as an int64") from None
 

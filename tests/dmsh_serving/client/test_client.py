@@ -385,6 +385,17 @@ def test_each_request_is_given_the_timeout_and_the_server_told(server, kind):
             client.search(images(1))
 
 
+def test_what_is_no_file_and_no_whole_number_is_refused_before_it_is_sent(server, client):
+    for file in ("photo.png", bytearray(b"x")):
+        with pytest.raises(InputError, match=r"bytes or as a pathlib\.Path, not as (str|bytearray)"):
+            client.search_files([file])
+    for asked, name in (({"k": 2.0}, "k = 2.0"), ({"radius": 12.7}, "radius = 12.7")):
+        with pytest.raises(InputError, match=rf"^{name} is no whole number"):
+            client.search(images(1), **asked)
+    assert server.rows == []
+    client.search(images(1), np.int8(2), radius=np.uint64(3))
+
+
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e9])
 def test_a_timeout_that_is_none_is_refused(kind, timeout):
     with pytest.raises(InputError, match=r"^timeout = .*: a request has more than 0 and up to 86,400 seconds"):

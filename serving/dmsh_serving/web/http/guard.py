@@ -102,7 +102,9 @@ class Guard:
     def _is_ours(self, host: str) -> bool:
         name = host.lower().removesuffix(".")
         if name.startswith("["):
-            name = name[1:].partition("]")[0]
+            name, _, port = name[1:].partition("]")
+            if port and not port.startswith(":"):
+                return False
         elif name.count(":") == 1:
             name = name.partition(":")[0]
         if name in self._names:

@@ -71,7 +71,8 @@ def test_a_page_elsewhere_can_show_nothing_of_this_one(web_page):
 
 
 @pytest.mark.parametrize(
-    "name", ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", ""]
+    "name",
+    ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "[::1].evil.example", ""],
 )
 def test_a_name_that_is_made_to_lead_here_is_refused(web_page, name):
     assert get(web_page, "/", ("Host", name)) in (400, 421)
