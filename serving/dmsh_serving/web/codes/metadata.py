@@ -173,6 +173,8 @@ def _read_parquet(path: Path) -> Mapping[str, list[str]]:
     _check_names(path, table.column_names)
     columns = {}
     for name in table.column_names:
+        if name == _KEY and str(table[name].type).endswith("binary"):
+            raise InputError(f"{path}: column {name!r} holds bytes, which are no keys: write it as strings")
         try:
             columns[name] = [_text(value) for value in table[name].to_pylist()]
         except (ValueError, OverflowError, pyarrow.ArrowException) as error:  # a zone without data, a text of no UTF-8

@@ -120,6 +120,15 @@ def test_a_bad_table_is_refused_by_name(tmp_path, name, text, said):
         Metadata(path)
 
 
+def test_keys_that_are_bytes_are_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"key": [b"a.png"], "size": [7]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet: column 'key' holds bytes"):
+        Metadata(tmp_path / "t.parquet")
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "stored"),
     [
