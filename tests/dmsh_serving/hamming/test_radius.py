@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,3 +87,24 @@ def test_the_more_is_compared_the_more_threads_take_part(monkeypatch):
     monkeypatch.setattr("dmsh_serving.hamming.radius.worthwhile_threads", lambda threads, work: asked.append(work) or 1)
     search_radius(np.zeros((3, 8), np.uint8), np.ones((5, 8), np.uint8), 3)
     assert asked == [3 * 5 * 8]
+
+
+CHANGING = """
+import threading
+import numpy as np
+from dmsh_serving.hamming.radius import search_radius
+codes, query, ended = np.full((400_000, 8), 255, np.uint8), np.zeros((1, 8), np.uint8), threading.Event()
+def change():
+    while not ended.is_set():
+        codes[:] = 0
+        codes[:] = 255
+threading.Thread(target=change).start()
+for _ in range(1500):
+    search_radius(query, codes, 3, threads=2)
+ended.set()
+"""
+
+
+def test_codes_that_another_thread_changes_meanwhile_damage_no_memory():
+    run = subprocess.run([sys.executable, "-c", CHANGING], check=False, capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stderr) == (0, "")

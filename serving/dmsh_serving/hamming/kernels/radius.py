@@ -46,8 +46,9 @@ RADIUS_JOB: Final = np.dtype(
         # Address, (parts, query_count, radius + 1) int64: after the first pass the hits at each distance, in the second
         # pass the position of the next hit in the answer.
         ("positions", np.int64),
-        ("out_distances", np.int64),  # address, int32; 0 in the first pass
-        ("out_rows", np.int64),  # address, int64; 0 in the first pass
+        ("hits", np.int64),  # that the answer has places for; 0 in the first pass
+        ("out_distances", np.int64),  # address, int32
+        ("out_rows", np.int64),  # address, int64
         ("scratch", np.int64),  # address of the first participant's scratch memory, on a cache line
     ],
     align=True,
@@ -97,7 +98,7 @@ def scan_radius(job_address: int, participant: int) -> None:
                         distance = np.int64(of_group[numba.uint64(i)])
                         at = positions[part, q, distance]
                         positions[part, q, distance] = at + 1
-                        if job.out_rows != 0:
+                        if at < job.hits:  # codes that change meanwhile may give more hits than were counted
                             out_distances[at] = distance
                             out_rows[at] = first + group * GROUP + i
 
@@ -172,6 +173,7 @@ def search_within(
     _positions_from_counts(positions, offsets)
     distances, rows = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
     job.next_part.value = 0
+    job.hits = offsets[-1]
     job.out_distances, job.out_rows = np.int64(distances.ctypes.data), np.int64(rows.ctypes.data)
     call_kernel(share, scan_address, address_of(job), np.int64(mailboxes.ctypes.data), mailboxes.shape[0])
     # numba frees an array after its last use, and does not count the use of its address.
