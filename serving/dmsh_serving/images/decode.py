@@ -5,7 +5,8 @@ machine. The rules, in order, of version 2; version 1 differs in rule 2 alone, a
 
 1. The format is recognised by content, never by name: JPEG, PNG, WebP, BMP (not run-length coded), GIF, TIFF; AVIF,
    if Pillow was built with it, and HEIC, if the package pillow-heif is installed; first frame only, and what that
-   of a GIF leaves uncovered has colour 0 of its palette. TIFFs of kinds that Pillow reads wrongly are refused.
+   of a GIF leaves uncovered has colour 0 of its palette. What Pillow reads wrongly is refused: some kinds of TIFF, and
+   an AVIF of which only a part is to be shown.
 2. The file's size is checked, and from its header the pixels, the memory and the work that decoding will need,
    before a pixel is decoded. Truncated files are refused whole. A JPEG's decoder scales by 1/2, 1/4 or 1/8 as far as
    both sides stay at least twice image_size (version 1: never), which makes a photograph several times as fast.

@@ -5,6 +5,7 @@ from typing import Any, Final
 from PIL import Image, ImageFile
 
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.avif import is_cropped
 
 __all__ = [
     "DEEP_GREY",
@@ -96,6 +97,8 @@ def check_opened(image: Image.Image, data: bytes, name: str) -> None:
     check_memory(image, name)
     if isinstance(image, ImageFile.ImageFile) and any(tile.codec_name in Image.DECODERS for tile in image.tile):
         raise InputError(f"{name}: run-length coded {image.format} is not accepted: save it uncompressed, or as PNG")
+    if image.format == "AVIF" and is_cropped(data):
+        raise InputError(f"{name}: an AVIF of which only a part is to be shown is not supported: save that part")
     if image.format == "TIFF":
         _check_strips(image, data, name)
         _check_samples(image, name)
