@@ -1,8 +1,9 @@
-"""How long a connection may wait for its client, and how many there may be.
+"""How long a connection may wait for its client, how many there may be, and what their unread answers may hold.
 
-uvicorn bounds neither: connections that never end a request, or never read its answer, would take all descriptors of
-the process, which ``dmsh-serve start --web`` shares with the watch over Triton. Nor does it bound what its parser does
-in one go: each header and each chunk of a body takes microseconds in the one loop that answers everybody.
+uvicorn bounds none of it: connections that never end a request, or never read its answer, would take all descriptors of
+the process, or its memory, which ``dmsh-serve start --web`` shares with the watch over Triton. Nor does it bound what
+its parser does in one go: each header and each chunk of a body takes microseconds in the one loop that answers
+everybody.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ __all__ = ["Connection"]
 
 HEAD_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 60.0  # the longest has some MB
+MOST_UNREAD: Final = 128 << 20  # bytes of answers that are not taken yet, together
 MOST_CONNECTIONS: Final = 500  # half of the 1,024 descriptors of a process; with TLS, each counts after its handshake
 _GRACE_SECONDS: Final = 1.0  # before a connection is judged by what it sends
 LONGEST_HEAD: Final = 16 << 10  # bytes; a key may be long
@@ -25,7 +27,8 @@ _NO_LENGTH: Final = "A body is taken with its Content-Length alone, not in chunk
 class Connection(H11Protocol):
     """A connection of uvicorn that is closed if it sends no whole head or takes no answer in time.
 
-    If there are too many, the one is closed that the server waits for and that sends least.
+    If there are too many, the one is closed that the server waits for and that sends least. If the answers that are not
+    taken yet are too long, the one is closed that takes least.
 
     A request whose head is too long, or whose body comes in chunks, is answered with 400. A head of at most
     ``LONGEST_HEAD`` is taken, one of over twice as much never.
@@ -36,6 +39,7 @@ class Connection(H11Protocol):
         self.conn = self._requests = _Requests(h11.SERVER, LONGEST_HEAD)
         self._head, self._answer = _Clock(), _Clock()
         self._waits_since, self._got = 0.0, 0  # bytes of what the server waits for
+        self._unread_at, self._unread = 0.0, 0  # when an answer was whole, and what the system did not take at once
         self._is_going = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -109,8 +113,28 @@ class Connection(H11Protocol):
         """Start a clock for the client to take what the system did not take at once."""
         self._waits_since, self._got = self.loop.time(), 0
         super().on_response_complete()
-        if self.transport.get_write_buffer_size() > 0:
+        self._unread = self.transport.get_write_buffer_size()
+        if self._unread > 0:
+            self._unread_at = self.loop.time()
             self._answer.start(self.loop, ANSWER_SECONDS, self._end_unread)
+            self._bound_unread()
+
+    def _bound_unread(self) -> None:
+        """Close those that take their answers slowest while all answers that are not taken yet are too long."""
+        slow = [each for each in self.connections if isinstance(each, Connection) and each._answer.is_running]
+        slow.sort(key=Connection._taking)
+        unread = sum(each.transport.get_write_buffer_size() for each in slow)
+        for each in slow[:-1]:  # one answer may be longer than all may be
+            if unread <= MOST_UNREAD:
+                return
+            unread -= each.transport.get_write_buffer_size()
+            each._is_going = True
+            each.transport.abort()
+
+    def _taking(self) -> tuple[float, float]:
+        """Return the bytes a second that the client takes of its answer, and since when: of equals the oldest goes."""
+        waited = max(self.loop.time() - self._unread_at, 1e-3)
+        return (self._unread - self.transport.get_write_buffer_size()) / waited, self._unread_at
 
     def _end_unread(self) -> None:
         self._answer.stop()
@@ -136,6 +160,10 @@ class _Clock:
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._timer is not None
 
     def start(self, loop: asyncio.AbstractEventLoop, seconds: float, call: Callable[[], None]) -> None:
         """Begin, unless it runs already."""

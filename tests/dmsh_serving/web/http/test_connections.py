@@ -171,6 +171,34 @@ def test_an_answer_that_nobody_reads_is_given_up(server, address, monkeypatch, h
             time.sleep(0.01)
 
 
+def asking_long(address):
+    """Return a connection that asks for a long answer and has read its beginning, so that all of it is there."""
+    client = socket.create_connection(address)
+    client.sendall(LONG_REQUEST)
+    taken(client, 12)
+    return client
+
+
+def test_of_answers_that_are_too_long_together_the_one_that_is_taken_slowest_is_given_up(address, monkeypatch):
+    monkeypatch.setattr(connections, "MOST_UNREAD", LONG + LONG // 2)  # the system holds some of each besides
+    with asking_long(address) as idle, asking_long(address) as reading:
+        taken(reading, LONG // 2)
+        with asking_long(address) as other:
+            taken(reading, LONG // 3)
+            with asking_long(address) as last:
+                for each in (idle, other):
+                    with pytest.raises((AssertionError, ConnectionError)):
+                        taken(each, LONG)
+                taken(last, LONG)
+                taken(reading, LONG // 8)
+
+
+def test_one_answer_may_be_longer_than_all_may_be(address, monkeypatch):
+    monkeypatch.setattr(connections, "MOST_UNREAD", 1)
+    with asking_long(address) as client:
+        taken(client, LONG)
+
+
 def test_a_connection_whose_answer_was_read_is_left_alone(server, address):
     with socket.create_connection(address) as client:
         answered(client)
