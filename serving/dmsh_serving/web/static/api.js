@@ -54,9 +54,7 @@ function postForm(path, example, question, signal) {
   if (question.fingerprint) form.append("fingerprint", question.fingerprint);
   if (question.explain) form.append("explain", "true");
   if (question.ids) form.append("ids", question.ids.join(","));
-  for (const [column, values] of Object.entries(question.where ?? {})) {
-    for (const value of values) form.append(`where.${column}`, value);
-  }
+  if (question.where) form.append("where", JSON.stringify(question.where)); // a form would change its line breaks
   return answered(path, { method: "POST", body: form, signal });
 }
 

@@ -84,6 +84,11 @@ def test_a_form_and_bytes_say_the_same():
     fields = {"file": b"bytes", "k": "3", "radius": "4", "box": "0,0,0.5,.5", "ids": "1,2", "where.c": "x"}
     body = form(**fields).replace(b"--b--", b'--b\r\nContent-Disposition: form-data; name="where.c"\r\n\r\ny\r\n--b--')
     assert read(body, "multipart/form-data; boundary=b") == expected
+    del fields["where.c"]
+    whole = {**fields, "where": '{"c": ["x", "y"]}'}
+    assert read(form(**whole), "multipart/form-data; boundary=b") == expected
+    odd = form(file=b"x", where='{"size \\"in\\"": ["two\\nlines"]}')
+    assert read(odd, "multipart/form-data; boundary=b").where == (('size "in"', ("two\nlines",)),)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +161,12 @@ def test_a_negative_radius_needs_an_example_to_be_unlike():
         ("ids=1,b", "ids = 'b' is no whole number"),
         ("ids=b" + "," * 100_001, "at most 100,000 ids"),
         ("explain=maybe", "is none of"),
+        ("where=x", "where is not JSON"),
+        ("where=7", "where is an object"),
+        ('where={"c":["x"]}&where={}', "is said twice"),
+        ('where={"c":["x"]}&where.c=y', "give 'where' or 'where.COLUMN', not both"),
+        ('where.c=y&where={"c":["x"]}', "give 'where' or 'where.COLUMN', not both"),
+        ("where=" + "[" * 100_000, "where has more than"),
     ],
 )
 def test_a_wrong_parameter_is_said(query, said):
