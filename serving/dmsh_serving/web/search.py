@@ -99,8 +99,8 @@ class Searches:
         """
         if self._gallery is None:
             return
-        collection = await in_thread(self._gallery.current)
-        if collection.fingerprint != (await self._steps.code_space(anew=anew)).fingerprint:
+        self._gallery.served = (await self._steps.code_space(anew=anew)).fingerprint
+        if (await in_thread(self._gallery.current)).fingerprint != self._gallery.served:
             raise ProblemError(
                 409, f"{self._gallery.folder} belongs to another model than the Triton serves: give --gallery its own"
             )

@@ -210,6 +210,21 @@ async def given(version):
     return Nearest(np.array([294]), np.array([0]), ["294.png"], version)
 
 
+def test_while_triton_serves_the_model_before_a_version_of_another_one_waits(originals, tmp_path, caplog):
+    folder = tmp_path / "gallery"
+    first = gallery.build(folder, CODES, None, None, **SPACE).version
+    steps = Steps(version=first)
+    searches = Searches(steps, originals, GalleryFolder(folder))
+    assert answer(searches, like=(Example(number=5),), k=1)["gallery_version"] == first
+    second = gallery.build(folder, CODES, None, None, bits=64, fingerprint="cd" * 32, overwrite=True).version
+    for _ in range(2):
+        assert answer(searches, like=(Example(number=5),), k=1)["gallery_version"] == first
+    (told,) = (record.getMessage() for record in caplog.records if "another model" in record.getMessage())
+    assert told.endswith(f"another model than the Triton serves; the page goes on with version {first}")
+    steps.version, steps.fingerprint, steps.since = second, "cd" * 32, "cd" * 32
+    assert answer(searches, like=(Example(number=5),), k=1)["gallery_version"] == second
+
+
 def test_a_gallery_of_another_model_than_triton_serves_is_refused_however_it_is_asked(originals, tmp_path):
     keys = [f"{number}.png" for number in range(300)]
     gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE)

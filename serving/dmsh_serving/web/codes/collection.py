@@ -112,7 +112,8 @@ def words_of(codes: Codes) -> Words:
 class GalleryFolder:
     """The gallery in ``folder``, whose versions are opened as Triton's ranker opens them: checked whole.
 
-    A version that cannot be used leaves the one before it in use, as at Triton, and is tried again after a while.
+    A version that cannot be used leaves the one before it in use, as at Triton, and is tried again after a while. One of
+    another model waits as long as the one before has the fingerprint that is ``served``.
 
     Raises:
         InputError: no gallery there, or no version of it is sound.
@@ -120,6 +121,7 @@ class GalleryFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.served: str | None = None
         self._lock = threading.Lock()
         self._snapshot: gallery.Snapshot | None = None
         self._held: OrderedDict[str, Collection] = OrderedDict()
@@ -145,6 +147,8 @@ class GalleryFolder:
                         found = self._hold(gallery.open_current(self.folder, known=self._snapshot))
                 finally:
                     self._lock.release()
+            if found.fingerprint != self.served == self._last.fingerprint:
+                raise InputError(f"version {named} belongs to another model than the Triton serves")
             self._last, self._refused = found, ""
         except (InputError, OSError) as error:
             self._refused_until = time.monotonic() + _REFUSED_SECONDS  # to look at a large one takes a second
