@@ -107,12 +107,12 @@ def _answers(
             try:
                 answer = client.search_files(part, **asked)
                 answers += [(file, answer.of(row)) for row, file in enumerate(part)]
-            except InputError:  # of one of them: which, is seen one by one
+            except (InputError, OSError):  # of one of them: which, is seen one by one
                 for file in part:
                     try:
                         answers.append((file, client.search_files([file], **asked).of(0)))
-                    except InputError as error:
-                        bad.append(f"{file}: {error}")
+                    except (InputError, OSError) as error:
+                        bad.append(f"{file}: {getattr(error, 'strerror', None) or error}")
     return answers
 
 

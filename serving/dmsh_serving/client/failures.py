@@ -44,6 +44,10 @@ def error_of_status(status: str, message: str, url: str, timeout: float) -> Dmsh
         case "INVALID_ARGUMENT":
             # Triton's own prefix and its advice about configurations do not help a caller.
             return InputError(_OF_A_REQUEST.sub("", message).split(" NOTE: ")[0])
+        case "RESOURCE_EXHAUSTED" if "Sent message larger" in message:
+            return InputError("the request is longer than gRPC sends: ask for less at once")
+        case "UNKNOWN" if "status: 413" in message:
+            return InputError(f"the request is longer than the proxy at {url} takes: ask for less at once")
         case "NOT_FOUND":
             return MissingError(f"the Triton at {url} does not serve this: {message}")
         case "UNAVAILABLE" if "connect" in message:

@@ -112,8 +112,8 @@ def words_of(codes: Codes) -> Words:
 class GalleryFolder:
     """The gallery in ``folder``, whose versions are opened as Triton's ranker opens them: checked whole.
 
-    A version that cannot be used leaves the one before it in use, as at Triton, and is tried again after a while. One of
-    another model waits as long as the one before has the fingerprint that is ``served``.
+    A version that cannot be used leaves the one before it in use, as at Triton, and is tried again after a while. One
+    of another model waits as long as the one before has the fingerprint that is ``served``.
 
     Raises:
         InputError: no gallery there, or no version of it is sound.
