@@ -292,6 +292,7 @@ def test_a_query_names_the_file_that_is_bad_and_answers_the_others(server, tmp_p
     for number in (7, 8):
         (folder / f"{number}.png").write_bytes(png(IMAGES[number]))
     (folder / "bad.png").write_bytes(b"junk")
+    (folder / "gone.png").symlink_to("nowhere")
     (folder / "notes.txt").write_text("no image")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "image-7").write_bytes(png(IMAGES[7]))
@@ -300,12 +301,13 @@ def test_a_query_names_the_file_that_is_bad_and_answers_the_others(server, tmp_p
     result = ["--json", str(tmp_path / "found.json")]
     answer = subprocess.run([*command, *sheet, *result, "--url", server.url], capture_output=True, text=True)
     assert answer.returncode == 2
-    assert answer.stderr.startswith("error: 2 of 4 files cannot be searched: ")
+    assert answer.stderr.startswith("error: 3 of 5 files cannot be searched: ")
     assert "absent.png: no such file" in answer.stderr
     assert "bad.png: " in answer.stderr
+    assert "gone.png: No such file or directory" in answer.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert [result["nearest"][0]["key"] for result in found["results"]] == ["image-7", "image-8"]
-    assert len(found["bad"]) == 2
+    assert len(found["bad"]) == 3
     assert (tmp_path / "sheet.html").read_text().count("<img ") == 3  # two queries and the one neighbour that is there
 
 

@@ -13,6 +13,8 @@ from dmsh_serving.errors import InputError, MissingError, UnavailableError
         ("NOT_FOUND", "no model", MissingError, "does not serve this: no model"),
         ("UNAVAILABLE", "failed to connect to all addresses", MissingError, "no Triton at"),
         ("UNAVAILABLE", "Exceeds maximum queue size", MissingError, "is too busy: its queue is full"),
+        ("UNKNOWN", "Received http2 header with status: 413", InputError, "longer than the proxy at .* takes"),
+        ("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max", InputError, "longer than gRPC sends"),
         ("UNAVAILABLE", "in ensemble 'a', Request timeout expired", MissingError, "is too busy: .* waited too long"),
         (
             "UNAVAILABLE",
