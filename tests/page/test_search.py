@@ -1,5 +1,6 @@
 """A visitor searches: every way in, what is found, and the way on."""
 
+import csv
 import re
 
 import pytest
@@ -262,6 +263,21 @@ def test_filters_keep_what_they_say_and_count_the_rest(tab):
     tab.get_by_role("button", name="Clear filters").click()
     until(tab, "!/where|ids/.test(location.search)")
     assert shown(tab) == expected(CODES[7])
+
+
+def test_filters_of_odd_names_and_values_hold_for_an_image_that_is_given(web_world, web_triton, browser, tmp_path):
+    rows = [(key, number % 2, "two\nlines" if number % 3 else "one") for number, key in enumerate(KEYS)]
+    with (tmp_path / "odd.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("key", 'size "in"', "note"), *rows])
+    with web_world.page(web_triton.url, metadata=tmp_path / "odd.csv") as page:
+        tab = browser.new_context(base_url=page.url).new_page()
+        tab.goto("/?where.note=two%0Alines&where.size+%22in%22=0")
+        settled(tab)
+        give(tab, png(IMAGES[7]))
+        tab.wait_for_url("**like=code*")
+        allowed = [number for number in range(COUNT) if number % 3 and number % 2 == 0]
+        assert shown(tab) == expected(CODES[7], allowed=allowed)
+        tab.close()
 
 
 def test_a_radius_keeps_what_is_near(tab):
