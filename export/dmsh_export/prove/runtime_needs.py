@@ -30,18 +30,17 @@ def runtime_needs(read: ReadBack, bounds: tuple[LayerBound, ...]) -> list[Runtim
     beyond = f"{len(large)} of {len(bounds)} layers can reach 2^24 or more, {large[0]} first" if large else ""
     within = "every partial sum is below 2^24"
     if read.dialect == "openvino":
-        return _openvino_needs(read, beyond or within)
+        return _openvino_needs(read, within)
     if read.dialect == "tensorrt":
-        int8 = "INT8 kernels with int32 accumulators"
-        kernels = f"{int8} (as Q/DQ asks for)" if large else f"{int8}, or FP32 ones that are not Winograd or FFT"
+        kernels = "INT8 kernels with int32 accumulators, or FP32 ones that are not Winograd or FFT"
         return [
-            RuntimeNeed("TensorRT", kernels, beyond or within),
+            RuntimeNeed("TensorRT", kernels, within),
             RuntimeNeed("TensorRT", "TF32 off (dmsh-export trt builds so)", "the head holds integers of up to 24 bits"),
             *_fusion_needs(read.network),
             RuntimeNeed(
                 "ONNX Runtime",
                 "for checks only; as below where it fuses, and FP32 kernels that are not Winograd or FFT",
-                beyond or within,
+                within,
             ),
             _precision_need(read.network),
         ]

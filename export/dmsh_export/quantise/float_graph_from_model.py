@@ -139,7 +139,7 @@ class _Builder:
             case nn.Linear():
                 return self._affine(name, Affine(module.weight.detach(), module.bias.detach()), source)
             case nn.BatchNorm2d():
-                scale, shift = batch_norm_affine(module)
+                scale, shift = (each.detach() for each in batch_norm_affine(module))
                 source = self._affine(name, Affine(scale.view(-1, 1, 1, 1), shift, groups=len(scale)), source)
                 return self.module(name, getattr(module, "act", nn.Identity()), source)  # timm's BN may carry one
             case nn.ReLU():

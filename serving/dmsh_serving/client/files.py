@@ -23,7 +23,7 @@ def rows_of_files(files: Sequence[bytes | Path]) -> npt.NDArray[np.object_]:
         if not isinstance(file, bytes | Path):
             raise InputError(f"a file is given as bytes or as a pathlib.Path, not as {type(file).__name__}")
     data = np.empty((len(files), 1), dtype=np.object_)
-    data[:, 0] = [_content(file) if isinstance(file, Path) else file for file in files]
+    data[:, 0] = [_content(file) if isinstance(file, Path) else bytes(file) for file in files]
     return data
 
 

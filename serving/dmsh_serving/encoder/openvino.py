@@ -6,6 +6,7 @@ choice on CPUs that have it, would lose.
 
 import functools
 import io
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,6 +78,7 @@ class OpenVinoEncoder(Encoder):
             }
         )
         self._requests = [self._model.create_infer_request() for _ in range(streams)]
+        self._turn = threading.Lock()
         if check_known_answer:
             self._check_known_answer()
 
@@ -88,14 +90,14 @@ class OpenVinoEncoder(Encoder):
     def _computed(self, images: npt.NDArray[np.uint8]) -> Encoded:
         parts = np.array_split(images, min(len(images), len(self._requests)))
         running = self._requests[: len(parts)]
-        for request, part in zip(running, parts, strict=True):
-            request.start_async({IMAGE: part}, share_inputs=True)
-        for request in running:
-            request.wait()
-        # The tensors are the runtime's own, and the next call overwrites them.
-        code, logits = (
-            np.concatenate([request.get_tensor(name).data for request in running]) for name in (CODE, LOGITS)
-        )
+        with self._turn:  # the tensors are the runtime's own, and the next call overwrites them
+            for request, part in zip(running, parts, strict=True):
+                request.start_async({IMAGE: part}, share_inputs=True)
+            for request in running:
+                request.wait()
+            code, logits = (
+                np.concatenate([request.get_tensor(name).data for request in running]) for name in (CODE, LOGITS)
+            )
         return Encoded(code, logits)
 
     def _check_dialect(self, data: bytes) -> None:

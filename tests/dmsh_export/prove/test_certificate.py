@@ -328,10 +328,9 @@ def test_the_bound_of_a_convolution_is_reached_by_the_worst_image():
 def test_a_layer_past_2_to_the_24_is_said_to_need_int32_kernels(tmp_path, monkeypatch):
     # The stem reaches more than this, the head less: as in a real network with 2^24.
     monkeypatch.setattr(bound_rows, "FLOAT32_LIMIT", 200_000)
-    for dialect in DIALECTS:
-        (condition, *_) = prove(written(dialect), tmp_path).conditions
-        assert "int32" in condition.needs
-        assert "can reach 2^24 or more, 1_stem first" in condition.why
+    (condition, *_) = prove(written("onnxruntime"), tmp_path).conditions
+    assert "int32" in condition.needs
+    assert "can reach 2^24 or more, 1_stem first" in condition.why
 
 
 def test_reading_back_gives_the_network_of_every_dialect_for_other_weights_too():
@@ -384,7 +383,7 @@ def test_the_framing_that_a_model_names_is_part_of_what_its_fingerprint_proves(t
 
 
 @pytest.mark.parametrize(("sums", "below"), [(2**24 - 1, True), (2**24, False)])
-def test_an_accumulator_of_2_to_the_24_needs_int32_and_one_less_does_not(sums, below, tmp_path):
+def test_an_accumulator_of_2_to_the_24_needs_int32_which_one_dialect_has_and_one_less_does_not(sums, below, tmp_path):
     bias = sums % 128
     network = reaching(sums, bias=-bias)
     certificate = proof_of(network, "onnxruntime", tmp_path)
@@ -397,11 +396,14 @@ def test_an_accumulator_of_2_to_the_24_needs_int32_and_one_less_does_not(sums, b
         ("tensorrt", ["TensorRT", "ONNX Runtime"]),
         ("openvino", ["OpenVINO, CPU", "ONNX Runtime"]),
     ):
+        if not below:  # OpenVINO and ONNX Runtime compute some of their convolutions in float32
+            with pytest.raises(CheckError, match=f"node 1_large: its sums reach {sums} in float32"):
+                proof_of(network, dialect, tmp_path)
+            continue
         of_kernels = {}
         for condition in proof_of(network, dialect, tmp_path).conditions:
             of_kernels.setdefault(condition.runtime, condition.why)  # the first is about its kernels
-        said = "every partial sum is below 2^24" if below else "can reach 2^24 or more"
-        assert [said in of_kernels[runtime] for runtime in runtimes] == [True] * len(runtimes)
+        assert all("every partial sum is below 2^24" in of_kernels[runtime] for runtime in runtimes)
 
 
 @pytest.mark.parametrize(("sums", "proven"), [(2**24 - 1, True), (2**24, False)])
@@ -448,28 +450,6 @@ def test_no_name_of_a_node_hides_a_sum_of_2_to_the_24_behind_the_bound_of_anothe
         prove(model, tmp_path, network)
     read = model_from_file(tmp_path / "model.onnx").graph.node
     assert len({found.name for found in read}) == len(read)
-
-
-@pytest.mark.parametrize(("bias", "proven"), [(2**24 - 1 - (129 << 8), True), (2**24 - (129 << 8), False)])
-def test_a_float_bias_is_proven_up_to_where_float32_could_round_a_result_that_is_not_clipped(bias, proven, tmp_path):
-    network = reaching(bias + 128 * (2**17 + 3), bias=-bias)
-    assert proof_of(network, "onnxruntime", tmp_path).bounds[0].peak >= 2**24  # int32 biases: any is exact
-    for dialect in ("tensorrt", "openvino"):
-        if proven:
-            assert proof_of(network, dialect, tmp_path)
-        else:
-            with pytest.raises(CheckError, match="node 1_large: its bias is too large to be added in float32"):
-                proof_of(network, dialect, tmp_path)
-
-
-def test_no_float_bias_within_the_limit_changes_a_result():
-    """TensorRT's way, in float32: an exact int32 accumulator, rounded to float32, times 2^-8, plus the bias."""
-    bias = np.int64(2**24 - 1 - (129 << 8))
-    unclipped = np.arange(-(129 << 8), 129 << 8, dtype=np.int64)
-    sums = np.concatenate([unclipped - bias, np.array([-(2**31) + 1, -(2**24) - 1, 2**24 + 1, 2**31 - 1])])
-    scale = np.float32(2.0**-8)
-    found = np.rint(sums.astype(np.float32) * scale + np.float32(bias) * scale).clip(-128, 127)
-    assert np.array_equal(found, np.rint((sums + bias) / 2**8).clip(-128, 127))
 
 
 @pytest.mark.parametrize(("left_shift", "proven"), [(14, True), (15, False)])

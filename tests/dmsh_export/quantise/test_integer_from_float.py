@@ -71,6 +71,14 @@ def test_the_float_graph_computes_the_networks_own_logits(backbone):
     assert signal_to_noise(model.logits(images), logits.numpy()) > 80
 
 
+@pytest.mark.parametrize("backbone", ["vgg_small", "resnetv2_50"])  # in the second, some batch norms cannot be folded
+def test_no_value_of_a_float_graph_asks_for_a_gradient(backbone):
+    graph = float_graph(network(backbone, 64))
+    affine = [layer.operation for layer in graph.layers if isinstance(layer.operation, floats.Affine)]
+    assert affine
+    assert not any(value.requires_grad for each in affine for value in (each.weight, each.bias))
+
+
 @pytest.mark.parametrize("backbone", ["vgg_small", "resnet18", "tf_efficientnet_lite0"])
 def test_a_centred_graph_pads_with_the_mean_as_the_network_does(backbone):
     model = network(backbone, 64, mean=(0.1, 0.5, 0.3))

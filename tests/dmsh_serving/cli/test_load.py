@@ -32,7 +32,7 @@ def test_a_sweep_is_measured_drawn_and_written(server, tmp_path):
     assert "knee" in done.stdout
     assert "by the server's own account" in done.stdout
     loads = json.loads(out.read_text())["loads"]
-    assert [each["load"]["concurrency"] for each in loads][:3] == [1, 2, 4]
+    assert [each["load"]["concurrency"] for each in loads][:2] == [1, 2]  # where it ends, the machine says
     assert loads[0]["latency_ms"]["p50"] > 5
     assert "knee" in plot.read_text()
 

@@ -152,7 +152,7 @@ def test_every_request_has_an_id_of_its_own_and_shows_the_token(server, kind):
 
 def test_files_are_given_as_bytes_or_paths(server, client, tmp_path):
     (tmp_path / "file").write_bytes(b"content")
-    assert client.search_files([b"other", tmp_path / "file"], 2).ids.shape == (2, 2)
+    assert client.search_files([np.bytes_(b"other"), tmp_path / "file"], 2).ids.shape == (2, 2)
     assert server.rows == [2]
 
 

@@ -1,6 +1,7 @@
 """OpenVINO gives the integer network's very bits, and whatever it cannot do here is one line before it is tried."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import integer_networks as networks
@@ -62,6 +63,14 @@ def test_the_network_is_the_one_that_onnx_reads_whatever_the_bytes_look_like(pat
     (tmp_path / "model.onnx").write_bytes(unknown + path.read_bytes())
     with OpenVinoEncoder(tmp_path / "model.onnx", tried_first=False) as encoder:
         np.testing.assert_array_equal(encoder.infer(images).logits, networks.model().logits(images))
+
+
+@needs_openvino
+def test_threads_that_share_an_encoder_get_their_own_codes(path):
+    images = networks.images(200, seed=8)
+    with OpenVinoEncoder(path, tried_first=False, threads=1) as encoder, ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(encoder.infer, np.array_split(images, 200)))
+    np.testing.assert_array_equal(np.concatenate([each.logits for each in found]), networks.model().logits(images))
 
 
 @needs_openvino
