@@ -140,6 +140,14 @@ def speaking() -> Iterator[Callable[[str], None]]:
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:
-    """Write ``result`` to ``path`` (whole or not at all); do nothing when ``path`` is None."""
-    if path is not None:
-        write_atomically(path, (json.dumps(result, indent=2, sort_keys=True) + "\n").encode())
+    """Write ``result`` to ``path`` (whole or not at all); do nothing when ``path`` is None.
+
+    A device or a pipe, such as ``/dev/stdout``, is written to, not replaced.
+    """
+    if path is None:
+        return
+    text = (json.dumps(result, indent=2, sort_keys=True) + "\n").encode()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(text)
+    else:
+        write_atomically(path, text)

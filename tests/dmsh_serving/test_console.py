@@ -1,4 +1,5 @@
 import os
+import stat
 import sys
 import threading
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmsh_serving.commands import make_app
-from dmsh_serving.console import JsonOption, console, print_table, reporting, speaking
+from dmsh_serving.console import JsonOption, console, print_table, reporting, speaking, write_json
 from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.program import run
 
@@ -114,3 +115,17 @@ def test_a_report_that_fails_is_said_and_ends_nothing(capsys, monkeypatch, error
     with reporting("00000001-aaaaaaaa"):
         raise error
     assert capsys.readouterr().err.startswith("version 00000001-aaaaaaaa is written, but the report is not: ")
+
+
+def test_json_is_written_into_a_pipe_and_does_not_replace_it(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        write_json(path, {"a": 1})
+        assert os.read(reader, 100) == b'{\n  "a": 1\n}\n'
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    write_json(tmp_path / "file", {"a": 1})
+    assert (tmp_path / "file").read_bytes() == b'{\n  "a": 1\n}\n'
