@@ -123,8 +123,10 @@ def speaking() -> Iterator[Callable[[str], None]]:
             lines.put_nowait(line)
 
     def speak() -> None:
-        while stderr is not None and not ended.is_set():
+        while stderr is not None:
             line = lines.get()
+            if ended.is_set():
+                return
             with contextlib.suppress(OSError):
                 os.write(stderr, f"{line}\n".encode(errors="replace"))  # holds no lock while it waits
             lines.task_done()
@@ -137,6 +139,7 @@ def speaking() -> Iterator[Callable[[str], None]]:
         while stderr is not None and lines.unfinished_tasks and time.monotonic() < end:
             time.sleep(0.01)
         ended.set()
+        say("")  # for the thread to see it
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:

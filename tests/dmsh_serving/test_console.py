@@ -74,6 +74,9 @@ def test_lines_are_said_in_order_and_the_end_waits_for_the_last(capfd, monkeypat
         for number in range(100):
             say(f"line {number} \udce9")
     assert capfd.readouterr().err.splitlines() == [f"line {number} ?" for number in range(100)]
+    for thread in [each for each in threading.enumerate() if each.name == "says"]:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_who_speaks_waits_for_no_reader_of_a_full_pipe(monkeypatch):
