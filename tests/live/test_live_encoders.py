@@ -96,7 +96,7 @@ class Reference:
     """The checkpoint that a low-precision encoder was made from, here with the very same codes."""
 
     name, bits, image_size, fingerprint = "reference", tiny_model.BITS, tiny_model.SIZE, "cd" * 32
-    parent_fingerprint = framing = None
+    parent_fingerprint, framing, is_exact = None, None, False
 
     def __enter__(self):
         return self
