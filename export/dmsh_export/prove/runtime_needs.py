@@ -26,8 +26,6 @@ class RuntimeNeed:
 
 def runtime_needs(read: ReadBack, bounds: tuple[LayerBound, ...]) -> list[RuntimeNeed]:
     """Return what each runtime must do, so that it computes the integers of the network that was read."""
-    large = [bound.node for bound in bounds if not bound.below_float32]
-    beyond = f"{len(large)} of {len(bounds)} layers can reach 2^24 or more, {large[0]} first" if large else ""
     within = "every partial sum is below 2^24"
     if read.dialect == "openvino":
         return _openvino_needs(read, within)
@@ -44,6 +42,8 @@ def runtime_needs(read: ReadBack, bounds: tuple[LayerBound, ...]) -> list[Runtim
             ),
             _precision_need(read.network),
         ]
+    large = [bound.node for bound in bounds if not bound.below_float32]
+    beyond = f"{len(large)} of {len(bounds)} layers can reach 2^24 or more, {large[0]} first" if large else ""
     return [
         RuntimeNeed("ONNX Runtime", "int32 accumulators (QLinearConv has them)", beyond or within),
         _precision_need(read.network),

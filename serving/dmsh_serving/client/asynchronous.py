@@ -149,21 +149,17 @@ class AsyncSearchClient:
         """Go through ``steps`` and return what they come to."""
         from tritonclient.utils import InferenceServerException
 
-        result: Any = None
-        failed: InferenceServerException | None = None
         try:
+            step = next(steps)
             while True:
                 try:
-                    step = steps.send(result) if failed is None else steps.throw(failed)
-                except StopIteration as end:
-                    return end.value  # type: ignore[no-any-return]
-                result = failed = None
-                try:
                     result = await self._do(step)
-                except InferenceServerException as error:
-                    failed = error
-        finally:
-            failed = None  # an error knows this frame: if the frame knew it, both would keep what was sent in memory
+                except InferenceServerException as error:  # no other name: it knows this frame, and all that was sent
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
     async def _inferred(self, step: Infer) -> Any:
         # One in some hundred calls that are cancelled while they are answered ends Triton 24.10.
@@ -173,7 +169,7 @@ class AsyncSearchClient:
         try:
             return await asyncio.shield(going_on)
         finally:
-            del going_on  # see _done: it knows its error
+            del going_on  # it knows its error, which knows this frame
 
     def _ended(self, call: asyncio.Future[Any]) -> None:
         self._going_on.discard(call)

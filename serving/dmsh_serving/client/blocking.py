@@ -154,21 +154,17 @@ class SearchClient:
         """Go through ``steps`` and return what they come to."""
         from tritonclient.utils import InferenceServerException
 
-        result: Any = None
-        failed: InferenceServerException | None = None
         try:
+            step = next(steps)
             while True:
                 try:
-                    step = steps.send(result) if failed is None else steps.throw(failed)
-                except StopIteration as end:
-                    return end.value  # type: ignore[no-any-return]
-                result = failed = None
-                try:
                     result = self._do(step)
-                except InferenceServerException as error:
-                    failed = error
-        finally:
-            failed = None  # an error knows this frame: if the frame knew it, both would keep what was sent in memory
+                except InferenceServerException as error:  # no other name: it knows this frame, and all that was sent
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
     def _do(self, step: Step) -> Any:
         if isinstance(step, Pause):

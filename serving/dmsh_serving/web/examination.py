@@ -33,7 +33,8 @@ class Examinations:
     async def at_hand(self, name: str, radius: int = 0) -> Found | None:
         """Return what was found before, as plain JSON types, or None; arguments and errors are those of ``made``."""
         collection = await in_thread(self._gallery.current)
-        return _given(self._found.get((collection.version, name, radius)))
+        found = self._found.get((collection.version, name, radius))
+        return None if found is None else _given(found)
 
     async def made(self, name: str, radius: int = 0) -> Found:
         """Return what the examination ``name`` finds, as plain JSON types.
@@ -56,9 +57,7 @@ class Examinations:
                     self._found[asked] = str(error)
                 while len(self._found) > _KEPT:
                     self._found.popitem(last=False)
-            found = _given(self._found[asked])
-        assert found is not None
-        return found
+            return _given(self._found[asked])
 
     def _examined(self, collection: Collection, name: str, radius: int, stop: threading.Event) -> Found:
         if name == "duplicates":
@@ -99,7 +98,7 @@ class Examinations:
         return {"id": json_id(int(collection.ids[place])), "key": key, "code": code, "width": width, "height": height}
 
 
-def _given(found: Found | str | None) -> Found | None:
+def _given(found: Found | str) -> Found:
     if isinstance(found, str):
         raise InputError(found)
     return found

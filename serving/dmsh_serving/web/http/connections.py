@@ -121,7 +121,8 @@ class Connection(H11Protocol):
 
     def _bound_unread(self) -> None:
         """Close those that take their answers slowest while all answers that are not taken yet are too long."""
-        slow = [each for each in self.connections if isinstance(each, Connection) and each._answer.is_running]
+        own = [each for each in self.connections if isinstance(each, Connection) and each._answer.is_running]
+        slow = [each for each in own if each.transport.get_write_buffer_size() > 0]
         slow.sort(key=Connection._taking)
         unread = sum(each.transport.get_write_buffer_size() for each in slow)
         for each in slow[:-1]:  # one answer may be longer than all may be

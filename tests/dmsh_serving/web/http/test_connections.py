@@ -193,9 +193,13 @@ def test_of_answers_that_are_too_long_together_the_one_that_is_taken_slowest_is_
                 taken(reading, LONG // 8)
 
 
-def test_one_answer_may_be_longer_than_all_may_be(address, monkeypatch):
+def test_one_answer_may_be_longer_than_all_may_be_also_beside_those_that_were_read(address, monkeypatch):
     monkeypatch.setattr(connections, "MOST_UNREAD", 1)
-    with asking_long(address) as client:
+    with asking_long(address) as client, contextlib.ExitStack() as idle:
+        taken(client, LONG)
+        for _ in range(2):
+            read_long(idle.enter_context(socket.create_connection(address)))
+        client.sendall(LONG_REQUEST)
         taken(client, LONG)
 
 
