@@ -1,6 +1,8 @@
 """TLS for gRPC: the files of a server, those of a client, and its token, checked before they are used."""
 
+import contextlib
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,12 @@ class ServerTls:
 
     def __post_init__(self) -> None:
         _check_files({"--tls-cert": self.cert, "--tls-key": self.key, "--tls-client-ca": self.client_ca})
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, password=lambda: "")
-        except (OSError, ValueError) as error:  # the server would call the port taken
-            reason = getattr(error, "reason", None) or error
-            raise InputError(f"--tls-cert {self.cert} and --tls-key {self.key} cannot serve: {reason}") from None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # tritonserver itself would call the port taken
+        with _said_of(f"--tls-cert {self.cert} and --tls-key {self.key} cannot serve"):
+            context.load_cert_chain(self.cert, self.key, password=lambda: "")
+        if self.client_ca is not None:
+            with _said_of(f"--tls-client-ca {self.client_ca} holds no certificates"):
+                context.load_verify_locations(self.client_ca)
 
     def options(self) -> list[str]:
         """Return tritonserver's options."""
@@ -88,6 +91,14 @@ def read_token(file: Path | None, option: str = "--token-file") -> str | None:
     if not token or not all("!" <= letter <= "~" for letter in token):
         raise InputError(f"{option} {file} must hold one token, of visible ASCII without spaces")
     return token
+
+
+@contextlib.contextmanager
+def _said_of(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what}: {getattr(error, 'reason', None) or error}") from None
 
 
 def _check_files(files: dict[str, Path | None], what: str = "PEM in it") -> None:

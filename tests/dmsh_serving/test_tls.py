@@ -12,7 +12,7 @@ from dmsh_serving.tls import ClientTls, ServerTls, client_tls, read_token
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
     pair_in(folder, "cert", "key")
-    (folder / "ca").write_text("ca")
+    pair_in(folder, "ca", "its_key")
     return [folder / name for name in ("cert", "key", "ca")]
 
 
@@ -25,7 +25,9 @@ def pair_in(folder, cert, key, bits=2048, password=None):
 
 
 def test_a_pair_that_cannot_serve_is_refused(files, tmp_path):
-    cert, key, ca = files
+    cert, key, _ = files
+    garbage = tmp_path / "garbage"
+    garbage.write_text("-----BEGIN CERTIFICATE-----")
     pair_in(tmp_path, "cert", "other")
     pair_in(tmp_path, "locked_cert", "locked", password="secret")
     pair_in(tmp_path, "weak_cert", "weak", bits=1024)
@@ -33,11 +35,17 @@ def test_a_pair_that_cannot_serve_is_refused(files, tmp_path):
         (cert, tmp_path / "other"),
         (tmp_path / "locked_cert", tmp_path / "locked"),
         (tmp_path / "weak_cert", tmp_path / "weak"),
-        (ca, key),
+        (garbage, key),
         (key, cert),
     ):
         with pytest.raises(InputError, match=r"^--tls-cert .* and --tls-key .* cannot serve: \S"):
             ServerTls(one, other)
+    for authority in (garbage, key):
+        with pytest.raises(InputError, match=r"^--tls-client-ca .* holds no certificates: \S"):
+            ServerTls(cert, key, authority)
+    garbage.write_text("")
+    with pytest.raises(InputError, match="holds no certificates"):
+        ServerTls(cert, key, garbage)
 
 
 def test_a_server_is_told_its_files_and_whose_clients_it_answers(files):

@@ -19,7 +19,7 @@ from dmsh_serving import gallery
 from dmsh_serving.client import SearchClient
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID
 from dmsh_serving.errors import InputError, MissingError
-from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
+from dmsh_serving.triton.server.leftovers.shared_memory import SHARED_MEMORY
 
 KEPT = 400  # answers that are kept for a second look
 _IDS = 60_000

@@ -26,8 +26,8 @@ from dmsh_serving.errors import CheckError, InputError, MissingError
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.server import launcher, vitals
 from dmsh_serving.triton.server.launcher import TritonServer, free_ports
-from dmsh_serving.triton.server.model_processes import living_stubs
-from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
+from dmsh_serving.triton.server.leftovers.shared_memory import SHARED_MEMORY
+from dmsh_serving.triton.server.model_processes import all_stubs, living_stubs
 from dmsh_serving.triton.spec import RepositorySpec
 
 SLOW_FILE = png(np.zeros((3000, 3000, 3), np.uint8))  # few bytes to send, many pixels to decode
@@ -343,6 +343,24 @@ def test_fault_21_a_killed_launcher_leaves_no_server_and_no_shared_memory(own_wo
     process.kill()
     process.communicate()
     wait_until_gone(children, 40)
+    with own_world.server(grpc_port=port):
+        assert left_of(prefix) == []
+
+
+def test_fault_21_a_launcher_that_is_killed_while_models_load_leaves_no_process_and_no_shared_memory(own_world):
+    (port,) = free_ports("127.0.0.1", 1)
+    process = start_command(own_world, port)
+    models = []
+    while not models:  # one that is being loaded waits for ever for a lock that the killed Triton held
+        assert process.poll() is None
+        servers = [child.pid for child in psutil.Process(process.pid).children() if child.name() == "tritonserver"]
+        models = [stub for server in servers for stub in all_stubs(server)]
+    prefix = prefix_of(servers[0])
+    time.sleep(0.3)
+    models = all_stubs(servers[0])
+    process.kill()
+    process.communicate()
+    wait_until_gone(models, 20)
     with own_world.server(grpc_port=port):
         assert left_of(prefix) == []
 

@@ -10,7 +10,7 @@ from live_world import IMAGES, check
 from tritonclient.utils import InferenceServerException
 
 from dmsh_serving.contract import RANKER_MODEL, SEARCH_MODEL
-from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
+from dmsh_serving.triton.server.leftovers.shared_memory import SHARED_MEMORY
 
 
 def command_lines():

@@ -64,7 +64,7 @@ def read_list(path: Path, root: Path) -> ListedImages:
             label, a row without any label, or a path that leads out of ``root``; each with its line.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no list of images: {error}") from error
     names, rows, problems = [], [], []

@@ -69,7 +69,7 @@ def pairs_of_csv(path: Path, queries: Sequence[str], database: Sequence[str]) ->
     row_of_query, row_of_partner = ({name: row for row, name in enumerate(names)} for names in (queries, database))
     pairs: dict[int, list[int]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             for number, line in enumerate(csv.reader(file), 1):
                 if not line or (number == 1 and line == ["query", "database"]):
                     continue

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -40,6 +41,15 @@ _ROW_SECONDS: Final = 2.0  # then others have its place
 EXAMINATION_SECONDS: Final = 120.0
 _SHOWN: Final = f"private, max-age={SHOWN_SECONDS}"
 _CLOSED: Final = 499  # nginx's number for a client that went away; nobody reads it
+
+
+class _KeyConvertor(PathConvertor):
+    """The rest of a path, line breaks too: a key may be the name of any file."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("key", _KeyConvertor())
 
 
 class Web:
@@ -79,9 +89,9 @@ class Web:
             Route("/v1/gallery/bits", self.bits),
             Route("/v1/facets", self.facets),
             Route("/v1/openapi.json", self.openapi),
-            Route("/v1/images/{key:path}", self.image),
+            Route("/v1/images/{key:key}", self.image),
             Route("/v1/thumbnails", self.several_thumbnails, methods=["POST"]),
-            Route("/v1/thumbnails/{key:path}", self.thumbnail),
+            Route("/v1/thumbnails/{key:key}", self.thumbnail),
         ]
         host = self.settings.host
         guard = Middleware(

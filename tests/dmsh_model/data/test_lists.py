@@ -41,6 +41,11 @@ def test_lists_give_images_their_labels_and_the_split(root):
     assert [part.tolist() for part in (split.query, split.database, split.train)] == [[3, 4], [0, 1, 2], [0, 1]]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(root):
+    (root / "test.txt").write_text("\ufeff" + (root / "test.txt").read_text())
+    assert load(root).names[3] == "sub/q.png"
+
+
 def test_paths_are_relative_to_a_root_that_may_lie_elsewhere(root, tmp_path):
     (tmp_path / "lists").mkdir()
     for part in LISTS:

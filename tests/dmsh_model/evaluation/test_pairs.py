@@ -39,9 +39,10 @@ def test_names_pair_without_their_endings():
         pairs_by_name(["a.png"], ["b.png"])
 
 
-def test_a_csv_names_the_pairs(tmp_path):
+@pytest.mark.parametrize("mark", ["", "\ufeff"])  # of a spreadsheet's "CSV UTF-8"
+def test_a_csv_names_the_pairs(tmp_path, mark):
     file = tmp_path / "pairs.csv"
-    file.write_text("query,database\na.png,c.png\na.png,b.png\n\nb.png,b.png\n")
+    file.write_text(f"{mark}query,database\na.png,c.png\na.png,b.png\n\nb.png,b.png\n")
     assert pairs_of_csv(file, ["a.png", "b.png"], ["b.png", "c.png"]) == [(0, [1, 0]), (1, [0])]
 
 

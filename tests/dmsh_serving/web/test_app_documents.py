@@ -32,7 +32,7 @@ def matches(path, template):
 def test_every_route_of_the_api_is_described_and_has_an_example(web_world, tmp_path):
     app = Web(WebSettings(triton="127.0.0.1:1", images=web_world.images, cache=tmp_path)).app()
     served = {
-        (route.path.replace(":path", ""), method.lower())
+        (route.path.replace(":key", ""), method.lower())
         for route in app.routes
         for method in route.methods - {"HEAD"}
         if route.path.startswith("/v1/")

@@ -1,6 +1,7 @@
 """Places for what is in flight: what costs much has few of its own, and a picture is made once for all who ask."""
 
 import asyncio
+import io
 import json
 import threading
 import time
@@ -198,3 +199,16 @@ def test_searches_that_cost_much_leave_the_places_of_others_free(web, monkeypatc
     assert status == 200, body
     status, body = asyncio.run(asked(web, path, costly))
     assert (status, json.loads(body)["detail"]) == (503, f"0 {kind} are in flight already: try again")
+
+
+def test_a_key_with_a_line_break_is_that_of_its_own_picture(tmp_path):
+    for shade, name in enumerate(("a.png", "a.png\n", "b\nc.png")):
+        Image.new("RGB", (9, 9), (100 * shade,) * 3).save(tmp_path / name, "PNG")
+    web = Web(WebSettings(triton="127.0.0.1:1", images=tmp_path, cache=tmp_path / "cache"))
+    for kind in ("images", "thumbnails"):
+        shades = []
+        for name in ("a.png", "a.png\n", "b\nc.png"):
+            status, picture = asyncio.run(asked(web, f"/v1/{kind}/{name}"))
+            assert status == 200, (kind, name)
+            shades.append(Image.open(io.BytesIO(picture)).getpixel((0, 0))[0])
+        assert shades == [0, 100, 200]

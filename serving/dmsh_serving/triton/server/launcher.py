@@ -25,10 +25,12 @@ from dmsh_serving.images.limits import MAX_FILE_BYTES
 from dmsh_serving.tls import ServerTls
 from dmsh_serving.triton.metrics import RESTARTS_VARIABLE, SLOW_SECONDS, SLOW_SECONDS_VARIABLE
 from dmsh_serving.triton.served_config import ranked_gallery, read_encoder_config
-from dmsh_serving.triton.server import environment_folders, hidden_arguments, preflight, shared_memory
+from dmsh_serving.triton.server import hidden_arguments, preflight
 from dmsh_serving.triton.server import home as triton_home
 from dmsh_serving.triton.server.addresses import Addresses
 from dmsh_serving.triton.server.control import Control
+from dmsh_serving.triton.server.leftovers import environment_folders, shared_memory
+from dmsh_serving.triton.server.leftovers.guard import Guard
 from dmsh_serving.triton.server.log import ServerLog, error_from_log, news_of_a_gallery
 from dmsh_serving.triton.server.model_processes import (
     all_living,
@@ -111,6 +113,7 @@ class TritonServer:
         self._watch = threading.Thread(target=self._run, name="triton-watch", daemon=True)
         self._control = Control(self.http_url)  # another one for each start
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         self._stubs: frozenset[int] = frozenset()
         self._vitals: Vitals | None = None
 
@@ -212,6 +215,7 @@ class TritonServer:
                 start_new_session=True,  # Ctrl-C is for this process, which then stops Triton in order
                 pass_fds=[self._regions.descriptor],
             )
+        self._guard = Guard(self._process.pid, STOP_SECONDS + 5)
         self._stubs = self._wait_ready(self._process)
         if self._canary:
             self._vitals = Vitals(self.http_url, self._worked(self._process.pid), self._tell)
@@ -355,6 +359,9 @@ class TritonServer:
         with contextlib.suppress(ProcessLookupError):  # all have ended by themselves
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if self._guard is not None:
+            self._guard.dismiss()
+            self._guard = None
         self._log.finish()
         return process.returncode
 

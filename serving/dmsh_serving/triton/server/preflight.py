@@ -15,7 +15,7 @@ from dmsh_serving.errors import InputError, MissingError
 from dmsh_serving.images.decode import MAX_FILE_BYTES
 from dmsh_serving.triton.served_config import gallery_folder, largest_batch, ranked_gallery, read_encoder_config
 from dmsh_serving.triton.server.home import TritonHome
-from dmsh_serving.triton.server.shared_memory import SHARED_MEMORY
+from dmsh_serving.triton.server.leftovers.shared_memory import SHARED_MEMORY
 
 __all__ = [
     "LOOPBACK",

@@ -11,8 +11,9 @@ from dmsh_serving.clickhouse.address import Address
 from dmsh_serving.errors import DmshError, InputError, MissingError
 from dmsh_serving.triton.repository import write_repository
 from dmsh_serving.triton.served_config import EncoderConfig, read_encoder_config
-from dmsh_serving.triton.server import launcher, shared_memory
+from dmsh_serving.triton.server import launcher
 from dmsh_serving.triton.server.launcher import TritonServer, free_ports
+from dmsh_serving.triton.server.leftovers import shared_memory
 from dmsh_serving.triton.spec import Plan, RepositorySpec, TensorRTBackend
 
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from dmsh_serving.triton.server.environment_folders import sweep
+from dmsh_serving.triton.server.leftovers.environment_folders import sweep
 
 LONG_AGO = time.time() - 10_000
 

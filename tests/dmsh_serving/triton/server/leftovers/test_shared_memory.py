@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dmsh_serving.triton.server import shared_memory
-from dmsh_serving.triton.server.shared_memory import RegionPrefix, sweep
+from dmsh_serving.triton.server.leftovers import shared_memory
+from dmsh_serving.triton.server.leftovers.shared_memory import RegionPrefix, sweep
 
 HOLD_THE_LOCK = "import sys; sys.stdin.read()"
 

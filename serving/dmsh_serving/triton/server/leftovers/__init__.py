@@ -1,0 +1,1 @@
+"""What killed servers leave: shared memory, folders, processes."""
