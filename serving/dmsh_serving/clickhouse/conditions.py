@@ -53,7 +53,10 @@ def _sql(condition: Condition, columns: Mapping[str, str]) -> str:
     if condition.operator == _IN:
         if isinstance(value, str) or not isinstance(value, Sequence) or not value:
             raise InputError(f"{condition.column} in {value!r}: give a list of one value at least")
-        return f"{name} IN ({', '.join(_literal(each, kind, condition) for each in value)})"
+        values = [_literal(each, kind, condition) for each in value]
+        if "0.0" in values or "-0.0" in values:  # IN compares the bits of a float, and these are one number
+            values += ["0.0", "-0.0"]
+        return f"{name} IN ({', '.join(values)})"
     if condition.operator not in _COMPARED:
         allowed = " ".join((*_COMPARED, _IN))
         raise InputError(f"{condition.column} {condition.operator!r}: an operator is one of {allowed}")

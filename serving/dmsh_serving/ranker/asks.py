@@ -129,7 +129,7 @@ def _scans(asks: Sequence[Ask]) -> dict[_Key, list[_Rows]]:
     """Return, per scan, the queries of each ask that it answers."""
     scans: dict[_Key, list[_Rows]] = {}
     for place, ask in enumerate(asks):
-        size = ask.k.bit_length() // 3  # alike: within a factor of 8
+        size = int(ask.k).bit_length() // 3  # alike: within a factor of 8
         every = np.arange(len(ask.codes))
         if not len(every):
             continue

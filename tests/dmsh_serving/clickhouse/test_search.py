@@ -157,12 +157,19 @@ def test_metadata_filters_the_search(tmp_path):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     codes, price = tied_codes(200, 64), np.arange(200) % 7
     colour = ["red" if number % 3 else "bl'ue" for number in range(200)]
+    turn = np.resize([0.0, -0.0, 1.5, -1.5], 200)
     table = pa.table(
-        {"id": np.arange(200), "code": pa.array([row.tobytes() for row in codes]), "price": price, "colour": colour}
+        {
+            "id": np.arange(200),
+            "code": pa.array([row.tobytes() for row in codes]),
+            "price": price,
+            "colour": colour,
+            "turn": turn,
+        }
     )
     parquet.write_table(table, tmp_path / "t.parquet")
     address = clickhouse_world.address()
-    push(source_of_parquet(tmp_path / "t.parquet", ("price", "colour"), 64, F), address)
+    push(source_of_parquet(tmp_path / "t.parquet", ("price", "colour", "turn"), 64, F), address)
     remote = open_remote(address)
     is_red = np.array(colour) == "red"
     for conditions, allowed in (
@@ -170,6 +177,9 @@ def test_metadata_filters_the_search(tmp_path):
         ([Condition("price", ">=", 3), Condition("colour", "=", "bl'ue")], (price >= 3) & ~is_red),
         ([Condition("colour", "in", ["red", "green"])], is_red),
         ([Condition("colour", "!=", "x' OR 1=1 --")], is_red | True),
+        ([Condition("turn", "=", 0)], turn == 0),
+        ([Condition("turn", "in", [0])], turn == 0),
+        ([Condition("turn", "in", [-0.0, 1.5])], turn >= 0),
     ):
         distances, rows = search_oracle(codes[:3], codes, 60, allowed)
         found = remote.search(codes[:3], 60, conditions=conditions)

@@ -15,7 +15,7 @@ export function boxOn(stage, image, onChange) {
   stage.setAttribute("aria-label", "Region: press B to begin, arrow keys move it, Shift and arrow keys change its size");
 
   const set = (next) => {
-    box = next;
+    box = next && next.map((side) => +side.toFixed(4)); // as short as an address should say it
     mark.hidden = !box;
     if (box) ["left", "top", "width", "height"].forEach((side, place) => { mark.style[side] = `${100 * box[place]}%`; });
     onChange(box);

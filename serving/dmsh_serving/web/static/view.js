@@ -53,7 +53,7 @@ export const idsOf = (text) => text.split(/[\s,;]+/).filter((each) => /^\d{1,19}
 export const isWhole = (text) => /^-?\d{1,9}$/.test(text);
 
 function textOf({ key, id, code, box, upload }) {
-  if (box && key !== undefined) return `box:${box.map((each) => +each.toFixed(4)).join(",")}:${key}`;
+  if (box && key !== undefined) return `box:${box.join(",")}:${key}`;
   if (key) return `key:${key}`;
   if (id !== undefined) return `id:${id}`;
   return code ? `code:${code}` : upload;
