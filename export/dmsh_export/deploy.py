@@ -370,11 +370,11 @@ def _made_of(checkpoint: Path, images: Path, in_float: bool, settings: EncoderSe
 
 
 def _listing(images: Path) -> str:
-    """Return a name for the files of ``images``: by path, size and time, since reading a million would take minutes."""
+    """Return a name for the files of ``images``: by path, size and times; to read a million would take minutes."""
     paths = image_paths(images) if images.is_dir() else [images]
     digest = hashlib.sha256(f"{images.resolve()}\n".encode(errors="surrogateescape"))
     for path in paths:
-        line = f"{path.relative_to(images.parent)}\0{state_of(path, chr(0))}\n"
+        line = f"{path.relative_to(images.parent)}\0{state_of(path, chr(0), by_change=True)}\n"
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 

@@ -22,6 +22,7 @@ from typing import BinaryIO, Final
 from dmsh_serving.errors import InputError
 
 __all__ = [
+    "ABSENT",
     "files_below",
     "fsync_folder",
     "is_ours",
@@ -37,6 +38,7 @@ __all__ = [
     "write_atomically",
 ]
 
+ABSENT: Final = "absent"
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2  # https://man7.org/linux/man-pages/man2/renameat2.2.html
 _CANNOT_EXCHANGE: Final = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
@@ -186,8 +188,12 @@ def replace_folder(new: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def state_of(path: Path, between: str = " ") -> str:
-    """Return size and time of modification of a file, as a text, ``between`` them; ``absent`` if there is none.
+def state_of(path: Path, between: str = " ", *, by_change: bool = False) -> str:
+    """Return size and time of modification of a file, as a text, ``between`` them; ``ABSENT`` if there is none.
+
+    Files that come out of archives may have one size and one time, whatever they hold. What they cannot bring is the
+    time at which the file itself was last changed, which comes third ``by_change``. But every copy has another, and
+    ``chmod`` changes it.
 
     Raises:
         OSError: the disk does not say.
@@ -197,8 +203,9 @@ def state_of(path: Path, between: str = " ") -> str:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             raise
-        return "absent"
-    return f"{found.st_size}{between}{found.st_mtime_ns}"
+        return ABSENT
+    times = (found.st_mtime_ns, found.st_ctime_ns) if by_change else (found.st_mtime_ns,)
+    return between.join(map(str, (found.st_size, *times)))
 
 
 def sha256_of_file(path: Path) -> str:

@@ -170,6 +170,19 @@ def test_images_of_another_folder_are_others_though_names_sizes_and_times_are_th
         deploy(DEMO_CHECKPOINT, twin, deployed)
 
 
+def test_images_that_were_exchanged_for_others_of_one_size_and_time_are_others(deployed, images):
+    held = images.stat()
+    exchanged = np.load(images)
+    try:
+        np.save(images, 255 - exchanged)
+        os.utime(images, ns=(held.st_atime_ns, held.st_mtime_ns))
+        assert (images.stat().st_size, images.stat().st_mtime_ns) == (held.st_size, held.st_mtime_ns)
+        with pytest.raises(InputError, match="made of another set of images"):
+            deploy(DEMO_CHECKPOINT, images, deployed)
+    finally:
+        np.save(images, exchanged)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_another_process_writes_is_left_to_it(deployed, images, overwrite):
     held = os.open(deployed, os.O_RDONLY)

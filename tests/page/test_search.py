@@ -37,7 +37,7 @@ def test_a_dropped_image_shows_its_neighbours_and_a_click_searches_on(tab):
     found = shown(tab)
     assert found == expected(CODES[7])
     tab.locator(".card .pick").nth(3).click()
-    tab.wait_for_url("**/?like=key*")
+    tab.wait_for_url("**/?like=id*")
     assert shown(tab) == expected(CODES[KEYS.index(found[3][1])])
     tab.go_back()
     tab.wait_for_url("**/?like=code*")
@@ -228,7 +228,7 @@ def test_more_like_this_means_the_region_that_is_drawn(tab):
     whole, part = sent.value.request.post_data_json["like"]
     assert "box" not in whole
     assert part["box"] == [0.25, 0.25, 0.5, 0.5]
-    tab.wait_for_url("**like=key*&like=box*")
+    tab.wait_for_url("**like=id*&like=box*")
     settled(tab)
 
 
@@ -338,7 +338,7 @@ def test_hostile_keys_are_text(tab):
         tab.goto(f"/?like=id:{number}&radius=0&ids={number}")
         assert shown(tab) == [[0, key]]
         tab.locator(".card .pick").click()
-        tab.wait_for_url("**/?like=key*")
+        tab.wait_for_url("**/?like=id*")
         assert shown(tab) == [[0, key]]
         tab.locator(".card .pick").focus()
         tab.keyboard.press("i")
@@ -369,7 +369,7 @@ def test_a_surprise_is_an_image_of_the_gallery(tab):
     tab.goto("/")
     settled(tab)
     tab.get_by_role("button", name="Surprise me").click()
-    tab.wait_for_url("**/?like=key*")
+    tab.wait_for_url("**/?like=id*")
     assert shown(tab, 1)[0][0] == 0
 
 

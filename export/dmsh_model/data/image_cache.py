@@ -32,8 +32,8 @@ GIB = 1 << 30
 def files_key(root: Path, names: Sequence[str], image_size: int, framing: Framing) -> str:
     """Return the key of files below ``root``.
 
-    The folder is part of it: files unpacked from archives may have equal names, sizes and times. Another name, order,
-    size, time of change or decoder is another key.
+    The folder is part of it, and when a file was last changed: files unpacked from archives may have equal names, sizes
+    and times. Another order or decoder is another key, too.
 
     Raises:
         OSError: the disk does not say whether a file is there.
@@ -41,7 +41,7 @@ def files_key(root: Path, names: Sequence[str], image_size: int, framing: Framin
     digest = _decoder(image_size, framing)
     digest.update(f"{root.resolve()}\n".encode(errors="surrogateescape"))
     for name in names:
-        digest.update(f"{name}\0{state_of(root / name)}\n".encode(errors="surrogateescape"))
+        digest.update(f"{name}\0{state_of(root / name, by_change=True)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

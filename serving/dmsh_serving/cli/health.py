@@ -42,6 +42,8 @@ def check(
     from dmsh_serving.client import Retries, SearchClient
     from dmsh_serving.tls import client_tls, read_token
 
+    if fingerprint == "":  # of a variable that is not set: any code space begins with it
+        raise InputError("--fingerprint is empty: give the first digits of a code space")
     files, token = client_tls(tls, tls_ca, tls_cert, tls_key), read_token(token_file)
     try:
         with SearchClient(url, timeout=budget, retries=Retries(0), tls=files, token=token) as client:

@@ -204,6 +204,10 @@ def _blocks_of_parquet(path: Path, kinds: Mapping[str, str], bits: int) -> Itera
                 raise InputError(
                     f"{path}: {column.null_count} values of column {name!r} are missing (null): fill them in"
                 )
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{path}: column {name!r} is damaged: {error}") from None
         values = {name: column.cast(types[kinds[name]]) for name, column in columns.items()}
         yield Block(table.ids.astype(np.int64), table.codes, table.keys, values)
 

@@ -89,7 +89,8 @@ def parquet_space(path: Path) -> TableSpace:
     schema, said = file.schema_arrow, _said(file)
     kinds = {}
     for field in schema:
-        types, kind = pa.types, field.type
+        types = pa.types
+        kind = field.type.value_type if types.is_dictionary(field.type) else field.type
         if field.name in (_ID, _KEY, _CODE):
             continue
         if types.is_string(kind) or types.is_large_string(kind):

@@ -86,6 +86,12 @@ class Teller:
         if self.is_new(version):
             await asyncio.wait({self._looking}, timeout=_LOOKING_SECONDS)
 
+    def _look_again(self, page: Page) -> None:
+        """Have the folder read again for those who ask next if a file is missed: files may come later than codes."""
+        reads = self._looking is not None and not self._looking.done()
+        if not reads and self._originals.is_old and any(key and key not in self._originals for key in page.keys):
+            self._looking = asyncio.ensure_future(self._looked(page.version))
+
     async def _looked(self, version: str) -> None:
         if await in_thread(self._originals.refresh):
             self._versions.add(version)
@@ -95,6 +101,7 @@ class Teller:
         self, page: Page, collection: Collection | None, like: list[Resolved], unlike: list[Resolved], times: Times
     ) -> dict[str, Any]:
         """Return what is told of a page, as plain JSON types."""
+        self._look_again(page)
         await self._read_sizes(page.keys[:MOST_SIZED])
         if len(page.ids) <= SHORT_ANSWER:
             images = self._images(page, collection)

@@ -122,16 +122,25 @@ class Searches:
             check_codes(np.frombuffer(example.code, np.uint8)[None], bits)
             return Resolved(example.code)
         if collection is not None and example.file is None and example.box is None:
-            if example.key is not None and not collection.are_keys_hashed:
-                async with self._opening:  # the others would wait for the hashes in the threads that all share
-                    await in_thread(collection.place_of_key, example.key)
-            place = await in_thread(_place_of, collection, example)
+            place = await self._place(example, collection)
             if place is not None:
                 said = {"id": json_id(int(collection.ids[place])), "key": collection.key_at(place)}
                 return Resolved(collection.codes[place].tobytes(), said)
-        if example.number is not None:
+        if example.key is None and example.number is not None:
             raise ProblemError(404, f"no image has the id {example.number}" if self._gallery else _WITHOUT_GALLERY)
         return await self.encode(example, times)
+
+    async def _place(self, example: Example, collection: Collection) -> int | None:
+        if example.number is not None:
+            place = await in_thread(collection.place_of_id, example.number)
+            if place is not None and example.key in (None, collection.key_at(place)):
+                return place
+        if example.key is None:
+            return None
+        if not collection.are_keys_hashed:
+            async with self._opening:  # the others would wait for the hashes in the threads that all share
+                await in_thread(collection.place_of_key, example.key)
+        return await in_thread(collection.place_of_key, example.key)
 
     async def encode(self, example: Example, times: Times) -> Resolved:
         """Return the code and the logits that the served encoder gives for a file, or the file that a key names.
@@ -292,12 +301,6 @@ def _is_in(collection: Collection | None, example: Resolved) -> bool:
     """Say whether a stored example has the same code in another version."""
     place = None if collection is None else collection.place_of_id(int(example.said["id"]))
     return collection is not None and place is not None and collection.codes[place].tobytes() == example.code
-
-
-def _place_of(collection: Collection, example: Example) -> int | None:
-    if example.number is not None:
-        return collection.place_of_id(example.number)
-    return None if example.key is None else collection.place_of_key(example.key)
 
 
 _ANOTHER_MODEL: Final = "the codes are another model's than the one that is served: search again"

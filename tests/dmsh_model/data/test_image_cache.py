@@ -66,7 +66,7 @@ def test_another_folder_with_the_same_names_sizes_and_times_has_an_entry_of_its_
     assert np.array_equal(found, [np.arange(6), 100 + np.arange(6)])
 
 
-@pytest.mark.parametrize("change", ["size", "time", "name", "image size", "file more"])
+@pytest.mark.parametrize("change", ["size", "time", "content", "name", "image size", "file more"])
 def test_a_change_of_the_files_decodes_anew(photos, tmp_path, decoded, change):
     load_labelled(str(photos), 16, cache=tmp_path / "cache")
     file = photos / "cat" / "a.png"
@@ -74,6 +74,10 @@ def test_a_change_of_the_files_decodes_anew(photos, tmp_path, decoded, change):
         Image.new("RGB", (16, 16)).save(file)
     if change == "time":
         os.utime(file, ns=(1, 1))
+    if change == "content":
+        before = file.stat()
+        file.write_bytes(file.read_bytes())
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as archives give all their files
     if change == "name":
         file.rename(photos / "cat" / "aa.png")
     if change == "file more":

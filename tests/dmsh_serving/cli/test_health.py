@@ -3,6 +3,7 @@
 from typer.testing import CliRunner
 
 from dmsh_serving.cli import app, health
+from dmsh_serving.errors import InputError
 
 
 def test_what_steers_a_terminal_in_a_servers_answer_is_shown_and_not_done(monkeypatch):
@@ -12,3 +13,10 @@ def test_what_steers_a_terminal_in_a_servers_answer_is_shown_and_not_done(monkey
     assert done.exit_code == 0, done.output
     assert r"gallery 1\x1b[2J, code space" in done.output
     assert "\x1b" not in done.output
+
+
+def test_an_empty_fingerprint_is_refused_with_which_any_model_would_be_right(monkeypatch):
+    monkeypatch.setattr(health, "_checked", lambda *_: 1 / 0)
+    done = CliRunner().invoke(app, ["check", "127.0.0.1:1", "--fingerprint", ""])
+    assert isinstance(done.exception, InputError)
+    assert "--fingerprint is empty" in str(done.exception)

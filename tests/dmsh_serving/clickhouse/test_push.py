@@ -225,6 +225,23 @@ def test_ids_are_unique_and_never_come_back(tmp_path, folder, address):
             push(table(np.array(ids, np.uint64 if ids[0] > 0 else np.int64)), address)
 
 
+def test_texts_may_be_categories_and_are_utf_8(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    codes = pa.array([bytes(8)] * 3)
+
+    def pushed(colours):
+        parquet.write_table(pa.table({"id": [0, 1, 2], "code": codes, "colour": colours}), tmp_path / "t.parquet")
+        (segment,) = source_of_parquet(tmp_path / "t.parquet", ("colour",), 64, F).segments
+        (block,) = segment.blocks
+        return block.columns["colour"].to_pylist()
+
+    assert pushed(pa.array(["red", "blue", "red"]).dictionary_encode()) == ["red", "blue", "red"]
+    offsets, text = np.array([0, 1, 2, 3], np.int32), b"a\xffb"
+    broken = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+    with pytest.raises(InputError, match=r"t\.parquet: column 'colour' is damaged: .*UTF"):
+        pushed(broken)
+
+
 def test_a_name_of_a_column_is_no_sql(tmp_path):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     name = "x String) ENGINE = MergeTree ORDER BY id AS SELECT 1 -- "

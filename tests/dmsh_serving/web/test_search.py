@@ -21,6 +21,7 @@ from dmsh_serving.web.codes.collection import GalleryFolder
 from dmsh_serving.web.codes.ranking import Cursor
 from dmsh_serving.web.http.problems import ProblemError
 from dmsh_serving.web.http.questions import Example, Question
+from dmsh_serving.web.pictures import originals as originals_module
 from dmsh_serving.web.pictures.originals import Originals
 from dmsh_serving.web.search import Searches
 from dmsh_serving.web.steps import Nearest
@@ -280,6 +281,32 @@ def test_readers_in_two_versions_do_not_make_the_folder_of_images_read_each_time
     assert len(reads) == 3  # the second time, the folder could not be read
 
 
+def test_files_that_come_after_their_codes_are_found(tmp_path, monkeypatch):
+    keys = [f"{number}.png" for number in range(300)]
+    version = gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE).version
+    (tmp_path / "images").mkdir()
+    originals = Originals(tmp_path / "images")
+    monkeypatch.setattr(originals_module, "_FRESH_SECONDS", 0)
+    monkeypatch.setattr(originals_module, "_OLD_SECONDS", 0)
+    monkeypatch.setattr(originals_module, "_OLD_READS", 0)
+    searches = Searches(Steps(version), originals, GalleryFolder(tmp_path / "gallery"))
+
+    async def played():
+        async def shown():
+            (image,) = (await searches.answer(Question(like=LIKE, k=1)))["images"]
+            await searches._teller._looking
+            return image["width"]
+
+        assert await shown() is None
+        Image.new("RGB", (9, 9)).save(tmp_path / "images" / "5.png")
+        assert await shown() is None  # nobody waits for a folder that is read again
+        assert await shown() == 9
+        monkeypatch.setattr(originals, "refresh", lambda: pytest.fail("nothing is missed"))
+        assert await shown() == 9
+
+    asyncio.run(played())
+
+
 def test_a_code_of_another_width_is_refused(originals):
     with pytest.raises(InputError, match=r"codes of 64 bits must be uint8 \[N, 8\]"):
         answer(Searches(Steps(), originals, None), like=(Example(code=b"123"),))
@@ -332,3 +359,20 @@ def test_a_region_of_a_file_that_is_slow_to_open_is_refused_while_another_is_ans
 
     assert asyncio.run(both()).startswith(b"\x89PNG")
     searches.close()
+
+
+def test_an_id_says_which_of_the_images_with_one_key_is_meant(originals, tmp_path):
+    keys = [f"{number % 100}.png" for number in range(300)]
+    version = gallery.build(tmp_path / "gallery", CODES, None, keys, **SPACE).version
+    searches = Searches(Steps(version), originals, GalleryFolder(tmp_path / "gallery"))
+    for asked, meant in (
+        (Example(key="5.png"), 5),
+        (Example(key="5.png", number=205), 205),
+        (Example(key="5.png", number=206), 5),  # another image by now
+        (Example(key="5.png", number=999), 5),
+        (Example(number=205), 205),
+    ):
+        found = answer(searches, like=(asked,), k=1)["query"]["like"][0]
+        assert found == {"id": meant, "key": "5.png", "code": CODES[meant].tobytes().hex()}
+    with pytest.raises(ProblemError, match=r"no image has the key 'none\.png'"):
+        answer(searches, like=(Example(key="none.png", number=205),))

@@ -47,7 +47,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Example:
-    """One image to be like or unlike: exactly one of ``file`` (bytes), ``key``, ``number`` (an id) or ``code``."""
+    """One image to be like or unlike: one of ``file`` (bytes), ``key``, ``number`` (an id) or ``code``.
+
+    Key and number together are the image with both or, if there is none, the one with the key.
+    """
 
     file: bytes | None = None
     key: str | None = None
@@ -272,8 +275,8 @@ def example_of(given: Any) -> Example:
     if not isinstance(given, dict):
         raise ProblemError(400, "an example is an object with a key, an id or a code")
     _only(given, _EXAMPLE, "an example")
-    if len(given.keys() & {"key", "id", "code"}) != 1:
-        raise ProblemError(400, "an example has one of key, id and code")
+    if given.keys() - {"box"} not in ({"key"}, {"id"}, {"code"}, {"key", "id"}):
+        raise ProblemError(400, "an example has one of key, id and code, or key and id")
     key, code, box = given.get("key"), given.get("code"), given.get("box")
     if "key" in given and not isinstance(key, str):
         raise ProblemError(400, f"key = {_shown(key)} is no text")

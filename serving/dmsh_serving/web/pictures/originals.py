@@ -14,6 +14,8 @@ from dmsh_serving.images.read import image_paths
 __all__ = ["Originals", "Size"]
 
 _FRESH_SECONDS: Final = 1.0
+_OLD_SECONDS: Final = 10.0
+_OLD_READS: Final = 50  # an index is old after so many times what it took to read: 2% of the time of one thread
 
 Size = tuple[int, int]
 """Width and height in pixels, upright."""
@@ -30,6 +32,7 @@ class Originals:
         self._folder = folder
         self._lock = threading.Lock()
         self._sizes: dict[str, Size | None] = {}
+        self._took = 0.0
         self._files, self._read_at = self._indexed(), time.monotonic()
         self.indexed_at = self._read_at
         """The monotonic time at which the folder was read."""
@@ -39,6 +42,11 @@ class Originals:
 
     def __contains__(self, key: str) -> bool:
         return key in self._files
+
+    @property
+    def is_old(self) -> bool:
+        """Whether files may have come that are worth another look at the folder, if one is missed."""
+        return time.monotonic() > self._read_at + max(_OLD_SECONDS, _OLD_READS * self._took)
 
     def refresh(self) -> bool:
         """Read the folder again, unless that was tried within the last second, and return whether it was read.
@@ -99,7 +107,10 @@ class Originals:
         return all(key in self._sizes or key not in self._files for key in keys)
 
     def _indexed(self) -> dict[str, Path]:
-        return {path.relative_to(self._folder).as_posix(): path for path in image_paths(self._folder)}
+        began = time.monotonic()
+        found = {path.relative_to(self._folder).as_posix(): path for path in image_paths(self._folder)}
+        self._took = time.monotonic() - began
+        return found
 
 
 def _size_of(path: Path, key: str) -> Size | None:

@@ -19,6 +19,7 @@ from typing import Final
 
 from PIL import Image
 
+from dmsh_serving.files import ABSENT, state_of
 from dmsh_serving.images.decode import rgb_from_bytes
 from dmsh_serving.web.pictures.originals import Originals
 
@@ -70,10 +71,12 @@ class Thumbnails:
         if path is None:
             return None
         try:
-            status = path.stat()
+            state = state_of(path, by_change=True)
         except OSError:
             return None
-        said = f"{_RECIPE}\n{box}\n{path.absolute()}\n{status.st_mtime_ns}\n{status.st_size}"
+        if state == ABSENT:
+            return None
+        said = f"{_RECIPE}\n{box}\n{path.absolute()}\n{state}"
         return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()[:40]
 
     def at_hand(self, key: str) -> tuple[str, bytes] | None:

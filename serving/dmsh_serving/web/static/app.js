@@ -34,7 +34,7 @@ const grid = new Grid(byId("grid"), {
 });
 const askAgain = () => grid.askAgain();
 
-const exampleOf = ({ key, id, code, width, height }) => (key ? { key, id, code, width, height } : { id: String(id), code });
+const exampleOf = ({ key, id, code, width, height }) => ({ id: String(id), code, ...(key ? { key, width, height } : {}) });
 
 function show(next) {
   keepPlace();
@@ -146,7 +146,7 @@ function remember() {
     answer.query[sign].forEach((found, place) => {
       const example = examples[place];
       if (!example.file && found.key !== undefined && !example.box) {
-        example.id ??= found.id;
+        example.id = String(found.id);
         if (example.key === undefined) example.shownKey = found.key; // its picture and its name; its address stays the id
       }
       example.code = found.code;

@@ -127,7 +127,7 @@ function member({ id, key, code, width, height }) {
   const source = width ? api.thumbnailUrl(key) : null;
   const name = key || `id ${id}`;
   const image = source ? h("img", { src: source, alt: "", loading: "lazy", decoding: "async", class: height <= 40 ? "pixels" : null }) : glyph(code);
-  const like = new URLSearchParams({ like: key ? `key:${key}` : `id:${id}` });
+  const like = new URLSearchParams({ like: key ? `id:${id}:${key}` : `id:${id}` });
   return h("a", { class: "member", href: `/?${like}`, title: name, "aria-label": `Search by ${name}` }, image);
 }
 

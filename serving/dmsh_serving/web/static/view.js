@@ -1,4 +1,5 @@
-// What is looked at, and the address that brings it back: ?like=key:a/b.png&unlike=id:7&k=50&radius=12&where.class=3
+// What is looked at, and the address that brings it back: ?like=id:3:a/b.png&unlike=key:c.png&k=50&radius=12&where.class=3
+// Several images may have one key, and an id may be another image's one day: an address has both.
 // A code is of one model, which the address names too: &model=FINGERPRINT.
 // An uploaded image is like=upload:1 until its code is known. Only the page that it was given to knows that one.
 
@@ -54,8 +55,8 @@ export const isWhole = (text) => /^-?\d{1,9}$/.test(text);
 
 function textOf({ key, id, code, box, upload }) {
   if (box && key !== undefined) return `box:${box.join(",")}:${key}`;
+  if (id !== undefined) return key ? `id:${id}:${key}` : `id:${id}`;
   if (key) return `key:${key}`;
-  if (id !== undefined) return `id:${id}`;
   return code ? `code:${code}` : upload;
 }
 
@@ -63,7 +64,8 @@ function exampleOf(text) {
   const kind = text.slice(0, text.indexOf(":"));
   const rest = text.slice(kind.length + 1);
   if (kind === "key") return { key: rest };
-  if (kind === "id" && /^\d+$/.test(rest)) return { id: rest };
+  const [, id, named] = kind === "id" ? /^(\d+)(?::(.+))?$/s.exec(rest) ?? [] : [];
+  if (id) return named === undefined ? { id } : { id, key: named };
   if (kind === "code" && /^([0-9a-f]{2})+$/.test(rest)) return { code: rest };
   if (kind === "upload") return { upload: text };
   if (kind === "box") {
@@ -76,6 +78,6 @@ function exampleOf(text) {
 // What the API is asked for an example: its code once that is known, so that every page has the same order.
 export function askedOf({ key, id, code, box }) {
   if (code) return { code };
-  if (key !== undefined) return box ? { key, box } : { key };
-  return { id };
+  if (box) return { key, box };
+  return id === undefined ? { key } : key === undefined ? { id } : { id, key };
 }

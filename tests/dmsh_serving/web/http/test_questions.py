@@ -103,7 +103,7 @@ def test_a_form_and_bytes_say_the_same():
         ({"like": {"id": 1}}, "'like' is a list"),
         ({"key": "a", "like": []}, "not both"),
         ({"key": 5}, "key = 5 is no text"),
-        ({"like": [{"key": "a", "id": 1}]}, "one of key, id and code"),
+        ({"like": [{"code": "aa", "id": 1}]}, "one of key, id and code, or key and id"),
         ({"like": [{"file": "x"}]}, "an example has no 'file'"),
         ({"like": ["a"]}, "an example is an object"),
         ({"like": [{"id": -1}]}, "id = -1 is out of range"),

@@ -133,6 +133,12 @@ def test_new_files_are_seen_after_a_refresh_and_a_folder_that_breaks_changes_not
     (folder / "link").symlink_to(folder.parent)
     assert not originals.refresh()
     assert len(originals) == 4
+    assert not originals.is_old
+    monkeypatch.setattr(originals_module, "_OLD_SECONDS", 0)
+    monkeypatch.setattr(originals, "_took", 0)
+    assert originals.is_old
+    monkeypatch.setattr(originals, "_took", 60)
+    assert not originals.is_old
     monkeypatch.setattr(originals_module, "_FRESH_SECONDS", 60)
     monkeypatch.setattr(originals, "_indexed", lambda: pytest.fail("read again"))
     assert not originals.refresh()
@@ -185,7 +191,10 @@ def test_a_thumbnail_is_made_once_and_again_when_its_file_changes(folder, tmp_pa
     assert thumbnails.kept(tag) is None
     first = thumbnails.made("a/wide.jpg", tag)
     assert thumbnails.kept(tag) == first
+    before = (folder / "a" / "wide.jpg").stat()
     (folder / "a" / "wide.jpg").write_bytes(jpeg(orientation=3))
+    os.utime(folder / "a" / "wide.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))  # as archives give all their files
+    assert (folder / "a" / "wide.jpg").stat().st_size == before.st_size
     changed = thumbnails.tag("a/wide.jpg")
     assert changed != tag
     assert thumbnails.kept(changed) is None
