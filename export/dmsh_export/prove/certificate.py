@@ -16,7 +16,7 @@ from dmsh_export.prove.integer_from_onnx import ReadBack, integer_from_onnx
 from dmsh_export.prove.runtime_needs import RuntimeNeed, runtime_needs
 from dmsh_model.fingerprint import integer_fingerprint
 from dmsh_model.integer.bounds import FLOAT32_LIMIT, INT32_LIMIT
-from dmsh_model.integer.layers import LOWEST, Add, Convolution
+from dmsh_model.integer.layers import LOWEST, Add, Convolution, Layer, sources
 from dmsh_model.integer.network import IntegerNetwork, canonical_hash
 from dmsh_serving.contract import Metadata
 from dmsh_serving.errors import CheckError, DmshError, InputError
@@ -151,6 +151,7 @@ def _check_dialect(read: ReadBack) -> None:
             raise CheckError(f"node {layer.name}: its sums reach {reached} in float32, exact below 2^24 only")
     if read.dialect == "openvino":
         _check_groups(read)
+        _check_strides(read.network)
         _check_rounding(read)
 
 
@@ -165,6 +166,30 @@ def _check_groups(read: ReadBack) -> None:
                 f"node {layer.name}: it makes {layer.weight.shape[0]} channels of {layer.groups} groups of one, which "
                 "OpenVINO computes wrongly: export it in the onnxruntime dialect"
             )
+
+
+def _check_strides(network: IntegerNetwork) -> None:
+    """Refuse a map of which every reader steps over most of it: with several streams, OpenVINO gets some wrong.
+
+    It lets the layer before the readers make their stride; found with OpenVINO 2026.4.1 on AVX-512, in some of the
+    times that it compiles one file.
+    """
+    steps: dict[int, list[bool]] = {}
+    for layer in network.layers:
+        for source in sources(layer):
+            steps.setdefault(source, []).append(_steps_over(layer))
+    for source, all_step in steps.items():
+        if all(all_step):
+            raise CheckError(
+                f"node {network.layers[source].name}: nothing reads it but convolutions of one pixel with a stride, "
+                "which OpenVINO computes wrongly in several streams: export it in the onnxruntime dialect"
+            )
+
+
+def _steps_over(layer: Layer) -> bool:
+    if not isinstance(layer, Convolution) or layer.groups > 1:
+        return False
+    return layer.weight.shape[2:] == (1, 1) and layer.stride != (1, 1)
 
 
 def _check_rounding(read: ReadBack) -> None:
