@@ -102,6 +102,8 @@ def test_without_the_gallery_s_folder_the_page_searches_and_says_what_is_missing
         tab = browser.new_page(base_url=page.url)
         tab.goto(f"/?like=key:{KEYS[7]}")
         assert shown(tab) == expected(CODES[7])
+        tab.reload()  # its code was made from its file: it has no id that the address could name
+        assert shown(tab) == expected(CODES[7])
         tab.locator(".card .pick").nth(1).focus()
         tab.keyboard.press("+")
         tab.locator(".status.wrong", has_text="start the page with --gallery FOLDER").wait_for()

@@ -146,7 +146,7 @@ function remember() {
     answer.query[sign].forEach((found, place) => {
       const example = examples[place];
       if (!example.file && found.key !== undefined && !example.box) {
-        example.id = String(found.id);
+        if (found.id !== undefined) example.id = String(found.id);
         if (example.key === undefined) example.shownKey = found.key; // its picture and its name; its address stays the id
       }
       example.code = found.code;
