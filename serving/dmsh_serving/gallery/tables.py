@@ -286,8 +286,19 @@ def _code_table(pa: Any, path: Path, table: Any, names: list[str], said: dict[st
 def _one_array(pa: Any, column: Any) -> Any:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if column.num_chunks > 1:  # whose offsets may pass 2^31 together
+        column = column.cast(_wide(pa, column.type))
     array = column.combine_chunks()
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _wide(pa: Any, kind: Any) -> Any:
+    """Return the type of the same values with offsets of 64 bits."""
+    if pa.types.is_string(kind):
+        return pa.large_string()
+    if pa.types.is_binary(kind):
+        return pa.large_binary()
+    return pa.large_list(kind.value_field) if pa.types.is_list(kind) else kind
 
 
 def _codes(pa: Any, path: Path, array: Any) -> Codes:

@@ -89,6 +89,13 @@ def test_codes_are_read_from_every_type_that_can_hold_them(written, column):
     assert (table.ids, table.keys, table.bits, table.fingerprint) == (None, None, None, None)
 
 
+@pytest.mark.parametrize("chunk", [["a"], [b"a"], pa.array([[1]], pa.list_(pa.uint8()))])
+def test_values_of_several_chunks_may_have_over_2_gib_together(chunk):
+    whole = tables._one_array(pa, pa.chunked_array([pa.array(chunk), pa.array(chunk)]))
+    assert str(whole.type).startswith("large_")
+    assert whole.to_pylist() == 2 * pa.array(chunk).to_pylist()
+
+
 def test_codes_of_a_slice_are_those_of_its_rows():
     whole = pa.array(ROWS, pa.binary(2))
     np.testing.assert_array_equal(gallery_table._codes(pa, "t", whole[2:4]), CODES[2:4])
