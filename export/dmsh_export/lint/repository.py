@@ -135,6 +135,14 @@ def _check_against(models: dict[str, Model], space: _CodeSpace, from_file: bool)
             continue
         if not (from_file and name == ENCODER_MODEL):  # that one was compared with its file, tensor by tensor
             findings += check_signature(model, expected, space.source)
+        ours = _steps(expected)
+        findings += [
+            model.wrong(
+                f"it runs {other}, of which nobody compares what it computes with {space.source}",
+                f"let it run {', '.join(sorted(ours))}, or write an ensemble of another name",
+            )
+            for other in sorted(_steps(model) & models.keys() - ours)
+        ]
         wanted = {"bits": str(space.bits), "fingerprint": space.fingerprint}
         if "image_size" in expected.config.parameters:
             wanted["image_size"] = str(space.image_size)
@@ -151,6 +159,10 @@ def _check_against(models: dict[str, Model], space: _CodeSpace, from_file: bool)
                     )
                 )
     return findings
+
+
+def _steps(model: Model) -> set[str]:
+    return {step.model_name for step in model.config.ensemble_scheduling.step}
 
 
 def _expected_models(space: _CodeSpace) -> dict[str, Model]:

@@ -323,6 +323,21 @@ def test_an_encoder_of_another_code_space_is_named_in_every_model(copied):
     )
 
 
+@pytest.mark.parametrize("model", ["dmsh_encoder", "dmsh_ranker"])
+def test_an_ensemble_that_runs_a_model_that_nothing_is_compared_with_is_named(copied, model):
+    repository = copied()
+    shutil.copytree(repository / model, repository / f"{model}_b")
+    edit(repository, f"{model}_b", f'name: "{model}"', f'name: "{model}_b"')
+    assert lint_repository(repository).findings == ()
+    edit(repository, "dmsh_search_file", f'model_name: "{model}"', f'model_name: "{model}_b"')
+    assert_found(
+        lint_repository(repository),
+        "dmsh_search_file/config.pbtxt",
+        f"it runs {model}_b, of which nobody compares what it computes",
+        "let it run dmsh_decode, dmsh_encoder, dmsh_ranker",
+    )
+
+
 def test_a_second_version_of_another_code_space_is_named(copied):
     """Triton serves the newest version: a look at the first one says nothing of it."""
     repository = copied("onnxruntime")
