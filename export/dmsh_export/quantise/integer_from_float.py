@@ -54,7 +54,7 @@ def integer_from_float(
     :mod:`rounding`) and its bias compensates the mean error that is left; without, each goes to the nearest integer.
 
     Raises:
-        InputError: a layer that has no integer form with these scales.
+        InputError: a layer that has no integer form with these scales, or a mean of too many pixels.
     """
     layers: list[integer.Layer] = []
     scales: list[Tensor] = []
@@ -71,6 +71,13 @@ def integer_from_float(
         scales.append(scale)
         passed = [ranges[source] for source in layer.inputs] or [(LOWEST, HIGHEST)]
         low, high = min(low for low, _ in passed), max(high for _, high in passed)
+        if isinstance(built, integer.GlobalSum):
+            reached = math.prod(graph.shapes[layer.inputs[0]][1:]) * max(-low, high)
+            if reached >= FLOAT32_LIMIT:
+                raise InputError(
+                    f"layer {layer.name}: its sum over all pixels can reach {reached:,}, and is exact below "
+                    f"{FLOAT32_LIMIT:,} only: tap a later stage, or take smaller images"
+                )
         ranges.append((getattr(built, "low", low), getattr(built, "high", high)))
     return Converted(IntegerNetwork(tuple(layers)), tuple(scales))
 

@@ -213,6 +213,23 @@ def test_a_weight_has_as_many_fractional_bits_as_fit_from_none_to_the_most_that_
     assert layer.bias.tolist() == [0, -3 << 6, 0]  # the bias has as many; a half is rounded to even
 
 
+@pytest.mark.parametrize(("size", "is_exact"), [(362, True), (363, False)])
+def test_a_mean_of_so_many_pixels_that_its_sum_is_not_exact_is_refused(size, is_exact):
+    layers = (
+        FloatLayer("image", floats.Image(size), ()),
+        FloatLayer("pooled", floats.GlobalMean(), (0,)),
+        FloatLayer("logits", floats.Affine(torch.eye(3).double(), torch.zeros(3).double()), (1,)),
+    )
+    graph, steps = FloatGraph(layers, ((3, size, size), (3,), (3,))), tuple(torch.ones(3).double() for _ in layers)
+    if is_exact:
+        assert integer_from_float(graph, steps).network.accumulators[1].peak == 128 * 362**2 < FLOAT32_LIMIT
+    else:
+        with pytest.raises(
+            InputError, match="layer pooled: its sum over all pixels can reach 16,866,432, and is exact"
+        ):
+            integer_from_float(graph, steps)
+
+
 def test_bias_correction_moves_the_mean_of_a_layer_towards_the_float_networks():
     _, calibration = calibrated("efficientnet_lite0")
     errors = {}
