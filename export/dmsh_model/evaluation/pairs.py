@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from dmsh_serving.codes import Codes
 from dmsh_serving.errors import InputError
+from dmsh_serving.images.decode import FORMATS
 
 __all__ = ["measure_pairs", "pairs_by_name", "pairs_of_csv"]
 
@@ -122,7 +124,10 @@ def _rank(query: npt.NDArray[np.uint8], database_codes: Codes, partners: list[in
 
 
 def _without_ending(name: str) -> str:
-    return PurePosixPath(name).with_suffix("").as_posix()
+    """Return a name without the ending of an image format: what follows another dot, as a number, is a part of it."""
+    path = PurePosixPath(name)
+    is_ending = Image.registered_extensions().get(path.suffix.lower()) in FORMATS
+    return path.with_suffix("").as_posix() if is_ending else name
 
 
 def _some(names: Sequence[str]) -> str:

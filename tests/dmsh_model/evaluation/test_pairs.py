@@ -35,6 +35,8 @@ def test_names_pair_without_their_endings():
         (0, [0, 2]),
         (2, [3]),
     ]
+    numbered = ["scan.0001", "scan.0002", "scan.0003.JPG"]
+    assert pairs_by_name(numbered, numbered) == [(0, [0]), (1, [1]), (2, [2])]
     with pytest.raises(InputError, match=r"no query has the name of a database image: queries are a\.png; the"):
         pairs_by_name(["a.png"], ["b.png"])
 
