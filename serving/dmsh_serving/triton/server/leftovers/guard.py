@@ -21,7 +21,7 @@ class Guard:
     """Kills the session that ``server`` leads if this process is killed, ``seconds`` later if its leader lives on."""
 
     def __init__(self, server: int, seconds: float) -> None:
-        # Whoever holds the other end of its input is this process alone: when it ends, so does the input.
+        # This process alone holds the other end of the input, which so ends when this process does.
         self._process = subprocess.Popen(
             [sys.executable, "-IS", __file__, str(server), str(seconds)],
             cwd="/",
