@@ -92,9 +92,10 @@ def _checked(
     from dmsh_serving.triton.canary import Canary
 
     space = client.code_space()
-    ranked = client.parameters(RANKER_MODEL).get("fingerprint")
-    if ranked != space.fingerprint:
-        raise CheckError(f"its encoder is of code space {space.fingerprint[:12]}, its ranker of {str(ranked)[:12]}")
+    for model, what in ((DECODE_MODEL, "decoder"), (RANKER_MODEL, "ranker")):
+        theirs = client.parameters(model).get("fingerprint")
+        if theirs != space.fingerprint:
+            raise CheckError(f"its encoder is of code space {space.fingerprint[:12]}, its {what} of {str(theirs)[:12]}")
     if fingerprint is not None and not space.fingerprint.startswith(fingerprint.lower()):
         raise CheckError(f"it serves code space {space.fingerprint[:12]}, not {fingerprint}")
     canary = Canary.from_parameters(client.parameters(DECODE_MODEL))
