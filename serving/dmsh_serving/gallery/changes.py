@@ -119,7 +119,7 @@ def remove(folder: Path, ids: GivenIds) -> Snapshot:
     """Drop the codes of ``ids`` (M,) integers in a new version.
 
     Raises:
-        InputError: an id that is not there (then nothing is removed), or another writer is at work.
+        InputError: an id that is not there or no integer (then nothing is removed), or another writer is at work.
     """
     current_version(folder)  # refused before anything is written to it
     with writing(folder):

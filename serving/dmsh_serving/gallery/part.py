@@ -19,7 +19,7 @@ from dmsh_serving.hamming import search
 from dmsh_serving.hamming.clustered import MAX_PLACES, ClusteredCodes
 from dmsh_serving.hamming.sorting import ascends, ascends_within, codes_ascend
 
-__all__ = ["CLUSTERED", "Ids", "Mask", "Part", "PartName", "Stored", "ascending_ids", "no_rows"]
+__all__ = ["CLUSTERED", "Ids", "Mask", "Part", "PartName", "Stored", "ascending_ids", "check_ids", "no_rows"]
 
 Ids = npt.NDArray[np.int64]
 Stored = npt.NDArray[np.int32] | npt.NDArray[np.int64]
@@ -36,11 +36,21 @@ def no_rows() -> Ids:
     return np.empty(0, np.int64)
 
 
+def check_ids(ids: npt.NDArray[np.integer]) -> None:
+    """Raise :class:`InputError` unless ``ids`` are integers (M,): of a mask, the values would be the ids 0 and 1."""
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise InputError(f"ids must be integers [M], got {ids.dtype} {list(ids.shape)}")
+
+
 def ascending_ids(ids: npt.NDArray[np.integer]) -> Ids:
     """Return ``ids`` (M,) as int64, ascending, each once.
 
     ``numpy.unique`` hashes whole numbers since 2.3, and evenly spaced ones collide: a million took 2 seconds.
+
+    Raises:
+        InputError: see :func:`check_ids`.
     """
+    check_ids(ids)
     if (ids[1:] > ids[:-1]).all():
         return ids.astype(np.int64, copy=False)
     ascending = np.sort(ids).astype(np.int64, copy=False)

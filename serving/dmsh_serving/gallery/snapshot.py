@@ -14,7 +14,7 @@ from dmsh_serving.codes import Codes, check_codes
 from dmsh_serving.contract import PAD_DISTANCE, PAD_ID, PAD_KEY
 from dmsh_serving.errors import InputError
 from dmsh_serving.gallery.keys import Keys, joined_keys
-from dmsh_serving.gallery.part import Ids, Mask, Part, PartName, ascending_ids
+from dmsh_serving.gallery.part import Ids, Mask, Part, PartName, ascending_ids, check_ids
 from dmsh_serving.hamming import search
 from dmsh_serving.hamming.inputs import checked_radius
 
@@ -186,9 +186,11 @@ class Snapshot:
             threads: use at most this many; None takes the CPUs that this process may use.
 
         Raises:
-            InputError: codes of another width or dtype, or k or radius out of range.
+            InputError: codes of another width or dtype, k or radius out of range, or ids that are no integers.
         """
         check_codes(queries, self.bits)
+        if allowed is not None:
+            check_ids(allowed)
         if allowed is not None and allowed.size <= _FEW * self.count:
             distances, rows, ids = self._nearest_of_few(queries, k, allowed, threads)
         else:

@@ -191,6 +191,15 @@ def test_few_and_many_allowed_ids_are_searched_alike(large, count):
     np.testing.assert_array_equal(snapshot.codes_of(found.rows)[found.ids == PAD_ID], 0)
 
 
+@pytest.mark.parametrize("count", [3, 200_000])
+def test_a_mask_is_none_of_the_ids_that_its_values_would_be(large, count):
+    mask = np.ones(count, np.bool_)
+    with pytest.raises(InputError, match=rf"ids must be integers \[M\], got bool \[{count}\]"):
+        open_current(large).search(random_codes(1, 8), 1, allowed=mask)
+    with pytest.raises(InputError, match="ids must be integers"):
+        remove(large, mask)
+
+
 def test_an_empty_filter_finds_nothing(large):
     found = open_current(large).search(random_codes(2, 8), 3, allowed=np.empty(0, np.int64))
     assert (found.ids == PAD_ID).all()
