@@ -157,7 +157,7 @@ def test_asks_of_any_kind_are_answered_as_if_alone_and_share_scans(ranker, monke
         Ask(CODES[:0], 5),
         Ask(CODES[3:4], 1, filters=allowed),
         Ask(CODES[4:6], 3, filters=np.array([[1, 2, 3, 4, PAD_ID], [5, PAD_ID, PAD_ID, PAD_ID, PAD_ID]])),
-        Ask(CODES[6:7], 1000),
+        Ask(CODES[6:7], np.int64(1000)),
         Ask(CODES[6:7], 3, logits=tiny_model.logits_of(IMAGES[6:7]).astype(np.float32)),
     ]
     together = ranker.rank(asks)
