@@ -1,6 +1,7 @@
 """Every supported backbone becomes integers that follow the float network; what has no integer form is refused."""
 
 import functools
+import weakref
 
 import integer_networks
 import numpy as np
@@ -363,3 +364,13 @@ def test_what_is_used_both_before_and_after_its_relu_is_not_clipped_for_both():
     images = generated_images(3, 48)
     *_, (_, logits) = floats.outputs(float_graph(model), images)
     assert signal_to_noise(model.logits(images), logits.numpy()) > 80
+
+
+def test_an_output_is_freed_after_its_last_use():
+    calibrated_graph = calibrated("vgg_small")[1].graph
+    alive, most = [], 0
+    for _, value in floats.outputs(calibrated_graph, generated_images(2, 48, seed=1)):
+        alive = [each for each in alive if each() is not None] + [weakref.ref(value)]
+        del value
+        most = max(most, len(alive))
+    assert most < len(calibrated_graph.layers) // 2

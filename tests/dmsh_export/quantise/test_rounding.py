@@ -70,12 +70,13 @@ def test_steps_of_the_inputs_count():
     assert torch.equal(moments.rounded(layer.weight, scale), in_steps.rounded(layer.weight, ONES))
 
 
-def test_the_batches_change_nothing():
-    layer = LAYERS["depthwise"]
+@pytest.mark.parametrize("mean", [0, 100])
+def test_the_batches_change_nothing(mean):
+    layer, values = LAYERS["depthwise"], images() + mean
     whole, parts = InputMoments(layer), InputMoments(layer)
-    whole.add(images())
+    whole.add(values)
     for start in range(0, 64, 7):
-        parts.add(images()[start : start + 7])
+        parts.add(values[start : start + 7])
     assert torch.equal(whole.rounded(layer.weight, ONES), parts.rounded(layer.weight, ONES))
 
 

@@ -13,7 +13,7 @@ from dmsh_serving.errors import InputError
 from dmsh_serving.gallery import folder as gallery_folder
 from dmsh_serving.gallery import header, part_file
 from dmsh_serving.gallery import merging as gallery_merging
-from dmsh_serving.gallery.changes import append, build, compact, merge, remove
+from dmsh_serving.gallery.changes import append, build, compact, merge, remove, remove_keys
 from dmsh_serving.gallery.folder import open_current
 from dmsh_serving.gallery.part import Part, PartName
 from dmsh_serving.gallery.verify import verify
@@ -198,6 +198,30 @@ def test_a_mask_is_none_of_the_ids_that_its_values_would_be(large, count):
         open_current(large).search(random_codes(1, 8), 1, allowed=mask)
     with pytest.raises(InputError, match="ids must be integers"):
         remove(large, mask)
+
+
+def test_codes_of_another_width_are_neither_stored_nor_searched_for(large):
+    wide = random_codes(3, 9)
+    for refused in (
+        lambda: append(large, wide, None, None),
+        lambda: open_current(large).search(wide, 1),
+        lambda: open_current(large).search(wide, 1, allowed=np.arange(5)),
+    ):
+        with pytest.raises(InputError, match=r"codes of 64 bits must be uint8 \[N, 8\], got uint8 \[3, 9\]"):
+            refused()
+
+
+def test_keys_that_are_not_there_remove_nothing(tmp_path):
+    build(tmp_path / "g", random_codes(3), None, list("abc"), **SPACE)
+    with pytest.raises(InputError, match=r"has no .*x.*: see gallery list"):
+        remove_keys(tmp_path / "g", ["a", "x"])
+    assert open_current(tmp_path / "g").count == 3
+
+
+def test_the_first_code_of_a_gallery_that_was_built_empty_has_id_0(tmp_path):
+    empty = build(tmp_path / "g", random_codes(0), None, None, **SPACE)
+    assert (empty.next_id, empty.parts[0].last_id) == (0, -1)
+    assert append(tmp_path / "g", random_codes(1), None, None).contents().ids.tolist() == [0]
 
 
 def test_an_empty_filter_finds_nothing(large):

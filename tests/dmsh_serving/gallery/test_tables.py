@@ -98,7 +98,7 @@ def test_values_of_several_chunks_may_have_over_2_gib_together(chunk):
 
 def test_codes_of_a_slice_are_those_of_its_rows():
     whole = pa.array(ROWS, pa.binary(2))
-    np.testing.assert_array_equal(gallery_table._codes(pa, "t", whole[2:4]), CODES[2:4])
+    np.testing.assert_array_equal(gallery_table._codes(pa, "t", whole[3:5]), CODES[3:5])
 
 
 def test_columns_beside_the_codes_are_told_by_kind(written):
@@ -127,6 +127,19 @@ def test_files_of_codes_are_all_there_or_it_is_said_what_is_missing(tmp_path):
 
 def test_a_table_without_rows_has_no_codes(written):
     assert read_table(written(code=pa.array([], pa.list_(pa.uint8())))).codes.shape == (0, 0)
+    assert len(read_table(written(code=pa.array([], pa.binary(2)), key=pa.array([], pa.string()))).keys) == 0
+
+
+def test_rows_come_in_blocks_whatever_the_groups_of_the_file(tmp_path):
+    parquet.write_table(pa.table({"code": pa.array(ROWS)}), tmp_path / "t.parquet", row_group_size=2)
+    blocks = [table.codes for table, _ in gallery_table.iter_parquet(tmp_path / "t.parquet", (), 3)]
+    assert [len(block) for block in blocks] == [3, 2]
+    np.testing.assert_array_equal(np.concatenate(blocks), CODES)
+
+
+def test_codes_are_read_from_npy(tmp_path):
+    np.save(tmp_path / "codes.npy", CODES)
+    np.testing.assert_array_equal(read_table(tmp_path / "codes.npy").codes, CODES)
 
 
 @pytest.mark.parametrize(
