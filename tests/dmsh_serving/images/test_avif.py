@@ -35,6 +35,7 @@ CROP = struct.pack(">I4s8I", 40, b"clap", 32, 1, 24, 1, 0, 1, 0, 1)  # 32 x 24 p
 def test_a_crop_is_seen_and_refused():
     assert not is_cropped(avif())
     assert not is_cropped(with_property(avif(), struct.pack(">I4sI", 12, b"free", 7) * 3))
+    assert is_cropped(with_property(avif(), struct.pack(">I4s", 8, b"free") + CROP))
     cropped = with_property(avif(), CROP)
     assert is_cropped(cropped)
     assert image_from_bytes(avif(), 16).shape == (16, 16, 3)

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from hostile_images import bmp_of_runs
 from PIL import AvifImagePlugin, Image
 from tiffs import tiff_of
 
@@ -163,6 +164,20 @@ def test_exif_orientation_is_applied(orientation, kind):
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "PNG": {}, "WEBP": {"lossless": True}}[kind]
     data = file_of(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif.tobytes(), **options)
     assert np.abs(image_from_bytes(data, 16).astype(int) - upright).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_a_header_is_that_of_the_upright_image(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = file_of(Image.new("RGB", (9, 5)), "JPEG", exif=exif.tobytes())
+    size = decode.size_from_header(io.BytesIO(data), "x")
+    assert size == rgb_from_bytes(data).size == ((9, 5) if orientation < 5 else (5, 9))
+
+
+def test_a_bmp_of_runs_is_refused():
+    with pytest.raises(InputError, match="run-length coded BMP is not accepted"):
+        image_from_bytes(bmp_of_runs(4), 16)
 
 
 @pytest.mark.parametrize(

@@ -248,3 +248,8 @@ def test_an_image_for_which_the_memory_does_not_do_now_is_no_bad_one(folder, mon
     monkeypatch.setattr(decode, "check_opened", short)
     with pytest.raises(UnavailableError, match=r"^b/0\.png: the image needs too much memory to decode: give more"):
         load_images(folder, 8, skip_bad=True)
+
+
+def test_a_folder_in_the_place_of_an_array_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"is a folder: give an \.npy file of images"):
+        read.load_npy(tmp_path, "images")
