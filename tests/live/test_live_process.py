@@ -350,11 +350,10 @@ def test_fault_21_a_killed_launcher_leaves_no_server_and_no_shared_memory(own_wo
 def test_fault_21_a_launcher_that_is_killed_while_models_load_leaves_no_process_and_no_shared_memory(own_world):
     (port,) = free_ports("127.0.0.1", 1)
     process = start_command(own_world, port)
-    models = []
-    while not models:  # one that is being loaded waits for ever for a lock that the killed Triton held
+    servers = []
+    while not any(map(all_stubs, servers)):  # a model that is loaded waits for ever for a lock of the killed Triton
         assert process.poll() is None
         servers = [child.pid for child in psutil.Process(process.pid).children() if child.name() == "tritonserver"]
-        models = [stub for server in servers for stub in all_stubs(server)]
     prefix = prefix_of(servers[0])
     time.sleep(0.3)
     models = all_stubs(servers[0])

@@ -50,8 +50,7 @@ def rtx(precision, **options):
     ("name", "precision"),
     [
         *(("demo", precision) for precision in ("fp32", "fp16", "bf16", "int8", "fp8")),
-        # FP32 is that of the demo: of these, it takes half a minute each to write what nothing has changed.
-        *((name, precision) for name in ("resnet50", "vgg19") for precision in ("fp16", "int8")),
+        *((name, precision) for name in ("resnet50", "vgg19") for precision in ("fp32", "fp16", "int8")),
     ],
 )
 def test_a_plan_is_built_with_a_dynamic_batch_and_says_what_it_is(encoders, name, precision, tmp_path):
